@@ -1,0 +1,184 @@
+"""Column addition with working: a task to learn by warm start and RL within minutes.
+
+    718+678=  ->  160913=1396
+
+The working is each column's sum from the right, as two digits and with the carry in;
+then comes `=`, the answer and the end token. The warm start imitates careless
+demonstrations that mostly forget carries, so that imitation alone is wrong more often
+than right, greedy too, and RL has a habit to reverse rather than a skill to sharpen.
+
+Symbols: `D` digits of an operand, `P` prompts, `S = 2 D + 2` prompt tokens,
+`T = 3 D + 3` completion tokens at most. Arrays may have any leading axes `[...]`.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rljax import tokenizer as tokenizers
+from rljax.types import Prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHARACTERS = "0123456789+="
+_PAD, _END = (tokenizers.SPECIAL_TOKENS.index(t) for t in ("<pad>", "<end>"))
+_ZERO, _PLUS, _EQUALS = (
+    len(tokenizers.SPECIAL_TOKENS) + CHARACTERS.index(c) for c in "0+="
+)
+
+
+class Splits(NamedTuple):
+    """Disjoint problems: to train on, to choose settings by, to report."""
+
+    train: Prompts
+    validation: Prompts
+    test: Prompts
+
+
+def tokenizer() -> "PreTrainedTokenizerFast":
+    """The task's tokenizer: 12 characters, padding and end; 14 tokens."""
+    return tokenizers.character_tokenizer(CHARACTERS)
+
+
+def splits(
+    seed: int = 0,
+    *,
+    digits: int = 3,
+    num_train: int = 198_976,
+    num_validation: int = 1024,
+    num_test: int = 1024,
+) -> Splits:
+    """Draws the problems of the three splits, held out as unordered pairs.
+
+    Distinct pairs {a, b} are drawn, each in a random order: a problem and its mirror
+    b+a are never both there, within a split or across splits.
+
+    Args:
+      seed: of the draw; keep it over the seeds of a run, so that test stays test.
+      digits: digits of both operands, the first one not 0; in 2..4.
+      num_train, num_validation, num_test: problems in each split.
+
+    Returns:
+      Prompts as `problems` makes them.
+
+    Raises:
+      ValueError: for other digits, or if there are fewer pairs than asked for.
+    """
+    if not 2 <= digits <= 4:
+        raise ValueError(f"digits must be 2, 3 or 4, got {digits}; pass one of these.")
+    smallest = 10 ** (digits - 1)
+    operands = 9 * smallest
+    pairs = operands * (operands + 1) // 2
+    sizes = (num_train, num_validation, num_test)
+    if sum(sizes) > pairs or min(sizes) < 1:
+        raise ValueError(
+            f"each split needs a problem and all together at most {pairs}, the pairs"
+            f" of {digits}-digit numbers, got {sizes}; ask for fewer or more digits."
+        )
+    rng = np.random.default_rng(seed)
+    pair = rng.choice(pairs, size=sum(sizes), replace=False)
+    # Pair number x (x + 1) / 2 + y is {x, y}, y <= x. The root is exact enough: the
+    # numbers stay below 2**29 and float64 keeps 2**53.
+    larger = ((np.sqrt(8.0 * pair + 1) - 1) // 2).astype(np.int64)
+    both = np.stack([larger, pair - larger * (larger + 1) // 2]) + smallest
+    a, b = rng.permuted(both, axis=0)
+    ends = np.cumsum(sizes)[:-1]
+    parts = zip(np.split(a, ends), np.split(b, ends), strict=True)
+    train, validation, test = (problems(x, y, digits=digits) for x, y in parts)
+    return Splits(train=train, validation=validation, test=test)
+
+
+def problems(a: np.ndarray, b: np.ndarray, *, digits: int = 3) -> Prompts:
+    """The prompts `a+b=` of operands i64[P] with exactly `digits` digits.
+
+    `id` is `a * 10**digits + b`. `data["answer"]` u8[P, D + 1] is the sum in
+    zero-padded ASCII, `data["carries"]` i32[P] counts the carries due into the columns
+    2 to D, in 0..D-1: those that a demonstration may forget.
+    """
+    operands = np.stack([a, b])
+    if operands.min() < 10 ** (digits - 1) or operands.max() >= 10**digits:
+        raise ValueError(
+            f"operands must have exactly {digits} digits, got numbers from"
+            f" {operands.min()} to {operands.max()}; choose others or pass digits."
+        )
+    powers = 10 ** np.arange(digits)
+    first, second = operands[..., None] // powers[::-1] % 10 + _ZERO
+    plus, equals = (
+        np.full_like(first[:, :1], _PLUS),
+        np.full_like(first[:, :1], _EQUALS),
+    )
+    tokens = np.concatenate([first, plus, second, equals], axis=1)
+    due = [np.sum(operands % power, axis=0) >= power for power in powers[1:]]
+    answer = np.sum(operands, axis=0).astype(f"S{digits + 1}")
+    return Prompts(
+        tokens=tokens.astype(np.int32),
+        length=np.full(len(tokens), 2 * digits + 2, np.int32),
+        id=(operands[0] * 10**digits + operands[1]).astype(np.int32),
+        data={
+            "answer": answer.view(np.uint8).reshape(len(tokens), digits + 1),
+            "carries": np.sum(due, axis=0, dtype=np.int32),
+        },
+    )
+
+
+def demonstrate(
+    prompts: Prompts, rng: np.random.Generator, forget: float = 0.7
+) -> Prompts:
+    """Adds careless demonstrations; fits `map_fn` of `data.stream`.
+
+    Each carry due into the columns 2 to D is forgotten with probability `forget`,
+    independently; working and answer agree with the slip. The last carry is part of
+    the answer and never forgotten.
+
+    Returns:
+      The prompts with `data["completion"]` i32[..., T] and `data["completion_mask"]`
+      bool[..., T], the end token included.
+    """
+    if not 0 <= forget <= 1:
+        raise ValueError(f"forget must be a probability, got {forget}; use 0 to 1.")
+    shape = (*prompts.id.shape, _digits(prompts) - 1)
+    return _with_completion(prompts, rng.random(shape) < forget)
+
+
+def is_right(prompts: Prompts) -> np.ndarray:
+    """bool[...]: the demonstration of each problem is right, working and answer."""
+    never = np.zeros((*prompts.id.shape, _digits(prompts) - 1), bool)
+    right = _with_completion(prompts, never)
+    return np.all(right.data["completion"] == prompts.data["completion"], axis=-1)
+
+
+def imitation_ceiling(prompts: Prompts, forget: float = 0.7) -> float:
+    """The expected share of right demonstrations: no carry that is due is forgotten.
+
+    A policy that imitates perfectly reaches this pass@1 and no more.
+    """
+    return float(np.mean((1 - forget) ** prompts.data["carries"]))
+
+
+def _digits(prompts: Prompts) -> int:
+    return (prompts.tokens.shape[-1] - 2) // 2
+
+
+def _with_completion(prompts: Prompts, forgotten: np.ndarray) -> Prompts:
+    """Adds demonstrations with the carries into columns 2 to D forgotten as given."""
+    digits = _digits(prompts)
+    a = prompts.tokens[..., :digits] - _ZERO
+    b = prompts.tokens[..., digits + 1 : -1] - _ZERO
+    columns = a[..., ::-1] + b[..., ::-1]  # from the right, still without carries
+    for k in range(1, digits):
+        carry = (columns[..., k - 1] >= 10) & ~forgotten[..., k - 1]
+        columns[..., k] += carry
+    tens, ones = columns // 10 + _ZERO, columns % 10 + _ZERO
+    working = np.stack([tens, ones], axis=-1).reshape(*columns.shape[:-1], 2 * digits)
+    last = tens[..., -1:]
+    equals, end, pad = (np.full_like(last, token) for token in (_EQUALS, _END, _PAD))
+    answer = np.concatenate([last, ones[..., ::-1], end], axis=-1)
+    # A sum without a last carry has one digit less: no leading zero, a pad at the end.
+    shorter = np.concatenate([answer[..., 1:], pad], axis=-1)
+    answer = np.where(last == _ZERO, shorter, answer)
+    completion = np.concatenate([working, equals, answer], axis=-1).astype(np.int32)
+    length = completion.shape[-1] - (last == _ZERO)
+    mask = np.arange(completion.shape[-1]) < length
+    added = {"completion": completion, "completion_mask": mask}
+    return prompts.replace(data={**prompts.data, **added})

@@ -1,0 +1,65 @@
+"""Gradient masses: how much a method pushes samples up and down, and where.
+
+For a prompt with solve rate p, grad J = m_S g_S - m_F g_F with m_S = p A_S and
+m_F = -(1 - p) A_F (arXiv:2607.01490, SECONDARY). Here they are read off realised
+numbers, so they hold for every advantage, surrogate, clip and mask; the batch scalars'
+exact definitions are RECONSTRUCTED.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rljax import numerics
+
+
+def masses(advantage: jax.Array, valid: jax.Array, lengths: jax.Array | None = None):
+    """Masses of each group from its advantages.
+
+    Args:
+      advantage: f32[P, G].
+      valid: bool[P, G], rows that count.
+      lengths: i32[P, G] response tokens: weighs rows by their share of the group's
+        tokens, as a token mean does; None weighs rows equally.
+
+    Returns:
+      (m_S, m_F), each f32[P]: the sums of positive and of negated negative advantages.
+    """
+    share = valid.astype(jnp.float32) * (1.0 if lengths is None else lengths)
+    share = numerics.safe_divide(share, jnp.sum(share, -1, keepdims=True))
+    return (
+        jnp.sum(share * jnp.maximum(advantage, 0), -1),
+        jnp.sum(share * jnp.maximum(-advantage, 0), -1),
+    )
+
+
+def summary(m_S: jax.Array, m_F: jax.Array, p: jax.Array) -> dict[str, jax.Array]:
+    """Scalars of a batch of groups, from masses and solve rates f32[P].
+
+    positive, negative: means over groups. log_ratio: log(m_S / m_F), the sign axis; 0
+    where a mass is 0. difficulty: solve rate weighted by mass; `effective_groups`:
+    (sum w)^2 / sum w^2 of w = m_S + m_F (Kish); `zero_share`: groups without mass.
+    """
+    w = m_S + m_F
+    total_S, total_F, total = jnp.sum(m_S), jnp.sum(m_F), jnp.sum(w)
+    both = (total_S > 0) & (total_F > 0)
+    ratio = numerics.safe_divide(total_S, total_F)
+    return {
+        "positive": total_S / w.shape[0],
+        "negative": total_F / w.shape[0],
+        "log_ratio": jnp.where(both, jnp.log(jnp.where(both, ratio, 1.0)), 0.0),
+        "difficulty": numerics.safe_divide(jnp.sum(w * p), total),
+        "effective_groups": numerics.safe_divide(total**2, jnp.sum(w**2)),
+        "zero_share": jnp.mean(w == 0),
+    }
+
+
+def of_coefficients(coefficient: jax.Array, p: jax.Array) -> dict[str, jax.Array]:
+    """The same scalars from the update's coefficients -dL/dlogp f32[P, G, T].
+
+    They are shares of the whole batch already, so `positive` and `negative` are sums:
+    under a token mean, sums over tokens of A / number of tokens.
+    """
+    P = coefficient.shape[0]
+    m_S = jnp.sum(jnp.maximum(coefficient, 0), (1, 2)) * P
+    m_F = jnp.sum(jnp.maximum(-coefficient, 0), (1, 2)) * P
+    return summary(m_S, m_F, p)

@@ -1,0 +1,51 @@
+"""Policy-gradient surrogates: `(now, credit, rollout) -> loss f32[P, G, T]`, minimised.
+
+Weights and reductions are the term's; a surrogate knows only ratio and advantage.
+`coefficient` below is -dl/dlogp, how hard a token is pushed up.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rljax.advantage.algebra import LossFn
+from rljax.types import Rollout, TokenStats
+
+
+def log_ratio(now: TokenStats, rollout: Rollout) -> jax.Array:
+    """log(pi / pi_old) f32[P, G, T], nats."""
+    return now.logp - rollout.old.logp
+
+
+def reinforce() -> LossFn:
+    """-A log pi: coefficient A (Williams 1992); reads no old statistics."""
+    return lambda now, credit, rollout: -credit.advantage * now.logp
+
+
+def clipped_ratio(low: float = 0.2, high: float = 0.2) -> LossFn:
+    """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old per token.
+
+    Coefficient A rho, but 0 where A > 0 and rho > 1 + high, or A < 0 and rho < 1 - low.
+    A ratio exactly on a bound is not clipped (RECONSTRUCTED; `minimum` of the two would
+    split ties and give 3/4 of the gradient there).
+
+    Args:
+      low, high: distances of the bounds from 1; `high > low` is DAPO's clip-higher.
+
+    Source: PPO, arXiv:1707.06347, eq. (7); clip-higher arXiv:2503.14476, eq. (10).
+    """
+    if not 0 <= low <= 1 or high < 0:
+        raise ValueError(f"need 0 <= low <= 1 and high >= 0, got {low} and {high}.")
+
+    def loss(now, credit, rollout):
+        ratio = jnp.exp(log_ratio(now, rollout))
+        a = credit.advantage
+        clipped = ((a > 0) & (ratio > 1 + high)) | ((a < 0) & (ratio < 1 - low))
+        bound = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
+        return -a * jnp.where(clipped, bound, ratio)
+
+    return loss
+
+
+def nll() -> LossFn:
+    """-log pi: supervised learning as a term; coefficient 1 whatever the reward."""
+    return lambda now, credit, rollout: -now.logp

@@ -1,0 +1,67 @@
+"""Numerical idioms that are easy to get wrong, each with the reason it exists."""
+
+import jax
+import jax.numpy as jnp
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """numerator / denominator, and 0 where the denominator is 0.
+
+    Dividing first and masking later gives NaN gradients (0 * inf), hence two wheres.
+    """
+    zero = denominator == 0
+    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
+
+
+def masked_mean(values: jax.Array, mask: jax.Array, axis=None, keepdims=False):
+    """Mean of `values` where `mask` holds; 0 over an empty mask.
+
+    Values outside the mask may be NaN: they are replaced, not multiplied by 0.
+    """
+    mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(values.shape, mask.shape))
+    total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis, keepdims=keepdims)
+    count = jnp.sum(mask, axis=axis, keepdims=keepdims, dtype=jnp.float32)
+    return safe_divide(total, count)
+
+
+def masked_var(values: jax.Array, mask: jax.Array, axis=None, keepdims=False, ddof=0):
+    """Variance of `values` where `mask` holds; 0 when at most `ddof` values are left."""
+    mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(values.shape, mask.shape))
+    mean = masked_mean(values, mask, axis, keepdims=True)
+    square = jnp.where(mask, (values - mean) ** 2, 0.0)
+    count = jnp.sum(mask, axis=axis, keepdims=keepdims, dtype=jnp.float32)
+    total = jnp.sum(square, axis=axis, keepdims=keepdims)
+    return safe_divide(total, jnp.maximum(count - ddof, 0.0))
+
+
+def logp_and_entropy(logits: jax.Array, tokens: jax.Array):
+    """Log-probability of `tokens` [...] and entropy under `logits` [..., V], nats.
+
+    The token's logit is selected by comparison, not by gather: the gradient of a
+    gather is a scatter, slow on every device and a collective when V is sharded.
+    """
+    logits = logits.astype(jnp.float32)
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    exp = jnp.exp(shifted)
+    total = jnp.sum(exp, -1)
+    chosen = jnp.arange(logits.shape[-1], dtype=tokens.dtype) == tokens[..., None]
+    log_total = jnp.log(total)
+    logp = jnp.sum(jnp.where(chosen, shifted, 0.0), -1) - log_total
+    # -inf logits (excluded tokens) have probability 0 and contribute 0, not NaN.
+    weighted = jnp.where(exp > 0, exp * shifted, 0.0)
+    entropy = log_total - jnp.sum(weighted, -1) / total
+    return logp, entropy
+
+
+def strong(tree):
+    """The tree with weak types made strong, so that carrying it never retraces."""
+    return jax.tree.map(
+        lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.asarray(x).dtype),
+        tree,
+    )
+
+
+def all_finite(tree) -> jax.Array:
+    """bool[]: every floating-point leaf is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))

@@ -1,0 +1,85 @@
+"""Attention of completions over their own tokens and a prompt shared by the group.
+
+Symbols beyond rljax.types: `H` key/value heads, `R` query heads per key/value head,
+`D` head width, `U` own keys. Everything is head-major, [P, H, G, ...]: then both score
+products are plain batched matrix products and no cache is ever transposed, and a prompt's
+keys exist once, read by all its G samples in a single product.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer; own: [P, H, G, U, D], of prompts: [P, H, S, D]."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+def attend(q, own: KeyValue, own_mask, prompt: KeyValue | None = None, prompt_mask=None):
+    """Softmax attention over the union of two sets of keys.
+
+    Args:
+      q: [P, H, G, R, T, D] queries.
+      own: keys and values of the row itself.
+      own_mask: bool[T, U], which own keys each query sees; at least one.
+      prompt: keys and values shared by the group, or None.
+      prompt_mask: bool[P, S].
+
+    Returns:
+      [P, H, G, R, T, D] in q's dtype; scores and their sum are float32.
+    """
+    P, H, G, R, T, D = q.shape
+    scaled = q * jnp.asarray(D**-0.5, q.dtype)
+    mask = jnp.broadcast_to(own_mask, (R, *own_mask.shape)).reshape(R * T, -1)
+    scores = [_scores(scaled.reshape(P, H, G, R * T, D), own.key, mask)]
+    if prompt is not None:
+        shared = _scores(
+            scaled.reshape(P, H, G * R * T, D), prompt.key, prompt_mask[:, None, None]
+        )
+        scores.append(shared.reshape(P, H, G, R * T, -1))
+    # One softmax over both sets without joining them: same maximum, sums added.
+    top = [jnp.max(s, -1, keepdims=True) for s in scores]
+    top = jax.lax.stop_gradient(top[0] if prompt is None else jnp.maximum(*top))
+    exp = [jnp.exp(s - top) for s in scores]
+    total = sum(jnp.sum(e, -1, keepdims=True) for e in exp)
+    exp = [e.astype(q.dtype) for e in exp]
+    out = exp[0] @ own.value
+    if prompt is not None:
+        shared = exp[1].reshape(P, H, G * R * T, -1) @ prompt.value
+        out += shared.reshape(out.shape)
+    return (out / total.astype(q.dtype)).reshape(q.shape)
+
+
+def _scores(q, k, mask):
+    width, batch = q.ndim - 1, tuple(range(q.ndim - 2))
+    scores = jax.lax.dot_general(
+        q,
+        k,
+        (((width,), (width,)), (batch, batch)),
+        preferred_element_type=jnp.float32,
+    )
+    return jnp.where(mask, scores, -1e30)
+
+
+def rotary_table(num_positions: int, head_dim: int, theta: float) -> jax.Array:
+    """f32[positions, 2, D]: cosines and signed sines, half-split as in Llama.
+
+    The barrier keeps XLA from computing sines again inside every fusion that reads them.
+    """
+    half = head_dim // 2
+    angle = np.arange(num_positions)[:, None] * theta ** (-np.arange(half) / half)
+    cos, sin = np.cos(angle), np.sin(angle)
+    table = np.stack([np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)], 1)
+    return jax.lax.optimization_barrier(jnp.asarray(table, jnp.float32))
+
+
+def rotate(x, table):
+    """Rotary embedding of x [..., T, D] by rows of `rotary_table` [..., T, 2, D]."""
+    swapped = x.reshape(*x.shape[:-1], 2, -1)[..., ::-1, :].reshape(x.shape)
+    table = table.astype(x.dtype)
+    return x * table[..., 0, :] + swapped * table[..., 1, :]

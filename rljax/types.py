@@ -1,0 +1,218 @@
+"""The core types: what flows from sampler to verifier to update.
+
+Symbols: `P` prompts, `G` samples per prompt, `T` completion tokens, `S` prompt tokens.
+Every array of a `Rollout` begins with `P`, so a minibatch of prompts is a `Rollout`
+too: `jax.tree.map(lambda x: x[rows], rollout)`. Log-probabilities and entropies are in
+nats, lengths in tokens; log-probabilities, rewards and credit are float32, masks bool.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+
+class NotMeasured(ValueError):
+    """A statistic was read that nothing in this run measures."""
+
+    def __init__(self, name: str, supplier: str):
+        super().__init__(f"`{name}` was read but not measured; {supplier}.")
+        self.name = name
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """Stands where a statistic was not measured; reading anything of it raises.
+
+    A pytree node without leaves, so it passes through `jit`, `scan` and `vmap`.
+    """
+
+    name: str
+    supplier: str
+
+    def __getattr__(self, attribute: str):
+        if attribute.startswith("__"):  # copy, pickle and jax look for protocols
+            raise AttributeError(attribute)
+        raise NotMeasured(self.name, self.supplier)
+
+    def __jax_array__(self):
+        raise NotMeasured(self.name, self.supplier)
+
+
+class _Replaceable:
+    def replace(self, **changes) -> Self:
+        """A copy with the given fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def _core_type(cls):
+    return jax.tree_util.register_dataclass(
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    )
+
+
+def _missing(name: str, supplier: str):
+    return dataclasses.field(default=Missing(name, supplier))
+
+
+@_core_type
+class TokenStats(_Replaceable):
+    """What a policy says about given tokens.
+
+    logp: f32[P, G, T] log-probability of each token, nats.
+    entropy: f32[P, G, T] entropy of the distribution it was drawn from, nats.
+    extra: what a method asks the measure function for, by name, each [P, G, ...].
+    """
+
+    logp: jax.Array
+    entropy: jax.Array | Missing = _missing(
+        "entropy", "use a measure function that returns entropies"
+    )
+    extra: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+@_core_type
+class Prompts(_Replaceable):
+    """A batch of prompts, right-padded; the only part of a rollout without a G axis.
+
+    tokens: i32[P, S] token ids; what lies past `length` is never read.
+    length: i32[P] prompt length, tokens, at least 1.
+    id: i32[P] the prompt's identity in its data set; keys its samples' randomness.
+    data: arrays [P, ...] by name, for verifiers and demonstrations.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    id: jax.Array
+    data: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+class Source:
+    """Where a sample came from: values of `Samples.source`."""
+
+    OWN, GREEDY, DEMONSTRATION, TEACHER = range(4)
+
+
+@_core_type
+class Samples(_Replaceable):
+    """Completions.
+
+    tokens: i32[P, G, T] token ids.
+    mask: bool[P, G, T] tokens the policy answers for, the end token included. Born in
+      the sampler; may have holes (tool output). Attention does not read it.
+    source: i32[P, G] one of `Source`.
+    finished: bool[P, G] ended by itself, not cut at T tokens.
+    behaviour: statistics of the distribution the tokens were really drawn from: after
+      temperature, top-k and top-p; `extra["kept_mass"]` is what truncation left.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    source: jax.Array
+    finished: jax.Array
+    behaviour: TokenStats | Missing = _missing(
+        "samples.behaviour", "only a sampler supplies it, demonstrations have none"
+    )
+
+    @property
+    def length(self) -> jax.Array:
+        """i32[P, G] tokens the policy answers for."""
+        return jnp.sum(self.mask, axis=-1, dtype=jnp.int32)
+
+
+@_core_type
+class Verdict(_Replaceable):
+    """What the verifier says.
+
+    reward: f32[P, G] the reward as given; shaping changes only the advantage.
+    correct: bool[P, G] solved; pass rates read this.
+    failed: bool[P, G] the verifier itself failed (raised, hung): such rows are counted
+      and take no part in statistics or loss.
+    """
+
+    reward: jax.Array
+    correct: jax.Array
+    failed: jax.Array
+
+    @classmethod
+    def binary(cls, correct: jax.Array) -> "Verdict":
+        """The verdict of a verifier that never fails: reward 1 if correct, else 0."""
+        return cls(
+            reward=correct.astype(jnp.float32),
+            correct=correct,
+            failed=jnp.zeros_like(correct),
+        )
+
+
+@_core_type
+class Rollout(_Replaceable):
+    """All that one batch of samples is known by; a minibatch is one, too.
+
+    prompts, samples, verdict: see their types.
+    old: the sampling policy's statistics, at temperature 1 before any truncation.
+    reference, teacher: of a reference policy and of a teacher, on the same tokens.
+    current: of the policy being updated, under stop-gradient; in `weighting` only.
+    """
+
+    prompts: Prompts
+    samples: Samples
+    verdict: Verdict | Missing = _missing(
+        "verdict", "a verifier supplies it; supervised terms do not need one"
+    )
+    old: TokenStats | Missing = _missing(
+        "old", "a sampler supplies it; for demonstrations measure it first"
+    )
+    reference: TokenStats | Missing = _missing(
+        "reference", "start the run with reference parameters in TrainState.reference"
+    )
+    teacher: TokenStats | Missing = _missing(
+        "teacher", "pass a teacher to the actor of the loop"
+    )
+    current: TokenStats | Missing = _missing(
+        "current", "only `weighting` chains and loss functions may read it"
+    )
+
+
+@_core_type
+class Credit(_Replaceable):
+    """How hard each sampled token is pushed up or down: the coefficient field.
+
+    advantage: f32[P, G, 1 or T] starts as the reward.
+    weight: f32[P, G, T] >= 0, the token's share of the loss; starts as the mask.
+    member: bool[P, G, 1] rows that count in the statistics of their group.
+    metrics: scalars by name, averaged over optimiser steps.
+    reduced: whether a reduction has turned `weight` into shares of a mean (static).
+    """
+
+    advantage: jax.Array
+    weight: jax.Array
+    member: jax.Array
+    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    reduced: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def log(self, **metrics) -> "Credit":
+        """A copy that also reports these float32 scalars."""
+        new = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
+        return self.replace(metrics={**self.metrics, **new})
+
+
+@_core_type
+class TrainState(_Replaceable):
+    """All that a run is on the device, and all of it that a checkpoint holds.
+
+    params: the policy's parameters.
+    optimizer, algorithm, gate: states of the optax optimiser, algorithm and gate.
+    reference: parameters of the reference policy, or None when nothing reads one.
+    key: the run's PRNG key; never changes: step keys are folded from it.
+    step: i32[] training steps (rollout batches) done.
+    """
+
+    params: Any
+    optimizer: Any
+    algorithm: Any
+    gate: Any
+    key: jax.Array
+    step: jax.Array
+    reference: Any = None

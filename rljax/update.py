@@ -1,0 +1,293 @@
+"""One optimiser step: measure, weigh, coefficients at the token statistics, pull back.
+
+The loss is differentiated at the token statistics, one number per token; the model only
+pulls these coefficients back to its parameters, microbatch by microbatch. So every
+method, however its weights compare tokens, adds up over microbatches exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rljax import mesh, numerics
+from rljax.advantage import mass
+from rljax.advantage.algebra import Algorithm, reads_current
+from rljax.types import NotMeasured, Rollout, TokenStats, TrainState
+
+Measure = Callable[[Any, Any, Any], TokenStats]
+
+
+class Gate(NamedTuple):
+    """Decides over a gradient before any optimiser sees it.
+
+    init: () -> state.
+    update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state, metrics);
+      `reuse` i32[] counts earlier passes over this rollout batch. A refused gradient
+      touches no parameter, moment or algorithm state; `stop` ends the rollout's updates.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, dict, jax.Array, Any], tuple]
+
+
+def finite() -> Gate:
+    """Refuses gradients and losses that are not finite and counts them in a row."""
+
+    def update(grads, metrics, reuse, state):
+        del reuse
+        accept = numerics.all_finite((grads, metrics["update/loss"]))
+        state = jnp.where(accept, 0, state + 1)
+        return accept, jnp.zeros((), bool), state, {"update/refused_in_row_max": state}
+
+    return Gate(lambda: jnp.zeros((), jnp.int32), update)
+
+
+class Learner(NamedTuple):
+    """init: (params, key, reference=None) -> TrainState.
+    learn: (state, rollout) -> (state, metrics), all optimiser steps on one rollout."""
+
+    init: Callable[..., TrainState]
+    learn: Callable[[TrainState, Rollout], tuple[TrainState, dict]]
+
+
+def learner(
+    measure: Measure,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    *,
+    gate: Gate | None = None,
+    num_passes: int = 1,
+    num_minibatches: int = 1,
+    num_microbatches: int = 1,
+) -> Learner:
+    """Makes the learning half of a training step.
+
+    Args:
+      measure: (params, prompts, samples) -> TokenStats, a policy's `measure`.
+      algorithm: what to minimise.
+      optimizer: any optax transformation.
+      gate: None is `finite()`.
+      num_passes: passes over each rollout batch.
+      num_minibatches: optimiser steps per pass; prompts are shuffled among them.
+      num_microbatches: pieces of a minibatch whose activations exist at once.
+    """
+    gate = finite() if gate is None else gate
+    num_steps = num_passes * num_minibatches
+
+    def init(params, key, reference=None):
+        return TrainState(
+            params=params,
+            optimizer=optimizer.init(params),
+            algorithm=algorithm.init(),
+            gate=numerics.strong(gate.init()),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            reference=reference,
+        )
+
+    def learn(state, rollout):
+        _require_divisible(rollout, num_minibatches * num_microbatches)
+        credits, algorithm_state, credit_metrics = algorithm.credit(
+            rollout, state.algorithm
+        )
+        state = state.replace(algorithm=algorithm_state)
+        # A key of its own: the sampler folds the same step into the same run key.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+
+        def one(state, i):
+            batch = (rollout, credits)
+            if num_minibatches > 1:
+                order = jax.random.permutation(
+                    jax.random.fold_in(key, i // num_minibatches),
+                    rollout.samples.tokens.shape[0],
+                ).reshape(-1, num_minibatches)[:, i % num_minibatches]
+                batch = mesh.constrain(jax.tree.map(lambda x: x[order], batch))
+            return optimiser_step(state, *batch, i)
+
+        def optimiser_step(state, rollout, credits, i):
+            grads, coefficient, weighing, metrics = gradient(
+                measure, algorithm, num_microbatches, state, rollout, credits, i == 0
+            )
+            metrics |= _mass_metrics(coefficient, credits, rollout)
+            metrics["update/gradient_norm"] = optax.global_norm(grads)
+            accept, stop, gate_state, gate_metrics = gate.update(
+                grads, metrics, i // num_minibatches, state.gate
+            )
+            updates, optimizer_state = optimizer.update(
+                grads, state.optimizer, state.params
+            )
+            params, optimizer_state, weighing = jax.tree.map(
+                lambda new, old: jnp.where(accept, new, old),
+                (optax.apply_updates(state.params, updates), optimizer_state, weighing),
+                (state.params, state.optimizer, state.algorithm),
+            )
+            state = state.replace(
+                params=params,
+                optimizer=optimizer_state,
+                algorithm=weighing,
+                gate=gate_state,
+            )
+            metrics |= gate_metrics | {"update/refused": ~accept}
+            return state, stop, metrics
+
+        state, metrics = _repeat(one, state, num_steps)
+        state = state.replace(step=state.step + 1)
+        return state, metrics | credit_metrics
+
+    return Learner(init, learn)
+
+
+def gradient(measure, algorithm, num_micro, state, batch, credits, first):
+    """The gradient of one optimiser step.
+
+    With one microbatch a single forward serves weighing and pulling back. With several,
+    an extra forward is needed only if the weighting reads `current`, and not at the
+    first optimiser step after sampling (`first`, bool[]), where `current` is `old`.
+
+    Returns:
+      (gradient, coefficient -dL/dlogp f32[P, G, T], algorithm state, metrics).
+    """
+
+    def forward(params, rows):
+        return measure(params, rows.prompts, rows.samples)
+
+    def coefficients(now, rows, credits):
+        loss, pull = jax.value_and_grad(algorithm.loss)(now, credits, rows)
+        mask = rows.samples.mask
+
+        def inside(x):  # what lies outside the mask may be NaN and pushes nothing
+            return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 3)), x, 0.0)
+
+        return loss, jax.tree.map(inside, pull)
+
+    if num_micro == 1:
+        now, pull_back = jax.vjp(lambda p: forward(p, batch), state.params)
+        batch = batch.replace(current=jax.lax.stop_gradient(now))
+        credits, new, metrics = algorithm.weigh(credits, batch, state.algorithm)
+        loss, pull = coefficients(now, batch, credits)
+        (grads,) = pull_back(pull)
+        metrics |= {"update/loss": loss} | _now_metrics(now, batch, first)
+        return grads, -pull.logp, new, metrics
+
+    if reads_current(algorithm, credits, batch, state.algorithm):
+        current = _current(forward, state.params, batch, num_micro, first)
+        batch = batch.replace(current=current)
+    credits, new, metrics = algorithm.weigh(credits, batch, state.algorithm)
+
+    def add(total, part):
+        rows, credits = mesh.constrain(part)
+        now, pull_back = jax.vjp(lambda p: forward(p, rows), state.params)
+        loss, pull = coefficients(now, rows, credits)
+        (grads,) = pull_back(pull)
+        return jax.tree.map(jnp.add, total, grads), (loss, -pull.logp, now)
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    grads, out = jax.lax.scan(add, zeros, _split((batch, credits), num_micro))
+    loss, coefficient, now = out
+    coefficient, now = _merge((coefficient, now))
+    metrics |= {"update/loss": jnp.sum(loss)} | _now_metrics(now, batch, first)
+    return grads, coefficient, new, metrics
+
+
+def _current(forward, params, batch, num_micro, first):
+    def measured():
+        parts = _split(batch, num_micro)
+        return _merge(jax.lax.map(lambda rows: forward(params, mesh.constrain(rows)), parts))
+
+    try:
+        old = batch.old.replace()
+    except NotMeasured:
+        return measured()
+    if jax.tree.structure(old) != jax.tree.structure(jax.eval_shape(measured)):
+        return measured()  # the method asks for more than the sampler returned
+    return jax.lax.cond(first, lambda: old, measured)
+
+
+def _split(tree, num):
+    """[P, ...] -> [num, P / num, ...] by stride: prompts m, m + num, ...
+
+    Contiguous pieces would each lie on one device of a mesh; strided ones on all.
+    """
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, num, *x.shape[1:]), 1, 0), tree
+    )
+
+
+def _merge(tree):
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree
+    )
+
+
+def _repeat(one, state, num_steps):
+    """Runs optimiser steps until done or stopped; metrics are means over those run.
+
+    A metric whose name ends in `_max` is the maximum instead.
+    """
+    if num_steps == 1:
+        state, _, metrics = one(state, jnp.zeros((), jnp.int32))
+        metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
+        return state, metrics | {"update/steps": jnp.ones(())}
+    shapes = jax.eval_shape(lambda: one(state, jnp.zeros((), jnp.int32))[2])
+    # 0 is below every metric that is reported as a maximum: they count or measure gaps.
+    total = {k: jnp.zeros((), jnp.float32) for k in shapes}
+
+    def body(carry):
+        state, i, _, total = carry
+        state, stop, metrics = one(state, i)
+        total = {
+            k: jnp.maximum(v, metrics[k]) if k.endswith("_max") else v + metrics[k]
+            for k, v in total.items()
+        }
+        return state, i + 1, stop, total
+
+    start = (state, jnp.zeros((), jnp.int32), jnp.zeros((), bool), total)
+    state, steps, _, total = jax.lax.while_loop(
+        lambda c: (c[1] < num_steps) & ~c[2], body, start
+    )
+    steps = steps.astype(jnp.float32)
+    metrics = {k: v if k.endswith("_max") else v / steps for k, v in total.items()}
+    return state, metrics | {"update/steps": steps}
+
+
+def _now_metrics(now, batch, first):
+    mask = batch.samples.mask
+    metrics = {}
+    if isinstance(now.entropy, jax.Array):
+        metrics["policy/entropy_nats"] = numerics.masked_mean(now.entropy, mask)
+    try:
+        log_ratio = jnp.where(mask, now.logp - batch.old.logp, 0.0)
+    except NotMeasured:
+        return metrics
+    gap = jnp.max(jnp.abs(log_ratio))
+    k3 = numerics.masked_mean(jnp.expm1(log_ratio) - log_ratio, mask)
+    # Before the first optimiser step both are the same policy: what differs is rounding.
+    return metrics | {
+        "gap/sampler_learner_max": jnp.where(first, gap, 0.0),
+        "policy/kl_old_nats": k3,
+    }
+
+
+def _mass_metrics(coefficient, credits, rollout):
+    try:
+        p = jnp.mean(rollout.verdict.correct, 1, dtype=jnp.float32)
+    except NotMeasured:
+        p = jnp.ones(coefficient.shape[0])
+    pushed = sum(((c.weight > 0) & (c.advantage != 0)).astype(jnp.int32) for c in credits)
+    pushed = pushed > 0
+    metrics = mass.of_coefficients(coefficient, p)
+    metrics["clipped_share"] = numerics.masked_mean(1.0 * (coefficient == 0), pushed)
+    return {f"mass/{k}": v for k, v in metrics.items()}
+
+
+def _require_divisible(rollout, pieces):
+    num_prompts = rollout.samples.tokens.shape[0]
+    if num_prompts % pieces:
+        raise ValueError(
+            f"the number of prompts must be a multiple of num_minibatches *"
+            f" num_microbatches = {pieces}, got {num_prompts} prompts per rollout;"
+            " change one of them."
+        )
