@@ -129,7 +129,7 @@ def encode_prompts(
 
     Raises:
       ValueError: for a template without {question}, an empty prompt, a missing
-        demonstration, or when nothing is short enough.
+        answer or demonstration, or when nothing is short enough.
     """
     if "{question}" not in template:
         raise ValueError(
@@ -139,6 +139,8 @@ def encode_prompts(
     texts = [template.replace("{question}", p.question) for p in problems]
     prompts = _encode_with_begin(tokenizer, texts)
     _require_all(problems, prompts, "prompt", "write a question or a longer template")
+    answers = [p.answer for p in problems]
+    _require_all(problems, answers, "reference answer", "write one")
     fits = np.array([len(ids) <= max_prompt_tokens for ids in prompts], bool)
     short = np.ones_like(fits)
     completions = []
@@ -160,7 +162,7 @@ def encode_prompts(
             " max_prompt_tokens or max_completion_tokens."
         )
     tokens, mask = _pad([prompts[i] for i in kept], max_prompt_tokens)
-    data = {"answer": answer_bytes([problems[i].answer for i in kept])}
+    data = {"answer": answer_bytes([answers[i] for i in kept])}
     if max_completion_tokens is not None:
         rows = [completions[i] for i in kept]
         data["completion"], data["completion_mask"] = _pad(rows, max_completion_tokens)
@@ -291,7 +293,7 @@ def _take(prompts: Prompts, rows: np.ndarray | slice) -> Prompts:
 
 def _json_object(line: bytes, where: str) -> dict:
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
     except ValueError as error:  # broken JSON and broken UTF-8
         raise ValueError(
             f"{where} must be a JSON object, but {error}; repair the line."

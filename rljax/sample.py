@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy.base import Policy
 from rljax.types import Prompts, Samples, Source, TokenStats
 
@@ -47,17 +47,13 @@ def sampler(
     Raises:
       ValueError: if a number is outside its range.
     """
-    if num_samples < 1 or max_tokens < 1:
-        raise ValueError(
-            "num_samples and max_tokens must be at least 1, got"
-            f" {num_samples} and {max_tokens}."
-        )
-    if temperature < 0:
-        raise ValueError(f"temperature must be >= 0, got {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be >= 1 or None, got {top_k}.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1] or be None, got {top_p}.")
+    check.number("num_samples", num_samples, low=1)
+    check.number("max_tokens", max_tokens, low=1)
+    check.number("temperature", temperature, low=0)
+    if top_k is not None:
+        check.number("top_k", top_k, low=1)
+    if top_p is not None:
+        check.number("top_p", top_p, above=0, high=1)
     plain = temperature == 1 and top_k is None and top_p is None
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
@@ -82,9 +78,7 @@ def sampler(
         P = prompts.tokens.shape[0]
         keys = sample_keys(key, prompts.id, num_samples)
         logits, cache = policy.prefill(params, prompts, num_samples, max_tokens)
-        logits = jnp.broadcast_to(
-            logits[:, None], (P, num_samples, logits.shape[-1])
-        )
+        logits = jnp.broadcast_to(logits[:, None], (P, num_samples, logits.shape[-1]))
 
         def record(log, t, token, done, stats):
             row = {"token": token, "mask": ~done, **stats}

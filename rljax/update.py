@@ -195,7 +195,9 @@ def gradient(measure, algorithm, num_micro, state, batch, credits, first):
 def _current(forward, params, batch, num_micro, first):
     def measured():
         parts = _split(batch, num_micro)
-        return _merge(jax.lax.map(lambda rows: forward(params, mesh.constrain(rows)), parts))
+        return _merge(
+            jax.lax.map(lambda rows: forward(params, mesh.constrain(rows)), parts)
+        )
 
     try:
         old = batch.old.replace()
@@ -217,9 +219,7 @@ def _split(tree, num):
 
 
 def _merge(tree):
-    return jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree
-    )
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def _repeat(one, state, num_steps):
@@ -276,7 +276,9 @@ def _mass_metrics(coefficient, credits, rollout):
         p = jnp.mean(rollout.verdict.correct, 1, dtype=jnp.float32)
     except NotMeasured:
         p = jnp.ones(coefficient.shape[0])
-    pushed = sum(((c.weight > 0) & (c.advantage != 0)).astype(jnp.int32) for c in credits)
+    pushed = sum(
+        ((c.weight > 0) & (c.advantage != 0)).astype(jnp.int32) for c in credits
+    )
     pushed = pushed > 0
     metrics = mass.of_coefficients(coefficient, p)
     metrics["clipped_share"] = numerics.masked_mean(1.0 * (coefficient == 0), pushed)

@@ -109,7 +109,8 @@ def focal(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
 
     def apply(credit, rollout):
         return credit.replace(
-            advantage=credit.advantage * focal_factor(solve_rate(credit, rollout), exponent)
+            advantage=credit.advantage
+            * focal_factor(solve_rate(credit, rollout), exponent)
         )
 
     return stateless(apply)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rljax import check
 from rljax.advantage.algebra import AdvantageTransform
 from rljax.types import Credit, Rollout
 
@@ -72,8 +73,7 @@ class EmaState(NamedTuple):
 
 def ema(rate: float, initial: float | None = None) -> Controller:
     """x <- (1 - rate) x + rate * measurement; the first measurement if no `initial`."""
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate must lie in (0, 1], got {rate}.")
+    check.number("rate", rate, above=0, high=1)
     start = jnp.zeros((), jnp.float32) if initial is None else jnp.float32(initial)
 
     def update(measurement, state):
@@ -82,7 +82,9 @@ def ema(rate: float, initial: float | None = None) -> Controller:
             blended = jnp.where(state.count == 0, measurement, blended)
         return blended, EmaState(blended, state.count + 1)
 
-    return Controller(lambda: (start, EmaState(start, jnp.zeros((), jnp.int32))), update)
+    return Controller(
+        lambda: (start, EmaState(start, jnp.zeros((), jnp.int32))), update
+    )
 
 
 class PidState(NamedTuple):
@@ -104,8 +106,7 @@ def pid(
 
     The sum stands still while the output is clipped (no wind-up).
     """
-    if low >= high:
-        raise ValueError(f"low must be below high, got low={low}, high={high}.")
+    check.ordered(low=low, high=high)
     zero = jnp.zeros((), jnp.float32)
 
     def update(measurement, state):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.advantage import baseline
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
@@ -79,18 +79,12 @@ def fade_controller(
     Returns:
       A controller from `FadeMeasurement` to `FadeValue`.
     """
-    if not 0 < ema_rate <= 1:
-        raise ValueError(f"ema_rate must lie in (0, 1], got {ema_rate}.")
-    if not 0 <= p_init <= 1:
-        raise ValueError(f"p_init is a fraction in [0, 1], got {p_init}.")
-    if not 0 < delta_min <= delta_max:
-        raise ValueError(
-            f"need 0 < delta_min <= delta_max, got {delta_min} and {delta_max}."
-        )
-    if not 0 <= alpha_min <= alpha_max:
-        raise ValueError(
-            f"need 0 <= alpha_min <= alpha_max, got {alpha_min} and {alpha_max}."
-        )
+    check.number("ema_rate", ema_rate, above=0, high=1)
+    check.number("p_init", p_init, low=0, high=1)
+    check.number("delta_min", delta_min, above=0)
+    check.number("alpha_min", alpha_min, low=0)
+    check.ordered(delta_min=delta_min, delta_max=delta_max)
+    check.ordered(alpha_min=alpha_min, alpha_max=alpha_max)
 
     def value(p, h, h0):
         p_safe = jnp.maximum(p, 1e-6)
@@ -173,13 +167,17 @@ def fade_advantage(
     """
     low, high = reward_range
     if low >= high:
-        raise ValueError(f"reward_range must be (low, high) with low < high, got {low, high}.")
+        raise ValueError(
+            f"reward_range must be (low, high) with low < high, got {low, high}."
+        )
     if controller is None:
         controller = fade_controller(**schedule)
     elif schedule:
         raise ValueError(f"pass either controller or {sorted(schedule)}, not both.")
     base = baseline.center_by_group() if base is None else base
-    unit = stateless(lambda c, r: c.replace(advantage=(c.advantage - low) / (high - low)))
+    unit = stateless(
+        lambda c, r: c.replace(advantage=(c.advantage - low) / (high - low))
+    )
 
     def unit_reward(rollout):
         return (rollout.verdict.reward[..., None] - low) / (high - low)

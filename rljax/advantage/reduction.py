@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
@@ -53,8 +53,7 @@ def constant_length(num_tokens: int) -> AdvantageTransform:
     Args:
       num_tokens: the constant, tokens; usually the longest completion allowed.
     """
-    if num_tokens <= 0:
-        raise ValueError(f"num_tokens must be positive, got {num_tokens}.")
+    check.number("num_tokens", num_tokens, above=0)
 
     def share(w):
         return w / (w.shape[0] * w.shape[1] * num_tokens)

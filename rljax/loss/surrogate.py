@@ -7,6 +7,7 @@ Weights and reductions are the term's; a surrogate knows only ratio and advantag
 import jax
 import jax.numpy as jnp
 
+from rljax import check
 from rljax.advantage.algebra import LossFn
 from rljax.types import Rollout, TokenStats
 
@@ -33,8 +34,8 @@ def clipped_ratio(low: float = 0.2, high: float = 0.2) -> LossFn:
 
     Source: PPO, arXiv:1707.06347, eq. (7); clip-higher arXiv:2503.14476, eq. (10).
     """
-    if not 0 <= low <= 1 or high < 0:
-        raise ValueError(f"need 0 <= low <= 1 and high >= 0, got {low} and {high}.")
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
 
     def loss(now, credit, rollout):
         ratio = jnp.exp(log_ratio(now, rollout))

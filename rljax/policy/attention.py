@@ -20,7 +20,9 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
-def attend(q, own: KeyValue, own_mask, prompt: KeyValue | None = None, prompt_mask=None):
+def attend(
+    q, own: KeyValue, own_mask, prompt: KeyValue | None = None, prompt_mask=None
+):
     """Softmax attention over the union of two sets of keys.
 
     Args:
@@ -74,7 +76,9 @@ def rotary_table(num_positions: int, head_dim: int, theta: float) -> jax.Array:
     half = head_dim // 2
     angle = np.arange(num_positions)[:, None] * theta ** (-np.arange(half) / half)
     cos, sin = np.cos(angle), np.sin(angle)
-    table = np.stack([np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)], 1)
+    table = np.stack(
+        [np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)], 1
+    )
     return jax.lax.optimization_barrier(jnp.asarray(table, jnp.float32))
 
 

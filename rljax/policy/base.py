@@ -16,6 +16,9 @@ class Policy(NamedTuple):
       logits of each completion's first token, a cache that G samples share.
     decode: (params, tokens i32[P, G], t, cache) -> (logits f32[P, G, V], cache); feeds
       completion token number t (i32[], from 0), returns the logits of the next one.
+    hidden: (params, prompts, samples) -> [P, G, T, D], normalised final states; the
+      state at t predicts completion token t.
+    logits: (params, hidden [..., D]) -> f32[..., V].
     measure: (params, prompts, samples) -> TokenStats of the completions' tokens at
       temperature 1; what sampler and learner compute agrees to rounding.
     """
@@ -23,4 +26,6 @@ class Policy(NamedTuple):
     init: Callable[[jax.Array], Any]
     prefill: Callable[[Any, Prompts, int, int], tuple[jax.Array, Any]]
     decode: Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+    hidden: Callable[[Any, Prompts, Samples], jax.Array]
+    logits: Callable[[Any, jax.Array], jax.Array]
     measure: Callable[[Any, Prompts, Samples], TokenStats]

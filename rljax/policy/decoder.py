@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.policy import attention
+from rljax.policy import attention, score
 from rljax.policy.attention import KeyValue
 from rljax.policy.base import Policy
 from rljax.types import TokenStats
@@ -71,7 +71,10 @@ class Block(nn.Module):
         c = self.config
         normal = nn.initializers.normal
         dense = functools.partial(
-            nn.Dense, dtype=c.dtype, use_bias=False, kernel_init=normal(c.initializer_std)
+            nn.Dense,
+            dtype=c.dtype,
+            use_bias=False,
+            kernel_init=normal(c.initializer_std),
         )
         # Residual outputs start smaller by sqrt(2 L), as in GPT-2.
         out = normal(c.initializer_std / (2 * c.num_layers) ** 0.5)
@@ -120,7 +123,9 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         init = nn.initializers.normal(c.initializer_std)
-        self.embed = nn.Embed(c.vocab_size, c.d_model, dtype=c.dtype, embedding_init=init)
+        self.embed = nn.Embed(
+            c.vocab_size, c.d_model, dtype=c.dtype, embedding_init=init
+        )
         self.layers = [Block(c) for _ in range(c.num_layers)]
         self.norm = nn.RMSNorm(epsilon=c.norm_epsilon, dtype=c.dtype)
         if not c.tie_embeddings:
@@ -132,7 +137,9 @@ class Decoder(nn.Module):
         """Touches every parameter; only `init` uses it."""
         return self.logits(self.read_prompts(tokens, length)[0])
 
-    def _rope(self, positions):  # [P or 1, T] within a static range -> [.., 1, 1, T, 2, D]
+    def _rope(
+        self, positions
+    ):  # [P or 1, T] within a static range -> [.., 1, 1, T, 2, D]
         c, (positions, size) = self.config, positions
         table = attention.rotary_table(size, c.head_dim, c.rope_theta)
         return table[positions][:, None, None]
@@ -186,11 +193,15 @@ class Decoder(nn.Module):
         own_mask = (jnp.arange(U) <= t)[None]
         seen = jnp.arange(S) < cache.length[:, None]
         filled = []
-        for layer, prompt, own in zip(self.layers, cache.prompt, cache.own, strict=True):
+        for layer, prompt, own in zip(
+            self.layers, cache.prompt, cache.own, strict=True
+        ):
 
             def attend(q, new, prompt=prompt, own=own):
                 put = jax.tree.map(
-                    lambda c, n: jax.lax.dynamic_update_slice_in_dim(c, n, t, 3), own, new
+                    lambda c, n: jax.lax.dynamic_update_slice_in_dim(c, n, t, 3),
+                    own,
+                    new,
                 )
                 return attention.attend(q, put, own_mask, prompt, seen), put
 
@@ -227,64 +238,45 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
             return jnp.zeros((P, H, num_samples, max(max_tokens - 1, 1), D), x.dtype)
 
         cache = Cache(keys, jax.tree.map(empty, keys), prompts.length)
-        return apply(params, Decoder.logits, hidden), cache
+        return logits(params, hidden), cache
 
     def decode(params, tokens, t, cache):
         hidden, cache = apply(params, Decoder.step, tokens, t, cache)
         P, G, _ = hidden.shape
-        logits = apply(params, Decoder.logits, hidden.reshape(P * G, -1))
-        return logits.reshape(P, G, -1), cache
+        out = logits(params, hidden.reshape(P * G, -1))
+        return out.reshape(P, G, -1), cache
 
-    def measure(params, prompts, samples):
+    def hidden(params, prompts, samples):
         tokens = samples.tokens
         first, keys = apply(
             params, Decoder.read_prompts, prompts.tokens, prompts.length
         )
         P, G, T = tokens.shape
-        hidden = jnp.broadcast_to(first[:, None, None], (P, G, 1, first.shape[-1]))
-        if T > 1:
-            rest = apply(
-                params,
-                Decoder.read_completions,
-                tokens[:, :, :-1],
-                prompts.length,
-                prompts.tokens.shape[1],
-                keys,
-            )
-            hidden = jnp.concatenate([hidden, rest], 2)
-        score = functools.partial(apply, params, Decoder.logits)
-        num_chunks = -(-P * G * T * config.vocab_size // max_logits)
-        logp, entropy = score_in_chunks(score, hidden, tokens, num_chunks)
+        states = jnp.broadcast_to(first[:, None, None], (P, G, 1, first.shape[-1]))
+        if T == 1:
+            return states
+        rest = apply(
+            params,
+            Decoder.read_completions,
+            tokens[:, :, :-1],
+            prompts.length,
+            prompts.tokens.shape[1],
+            keys,
+        )
+        return jnp.concatenate([states, rest], 2)
+
+    def logits(params, hidden):
+        return apply(params, Decoder.logits, hidden)
+
+    def measure(params, prompts, samples):
+        states = hidden(params, prompts, samples)
+        tokens = samples.tokens
+
+        def stats(states, tokens):
+            return numerics.logp_and_entropy(logits(params, states), tokens)
+
+        num_chunks = -(-tokens.size * config.vocab_size // max_logits)
+        logp, entropy = score.by_chunks(stats, num_chunks, states, tokens)
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, decode, measure)
-
-
-def score_in_chunks(logits_fn, hidden, tokens, num_chunks: int):
-    """Log-probabilities and entropies f32[P, G, T], logits of one chunk at a time.
-
-    Chunks run along the tokens of each prompt, never across prompts, so that sharding
-    the prompt axis leaves every chunk spread over all devices.
-    """
-    P, G, T, width = hidden.shape
-
-    def score(hidden, tokens):  # [P, c, width], [P, c]
-        logits = logits_fn(hidden.reshape(-1, width))
-        out = numerics.logp_and_entropy(logits, tokens.reshape(-1))
-        return tuple(x.reshape(tokens.shape) for x in out)
-
-    hidden, tokens = hidden.reshape(P, G * T, width), tokens.reshape(P, G * T)
-    if num_chunks > 1:
-        size = -(-G * T // num_chunks)
-        pad = (-G * T) % size
-
-        def cut(x):  # [P, G*T, ...] -> [chunks, P, size, ...]
-            x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(P, -1, size, *x.shape[2:]), 1, 0)
-
-        step = jax.checkpoint(lambda pair: score(*pair))
-        out = jax.lax.map(step, (cut(hidden), cut(tokens)))
-        out = [jnp.moveaxis(x, 0, 1).reshape(P, -1)[:, : G * T] for x in out]
-    else:
-        out = score(hidden, tokens)
-    return tuple(x.reshape(P, G, T) for x in out)
+    return Policy(init, prefill, decode, hidden, logits, measure)
