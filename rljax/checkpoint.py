@@ -69,13 +69,13 @@ class Checkpoints:
           info: what else to save, JSON-able.
 
         Raises:
-          ValueError: if `info` is not JSON-able.
+          ValueError: if they are not.
         """
         from orbax.checkpoint import v1 as orbax
 
         self.wait()
         path = self._directory / f"{step:08d}"
-        info = {"info": _json(info), "leaves": _describe(state)}
+        info = {"info": _json(info), "leaves": _describe(template(state))}
         try:
             _remove(path)
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,6 @@ class Checkpoints:
         self._thread.shutdown()
 
     def _failed(self, path: pathlib.Path, error: Exception) -> None:
-        # An iterator of tmp folders: they hold the space that is missing.
         _remove_unfinished(self._directory)
         kept = "there is none yet" if self.latest is None else f"it is {self.latest}"
         message = " ".join(str(error).split())[:300]
@@ -140,11 +139,36 @@ def newest(directory: pathlib.Path) -> tuple[Found | None, list[str]]:
     return None, problems
 
 
+def template(state: Any) -> Any:
+    """What `restore` must know of a state, without holding its memory.
+
+    A pytree of `jax.ShapeDtypeStruct`; the sharding is None where an array is not
+    bound to a device: it must not be so after a restore either, for a scalar bound to
+    device 0 cannot meet parameters on a mesh.
+
+    Raises:
+      ValueError: if a leaf is not a `jax.Array`.
+    """
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if not isinstance(leaf, jax.Array):
+            raise ValueError(
+                "every leaf of the state must be a jax.Array, got"
+                f" {type(leaf).__name__} at {jax.tree_util.keystr(path)}; wrap it in"
+                " jnp.asarray."
+            )
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=x.sharding if x.committed else None
+        ),
+        state,
+    )
+
+
 def restore(path: pathlib.Path, like: Any) -> Any:
     """The saved state, bit for bit.
 
     Args:
-      like: a state of the same structure, whose shardings the result gets.
+      like: the template of a state of the same structure; the result is placed so.
 
     Raises:
       ValueError: if structure, shapes or dtypes differ from the saved ones, with the
@@ -165,36 +189,26 @@ def restore(path: pathlib.Path, like: Any) -> Any:
             f" {'; '.join(differing[:5])}{more}. Restore the program or start a new run"
             " with another --run-dir."
         )
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or anywhere), like)
+    loaded = orbax.load_checkpointables(path.absolute(), {"state": placed})
+    return jax.tree.map(
+        lambda x, want: x if want.sharding else _unbound(x), loaded["state"], like
     )
-    loaded = orbax.load_checkpointables(path.absolute(), {"state": abstract})
-    return jax.tree.map(_placed_like, loaded["state"], like)
 
 
-def _placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    # What is not bound to a device must not be so after a restore either: a scalar
-    # bound to device 0 cannot meet parameters on a mesh.
-    if like.committed:
-        return x
+def _unbound(x: jax.Array) -> jax.Array:
+    """The same array, free to go where others are."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _placed_like(jax.random.key_data(x), like)
+        data = _unbound(jax.random.key_data(x))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    return jnp.asarray(np.asarray(x))
+    return jnp.array(np.asarray(x))
 
 
 def _describe(state: Any) -> dict[str, str]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    for path, leaf in leaves:
-        if not isinstance(leaf, jax.Array):
-            raise ValueError(
-                "every leaf of the state must be a jax.Array, got"
-                f" {type(leaf).__name__} at {jax.tree_util.keystr(path)}; wrap it in"
-                " jnp.asarray."
-            )
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
+        for path, leaf in jax.tree.leaves_with_path(state)
     }
 
 
@@ -220,8 +234,9 @@ def _complete(writing, path: pathlib.Path, keep: int) -> pathlib.Path:
         writing.result()
     text = json.dumps(_checksums(path)).encode()
     metrics.replace_file(path / _CHECKSUMS, text)
-    for old in _complete_ones(path.parent)[:-keep]:
-        _remove(old)
+    with contextlib.suppress(OSError):  # the new one is good all the same
+        for old in _complete_ones(path.parent)[:-keep]:
+            _remove(old)
     return path
 
 
@@ -261,21 +276,22 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _remove_unfinished(directory: pathlib.Path) -> None:
-    if directory.is_dir():
-        for path in directory.iterdir():
-            complete = path.name.isdigit() and (path / _CHECKSUMS).exists()
-            if path.is_dir() and not complete and not path.name.endswith(_ASIDE):
-                shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob("[0-9]*"):
+        complete = path.name.isdigit() and (path / _CHECKSUMS).exists()
+        if not complete and path.suffix != _ASIDE:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _quiet_orbax():
     """Orbax logs a failed save with hundreds of lines; the event says it in one."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
     logger = logging.getLogger("absl")
-    drop = logging.Filter()
-    drop.filter = lambda record: "orbax" not in record.pathname
-    logger.addFilter(drop)
+    logger.addFilter(others)
     try:
         yield
     finally:
-        logger.removeFilter(drop)
+        logger.removeFilter(others)

@@ -74,7 +74,7 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
     """The same steps around a Python verifier, `(prompts, samples)` of numpy arrays."""
-    act = jax.jit(act)
+    start = jax.jit(lambda state, prompts: act(state, mesh.constrain(prompts)))
 
     def finish(state, rollout):
         state, metrics = learner.learn(state, mesh.constrain(rollout))
@@ -85,7 +85,7 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
     def run(state, prompts):
         rows = []
         for k in range(prompts.tokens.shape[0]):
-            rollout = act(state, jax.tree.map(lambda x, k=k: x[k], prompts))
+            rollout = start(state, jax.tree.map(lambda x, k=k: x[k], prompts))
             host = jax.device_get((rollout.prompts, rollout.samples))
             verdict = jax.tree.map(np.asarray, verify(*host))
             state, metrics = finish(state, rollout.replace(verdict=verdict))

@@ -213,22 +213,22 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
-        self._mark = clock()
+        self.mark = clock()
         self._origin: tuple[float, int] | None = None
 
     def restart(self) -> None:
         """Call when the device starts to work again, after an evaluation."""
-        self._mark = self._clock()
+        self.mark = self._clock()
 
     def dispatch(self, step: int, num_steps: int) -> np.ndarray:
         """f64[num_steps]: when each step of the dispatch that ends with `step` ended.
 
         The host sees only the last of them; the others are put at equal distances.
         """
-        start, self._mark = self._mark, self._clock()
+        start, self.mark = self.mark, self._clock()
         if self._origin is None:  # the first dispatch compiles: it says nothing
-            self._origin = (self._mark, step)
-        return np.linspace(start, self._mark, num_steps + 1)[1:]
+            self._origin = (self.mark, step)
+        return np.linspace(start, self.mark, num_steps + 1)[1:]
 
     def seconds_left(self, step: int, last: int) -> float | None:
         """At this phase's pace, evaluations included; None when nothing is known."""

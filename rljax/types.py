@@ -7,7 +7,7 @@ nats, lengths in tokens; log-probabilities, rewards and credit are float32, mask
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, Self, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,14 @@ class Missing:
             raise AttributeError(attribute)
         raise NotMeasured(self.name, self.supplier)
 
-    def __jax_array__(self):
+    def _read(self, *_):
         raise NotMeasured(self.name, self.supplier)
+
+    # Operators are looked up on the class, past __getattr__.
+    __jax_array__ = __array__ = __getitem__ = __bool__ = __neg__ = __abs__ = _read
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _read
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _read
+    __lt__ = __le__ = __gt__ = __ge__ = _read
 
 
 class _Replaceable:
@@ -47,6 +53,7 @@ class _Replaceable:
         return dataclasses.replace(self, **changes)
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def _core_type(cls):
     return jax.tree_util.register_dataclass(
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)

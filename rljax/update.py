@@ -40,7 +40,7 @@ def finite() -> Gate:
         del reuse
         accept = numerics.all_finite((grads, metrics["update/loss"]))
         state = jnp.where(accept, 0, state + 1)
-        return accept, jnp.zeros((), bool), state, {"update/refused_in_row_max": state}
+        return accept, jnp.zeros((), bool), state, {"update/refused_in_row": state}
 
     return Gate(lambda: jnp.zeros((), jnp.int32), update)
 
@@ -90,10 +90,9 @@ def learner(
 
     def learn(state, rollout):
         _require_divisible(rollout, num_minibatches * num_microbatches)
-        credits, algorithm_state, credit_metrics = algorithm.credit(
-            rollout, state.algorithm
-        )
-        state = state.replace(algorithm=algorithm_state)
+        before = state.algorithm
+        credits, after, credit_metrics = algorithm.credit(rollout, before)
+        state = state.replace(algorithm=after)
         # A key of its own: the sampler folds the same step into the same run key.
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
 
@@ -134,7 +133,13 @@ def learner(
             return state, stop, metrics
 
         state, metrics = _repeat(one, state, num_steps)
-        state = state.replace(step=state.step + 1)
+        # Of a batch that taught nothing no statistics stay: an average that took in one
+        # NaN would be NaN for the rest of the run.
+        taught = metrics["update/refused"] < 1
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(taught, new, old), state.algorithm, before
+        )
+        state = state.replace(algorithm=kept, step=state.step + 1)
         return state, metrics | credit_metrics
 
     return Learner(init, learn)
@@ -225,13 +230,14 @@ def _merge(tree):
 def _repeat(one, state, num_steps):
     """Runs optimiser steps until done or stopped; metrics are means over those run.
 
-    A metric whose name ends in `_max` is the maximum instead.
+    A metric whose name ends in `_max` or `_in_row` is the maximum instead.
     """
     if num_steps == 1:
         state, _, metrics = one(state, jnp.zeros((), jnp.int32))
         metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
         return state, metrics | {"update/steps": jnp.ones(())}
     shapes = jax.eval_shape(lambda: one(state, jnp.zeros((), jnp.int32))[2])
+    largest = ("_max", "_in_row")
     # 0 is below every metric that is reported as a maximum: they count or measure gaps.
     total = {k: jnp.zeros((), jnp.float32) for k in shapes}
 
@@ -239,7 +245,7 @@ def _repeat(one, state, num_steps):
         state, i, _, total = carry
         state, stop, metrics = one(state, i)
         total = {
-            k: jnp.maximum(v, metrics[k]) if k.endswith("_max") else v + metrics[k]
+            k: jnp.maximum(v, metrics[k]) if k.endswith(largest) else v + metrics[k]
             for k, v in total.items()
         }
         return state, i + 1, stop, total
@@ -249,7 +255,7 @@ def _repeat(one, state, num_steps):
         lambda c: (c[1] < num_steps) & ~c[2], body, start
     )
     steps = steps.astype(jnp.float32)
-    metrics = {k: v if k.endswith("_max") else v / steps for k, v in total.items()}
+    metrics = {k: v if k.endswith(largest) else v / steps for k, v in total.items()}
     return state, metrics | {"update/steps": steps}
 
 

@@ -40,7 +40,7 @@ def sequence_mean() -> AdvantageTransform:
 
     def share(w):
         row = jnp.sum(w, -1, keepdims=True)
-        return numerics.safe_divide(w, row * jnp.sum(row > 0))
+        return numerics.safe_divide(w, row * jnp.sum(row > 0, dtype=jnp.float32))
 
     return _reduction("sequence_mean()", share)
 

@@ -8,7 +8,7 @@ most codebases do not say so: both columns are tested by exact enumeration.
 |---|---|---|---|
 | `kl_k1` | -d | KL | 0: as a loss it does nothing |
 | `kl_k2` | d^2 / 2 | biased | grad KL, exactly |
-| `kl_k3` | e^d - 1 - d | KL | grad KL(ref, pi) with weights of pi: not grad KL |
+| `kl_k3` | e^d - 1 - d | KL | grad of the reverse KL(pi_ref, pi), exactly: not grad KL |
 | `kl_k3_straight` | value k3, gradient k2 | KL | grad KL, exactly |
 
 Source: Schulman, "Approximating KL divergence" (2020); gradients DERIVED.

@@ -39,12 +39,22 @@ def clipped_ratio(low: float = 0.2, high: float = 0.2) -> LossFn:
 
     def loss(now, credit, rollout):
         ratio = jnp.exp(log_ratio(now, rollout))
-        a = credit.advantage
-        clipped = ((a > 0) & (ratio > 1 + high)) | ((a < 0) & (ratio < 1 - low))
-        bound = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
-        return -a * jnp.where(clipped, bound, ratio)
+        return clip_loss(ratio, credit.advantage, low, high)
 
     return loss
+
+
+def is_clipped(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
+    """bool: where the clip takes a ratio's gradient; strict, an edge is not clipped."""
+    above = (advantage > 0) & (ratio > 1 + high)
+    return above | ((advantage < 0) & (ratio < 1 - low))
+
+
+def clip_loss(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) for a ratio of any kind."""
+    bound = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
+    clipped = is_clipped(ratio, advantage, low, high)
+    return -advantage * jnp.where(clipped, bound, ratio)
 
 
 def nll() -> LossFn:

@@ -141,7 +141,7 @@ def _ending_at(text: Text, begin, end) -> Numeral:
     pointed = fraction | bare
 
     skip = jnp.where(pointed, run + 1, 0)  # to the last digit of the whole part
-    whole, span = _whole_part(before, skip)
+    byte, whole, span = _whole_part(before, skip)
     span, whole = jnp.where(bare, 0, span), whole & ~bare
     places = jnp.cumsum(whole, dtype=jnp.int32) - whole.astype(jnp.int32)
     digits = jnp.sum(whole, dtype=jnp.int32) + jnp.where(pointed, run, 0)
@@ -158,7 +158,7 @@ def _ending_at(text: Text, begin, end) -> Numeral:
         negative=signed & (before(mark) == ord("-")),
         limbs=jnp.stack(
             [
-                _limbs(before(skip + jnp.arange(whole.size)), places, whole),
+                _limbs(byte, places, whole),
                 _limbs(
                     before(window),
                     MAX_DIGITS - run + window,
@@ -170,7 +170,7 @@ def _ending_at(text: Text, begin, end) -> Numeral:
 
 
 def _whole_part(before, skip):
-    """(which bytes backwards from `skip` are its digits bool[36], its bytes i32[]).
+    """The bytes backwards from `skip`, which are its digits, and how many it spans.
 
     Backwards, grouped digits fall into rows of four: three digits and a comma. Row k
     joins row k+1 if it is full and has its comma, and row k+1 begins with 1 to 3 digits
@@ -191,7 +191,7 @@ def _whole_part(before, skip):
     joins = _leading(((lead == 3) & comma)[:-1] & open_[1:])
 
     span = jnp.where(joins > 0, 4 * joins + lead[joins], plain)
-    return digit & (offset < span), span
+    return byte, digit & (offset < span), span
 
 
 def _limbs(byte, place, mask):

@@ -83,9 +83,9 @@ def decode(
         token = jnp.minimum(jnp.cumsum(ends, dtype=jnp.int32), tokens.size - 1)
         source = (start[index] - (end - count))[token] + place
         byte = flat[jnp.clip(source, 0, flat.size - 1)]
-        return Text(jnp.where(place < end[-1], byte, 0).astype(jnp.uint8), end[-1])
+        return jnp.where(place < end[-1], byte, 0).astype(jnp.uint8), end[-1]
 
-    return jnp.vectorize(row, signature="(t),(t)->(n),()")(tokens, mask)
+    return Text(*jnp.vectorize(row, signature="(t),(t)->(n),()")(tokens, mask))
 
 
 def decode_host(table: TokenBytes, tokens, mask) -> list[bytes]:
@@ -123,6 +123,12 @@ def answers(prompts: Prompts) -> Text:
     inside = jnp.cumprod((data != 0).astype(jnp.int32), axis=-1)
     length = jnp.sum(inside, axis=-1, dtype=jnp.int32)
     return Text(jnp.where(inside == 1, data, 0).astype(jnp.uint8), length)
+
+
+def answers_host(prompts: Prompts) -> list[bytes]:
+    """Twin of `answers` on the host: one byte string per prompt."""
+    rows = np.asarray(prompts.data["answer"])
+    return [row.tobytes().split(b"\0", 1)[0] for row in rows]
 
 
 Judge = Callable[[Text, Text, jax.Array], jax.Array]

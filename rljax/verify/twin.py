@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rljax.types import Prompts, Samples, Verdict
-from rljax.verify.text import WHITESPACE, Verifier, decode_host
+from rljax.verify.text import WHITESPACE, Verifier, answers_host, decode_host
 from rljax.verify.vocabulary import TokenBytes
 
 # The longest number that ends the text. A search finds the leftmost start, hence the
@@ -28,6 +28,8 @@ _NUMBER_AT_END = re.compile(
     """,
     re.VERBOSE,
 )
+
+_NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
 
 
 def number(
@@ -94,14 +96,8 @@ def read_number(text: bytes) -> decimal.Decimal | None:
 
 def read_last_number(text: bytes) -> decimal.Decimal | None:
     """The last number in the text; None if there is none."""
-    match = _NUMBER_AT_END.search(re.sub(rb"\D*\Z", b"", text))
+    match = _NUMBER_AT_END.search(text.rstrip(_NO_DIGITS))
     return None if match is None else _value(match)
-
-
-def answer_bytes(prompts: Prompts) -> list[bytes]:
-    """The reference answers of the prompts, in order."""
-    rows = np.asarray(prompts.data["answer"])
-    return [row.tobytes().split(b"\0", 1)[0] for row in rows]
 
 
 def _value(match: re.Match) -> decimal.Decimal | None:
@@ -129,7 +125,7 @@ def _judged(
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         finished = np.asarray(samples.finished)
         texts = decode_host(table, samples.tokens, samples.mask)
-        answers = np.repeat(np.array(answer_bytes(prompts), object), finished.shape[1])
+        answers = [a for a in answers_host(prompts) for _ in range(finished.shape[1])]
         correct = [
             judge(text, answer, done) and _fits(text, max_bytes)
             for text, answer, done in zip(

@@ -1,0 +1,83 @@
+"""What every experiment's command line shares: flags, the run folder, the XLA cache."""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import tyro
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How to run, as opposed to what: nothing here changes a number of the run."""
+
+    run_dir: pathlib.Path | None = None
+    """Folder of the run; by default a new one under runs/, with --resume the newest."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+    quick: bool = False
+    """Tiny sizes: the whole path in under a minute, for trying and for CI."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that a second start is
+    quick."""
+
+
+def start(name: str, main: Callable[[Any, Launch], Any], default: Any, quick: Any):
+    """Parses the command line and calls `main(config, launch)`.
+
+    Args:
+      name: the experiment's, for the default run folder.
+      default: its config, a flat frozen dataclass of numbers.
+      quick: the config that --quick starts from; further flags change it.
+    """
+    config = quick if "--quick" in sys.argv else default
+
+    def flags(
+        config: tyro.conf.OmitArgPrefixes[type(default)] = config,  # type: ignore
+        launch: tyro.conf.OmitArgPrefixes[Launch] = Launch(),  # noqa: B008
+    ):
+        return config, launch
+
+    config, launch = tyro.cli(
+        flags,
+        prog=f"python -m experiments.{name}",
+        description=main.__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if launch.run_dir is None:
+        launch = dataclasses.replace(launch, run_dir=_default_folder(name, launch))
+    if launch.compilation_cache:
+        use_compilation_cache()
+    try:
+        return main(config, launch)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if "RLJAX_TRACEBACK" in os.environ:
+            raise
+        sys.exit(f"error: {error}\n(set RLJAX_TRACEBACK=1 for the traceback)")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs across processes, small ones too."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = pathlib.Path(home).expanduser() / "rljax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _default_folder(name: str, launch: Launch) -> pathlib.Path:
+    runs = pathlib.Path("runs")
+    if launch.resume:
+        found = sorted(runs.glob(f"{name}-*/config.json"))
+        if not found:
+            raise SystemExit(
+                f"error: --resume found no run of {name} under {runs}/; pass --run-dir."
+            )
+        return found[-1].parent
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return runs / f"{name}-{now}"

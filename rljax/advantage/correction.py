@@ -1,0 +1,216 @@
+"""Correction of the mismatch between the sampler's distribution and the learner's.
+
+    d_t = log pi_old - log mu,   w = e^d
+
+mu (`samples.behaviour`) is what the tokens were really drawn from: another engine, other
+precision, after temperature and truncation. `old` is the learner's own evaluation of the
+sampling weights. Both are fixed, so are the weights: they multiply the term's weight.
+
+A correction is a pooling (`per_token`, `per_sequence`, `geometric`) of d into a ratio
+and a bound on the ratio (`at_most`, `within`, `kept_within`), or a rejection of tokens
+and rows by a statistic. Importance weights stand after the reduction, whose divisor they
+leave alone; rejections before it renormalise.
+
+Source: verl rollout_corr_helper.py and docs/algo/rollout_corr_math.md, OpenRLHF
+  models/loss.py, TRL grpo_trainer.py (SECONDARY). verl clamps d to +-20 first; the bounds
+  here make that superfluous.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, numerics
+from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.types import Rollout
+
+Statistic = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def mismatch(rollout: Rollout) -> jax.Array:
+    """d f32[P, G, T], nats; 0 outside the mask."""
+    d = rollout.old.logp - rollout.samples.behaviour.logp
+    return jnp.where(rollout.samples.mask, d, 0.0)
+
+
+def per_token(d: jax.Array, mask: jax.Array) -> jax.Array:
+    """w_t = e^d f32[P, G, T]."""
+    del mask
+    return jnp.exp(d)
+
+
+def per_sequence(d: jax.Array, mask: jax.Array) -> jax.Array:
+    """Product of a row's w, f32[P, G, 1]."""
+    return jnp.exp(jnp.sum(jnp.where(mask, d, 0.0), -1, keepdims=True))
+
+
+def geometric(d: jax.Array, mask: jax.Array) -> jax.Array:
+    """Geometric mean of a row's w, f32[P, G, 1]."""
+    return jnp.exp(numerics.masked_mean(d, mask, -1, keepdims=True))
+
+
+def at_most(cap: jax.typing.ArrayLike) -> Callable[[jax.Array], jax.Array]:
+    """min(w, cap): truncated importance sampling."""
+    return lambda w: jnp.minimum(w, cap)
+
+
+def within(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike):
+    """w clamped to [low, high]."""
+    check.ordered(low=low, high=high)
+    return lambda w: jnp.clip(w, low, high)
+
+
+def kept_within(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike):
+    """w inside [low, high], ends kept, else 0: IcePop; TRL's "mask" modes."""
+    check.ordered(low=low, high=high)
+    return lambda w: jnp.where((w >= low) & (w <= high), w, 0.0)
+
+
+def as_is(w: jax.Array) -> jax.Array:
+    """w unbounded."""
+    return w
+
+
+def importance_weight(
+    bound_fn: Callable[[jax.Array], jax.Array] | None = None,
+    ratio_fn: Statistic = per_token,
+) -> AdvantageTransform:
+    """Multiplies the weight by bound(ratio): TIS by default, with a cap of 2.
+
+    Stands after the reduction in `weighting=`. IcePop: `kept_within(0.5, 5)`; TRL's
+    default: `kept_within(0, 3)` of `per_sequence`.
+
+    Args:
+      bound_fn: w -> w; None is `at_most(2.0)` (verl; 8 in the authors' 32B run).
+      ratio_fn: (d, mask) -> w f32[P, G, T or 1].
+
+    Source: fengyao.notion.site/off-policy-rl, as quoted by TRL and verl (SECONDARY).
+    """
+    bound_fn = at_most(2.0) if bound_fn is None else bound_fn
+
+    def apply(credit, rollout):
+        w = bound_fn(ratio_fn(mismatch(rollout), rollout.samples.mask))
+        return credit.replace(weight=credit.weight * w)
+
+    return stateless(apply)
+
+
+def mean_one(
+    bound_fn: Callable[[jax.Array], jax.Array], ratio_fn: Statistic = per_token
+) -> AdvantageTransform:
+    """`importance_weight` divided by its mean over the minibatch's tokens (or rows)."""
+
+    def apply(credit, rollout):
+        mask = rollout.samples.mask
+        w = bound_fn(ratio_fn(mismatch(rollout), mask))
+        valid = mask if w.shape == mask.shape else jnp.any(mask, -1, keepdims=True)
+        w = numerics.safe_divide(w, numerics.masked_mean(w, valid))
+        return credit.replace(weight=credit.weight * w)
+
+    return stateless(apply)
+
+
+def k1(d: jax.Array) -> jax.Array:
+    """-d: its mean is KL(mu, pi_old)."""
+    return -d
+
+
+def k2(d: jax.Array) -> jax.Array:
+    """d^2 / 2."""
+    return 0.5 * d**2
+
+
+def k3(d: jax.Array) -> jax.Array:
+    """e^d - 1 - d: its mean is KL(mu, pi_old), never negative."""
+    return jnp.expm1(d) - d
+
+
+def row_sum(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
+    """A divergence's sum over each row, f32[P, G, 1]."""
+    return lambda d, mask: jnp.sum(
+        jnp.where(mask, divergence_fn(d), 0.0), -1, keepdims=True
+    )
+
+
+def row_mean(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
+    """A divergence's mean over each row, f32[P, G, 1]."""
+    return lambda d, mask: numerics.masked_mean(
+        divergence_fn(d), mask, -1, keepdims=True
+    )
+
+
+def row_max(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
+    """A non-negative divergence's maximum over each row, f32[P, G, 1]."""
+    return lambda d, mask: jnp.max(
+        jnp.where(mask, divergence_fn(d), 0.0), -1, keepdims=True
+    )
+
+
+def reject(
+    statistic_fn: Statistic,
+    *,
+    low: jax.typing.ArrayLike = -jnp.inf,
+    high: jax.typing.ArrayLike = jnp.inf,
+) -> AdvantageTransform:
+    """Weight 0 where a statistic lies outside [low, high]; ends are kept.
+
+    Chain several: all must pass. Before the reduction the rest is renormalised (verl);
+    after it the divisor stays, and with `importance_weight(as_is)` beside it this is
+    OpenRLHF's `seq-mask-tis`, which leaves the token weights untruncated.
+
+    Args:
+      statistic_fn: (d, mask) -> f32[P, G, T or 1]: `per_token`, `per_sequence` or
+        `geometric` (of w itself), or a `row_...` of `k2` or `k3`.
+
+    Variants: verl's bounds on k1 bound mu / pi_old, the inverse of w. Here they bound w;
+      `lambda d, mask: per_token(-d, mask)` gives verl's.
+    """
+    check.ordered(low=low, high=high)
+
+    def apply(credit, rollout):
+        valid = credit.weight > 0
+        s = statistic_fn(mismatch(rollout), rollout.samples.mask)
+        kept = valid & (s >= low) & (s <= high)
+        share = numerics.masked_mean((valid & ~kept).astype(jnp.float32), valid)
+        weight = jnp.where(kept, credit.weight, 0.0)
+        return credit.replace(weight=weight).log(rejected_share=share)
+
+    return stateless(apply)
+
+
+def mismatch_metrics(d: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Scalars of a batch; rows without tokens do not count.
+
+    kl_k1, kl_k3: KL(mu, pi_old) per token, nats. chi_squared, chi_squared_sequence:
+    mean(w^2) - 1 over tokens, and over rows' products (a sample may be negative).
+    perplexity_ratio: mean over rows of exp(-mean d). effective_share,
+    effective_share_sequence: Kish's (sum w)^2 / (N sum w^2). gap_max: largest |d|.
+    """
+    rows = jnp.any(mask, -1, keepdims=True)
+    w, sequence = per_token(d, mask), per_sequence(d, mask)
+
+    def effective(w, valid):
+        mean = numerics.masked_mean(w, valid)
+        return numerics.safe_divide(mean**2, numerics.masked_mean(w**2, valid))
+
+    return {
+        "kl_k1": numerics.masked_mean(k1(d), mask),
+        "kl_k3": numerics.masked_mean(k3(d), mask),
+        "chi_squared": numerics.masked_mean(w**2, mask) - 1,
+        "chi_squared_sequence": numerics.masked_mean(sequence**2, rows) - 1,
+        "perplexity_ratio": numerics.masked_mean(geometric(-d, mask), rows),
+        "effective_share": effective(w, mask),
+        "effective_share_sequence": effective(sequence, rows),
+        "gap_max": jnp.max(jnp.where(mask, jnp.abs(d), 0.0)),
+    }
+
+
+def log_mismatch() -> AdvantageTransform:
+    """Logs `mismatch/...` of each batch and changes nothing; for `advantage=`."""
+
+    def apply(credit, rollout):
+        found = mismatch_metrics(mismatch(rollout), rollout.samples.mask)
+        return credit.log(**{f"mismatch/{k}": v for k, v in found.items()})
+
+    return stateless(apply)

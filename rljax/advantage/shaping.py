@@ -1,0 +1,154 @@
+"""Shaping of rewards and advantages by lengths, confidence and a teacher.
+
+For `advantage=`: rewards are shaped at the head of the chain, before the baseline,
+advantages at its end. The verdict stays as it was given.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, numerics
+from rljax.advantage import order
+from rljax.advantage.algebra import AdvantageTransform, stateless
+
+
+def affine_reward(
+    *, scale: jax.typing.ArrayLike, shift: jax.typing.ArrayLike
+) -> AdvantageTransform:
+    """scale r + shift; DAPO's rewards of +1 and -1 are scale 2, shift -1."""
+    return stateless(lambda c, r: c.replace(advantage=scale * c.advantage + shift))
+
+
+def overlong_penalty(*, max_tokens: int, buffer: int) -> AdvantageTransform:
+    """Adds DAPO's soft punishment of overlong completions, in [-1, 0].
+
+    0 up to max_tokens - buffer; ((max_tokens - buffer) - length) / buffer in between;
+    -1 beyond max_tokens. For the head of the chain: it is part of the reward.
+
+    Args:
+      max_tokens: completion tokens at which the punishment is -1.
+      buffer: length of the slope, tokens, at most max_tokens.
+
+    Source: arXiv:2503.14476, eq. (13).
+    Variants: Tunix counts characters and does not stop at -1; TRL is as here.
+    """
+    check.number("buffer", buffer, above=0, high=max_tokens)
+
+    def apply(credit, rollout):
+        length = rollout.samples.length.astype(jnp.float32)
+        slope = (max_tokens - buffer - length) / buffer
+        return credit.replace(
+            advantage=credit.advantage + jnp.clip(slope, -1.0, 0.0)[..., None]
+        )
+
+    return stateless(apply)
+
+
+def drop_truncated() -> AdvantageTransform:
+    """Weight 0 for samples that were cut off (DAPO's overlong filtering).
+
+    Their rewards still count in their group's statistics.
+    """
+    return stateless(
+        lambda c, r: c.replace(
+            weight=jnp.where(r.samples.finished[..., None], c.weight, 0.0)
+        )
+    )
+
+
+def drop_equal_groups() -> AdvantageTransform:
+    """Weight 0 for groups that are all right or all wrong (DAPO's dynamic sampling).
+
+    Placed before a reduction, its divisor counts the groups 0 < #correct < G alone. The
+    paper samples until the batch is full of such groups; that is the sampler's matter,
+    this is what it means for the loss.
+
+    Source: arXiv:2503.14476, eq. (11). Reads `verdict.correct`, logs `dropped_share`.
+    """
+
+    def apply(credit, rollout):
+        correct = rollout.verdict.correct[..., None]
+        right = jnp.any(credit.member & correct, 1, keepdims=True)
+        wrong = jnp.any(credit.member & ~correct, 1, keepdims=True)
+        mixed = right & wrong
+        weight = jnp.where(mixed, credit.weight, 0.0)
+        return credit.replace(weight=weight).log(dropped_share=jnp.mean(~mixed))
+
+    return stateless(apply)
+
+
+def summed(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+    """f32[P, G, 1]: sum over a row's tokens."""
+    return jnp.sum(jnp.where(mask, log_ratio, 0.0), -1, keepdims=True)
+
+
+def averaged(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+    """f32[P, G, 1]: mean over a row's tokens, which does not grow with its length."""
+    return numerics.masked_mean(log_ratio, mask, -1, keepdims=True)
+
+
+def punish_confident_errors(
+    alpha: jax.typing.ArrayLike = 1.0,
+    confidence_fn: Callable[[jax.Array, jax.Array], jax.Array] = summed,
+) -> AdvantageTransform:
+    """A (1 + alpha softplus(c)) where A < 0, c = log(pi_old / pi_ref) of the row (ACE).
+
+    The multiplier is RECONSTRUCTED, only c is the paper's; at c = 0 it is already
+    1 + 0.69 alpha. Placed after the baseline.
+
+    Args:
+      alpha: strength, >= 0; 1 is a placeholder.
+      confidence_fn: (log-ratios, mask) -> c: `summed` (the paper's) or `averaged`.
+
+    Source: arXiv:2602.21420, abstract (c: PAPER). Reads `rollout.reference` and `old`.
+    """
+    check.number("alpha", alpha, low=0)
+
+    def apply(credit, rollout):
+        ratio = rollout.old.logp - rollout.reference.logp
+        c = confidence_fn(ratio, rollout.samples.mask)
+        factor = jnp.where(credit.advantage < 0, 1 + alpha * jax.nn.softplus(c), 1.0)
+        return credit.replace(advantage=credit.advantage * factor)
+
+    return stateless(apply)
+
+
+def follow_teacher_by_entropy(
+    *,
+    beta: jax.typing.ArrayLike = 0.1,
+    entropy_quantile: jax.typing.ArrayLike = 0.8,
+) -> AdvantageTransform:
+    """A + beta omega d: attracted to the teacher where certain, repelled elsewhere (DASD).
+
+        omega = tanh((tau - H) / sigma) sigmoid(|d| - 1),  d = gap / mean |gap|
+
+    gap = log(pi_teacher / pi_old) of a token, tau a quantile and sigma the mean absolute
+    deviation of the entropies H; mean, quantile and deviation are the row's own.
+
+    Args:
+      beta: strength; 0.1 is a placeholder, the paper's is unknown.
+      entropy_quantile: tau's fraction. 0.8 repels the top 20 % of tokens
+        (RECONSTRUCTED); the paper's "rho = 0.20" could also mean 0.2, repelling 80 %.
+
+    Returns:
+      A stateless transform; its advantage is f32[P, G, T]. Reads `rollout.old` and
+      `rollout.teacher`: the same weights given privileged information.
+
+    Source: arXiv:2605.22263 (omega and A: SECONDARY; both normalisers RECONSTRUCTED).
+    """
+    check.number("entropy_quantile", entropy_quantile, low=0, high=1)
+
+    def apply(credit, rollout):
+        mask, entropy = rollout.samples.mask, rollout.old.entropy
+        gap = jnp.where(mask, rollout.teacher.logp - rollout.old.logp, 0.0)
+        d = gap / jnp.maximum(averaged(jnp.abs(gap), mask), 1e-8)
+        tau = order.quantile(entropy, mask, entropy_quantile)
+        deviation = averaged(jnp.abs(entropy - averaged(entropy, mask)), mask)
+        direction = jnp.tanh((tau - entropy) / jnp.maximum(deviation, 1e-8))
+        push = direction * jax.nn.sigmoid(jnp.abs(d) - 1) * d
+        push = jnp.where(mask, push, 0.0)
+        return credit.replace(advantage=credit.advantage + beta * push)
+
+    return stateless(apply)

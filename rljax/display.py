@@ -1,0 +1,162 @@
+"""What a running experiment shows: a live board in a terminal, lines elsewhere."""
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+# Label and the paths it shows; "*" stands for the name of a term.
+_SHOWN = (
+    ("reward", ("reward/mean",)),
+    ("entropy", ("policy/entropy_nats",)),
+    ("m_S", ("mass/positive",)),
+    ("m_F", ("mass/negative",)),
+    ("alpha", ("*/alpha",)),
+    ("delta", ("*/delta",)),
+    ("length", ("samples/length_mean",)),
+    ("refused", ("update/refused_in_row",)),
+)
+
+
+@dataclasses.dataclass
+class Board:
+    """The numbers on show; whoever runs the loop sets them.
+
+    title: the run. step, last: training steps done and in all. phase: its name.
+    seconds, left: of training so far, and to the end or None when unknown.
+    tokens_per_second: of the last dispatch, or None. metrics: of the last step.
+    evaluation: the last one. events: how often each happened. doing: what takes long.
+    """
+
+    title: str
+    last: int
+    step: int = 0
+    phase: str = ""
+    seconds: float = 0.0
+    left: float | None = None
+    tokens_per_second: float | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    events: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    doing: str = ""
+
+
+class Display:
+    """Shows a board until closed; costs the loop nothing but setting the numbers.
+
+    In a terminal the board is drawn twice a second. Elsewhere a line is printed when
+    `update` is called and the last line is at least `interval` seconds old.
+
+    Args:
+      console: where to, by default standard output.
+    """
+
+    def __init__(
+        self, board: Board, console: Console | None = None, interval: float = 30.0
+    ):
+        self.board = board
+        self._console = Console() if console is None else console
+        self._interval = interval
+        self._printed = -math.inf
+        self._live = None
+        if self._console.is_terminal:
+            self._live = Live(
+                console=self._console,
+                refresh_per_second=2,
+                get_renderable=lambda: render(board),
+            )
+            self._live.start()
+
+    def update(self) -> None:
+        """Call when the board has changed."""
+        now = time.monotonic()
+        if self._live is None and now - self._printed >= self._interval:
+            self._printed = now
+            self.say(line(self.board))
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Prints text that stays."""
+        self._console.print(Text(text, style=style or ""), soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self.say(line(self.board))
+
+
+def values(board: Board) -> list[tuple[str, str]]:
+    """Label and text of each number that is known."""
+    found = []
+    for name, value in board.evaluation.items():
+        last = name.rsplit("/", 1)[-1]
+        if last.startswith("pass@") and not last.endswith("_error"):
+            error = board.evaluation.get(f"{name}_error", math.nan)
+            text = f"{value:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+            found.append((last, text))
+    for label, patterns in _SHOWN:
+        for name, value in board.metrics.items():
+            if any(_matches(name, pattern) for pattern in patterns):
+                found.append((label, f"{value:.4g}"))
+    if board.tokens_per_second is not None:
+        found.append(("tokens/s", f"{board.tokens_per_second:,.0f}"))
+    return found
+
+
+def line(board: Board) -> str:
+    """The board in one line."""
+    parts = [f"[{board.phase}] step {board.step}/{board.last}", duration(board.seconds)]
+    if board.left is not None and board.step < board.last:
+        parts.append(f"left {duration(board.left)}")
+    parts += [f"{label} {text}" for label, text in values(board)]
+    parts += [f"{name} x{count}" for name, count in board.events.items()]
+    return "  ".join(parts)
+
+
+def render(board: Board) -> Panel:
+    """The board for a terminal."""
+    left = "?" if board.left is None else duration(board.left)
+    head = Table.grid(expand=True, padding=(0, 1))
+    head.add_column(ratio=1)
+    head.add_column(justify="right")
+    head.add_row(
+        ProgressBar(total=max(board.last, 1), completed=board.step),
+        f"{board.step}/{board.last}  {duration(board.seconds)}, left {left}",
+    )
+    numbers = values(board)
+    half = (len(numbers) + 1) // 2
+    grid = Table(box=box.SIMPLE, show_header=False, expand=True, padding=(0, 1))
+    for _ in range(2):
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(justify="right", no_wrap=True)
+    for i in range(half):
+        second = numbers[half + i] if half + i < len(numbers) else ("", "")
+        grid.add_row(*numbers[i], *second)
+    parts = [head, grid]
+    if board.events:
+        counts = ", ".join(f"{name} x{count}" for name, count in board.events.items())
+        parts.append(Text(counts, style="yellow"))
+    if board.doing:
+        parts.append(Text(board.doing, style="bold"))
+    title = Text(f"{board.title}: {board.phase}")  # text, as a str would be markup
+    return Panel(Group(*parts), title=title, box=box.ROUNDED)
+
+
+def duration(seconds: float) -> str:
+    """Such as 1:02:03, or 2:03 below an hour."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.endswith(pattern[1:]) if pattern[0] == "*" else name == pattern

@@ -1,0 +1,398 @@
+"""The host loop: feeds dispatches to the device, and sees to everything around them.
+
+While the device works on a dispatch, the host reads the metrics of the one before and
+writes them down. Where an evaluation or a checkpoint is due, which may be after every
+dispatch, the host waits for the device. A run is a list of phases in a folder:
+
+    config.json  metrics.jsonl  tensorboard/  checkpoints/
+
+It can be killed at any moment and goes on from its newest checkpoint, bit for bit.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from rljax import checkpoint, display, fault, folder, interrupt, metrics
+from rljax.types import Prompts, TrainState
+
+Metrics = Mapping[str, jax.Array]
+
+
+class Stream(Protocol):
+    """An endless iterator over Prompts of NumPy arrays [K, P, ...] that can be saved.
+
+    The state is JSON-able and says how many items were handed out.
+    """
+
+    def __next__(self) -> Prompts: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run: such as the warm start, then reinforcement learning.
+
+    name: shown and recorded; unique in a run.
+    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K]); the state is donated.
+    stream: where the prompts come from.
+    num_steps: training steps, a multiple of steps_per_dispatch.
+    steps_per_dispatch: `K`.
+    begin: applied to the state once, when the phase is entered: a new optimiser state.
+      It must not change anything else than the state it returns.
+    evaluate: state -> metrics by name, or None; must not donate the state.
+    evaluate_every: training steps between evaluations; at the first dispatch boundary
+      from there on. The last step of a phase is always evaluated, and the start of a
+      phase if no phase before it has just done so.
+    """
+
+    name: str
+    run: Callable[[TrainState, Prompts], tuple[TrainState, Metrics]]
+    stream: Stream
+    num_steps: int
+    steps_per_dispatch: int
+    begin: Callable[[TrainState], TrainState] = lambda state: state
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
+    evaluate_every: int = 1
+
+    def __post_init__(self):
+        for name in ("num_steps", "steps_per_dispatch", "evaluate_every"):
+            _require_positive(name, getattr(self, name))
+        if self.num_steps % self.steps_per_dispatch:
+            raise ValueError(
+                "num_steps must be a multiple of steps_per_dispatch, got"
+                f" {self.num_steps} and {self.steps_per_dispatch} in phase"
+                f" {self.name!r}; change one of them."
+            )
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop and has saved; `code` is 128 + the signal's number."""
+
+    def __init__(self, by: signal.Signals):
+        super().__init__(128 + by)
+
+
+def train(
+    phases: Sequence[Phase],
+    state: TrainState,
+    run_dir: str | os.PathLike,
+    *,
+    checkpoint_every: int,
+    keep: int = 3,
+    max_refused: int = 10,
+    console: Console | None = None,
+) -> TrainState:
+    """Runs the phases one after the other, from the newest checkpoint if there is one.
+
+    Args:
+      state: what the first phase begins with; consumed. On a resumed run only its
+        structure and shardings are read, and its memory is free for the restored one
+        if the caller keeps no reference.
+      run_dir: from `folder.open_run`.
+      checkpoint_every: training steps between checkpoints; at the first dispatch
+        boundary from there on. The last step of each phase is always saved.
+      keep: newest checkpoints to keep.
+      max_refused: optimiser steps in a row that may be refused.
+      console: where to show progress.
+
+    Returns:
+      The state after the last phase.
+
+    Raises:
+      ValueError: for phases that cannot run, and checkpoints that do not fit them.
+      RunFault: if a metric with `fault` in its path is not 0, or `max_refused` updates
+        in a row were refused; the last good checkpoint is kept.
+      Stopped: after SIGTERM or Ctrl-C, when the state is saved.
+    """
+    run_dir = pathlib.Path(run_dir)
+    _check_phases(phases)
+    _require_positive("checkpoint_every", checkpoint_every)
+    _require_positive("keep", keep)
+    _require_positive("max_refused", max_refused)
+    found, problems = checkpoint.newest(run_dir / "checkpoints")
+    index, done, seconds = 0, 0, 0.0
+    if found is not None:
+        index, done, seconds = _position(phases, found)
+        for phase in phases[: index + 1]:  # not to train on, only for its structure
+            state = phase.begin(state)
+        state = checkpoint.template(state)
+        state = checkpoint.restore(found.path, state)
+        phases[index].stream.set_state(found.info["stream"])
+    with _open_host(
+        phases, run_dir, found, seconds, keep, max_refused, console
+    ) as host:
+        for problem in problems:
+            host.report("checkpoint/corrupt", problem)
+        for i in range(index, len(phases)):
+            state = _run_phase(
+                host, i, state, done if i == index else 0, checkpoint_every
+            )
+        host.checkpoints.wait()
+        _stop_if_asked(host, host.board.step)
+    return state
+
+
+def _run_phase(host: "_Host", index: int, state, done: int, checkpoint_every: int):
+    """Runs what is left of a phase after `done` of its steps."""
+    phase, offset = host.phases[index], host.offset(index)
+    host.board.phase, host.board.step = phase.name, offset + done
+    if done == 0:
+        state = phase.begin(state)
+        before = host.phases[index - 1].evaluate if index else None
+        if phase.evaluate is not None and before is None:
+            _evaluate(host, phase, state, offset)
+    _stop_if_asked(host, offset + done)
+    pace = metrics.Pace(host.clock)
+    flying = None
+    while done < phase.num_steps:
+        prompts = _next_prompts(phase, done)
+        state, raw = phase.run(state, prompts)
+        if flying is not None:
+            _record(host, pace, flying)
+        flying = _Flying(phase, offset + done, raw)
+        start, done = done, done + phase.steps_per_dispatch
+        due = [
+            done == phase.num_steps or done // every > start // every
+            for every in (phase.evaluate_every, checkpoint_every)
+        ]
+        if any(due) or host.asked.by is not None:
+            _record(host, pace, flying)
+            flying = None
+            if due[0] and phase.evaluate is not None:
+                _evaluate(host, phase, state, offset + done)
+            if due[1] or host.asked.by is not None:
+                _save(host, index, done, state)
+            _stop_if_asked(host, offset + done)
+            pace.restart()
+        host.checkpoints.poll()
+    return state
+
+
+class _Flying(NamedTuple):
+    """A dispatch whose metrics were not read yet: its phase and the steps before it."""
+
+    phase: Phase
+    before: int
+    metrics: Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Host:
+    """What the loop uses: where it writes to, shows on and hears from."""
+
+    phases: Sequence[Phase]
+    clock: Callable[[], float]
+    recorder: metrics.Recorder
+    checkpoints: checkpoint.Checkpoints
+    screen: display.Display
+    asked: interrupt.Asked
+    refusals: fault.Refusals
+
+    @property
+    def board(self) -> display.Board:
+        return self.screen.board
+
+    def offset(self, index: int) -> int:
+        """Training steps of the phases before this one."""
+        return sum(phase.num_steps for phase in self.phases[:index])
+
+    def write(self, records: Sequence[metrics.Record]) -> None:
+        problem = self.recorder.write(records)
+        if problem is not None:
+            self.report("metrics/failed", f"{problem}; kept in memory for later")
+
+    def report(self, name: str, message: str, **facts) -> None:
+        """Records an event and shows it."""
+        board = self.board
+        if not name.startswith("run/"):
+            board.events = board.events + collections.Counter([name])
+        seconds = round(self.clock(), 3)
+        when = {"phase": board.phase, "step": board.step, "seconds": seconds}
+        event = {"kind": "event", **when, "event": name, "message": message, **facts}
+        self.screen.say(f"{name}: {message}", style="yellow")
+        self.write([event])
+
+
+@contextlib.contextmanager
+def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
+    """Opens all that the loop uses and closes it again, whatever happens."""
+    step = -1 if found is None else found.info["step"]
+    reached = [] if found is None else phases[: found.info["phase"] + 1]
+    names = {phase.name for phase in reached}
+    records = metrics.rewind(
+        run_dir / metrics.FILE, lambda r: r["step"] <= step and r["phase"] in names
+    )
+    board = display.Board(run_dir.name, last=sum(p.num_steps for p in phases))
+    board.step, board.seconds = max(step, 0), seconds
+    board.phase = (reached or phases)[-1 if reached else 0].name
+    for record in records:
+        if record["kind"] == "evaluation":
+            board.evaluation = metrics.scalars(record)
+    with contextlib.ExitStack() as stack:
+        screen = display.Display(board, console)
+        stack.callback(screen.close)
+        recorder = metrics.Recorder(run_dir, purge_step=step + 1)
+        stack.callback(recorder.close)
+        checkpoints = checkpoint.Checkpoints(
+            run_dir / "checkpoints",
+            keep=keep,
+            report=lambda name, message: host.report(name, message),
+            latest=None if found is None else found.path,
+        )
+        stack.callback(checkpoints.close)
+        start = time.perf_counter() - seconds
+        host = _Host(
+            phases=phases,
+            clock=lambda: time.perf_counter() - start,
+            recorder=recorder,
+            checkpoints=checkpoints,
+            screen=screen,
+            asked=stack.enter_context(
+                interrupt.asked_to_stop(lambda by: _announce_stop(screen, by))
+            ),
+            refusals=fault.Refusals(max_refused, board.step),
+        )
+        where = "from the start" if found is None else f"from {found.path}"
+        host.report("run/started", where, **folder.provenance())
+        yield host
+
+
+def _announce_stop(screen: display.Display, by: signal.Signals) -> None:
+    screen.board.doing = (
+        f"{by.name}: finishing this dispatch, then saving; Ctrl-C leaves at once"
+    )
+    screen.say(screen.board.doing, style="bold")
+
+
+def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
+    """Waits for a dispatch, writes its steps down and looks for faults."""
+    phase, before = flying.phase, flying.before
+    read = {name: np.asarray(v) for name, v in jax.device_get(flying.metrics).items()}
+    count = phase.steps_per_dispatch
+    for name, value in read.items():
+        if value.shape != (count,):
+            raise ValueError(
+                f"metrics must be f32[{count}], a number for each of the steps of a"
+                f" dispatch, got {name} of shape {value.shape} in phase"
+                f" {phase.name!r}; let the stream give steps_per_dispatch steps."
+            )
+    last = before + count
+    start, ends = pace.mark, pace.dispatch(last, count)
+    speed = metrics.tokens_per_second(read, ends[-1] - start)
+    if speed is not None:
+        read["time/tokens_per_second"] = np.full(count, speed, np.float32)
+    records = [
+        {
+            "kind": "step",
+            "phase": phase.name,
+            "step": before + i + 1,
+            "seconds": round(float(ends[i]), 3),
+            **{name: value[i] for name, value in read.items()},
+        }
+        for i in range(count)
+    ]
+    board = host.board
+    board.step, board.seconds, board.tokens_per_second = last, ends[-1], speed
+    board.left = pace.seconds_left(last, board.last)
+    board.metrics = {name: float(value[-1]) for name, value in read.items()}
+    host.write(records)
+    host.screen.update()
+    problem = fault.problem(before, read) or host.refusals.check(before, read)
+    if problem is not None:
+        host.checkpoints.wait()
+        problem += f"; last good checkpoint: {host.checkpoints.latest}"
+        host.report("run/fault", problem)
+        raise fault.RunFault(problem)
+
+
+def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
+    host.board.doing = "evaluating"
+    values = {name: float(value) for name, value in phase.evaluate(state).items()}
+    host.board.doing = ""
+    host.board.evaluation = values
+    seconds = round(host.clock(), 3)
+    place = {"phase": phase.name, "step": step, "seconds": seconds}
+    host.write([{"kind": "evaluation", **place, **values}])
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    host.screen.say(f"[{phase.name}] evaluation after step {step}: {shown}")
+
+
+def _save(host: _Host, index: int, done: int, state: TrainState) -> None:
+    phase, step = host.phases[index], host.offset(index) + done
+    # The metrics first, so that no checkpoint is ahead of them.
+    host.recorder.sync()
+    info = {
+        "phase": index,
+        "phase_name": phase.name,
+        "phase_step": done,
+        "step": step,
+        "seconds": host.clock(),
+        "stream": phase.stream.get_state(),
+    }
+    host.checkpoints.save(step, state, info)
+
+
+def _position(phases: Sequence[Phase], found: checkpoint.Found):
+    """Where a checkpoint stands: (phase, its steps done, seconds of training)."""
+    info = found.info
+    index, done = info["phase"], info["phase_step"]
+    if index >= len(phases) or (
+        phases[index].name != info["phase_name"] or phases[index].num_steps < done
+    ):
+        raise ValueError(
+            f"the phases must be those that {found.path} was saved in, after"
+            f" {done} steps of phase {info['phase_name']!r}, got"
+            f" {[(p.name, p.num_steps) for p in phases]}; pass another --run-dir."
+        )
+    return index, done, info["seconds"]
+
+
+def _stop_if_asked(host: _Host, step: int) -> None:
+    if host.asked.by is None:
+        return
+    host.checkpoints.wait()
+    saved = host.checkpoints.latest
+    where = "nothing was saved yet" if saved is None else f"saved in {saved}"
+    host.report(
+        "run/stopped",
+        f"by {host.asked.by.name} after step {step}; {where}; go on with --resume",
+    )
+    raise Stopped(host.asked.by)
+
+
+def _next_prompts(phase: Phase, done: int) -> Prompts:
+    try:
+        return next(phase.stream)
+    except StopIteration as end:
+        raise ValueError(
+            f"the stream of phase {phase.name!r} must last for num_steps ="
+            f" {phase.num_steps}, but ended after {done}; make it repeat."
+        ) from end
+
+
+def _check_phases(phases: Sequence[Phase]) -> None:
+    names = [phase.name for phase in phases]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(
+            f"phases must be at least one and have different names, got {names}; name"
+            " each after what it does."
+        )
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}; raise it.")

@@ -1,0 +1,105 @@
+"""Verifiers in Python for the split loop: any function of text, in a process pool."""
+
+import collections
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from rljax.types import Prompts, Samples, Verdict
+from rljax.verify import pool as pools
+from rljax.verify.text import Verifier, answers_host, decode_host
+from rljax.verify.vocabulary import TokenBytes
+
+_log = logging.getLogger(__name__)
+
+DecodeFn = Callable[[np.ndarray, np.ndarray], list[str]]
+
+
+@contextlib.contextmanager
+def pooled(
+    fn: Callable[[str, str], float],
+    decode: TokenBytes | DecodeFn,
+    *,
+    num_workers: int,
+    timeout_s: float,
+    memory_bytes: int | None = None,
+    correct_at: float = 1.0,
+) -> Iterator[Verifier]:
+    """A verifier that calls `fn(completion, answer)` for every sample, in processes.
+
+    A call that raises, returns no finite number, exceeds a limit or kills its process
+    gives its sample `failed=True` and reward 0, which the loop counts and leaves out
+    of the loss; one line of the log says what happened. The others are not affected,
+    and nothing of this stops the loop.
+
+    Args:
+      fn: the reward of one completion. It is sent to the workers by name, so it must
+        be importable: from the top level of a module. It sees text only; whether
+        a sample was cut is not told.
+      decode: the bytes of each token, or (tokens i32[B, T], mask bool[B, T]) -> B
+        strings where `token_bytes` does not support a tokenizer. Bytes that are not
+        UTF-8 become U+FFFD.
+      num_workers: processes.
+      timeout_s: limit of one call, seconds; then its process is killed with all that
+        it started.
+      memory_bytes: address space that a worker may take beyond what it starts with;
+        needs Linux. None: no limit.
+      correct_at: a sample is correct if its reward is at least this.
+
+    Returns:
+      A context manager whose value is (prompts, samples) -> Verdict of NumPy arrays;
+      reads `prompts.data["answer"]`. Leaving the context kills the workers.
+
+    Raises:
+      ValueError: if an argument is out of range or `fn` cannot be sent by name.
+      RuntimeError: if the workers cannot be started.
+
+    Example: `with pooled(reward, table, num_workers=8, timeout_s=5.0) as verify: ...`
+    """
+    decode_fn = decode if callable(decode) else lambda *rows: _decode(decode, *rows)
+    with pools.Pool(
+        fn, num_workers=num_workers, timeout_s=timeout_s, memory_bytes=memory_bytes
+    ) as pool:
+
+        def verify(prompts: Prompts, samples: Samples) -> Verdict:
+            tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
+            num_prompts, num_samples, num_tokens = tokens.shape
+            rows = (-1, num_tokens)
+            completions = decode_fn(tokens.reshape(rows), mask.reshape(rows))
+            answers = [
+                answer.decode(errors="replace") for answer in answers_host(prompts)
+            ]
+            repeated = [answer for answer in answers for _ in range(num_samples)]
+            results = pool.run(list(zip(completions, repeated, strict=True)))
+            return _verdict(results, (num_prompts, num_samples), correct_at)
+
+        yield verify
+
+
+def _decode(table: TokenBytes, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+    texts = decode_host(table, tokens, mask)
+    return [text.decode(errors="replace") for text in texts]
+
+
+def _verdict(
+    results: list[float | pools.Failure], shape: tuple[int, int], correct_at: float
+) -> Verdict:
+    failures = [r for r in results if isinstance(r, pools.Failure)]
+    if failures:
+        kinds = collections.Counter(failure.kind for failure in failures)
+        _log.warning(
+            "%d of %d verifications failed (%s); the first: %s",
+            len(failures),
+            len(results),
+            ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
+            failures[0].detail,
+        )
+    failed = np.array([isinstance(r, pools.Failure) for r in results], bool)
+    reward = [0.0 if isinstance(r, pools.Failure) else r for r in results]
+    reward = np.array(reward, np.float32).reshape(shape)
+    failed = failed.reshape(shape)
+    return Verdict(
+        reward=reward, correct=(reward >= correct_at) & ~failed, failed=failed
+    )

@@ -1,0 +1,27 @@
+"""Tests run on the CPU as 8 devices; warnings are errors; compiled programs are kept."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile("jax", deadline=None, max_examples=30)
+hypothesis.settings.load_profile("jax")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def strict():
+    """No silent broadcasting of ranks or promotion of dtypes, for pure array code."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield

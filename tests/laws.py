@@ -1,0 +1,185 @@
+"""Laws that every transform of credit obeys, and the table of those held to them.
+
+A new transform is held to all laws by a line in `ALL_TRANSFORMS`; one that needs a
+rollout of its own (measured extras, prompt data) by a table of its own:
+
+    @laws.over({"my_transform": my_transform()}, my_rollout)
+    def test_my_transforms_obey_the_laws(law, transform, rollout_fn):
+        law(transform, rollout_fn())
+"""
+
+import chex
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import advantage as adv
+from rljax import numerics
+
+ALL_TRANSFORMS = {
+    "chain": adv.chain(),
+    "center_by_group": adv.center_by_group(),
+    "constant_length": adv.constant_length(7),
+    "controlled": adv.controlled(adv.focal, adv.ema(0.3), lambda c, r: jnp.float32(1)),
+    "fade_advantage": adv.fade_advantage(),
+    "fade_advantage(everything)": adv.fade_advantage(
+        base=adv.chain(adv.center_by_group(), adv.scale_by_group_std()),
+        focal_rate_fn=adv.fade.run_rate,
+        scale_fn=adv.fade.area_scale,
+        reward_range=(-1.0, 1.0),
+        entropy_target=2.5,
+        h_init=2.0,
+    ),
+    "focal": adv.focal(0.5),
+    "leave_one_out": adv.leave_one_out(),
+    "scale_by_group_std": adv.scale_by_group_std(),
+    "scale_by_group_std(ddof=1)": adv.scale_by_group_std(ddof=1, epsilon=1e-6),
+    "scale_negative": adv.scale_negative(2.0),
+    "scale_weight": adv.scale_weight(0.1),
+    "sequence_mean": adv.sequence_mean(),
+    "stateless": adv.stateless(lambda credit, rollout: credit),
+    "token_mean": adv.token_mean(),
+}
+
+
+def init(transform):
+    return numerics.strong(transform.init())
+
+
+def apply(transform, rollout):
+    """(credit, state) of the transform's first update."""
+    return transform.update(adv.start(rollout), init(transform), rollout)
+
+
+def keeps_structure(transform, rollout):
+    # A state that changes type cannot be carried by a scan, nor be restored.
+    P, G, T = rollout.samples.mask.shape
+    before = init(transform)
+    credit, after = apply(transform, rollout)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    assert credit.advantage.shape in {(P, G, 1), (P, G, T)}
+    assert credit.weight.shape == (P, G, T) and credit.member.shape == (P, G, 1)
+    assert credit.advantage.dtype == credit.weight.dtype == jnp.float32
+    assert credit.member.dtype == bool
+    assert bool(jnp.all(credit.weight >= 0))
+    assert all(m.shape == () for m in credit.metrics.values())
+
+    def step(state, _):
+        credit, state = transform.update(adv.start(rollout), state, rollout)
+        return state, credit
+
+    jax.lax.scan(step, before, length=2)
+
+
+def traces_once(transform, rollout):
+    # A weak type in the state would compile every program a second time.
+    chex.clear_trace_counter()
+    update = jax.jit(chex.assert_max_traces(transform.update, n=1))
+    _, state = update(adv.start(rollout), init(transform), rollout)
+    update(adv.start(rollout), state, rollout)
+
+
+def is_the_same_under_jit(transform, rollout):
+    plain = apply(transform, rollout)
+    jitted = jax.jit(lambda r: apply(transform, r))(rollout)
+    chex.assert_trees_all_close(plain, jitted, rtol=1e-5, atol=1e-6)
+
+
+def follows_prompts(transform, rollout):
+    # Fails if a group's statistics leak into its neighbour's.
+    order = np.roll(np.arange(rollout.samples.mask.shape[0]), 1)
+    credit, state = apply(transform, rollout)
+    moved = apply(transform, jax.tree.map(lambda x: x[order], rollout))
+    _same(moved, (_over_rows(lambda x: x[order], credit), state))
+
+
+def follows_samples(transform, rollout):
+    order = np.roll(np.arange(rollout.samples.mask.shape[1]), 1)
+    credit, state = apply(transform, rollout)
+    moved = apply(transform, fakes.over_rows(lambda x: x[:, order], rollout))
+    _same(moved, (_over_rows(lambda x: x[:, order], credit), state))
+
+
+def ignores_padding(transform, rollout):
+    # The padding is NaN: multiplying by a mask instead of selecting shows.
+    T = rollout.samples.mask.shape[-1]
+    credit, state = apply(transform, fakes.pad_tokens(rollout, by=3))
+    assert bool(jnp.all(credit.weight[..., T:] == 0))
+    _same((_over_rows(lambda x: x[..., :T], credit), state), apply(transform, rollout))
+
+
+def stays_finite(transform, rollout):
+    # Groups of one reward, rows without tokens, rows whose verifier failed.
+    verdict, samples = rollout.verdict, rollout.samples
+    one, none = jnp.ones_like(verdict.reward), jnp.zeros_like(samples.mask)
+    for rows in (
+        rollout.replace(verdict=verdict.replace(reward=one, correct=one > 0)),
+        rollout.replace(verdict=verdict.replace(reward=0 * one, correct=one < 0)),
+        rollout.replace(samples=samples.replace(mask=none)),
+        rollout.replace(verdict=verdict.replace(failed=one > 0)),
+    ):
+        chex.assert_tree_all_finite(apply(transform, rows))
+
+
+def takes_one_sample_or_says_no(transform, rollout):
+    # A quiet NaN would be found after hours, as a collapsed policy.
+    try:
+        out = apply(transform, fakes.over_rows(lambda x: x[:, :1], rollout))
+    except ValueError as error:
+        assert "num_samples" in str(error)
+    else:
+        chex.assert_tree_all_finite(out)
+
+
+def sends_no_gradient(transform, rollout):
+    # As part of an algorithm; a leak would add a term that no paper has.
+    reduced = apply(transform, rollout)[0].reduced
+    reduction = () if reduced else (adv.token_mean(),)
+    term = adv.Term(None, weighting=adv.chain(transform, *reduction))
+    algorithm = adv.algorithm(term=term)
+
+    def total(current):
+        rows = rollout.replace(current=current, old=current)
+        credits, state, _ = algorithm.credit(rows, algorithm.init())
+        (credit,), _, _ = algorithm.weigh(credits, rows, state)
+        return jnp.sum(credit.advantage * credit.weight)
+
+    grads = jax.grad(total)(rollout.current)
+    chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
+
+
+LAWS = (
+    keeps_structure,
+    traces_once,
+    is_the_same_under_jit,
+    follows_prompts,
+    follows_samples,
+    ignores_padding,
+    stays_finite,
+    takes_one_sample_or_says_no,
+    sends_no_gradient,
+)
+
+
+def over(table, rollout_fn=fakes.rollout):
+    """Parametrises a test `(law, transform, rollout_fn)` over a table and all laws."""
+    cases = [
+        pytest.param(law, transform, rollout_fn, id=f"{name}-{law.__name__}")
+        for name, transform in table.items()
+        for law in LAWS
+    ]
+    return pytest.mark.parametrize(("law", "transform", "rollout_fn"), cases)
+
+
+def _over_rows(fn, credit):
+    return credit.replace(
+        advantage=fn(credit.advantage),
+        weight=fn(credit.weight),
+        member=fn(credit.member),
+    )
+
+
+def _same(got, want):
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
