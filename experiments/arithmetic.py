@@ -5,7 +5,8 @@ addition with working, and then trained by RL against an in-graph verifier. With
 and --data: the policy of a Hugging Face folder on your own problems, no warm start.
 
 Result: see LOG.md, 2026-11-21.
-Run:  python -m experiments.arithmetic          Smoke: python -m experiments.arithmetic --quick
+Run:  python -m experiments.arithmetic
+Smoke: python -m experiments.arithmetic --quick
 """
 
 import dataclasses
@@ -16,11 +17,23 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
-import rich
+import rich.console
 
 from experiments import cli
 from experiments import column_addition as addition
-from rljax import algorithms, data, evaluate, folder, loop, report, train, update, verify
+from rljax import (
+    algorithms,
+    data,
+    evaluate,
+    folder,
+    loop,
+    loss,
+    report,
+    train,
+    update,
+    verify,
+)
+from rljax.advantage import Term, algorithm, token_mean
 from rljax.policy import DecoderConfig, Policy, decoder_policy, hugging_face
 from rljax.sample import sampler
 from rljax.tokenizer import load_tokenizer
@@ -99,10 +112,8 @@ class Config:
     """Peak; after 10 optimiser steps of warm-up it decays linearly to 10 %."""
     gradient_clip: float = 1.0
     """Largest global norm of a gradient."""
-    clip_low: float = 0.2
-    """Ratios below 1 - clip_low are clipped where the advantage is negative."""
-    clip_high: float = 0.2
-    """Ratios above 1 + clip_high are clipped where the advantage is positive."""
+    clip: float = 0.2
+    """Ratios further than this from 1 are clipped."""
     entropy_target: float | None = None
     """FADE's H*, nats; by default half of the entropy at the start."""
 
@@ -120,7 +131,7 @@ class Config:
 
 
 QUICK = Config(
-    warm_steps=40,
+    warm_steps=200,
     num_steps=8,
     steps_per_dispatch=4,
     num_prompts=16,
@@ -191,7 +202,7 @@ def build_own(config: Config) -> Task:
     prompts, encoding = data.encode_prompts(
         problems, tokenizer, config.max_prompt_tokens, template=config.template
     )
-    rich.print(f"{config.data}: {encoding}")
+    print(f"{config.data}: {encoding}")
     held_out = config.num_validation + config.num_test
     order = np.random.default_rng(0).permutation(len(prompts.id))
     if len(order) < held_out + config.num_prompts:
@@ -242,9 +253,8 @@ def warm_learner(config: Config, policy: Policy) -> update.Learner:
         config.warm_steps,
         0.05 * config.warm_learning_rate,
     )
-    return update.learner(
-        policy.measure, algorithms.sft(), optimizer(config, rate)
-    )
+    sft = algorithm(nll=Term(loss.nll(), weighting=token_mean()))
+    return update.learner(policy.measure, sft, optimizer(config, rate))
 
 
 def rl_learner(config: Config, policy: Policy) -> update.Learner:
@@ -262,11 +272,7 @@ def rl_learner(config: Config, policy: Policy) -> update.Learner:
     )
     return update.learner(
         policy.measure,
-        algorithms.fade(
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            entropy_target=config.entropy_target,
-        ),
+        algorithms.fade(entropy_target=config.entropy_target, clip=config.clip),
         optimizer(config, rate),
         num_minibatches=config.num_minibatches,
         num_microbatches=config.num_microbatches,
@@ -360,8 +366,9 @@ class Judge:
         greedy, _ = self._ask(self._greedy, params, task.test)
         shown = [
             report.Completion(
+                stage="after RL",
                 prompt=_text(task, task.test.tokens[i][: task.test.length[i]]),
-                completion=_text(task, samples.tokens[i, 0][samples.mask[i, 0]]),
+                text=_text(task, samples.tokens[i, 0][samples.mask[i, 0]]),
                 answer=bytes(task.test.data["answer"][i]).rstrip(b"\0").decode(),
                 correct=bool(correct[i, 0]),
             )
@@ -433,8 +440,10 @@ def main(config: Config, launch: cli.Launch) -> dict[str, evaluate.Estimate]:
     run_dir = folder.open_run(launch.run_dir, config, resume=launch.resume)
     judge = Judge(config, task)
     parts = phases(config, task, judge, run_dir)
-    first = warm_learner(config, task.policy) if len(parts) > 1 else rl_learner(
-        config, task.policy
+    first = (
+        warm_learner(config, task.policy)
+        if len(parts) > 1
+        else rl_learner(config, task.policy)
     )
     state = jax.jit(lambda key: first.init(task.init(key), jax.random.fold_in(key, 0)))(
         jax.random.key(config.seed)
@@ -446,20 +455,36 @@ def main(config: Config, launch: cli.Launch) -> dict[str, evaluate.Estimate]:
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
     )
-    hugging_face.save(
-        run_dir / "policy", task.decoder, state.params, tokenizer=task.tokenizer
-    )
+    if not (run_dir / "policy").exists():  # a finished run that was resumed has it
+        hugging_face.save(
+            run_dir / "policy", task.decoder, state.params, tokenizer=task.tokenizer
+        )
     after, completions = judge.test(state.params)
     before = "warm start" if len(parts) > 1 else "before"
     stages = {before: _load_stage(run_dir), "after RL": after}
     tables = [evaluate.compare(stages)]
     if task.group is not None:
         tables.append(evaluate.compare_by_group(stages, task.group[1], task.group[0]))
-    path = report.write_report(run_dir, tables=tables, completions=completions)
-    for table in tables:
-        rich.print(f"\n{table}")
-    rich.print(f"\npolicy, a Hugging Face folder: {run_dir / 'policy'}\nreport: {path}")
+    path = report.write_report(
+        run_dir, title="RL with FADE", tables=tables, completions=completions
+    )
+    show(run_dir, tables, completions, path)
     return {name: evaluate.pass_at_k(s.correct, 1) for name, s in stages.items()}
+
+
+def show(run_dir, tables, completions, report_path) -> None:
+    """The tables, some completions with their verdicts, and where everything lies."""
+    console = rich.console.Console(highlight=False)
+    for sample in completions[:6]:
+        verdict = "right" if sample.correct else f"wrong, it is {sample.answer}"
+        console.print(f"{sample.prompt}{sample.text}   {verdict}", markup=False)
+    for table in tables:
+        console.print(f"\n{table}", markup=False)
+    console.print(
+        f"\nrun folder: {run_dir} (config.json, metrics.jsonl, tensorboard, checkpoints)"
+        f"\npolicy, a Hugging Face folder: {run_dir / 'policy'}\nreport: {report_path}",
+        markup=False,
+    )
 
 
 def _save_stage(run_dir: pathlib.Path, stage: evaluate.Stage) -> None:

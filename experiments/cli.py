@@ -39,7 +39,7 @@ def start(name: str, main: Callable[[Any, Launch], Any], default: Any, quick: An
 
     def flags(
         config: tyro.conf.OmitArgPrefixes[type(default)] = config,  # type: ignore
-        launch: tyro.conf.OmitArgPrefixes[Launch] = Launch(),  # noqa: B008
+        launch: tyro.conf.OmitArgPrefixes[Launch] = Launch(),
     ):
         return config, launch
 

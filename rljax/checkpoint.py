@@ -58,6 +58,8 @@ class Checkpoints:
         self._report = report
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future | None = None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet_orbax())
         self.latest = latest
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
@@ -77,6 +79,7 @@ class Checkpoints:
         path = self._directory / f"{step:08d}"
         info = {"info": _json(info), "leaves": _describe(template(state))}
         try:
+            _remove_unfinished(self._directory)
             _remove(path)
             self._directory.mkdir(parents=True, exist_ok=True)
             writing = orbax.save_checkpointables_async(
@@ -105,6 +108,7 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._thread.shutdown()
+        self._quiet.close()
 
     def _failed(self, path: pathlib.Path, error: Exception) -> None:
         _remove_unfinished(self._directory)
@@ -230,8 +234,7 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
 
 def _complete(writing, path: pathlib.Path, keep: int) -> pathlib.Path:
     """Runs in the background: waits for orbax, adds checksums, removes the oldest."""
-    with _quiet_orbax():
-        writing.result()
+    writing.result()
     text = json.dumps(_checksums(path)).encode()
     metrics.replace_file(path / _CHECKSUMS, text)
     with contextlib.suppress(OSError):  # the new one is good all the same

@@ -14,21 +14,48 @@ import numpy as np
 from rljax import mesh
 from rljax.policy.base import Policy
 from rljax.sample import Sampler
-from rljax.types import Prompts, Rollout, Samples, Source, TrainState, Verdict
-from rljax.update import Learner
+from rljax.types import (
+    Prompts,
+    Rollout,
+    Samples,
+    Source,
+    TokenStats,
+    TrainState,
+    Verdict,
+)
+from rljax.update import Learner, Measure
 
 Act = Callable[[TrainState, Prompts], Rollout]
 Verify = Callable[[Prompts, Samples], Verdict]
+Teacher = Callable[[TrainState, Prompts, Samples], TokenStats]
 Run = Callable[[TrainState, Prompts], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def actor(policy: Policy, sample: Sampler) -> Act:
-    """Samples; and if the state holds reference parameters, measures them."""
+def actor(
+    policy: Policy,
+    sample: Sampler,
+    *,
+    measure_old: Measure | None = None,
+    teacher: Teacher | None = None,
+) -> Act:
+    """Samples; and if the state holds reference parameters, measures them.
+
+    Args:
+      policy: what was sampled from, and measures the reference.
+      sample: a sampler of it.
+      measure_old: (params, prompts, samples) -> TokenStats, what `old` is instead of the
+        sampler's own statistics: for values, or if the sampler differs by design.
+      teacher: (state, prompts, samples) -> TokenStats, what `teacher` is.
+    """
 
     def act(state, prompts):
         key = jax.random.fold_in(state.key, state.step)
         samples, old = sample(state.params, prompts, key)
+        if measure_old is not None:
+            old = measure_old(state.params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
+        if teacher is not None:
+            rollout = rollout.replace(teacher=teacher(state, prompts, samples))
         if state.reference is not None:
             reference = policy.measure(state.reference, prompts, samples)
             rollout = rollout.replace(reference=reference)

@@ -44,7 +44,8 @@ def logp_and_entropy(logits: jax.Array, tokens: jax.Array):
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     exp = jnp.exp(shifted)
     total = jnp.sum(exp, -1)
-    chosen = jnp.arange(logits.shape[-1], dtype=tokens.dtype) == tokens[..., None]
+    ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+    chosen = ids == tokens[..., None]
     log_total = jnp.log(total)
     logp = jnp.sum(jnp.where(chosen, shifted, 0.0), -1) - log_total
     # -inf logits (excluded tokens) have probability 0 and contribute 0, not NaN.

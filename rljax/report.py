@@ -8,6 +8,7 @@ import base64
 import fnmatch
 import html
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -184,7 +185,7 @@ def _running_mean(value: np.ndarray) -> np.ndarray:
 
 def _mark_phases(ax, records) -> None:
     steps = [r for r in records if r["kind"] == "step"]
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         if before["phase"] != after["phase"]:
             ax.axvline(before["step"], color="#94a3b8", linestyle=":", linewidth=1)
             ax.annotate(

@@ -17,13 +17,13 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from rljax import checkpoint, display, fault, folder, interrupt, metrics
+from rljax import check, checkpoint, display, fault, folder, interrupt, metrics
 from rljax.types import Prompts, TrainState
 
 Metrics = Mapping[str, jax.Array]
@@ -70,7 +70,7 @@ class Phase:
 
     def __post_init__(self):
         for name in ("num_steps", "steps_per_dispatch", "evaluate_every"):
-            _require_positive(name, getattr(self, name))
+            check.number(name, getattr(self, name), low=1)
         if self.num_steps % self.steps_per_dispatch:
             raise ValueError(
                 "num_steps must be a multiple of steps_per_dispatch, got"
@@ -120,16 +120,16 @@ def train(
     """
     run_dir = pathlib.Path(run_dir)
     _check_phases(phases)
-    _require_positive("checkpoint_every", checkpoint_every)
-    _require_positive("keep", keep)
-    _require_positive("max_refused", max_refused)
+    check.number("checkpoint_every", checkpoint_every, low=1)
+    check.number("keep", keep, low=1)
+    check.number("max_refused", max_refused, low=1)
     found, problems = checkpoint.newest(run_dir / "checkpoints")
     index, done, seconds = 0, 0, 0.0
     if found is not None:
         index, done, seconds = _position(phases, found)
         for phase in phases[: index + 1]:  # not to train on, only for its structure
             state = phase.begin(state)
-        state = checkpoint.template(state)
+        state = checkpoint.template(state)  # which lets go of its memory
         state = checkpoint.restore(found.path, state)
         phases[index].stream.set_state(found.info["stream"])
     with _open_host(
@@ -138,11 +138,11 @@ def train(
         for problem in problems:
             host.report("checkpoint/corrupt", problem)
         for i in range(index, len(phases)):
-            state = _run_phase(
-                host, i, state, done if i == index else 0, checkpoint_every
-            )
+            state = _run_phase(host, i, state, done, checkpoint_every)
+            done = 0
         host.checkpoints.wait()
-        _stop_if_asked(host, host.board.step)
+        if host.asked.by is not None:
+            _stop(host, host.board.step)
     return state
 
 
@@ -155,7 +155,8 @@ def _run_phase(host: "_Host", index: int, state, done: int, checkpoint_every: in
         before = host.phases[index - 1].evaluate if index else None
         if phase.evaluate is not None and before is None:
             _evaluate(host, phase, state, offset)
-    _stop_if_asked(host, offset + done)
+    if host.asked.by is not None:
+        _stop(host, offset + done)
     pace = metrics.Pace(host.clock)
     flying = None
     while done < phase.num_steps:
@@ -165,21 +166,29 @@ def _run_phase(host: "_Host", index: int, state, done: int, checkpoint_every: in
             _record(host, pace, flying)
         flying = _Flying(phase, offset + done, raw)
         start, done = done, done + phase.steps_per_dispatch
-        due = [
-            done == phase.num_steps or done // every > start // every
-            for every in (phase.evaluate_every, checkpoint_every)
-        ]
-        if any(due) or host.asked.by is not None:
+        end = done == phase.num_steps
+        save = end or _crossed(start, done, checkpoint_every)
+        evaluate = phase.evaluate is not None and (
+            end or _crossed(start, done, phase.evaluate_every)
+        )
+        if save or evaluate or host.asked.by is not None:
             _record(host, pace, flying)
             flying = None
-            if due[0] and phase.evaluate is not None:
+            if evaluate:
                 _evaluate(host, phase, state, offset + done)
-            if due[1] or host.asked.by is not None:
+            asked = host.asked.by is not None
+            if save or asked:
                 _save(host, index, done, state)
-            _stop_if_asked(host, offset + done)
+            if asked:
+                _stop(host, offset + done)
             pace.restart()
         host.checkpoints.poll()
     return state
+
+
+def _crossed(start: int, done: int, every: int) -> bool:
+    """Whether a multiple of `every` lies after `start` and not after `done`."""
+    return done // every > start // every
 
 
 class _Flying(NamedTuple):
@@ -238,7 +247,7 @@ def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
     )
     board = display.Board(run_dir.name, last=sum(p.num_steps for p in phases))
     board.step, board.seconds = max(step, 0), seconds
-    board.phase = (reached or phases)[-1 if reached else 0].name
+    board.phase = reached[-1].name if reached else phases[0].name
     for record in records:
         if record["kind"] == "evaluation":
             board.evaluation = metrics.scalars(record)
@@ -361,9 +370,7 @@ def _position(phases: Sequence[Phase], found: checkpoint.Found):
     return index, done, info["seconds"]
 
 
-def _stop_if_asked(host: _Host, step: int) -> None:
-    if host.asked.by is None:
-        return
+def _stop(host: _Host, step: int) -> NoReturn:
     host.checkpoints.wait()
     saved = host.checkpoints.latest
     where = "nothing was saved yet" if saved is None else f"saved in {saved}"
@@ -391,8 +398,3 @@ def _check_phases(phases: Sequence[Phase]) -> None:
             f"phases must be at least one and have different names, got {names}; name"
             " each after what it does."
         )
-
-
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}; raise it.")

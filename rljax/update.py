@@ -15,34 +15,20 @@ import optax
 from rljax import mesh, numerics
 from rljax.advantage import mass
 from rljax.advantage.algebra import Algorithm, reads_current
+from rljax.gate import Gate, finite
 from rljax.types import NotMeasured, Rollout, TokenStats, TrainState
 
 Measure = Callable[[Any, Any, Any], TokenStats]
 
 
-class Gate(NamedTuple):
-    """Decides over a gradient before any optimiser sees it.
+class ReferencedMeasure(NamedTuple):
+    """A measure function that compares with the reference policy.
 
-    init: () -> state.
-    update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state, metrics);
-      `reuse` i32[] counts earlier passes over this rollout batch. A refused gradient
-      touches no parameter, moment or algorithm state; `stop` ends the rollout's updates.
+    fn: (params, reference params, prompts, samples) -> TokenStats; the second argument
+      is `TrainState.reference`.
     """
 
-    init: Callable[[], Any]
-    update: Callable[[Any, dict, jax.Array, Any], tuple]
-
-
-def finite() -> Gate:
-    """Refuses gradients and losses that are not finite and counts them in a row."""
-
-    def update(grads, metrics, reuse, state):
-        del reuse
-        accept = numerics.all_finite((grads, metrics["update/loss"]))
-        state = jnp.where(accept, 0, state + 1)
-        return accept, jnp.zeros((), bool), state, {"update/refused_in_row": state}
-
-    return Gate(lambda: jnp.zeros((), jnp.int32), update)
+    fn: Callable[[Any, Any, Any, Any], TokenStats]
 
 
 class Learner(NamedTuple):
@@ -54,7 +40,7 @@ class Learner(NamedTuple):
 
 
 def learner(
-    measure: Measure,
+    measure: Measure | ReferencedMeasure,
     algorithm: Algorithm,
     optimizer: optax.GradientTransformation,
     *,
@@ -66,7 +52,8 @@ def learner(
     """Makes the learning half of a training step.
 
     Args:
-      measure: (params, prompts, samples) -> TokenStats, a policy's `measure`.
+      measure: (params, prompts, samples) -> TokenStats, a policy's `measure`, or a
+        `ReferencedMeasure`.
       algorithm: what to minimise.
       optimizer: any optax transformation.
       gate: None is `finite()`.
@@ -157,6 +144,8 @@ def gradient(measure, algorithm, num_micro, state, batch, credits, first):
     """
 
     def forward(params, rows):
+        if isinstance(measure, ReferencedMeasure):
+            return measure.fn(params, state.reference, rows.prompts, rows.samples)
         return measure(params, rows.prompts, rows.samples)
 
     def coefficients(now, rows, credits):

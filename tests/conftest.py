@@ -1,4 +1,4 @@
-"""Tests run on the CPU as 8 devices; warnings are errors; compiled programs are kept."""
+"""Tests run on the CPU as 8 devices; warnings are errors; compilations are kept."""
 
 import os
 
@@ -6,9 +6,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
-import hypothesis
-import jax
-import pytest
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("jax", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("jax")
@@ -16,7 +16,8 @@ hypothesis.settings.load_profile("jax")
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    cache = config.rootpath / ".pytest_cache" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

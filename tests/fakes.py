@@ -92,9 +92,9 @@ def over_rows(fn, rollout: Rollout) -> Rollout:
 
 
 def pad_tokens(rollout: Rollout, by: int) -> Rollout:
-    """The same rollout with `by` more token slots: no mask, NaN where there is a number.
+    """The same rollout with `by` more token slots, all masked, their numbers NaN.
 
-    NaN because the library promises never to read what lies outside the mask.
+    The library promises never to read what lies outside the mask.
     """
 
     def pad(x):

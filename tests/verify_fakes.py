@@ -141,7 +141,7 @@ def _numeral(draw: random.Random) -> str:
 
 def _completion(draw: random.Random, answer: str) -> str:
     number = answer if draw.random() < 0.8 else _numeral(draw)
-    before = draw.choice(["", "", "", "=", " ", "#### ", "1=2", "a b\n", "$", "-", "3,"])
+    before = draw.choice(["", "", "", "=", "=", "=", " ", "#### ", "a b\n", "$", "-", "3,"])
     after = draw.choice(["", "", "", " ", ".", "\n", "=", ",", ".0", ",000", " ab"])
     said = list(before + number + after)
     while draw.random() < 0.3 and said:

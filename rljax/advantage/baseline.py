@@ -179,9 +179,7 @@ def center_by_length() -> AdvantageTransform:
         weighted = jnp.sum(length * credit.advantage, 1, keepdims=True)
         alone = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.int32) <= 1
         base = jnp.where(alone, 0.0, numerics.safe_divide(weighted, total))
-        centred = jnp.where(
-            equal_groups(credit) & ~alone, 0.0, credit.advantage - base
-        )
+        centred = jnp.where(equal_groups(credit) & ~alone, 0.0, credit.advantage - base)
         return credit.replace(advantage=centred)
 
     return stateless(apply)
@@ -215,34 +213,6 @@ def center_by_quantile(level: jax.typing.ArrayLike) -> AdvantageTransform:
     return stateless(apply)
 
 
-def center_by_risk(beta: jax.typing.ArrayLike) -> AdvantageTransform:
-    """(e^(beta r) / mean(e^(beta r)) - 1) / beta: the gradient of a log-mean-exp.
-
-    The objective is (1 / beta) log E[e^(beta r)], from the mean (beta -> 0) to the best
-    of the group. For r in {0, 1}: (r - p) (e^beta - 1) / (beta (1 + p (e^beta - 1))).
-
-    Args:
-      beta: risk seeking, > 0.
-
-    Source: RS-GRPO (PAPER: authors' code, Jackory/RS-GRPO).
-    """
-    check.number("beta", beta, above=0)
-
-    def apply(credit, rollout):
-        del rollout
-        require_group(credit, 2, "center_by_risk()")
-        a, m = credit.advantage, credit.member
-        top = jnp.max(jnp.where(m, a, -jnp.inf), 1, keepdims=True)
-        top = jnp.where(jnp.isfinite(top), top, 0.0)
-        tilt = jnp.exp(beta * (a - top))
-        mean = numerics.masked_mean(tilt, m, 1, keepdims=True)
-        ratio = numerics.safe_divide(tilt, mean)
-        centred = jnp.where(equal_groups(credit), 0.0, (ratio - 1) / beta)
-        return credit.replace(advantage=centred)
-
-    return stateless(apply)
-
-
 def scale_by_group_norm(order: jax.typing.ArrayLike) -> AdvantageTransform:
     """A / (mean |A|^order)^(1 / order); groups of equal advantages become 0.
 
@@ -252,7 +222,7 @@ def scale_by_group_norm(order: jax.typing.ArrayLike) -> AdvantageTransform:
     Args:
       order: s > 0.
     """
-    check.number("order", order, above=0)
+    check.number("order", order, above=0, high=float("inf"))
 
     def apply(credit, rollout):
         del rollout

@@ -96,7 +96,7 @@ def importance_weight(
     return stateless(apply)
 
 
-def mean_one(
+def normalised_importance_weight(
     bound_fn: Callable[[jax.Array], jax.Array], ratio_fn: Statistic = per_token
 ) -> AdvantageTransform:
     """`importance_weight` divided by its mean over the minibatch's tokens (or rows)."""

@@ -24,7 +24,8 @@ def masses(advantage: jax.Array, valid: jax.Array, lengths: jax.Array | None = N
     Returns:
       (m_S, m_F), each f32[P]: the sums of positive and of negated negative advantages.
     """
-    share = valid.astype(jnp.float32) * (1.0 if lengths is None else lengths)
+    share = valid.astype(jnp.float32)
+    share = share if lengths is None else share * lengths.astype(jnp.float32)
     share = numerics.safe_divide(share, jnp.sum(share, -1, keepdims=True))
     return (
         jnp.sum(share * jnp.maximum(advantage, 0), -1),

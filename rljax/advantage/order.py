@@ -40,7 +40,7 @@ def smallest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
     """
     order = jnp.argsort(jnp.where(mask, values, jnp.inf).ravel())
     rank = jnp.argsort(order).reshape(values.shape)
-    return mask & (rank < count)
+    return mask & (rank < jnp.asarray(count).astype(jnp.int32))
 
 
 def largest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import order
+from rljax.advantage import order, row
 from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
@@ -51,11 +51,7 @@ def drop_truncated() -> AdvantageTransform:
 
     Their rewards still count in their group's statistics.
     """
-    return stateless(
-        lambda c, r: c.replace(
-            weight=jnp.where(r.samples.finished[..., None], c.weight, 0.0)
-        )
-    )
+    return row.keep_rows(lambda rollout: rollout.samples.finished)
 
 
 def drop_equal_groups() -> AdvantageTransform:

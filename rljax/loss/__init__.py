@@ -1,15 +1,62 @@
 """Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token."""
 
-from rljax.loss.kl import entropy_bonus, kl_k1, kl_k2, kl_k3, kl_k3_straight
-from rljax.loss.surrogate import clipped_ratio, nll, reinforce
+from rljax.loss.combine import against_behaviour, against_old, times_advantage
+from rljax.loss.kl import (
+    chi_squared,
+    chi_squared_exact,
+    chi_squared_straight,
+    entropy_bonus,
+    entropy_bonus_sampled,
+    kl_absolute,
+    kl_forward_exact,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kl_k3_straight,
+    kl_reverse_exact,
+)
+from rljax.loss.ratio import cispo, cispo_band, dual_clip, minpro, plain_ratio, sapo
+from rljax.loss.sequence_ratio import clipping_bias, gmpo, gspo, gspo_token, turn_ppo
+from rljax.loss.surrogate import (
+    clipped_ratio,
+    is_clipped,
+    log_ratio,
+    nll,
+    reinforce,
+)
+from rljax.loss.value import value_loss
 
 __all__ = [
+    "against_behaviour",
+    "against_old",
+    "chi_squared",
+    "chi_squared_exact",
+    "chi_squared_straight",
+    "cispo",
+    "cispo_band",
     "clipped_ratio",
+    "clipping_bias",
+    "dual_clip",
     "entropy_bonus",
+    "entropy_bonus_sampled",
+    "gmpo",
+    "gspo",
+    "gspo_token",
+    "is_clipped",
+    "kl_absolute",
+    "kl_forward_exact",
     "kl_k1",
     "kl_k2",
     "kl_k3",
     "kl_k3_straight",
+    "kl_reverse_exact",
+    "log_ratio",
+    "minpro",
     "nll",
+    "plain_ratio",
     "reinforce",
+    "sapo",
+    "times_advantage",
+    "turn_ppo",
+    "value_loss",
 ]

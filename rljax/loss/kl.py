@@ -8,16 +8,24 @@ most codebases do not say so: both columns are tested by exact enumeration.
 |---|---|---|---|
 | `kl_k1` | -d | KL | 0: as a loss it does nothing |
 | `kl_k2` | d^2 / 2 | biased | grad KL, exactly |
-| `kl_k3` | e^d - 1 - d | KL | grad of the reverse KL(pi_ref, pi), exactly: not grad KL |
+| `kl_k3` | e^d - 1 - d | KL | grad KL(pi_ref, pi), the other one, exactly |
 | `kl_k3_straight` | value k3, gradient k2 | KL | grad KL, exactly |
+| `kl_absolute` | abs(d) | biased | of neither |
+| `chi_squared` | e^d + e^-d - 2 | chi2 | grad chi2 / 2 + grad KL(pi_ref, pi) |
+| `chi_squared_straight` | same value, gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
+| `kl_reverse_exact`, ... | sums over the vocabulary | exact | exact, every token |
 
-Source: Schulman, "Approximating KL divergence" (2020); gradients DERIVED.
+KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.
+
+Source: Schulman, "Approximating KL divergence" (2020); gradients DERIVED. chi2:
+  arXiv:2403.03185, code cassidylaidlaw/llm_optimization (PAPER), there per sequence.
 """
 
 import jax
 import jax.numpy as jnp
 
 from rljax.advantage.algebra import LossFn
+from rljax.types import NotMeasured
 
 
 def kl_k1() -> LossFn:
@@ -47,6 +55,76 @@ def kl_k3_straight() -> LossFn:
     def loss(now, credit, rollout):
         k2 = 0.5 * (now.logp - rollout.reference.logp) ** 2
         return k2 + jax.lax.stop_gradient(_k3(now, rollout) - k2)
+
+    return loss
+
+
+def kl_absolute() -> LossFn:
+    """|log(pi / pi_ref)|: no gradient where they agree; KL-Cov's penalty."""
+    return lambda now, credit, rollout: jnp.abs(now.logp - rollout.reference.logp)
+
+
+def _chi_squared(now, rollout):
+    x = now.logp - rollout.reference.logp
+    # E[e^-x - 1] = 0: a control variate that makes every token's value non-negative.
+    return jnp.expm1(x) + jnp.expm1(-x)
+
+
+def chi_squared() -> LossFn:
+    """e^x + e^-x - 2, x = log(pi / pi_ref), differentiated as it stands."""
+    return lambda now, credit, rollout: _chi_squared(now, rollout)
+
+
+def chi_squared_straight() -> LossFn:
+    """The value of `chi_squared` with the gradient of the divergence."""
+
+    def loss(now, credit, rollout):
+        slope = 2 * jnp.expm1(now.logp - rollout.reference.logp)
+        line = jax.lax.stop_gradient(slope) * now.logp
+        return line + jax.lax.stop_gradient(_chi_squared(now, rollout) - line)
+
+    return loss
+
+
+def _exact(name: str) -> LossFn:
+    def loss(now, credit, rollout):
+        del credit, rollout
+        if name not in now.extra:
+            raise NotMeasured(
+                f"now.extra[{name!r}]",
+                "give the learner a measure function that compares whole"
+                " distributions: rljax.policy.divergence.against_reference(policy)",
+            )
+        return now.extra[name]
+
+    return loss
+
+
+def kl_reverse_exact() -> LossFn:
+    """sum_v pi log(pi / pi_ref), nats; reads `now.extra["kl_reverse"]`."""
+    return _exact("kl_reverse")
+
+
+def kl_forward_exact() -> LossFn:
+    """sum_v pi_ref log(pi_ref / pi), nats; reads `now.extra["kl_forward"]`."""
+    return _exact("kl_forward")
+
+
+def chi_squared_exact() -> LossFn:
+    """sum_v pi^2 / pi_ref - 1; reads `now.extra["chi_squared"]`."""
+    return _exact("chi_squared")
+
+
+def entropy_bonus_sampled() -> LossFn:
+    """-H from sampled tokens: value log pi, gradient that of sg[log pi] log pi.
+
+    Its expected gradient is that of -H, on-policy (DERIVED). Differentiating the value
+    itself would give 0 in expectation.
+    """
+
+    def loss(now, credit, rollout):
+        line = jax.lax.stop_gradient(now.logp) * now.logp
+        return line + jax.lax.stop_gradient(now.logp - line)
 
     return loss
 

@@ -47,3 +47,9 @@ def by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):
             out,
         )
     return jax.tree.map(lambda x: x.reshape(P, G, T, *x.shape[2:]), out)
+
+
+def num_chunks(logits_fn: Callable, params, states: jax.Array, max_logits: int) -> int:
+    """How many chunks keep the logits of states [P, G, T, D] within `max_logits`."""
+    size = jax.eval_shape(logits_fn, params, states).size
+    return -(-size // max_logits)

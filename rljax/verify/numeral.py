@@ -23,6 +23,8 @@ from rljax.verify.vocabulary import TokenBytes
 
 MAX_DIGITS = 24
 _LIMB = 8  # decimal digits in an int32
+_ROWS = MAX_DIGITS // 3 + 1  # of 3 digits and a comma: one more than a number may have
+_WINDOW = (MAX_DIGITS + 1) + (4 * _ROWS + 1) + 2  # fraction, whole part, "$", sign
 _POWERS = np.array([10**i for i in range(_LIMB)], np.int32)
 
 
@@ -127,77 +129,71 @@ def _ending_at(text: Text, begin, end) -> Numeral:
     Read backwards, a number has a rigid form: digits to the point, then either plain
     digits or threes with commas. So a window of fixed size before `end` decides.
     """
+    index = end - jnp.arange(_WINDOW, dtype=jnp.int32)
+    back = jnp.where(index >= begin, _take(text.bytes, index), 0)  # [i]: i before `end`
 
-    def before(offset):  # the byte `offset` before `end`; 0 before the text
-        index = end - offset
-        byte = text.bytes[jnp.maximum(index, 0)]
-        return jnp.where(index >= begin, byte, 0)
-
-    window = jnp.arange(MAX_DIGITS + 1, dtype=jnp.int32)
-    run = _leading(_is_digit(before(window)))
-    point = before(run) == ord(".")
-    fraction = point & _is_digit(before(run + 1))
-    bare = point & ~fraction & (before(run + 1) != ord("."))
+    run = _leading(_is_digit(back))
+    maybe_point, earlier = _take(back, run + jnp.arange(2, dtype=jnp.int32))
+    point = maybe_point == ord(".")
+    fraction = point & _is_digit(earlier)
+    bare = point & ~fraction & (earlier != ord("."))
     pointed = fraction | bare
-
     skip = jnp.where(pointed, run + 1, 0)  # to the last digit of the whole part
-    byte, whole, span = _whole_part(before, skip)
-    span, whole = jnp.where(bare, 0, span), whole & ~bare
-    places = jnp.cumsum(whole, dtype=jnp.int32) - whole.astype(jnp.int32)
-    digits = jnp.sum(whole, dtype=jnp.int32) + jnp.where(pointed, run, 0)
+    byte, place, span = _whole_part(back, skip)
+    span = jnp.where(bare, 0, span)
+    whole = _is_digit(byte) & (jnp.arange(byte.size, dtype=jnp.int32) < span)
 
     size = skip + span  # bytes from the first digit or point to `end`
-    dollar = before(size) == ord("$")
+    dollar = _take(back, size) == ord("$")
     mark = size + dollar.astype(jnp.int32)
-    signed = _is_in(before(mark), b"+-") & ~_binds(before(mark + 1))
-    # In front of a sign a dollar would be inside the number: `_only` must not take it.
+    sign, earlier = _take(back, mark + jnp.arange(2, dtype=jnp.int32))
+    signed = _is_in(sign, b"+-") & ~_binds(earlier)
     start = end - jnp.where(signed, mark, size - 1)
+
+    offset = jnp.arange(MAX_DIGITS, dtype=jnp.int32)
+    after_point = pointed & (offset < run)
+    parts = (
+        _limbs(byte, place, whole),
+        _limbs(back[:MAX_DIGITS], MAX_DIGITS - run + offset, after_point),
+    )
+    num_digits = jnp.sum(whole, dtype=jnp.int32) + jnp.where(pointed, run, 0)
     return Numeral(
-        valid=_is_digit(before(0)) & (end >= 0) & (digits <= MAX_DIGITS),
-        start=jnp.where(signed & dollar, -1, start),
-        negative=signed & (before(mark) == ord("-")),
-        limbs=jnp.stack(
-            [
-                _limbs(byte, places, whole),
-                _limbs(
-                    before(window),
-                    MAX_DIGITS - run + window,
-                    pointed & (window < run),
-                ),
-            ]
-        ),
+        valid=(end >= 0) & _is_digit(back[0]) & (num_digits <= MAX_DIGITS),
+        start=jnp.where(signed & dollar, -1, start),  # no whole text has a dollar in it
+        negative=signed & (sign == ord("-")),
+        limbs=jnp.stack(parts),
     )
 
 
-def _whole_part(before, skip):
-    """The bytes backwards from `skip`, which are its digits, and how many it spans.
+def _whole_part(back, skip):
+    """The bytes backwards from `skip`, their decimal places, and how many are in it.
 
     Backwards, grouped digits fall into rows of four: three digits and a comma. Row k
     joins row k+1 if it is full and has its comma, and row k+1 begins with 1 to 3 digits
-    that do not follow a decimal point. Beyond 9 rows there are too many digits anyway.
+    that do not follow a decimal point. With more than 8 rows it has too many digits.
     """
-    offset = jnp.arange(4 * (MAX_DIGITS // 3 + 1), dtype=jnp.int32)
-    byte = before(skip + offset)
+    offset = np.arange(_ROWS * 4 + 1, dtype=np.int32)
+    byte = _take(back, skip + offset)
+    decimal = ((byte[:-1] == ord(".")) & _is_digit(byte[1:])).reshape(_ROWS, 4)
+    byte, offset = byte[:-1], offset[:-1]
     digit = _is_digit(byte)
-    plain = _leading(digit)
 
-    rows = digit.reshape(-1, 4)
-    lead = jax.vmap(_leading)(rows)
-    decimal = (byte == ord(".")) & _is_digit(before(skip + offset + 1))
-    at_lead = lead[:, None] == jnp.arange(4, dtype=jnp.int32)[None]
-    after_point = jnp.any(decimal.reshape(-1, 4) & at_lead, axis=1)
-    open_ = (lead >= 1) & (lead <= 3) & ~after_point
-    comma = byte.reshape(-1, 4)[:, 3] == ord(",")
-    joins = _leading(((lead == 3) & comma)[:-1] & open_[1:])
+    lead = _leading(digit.reshape(_ROWS, 4))
+    after_lead = lead[:, None] == offset[None, :4]
+    after_point = jnp.any(decimal & after_lead, axis=-1)
+    opens = (lead >= 1) & (lead <= 3) & ~after_point
+    full = (lead == 3) & (byte.reshape(_ROWS, 4)[:, 3] == ord(","))
+    joins = _leading(full[:-1] & opens[1:])
 
-    span = jnp.where(joins > 0, 4 * joins + lead[joins], plain)
-    return byte, digit & (offset < span), span
+    grouped = joins > 0
+    span = jnp.where(grouped, 4 * joins + _take(lead, joins), _leading(digit))
+    return byte, jnp.where(grouped, offset - offset // 4, offset), span
 
 
 def _limbs(byte, place, mask):
     """i32[3]: the digits under the mask at their decimal places 0..23, 8 to a limb."""
     value = byte.astype(jnp.int32) - ord("0")
-    value *= jnp.asarray(_POWERS)[jnp.clip(place, 0) % _LIMB]
+    value *= _take(jnp.asarray(_POWERS), place % _LIMB)
     limb = jnp.arange(MAX_DIGITS // _LIMB, dtype=jnp.int32)
     here = (place // _LIMB)[:, None] == limb[None]
     return jnp.sum(jnp.where(here & mask[:, None], value[:, None], 0), axis=0)
@@ -209,9 +205,16 @@ def _equal(a: Numeral, b: Numeral) -> jax.Array:
     return a.valid & b.valid & same
 
 
+def _take(array, index):
+    """array[index], the index clipped to what there is."""
+    return array.at[index].get(mode="clip", wrap_negative_indices=False)
+
+
 def _leading(flags) -> jax.Array:
-    """i32[]: how many of the flags hold before the first that does not."""
-    return jnp.sum(jnp.cumprod(flags.astype(jnp.int32)), dtype=jnp.int32)
+    """i32[...]: how many of the last axis hold before the first that does not."""
+    index = jnp.arange(flags.shape[-1], dtype=jnp.int32)
+    fails = jnp.where(flags, index.size, jnp.broadcast_to(index, flags.shape))
+    return jnp.min(fails, axis=-1)
 
 
 def _is_digit(byte):

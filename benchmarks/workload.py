@@ -1,0 +1,95 @@
+"""The work that every implementation does: one GRPO step of a tiny Qwen2-type decoder.
+
+Prompts `a+b=` of at most 6 characters, exact-match reward, one AdamW step per rollout
+batch, no KL, temperature 1. The end token is not obeyed, so that every step has exactly
+num_prompts * num_samples * new_tokens real tokens everywhere. No import beyond the
+standard library: the peers' scripts read it, too.
+"""
+
+import dataclasses
+import json
+import random
+
+VOCAB = 32
+CHARACTERS = "0123456789+-=* "
+PROMPT_TOKENS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Sizes of one step."""
+
+    num_layers: int = 4
+    d_model: int = 128
+    num_heads: int = 4
+    d_ff: int = 256
+    num_prompts: int = 32
+    num_samples: int = 8
+    new_tokens: int = 16
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens of a step."""
+        return self.num_prompts * self.num_samples * self.new_tokens
+
+    @property
+    def weights(self) -> int:
+        """Weights that multiply each token: projections and the output head."""
+        layer = 4 * self.d_model**2 + 3 * self.d_model * self.d_ff
+        return self.num_layers * layer + VOCAB * self.d_model
+
+    def flops(self, shared: bool) -> float:
+        """Arithmetic of a step, attention left out: 2 per weight and token forward,
+        6 forward and backward; `shared`: each prompt once instead of per sample."""
+        copies = 1 if shared else self.num_samples
+        prompt = self.num_prompts * copies * PROMPT_TOKENS
+        return 2.0 * self.weights * (self.tokens + prompt) + 6.0 * self.weights * (
+            self.tokens + prompt
+        )
+
+
+WORKLOADS = {
+    "W1": Workload(),
+    "small": Workload(num_layers=1, d_model=64, d_ff=128),
+    "large": Workload(num_layers=8, d_model=256, num_heads=8, d_ff=512),
+    "long": Workload(new_tokens=64),
+    "longer": Workload(new_tokens=256),
+}
+
+
+def problems(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """(prompt, answer) pairs."""
+    rng = random.Random(seed)
+    pairs = [(rng.randrange(100), rng.randrange(100)) for _ in range(count)]
+    return [(f"{a}+{b}=", str(a + b)) for a, b in pairs]
+
+
+def token_ids(text: str) -> list[int]:
+    """Character tokens; 0 pads, 1 begins, 2 ends."""
+    return [3 + CHARACTERS.index(c) for c in text]
+
+
+def hugging_face_tokenizer():
+    """The same tokens as a transformers tokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
+    vocabulary |= {c: 3 + i for i, c in enumerate(CHARACTERS)}
+    vocabulary |= {f"<u{i}>": i for i in range(len(vocabulary), VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=f"<u{VOCAB - 1}>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token=f"<u{VOCAB - 1}>",
+        padding_side="left",
+    )
+
+
+def report(name: str, milliseconds: list[float], **facts) -> None:
+    """Prints the measurement as one line of JSON, the last line of the script."""
+    print(json.dumps({"name": name, "ms": milliseconds, **facts}), flush=True)

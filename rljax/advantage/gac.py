@@ -1,0 +1,203 @@
+"""GAC: how much supervised loss to mix into reinforcement, from noise and mismatch.
+
+    mu* = (alpha D + s_r) / (D + s_s + s_r)
+
+minimises E(mu) = (mu - alpha)^2 D + mu^2 s_s + (1 - mu)^2 s_r, the error of the mixed
+gradient (1 - mu) g_r + mu g_s: D is the squared distance of the two gradients, s_s and
+s_r their noise. All three are read off tokens by cheap proxies, averaged over steps.
+
+Source: arXiv:2605.26184; code deepnovacore/GAC gac/controller.py (PAPER: code).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, numerics
+from rljax.advantage import mixing, order
+from rljax.advantage.controller import Controller
+from rljax.types import Credit, Rollout
+
+_FLOOR = 1e-8
+
+
+class GacMeasurement(NamedTuple):
+    """Proxies of one minibatch, f32[] each."""
+
+    mismatch: jax.Array
+    sft_variance: jax.Array
+    rl_variance: jax.Array
+
+
+class GacValue(NamedTuple):
+    """What the controller sets and what it comes from."""
+
+    mu: jax.Array  # f32[] share of the supervised loss, a fraction
+    raw: jax.Array  # f32[] the closed form, before smoothing and bounds
+
+
+class GacState(NamedTuple):
+    mu: jax.Array  # f32[] the last applied share
+    average: GacMeasurement  # running averages of the proxies
+    last: jax.Array  # i32[] step of the last measurement taken in
+    step: jax.Array  # i32[] optimiser steps so far
+
+
+def optimal_share(m: GacMeasurement, alpha: jax.typing.ArrayLike = 0.5) -> jax.Array:
+    """The closed form of mu*; inverse-variance weighting without mismatch.
+
+    Args:
+      alpha: the share wanted were both gradients exact, a fraction.
+    """
+    total = m.mismatch + m.sft_variance + m.rl_variance + _FLOOR
+    return (alpha * m.mismatch + m.rl_variance) / total
+
+
+def gac_controller(
+    *,
+    alpha: jax.typing.ArrayLike = 0.5,
+    keep: jax.typing.ArrayLike = 0.99,
+    initial: float = 0.5,
+    low: jax.typing.ArrayLike = 0.05,
+    high: jax.typing.ArrayLike = 0.9,
+    max_change: jax.typing.ArrayLike = 0.01,
+    every: int = 10,
+    prior: Callable[[jax.Array], jax.Array] | None = None,
+    prior_share: jax.typing.ArrayLike = 0.5,
+    mismatch_cap: jax.typing.ArrayLike | None = None,
+) -> Controller:
+    """The bounded, smoothed controller of the mixing share.
+
+    Args:
+      alpha: see `optimal_share`. Constant: the outer rule that the paper mentions for
+        it is not in the released code.
+      keep: what averages and share keep of themselves per update (the paper's beta).
+      initial, low, high: first share and bounds, fractions.
+      max_change: largest change of the share per optimiser step.
+      every: optimiser steps between measurements that are taken in.
+      prior: step -> share, such as `warmup_cosine`; None follows the measurements.
+      prior_share: weight of the prior, 1 - lambda.
+      mismatch_cap: bounds D by this times s_s + s_r; None does not.
+
+    Returns:
+      A controller from `GacMeasurement` to `GacValue`.
+    """
+    for name, x in dict(alpha=alpha, keep=keep, prior_share=prior_share).items():
+        check.number(name, x, low=0, high=1)
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0, high=1)
+    check.ordered(low=low, initial=initial, high=high)
+    check.number("max_change", max_change, above=0)
+    check.number("every", every, low=1)
+
+    def init():
+        zero, step = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        mu = jnp.float32(initial)
+        average = GacMeasurement(zero, zero, zero)
+        return GacValue(mu, mu), GacState(mu, average, step, step)
+
+    def update(measurement, state):
+        first = state.step == 0
+        due = first | (state.step - state.last >= every)
+
+        def averaged(old, new):
+            blended = jnp.where(first, new, keep * old + (1 - keep) * new)
+            return jnp.where(due, blended, old)
+
+        average = jax.tree.map(averaged, state.average, measurement)
+        capped = average
+        if mismatch_cap is not None:
+            noise = average.sft_variance + average.rl_variance + _FLOOR
+            capped = average._replace(
+                mismatch=jnp.minimum(average.mismatch, mismatch_cap * noise)
+            )
+        raw = optimal_share(capped, alpha)
+        wanted = jnp.clip(keep * state.mu + (1 - keep) * raw, low, high)
+        if prior is not None:
+            wanted = prior_share * prior(state.step) + (1 - prior_share) * wanted
+        change = jnp.clip(wanted - state.mu, -max_change, max_change)
+        mu = jnp.clip(state.mu + change, low, high)
+        last = jnp.where(due, state.step, state.last)
+        return GacValue(mu, raw), GacState(mu, average, last, state.step + 1)
+
+    return Controller(init, update)
+
+
+def as_they_are(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
+    """The mismatch is one of coefficients: the released code."""
+    del valid
+    return coefficient
+
+
+def z_scores(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
+    """The mismatch is one of coefficients standardised over the batch's tokens.
+
+    The method note and README (the code does not); the scope is RECONSTRUCTED.
+    """
+    mean = numerics.masked_mean(coefficient, valid)
+    variance = numerics.masked_var(coefficient, valid)
+    return (coefficient - mean) / jnp.sqrt(variance + _FLOOR)
+
+
+def gac_proxies(
+    weight_fn: Callable[..., jax.Array],
+    *,
+    trim: float = 0.1,
+    scale_fn: Callable[[jax.Array, jax.Array], jax.Array] = as_they_are,
+) -> Callable[[tuple[Credit, ...], Rollout], GacMeasurement]:
+    """The measurement of an algorithm whose first term is the reinforcement term.
+
+    s_r: variance over own rows of their mean advantage. s_s: trimmed variance over
+    stored rows of their mean -log p. D: mean over all rows of the token mean of
+    (c_s - c_r)^2 with c_s = -w(p) and c_r = -A on own rows, 0 on stored ones. A kind of
+    rows that is not in the minibatch has variance 0, one that is at least 1e-8.
+
+    Args:
+      weight_fn: the supervised term's weight, as `rectified` takes it.
+      trim: fraction of rows left out on each side of s_s; nothing below 4 rows.
+      scale_fn: `as_they_are` or `z_scores`.
+    """
+    check.number("trim", trim, low=0, below=0.5)
+
+    def measure(credits, rollout):
+        credit, now = credits[0], rollout.current
+        tokens = rollout.samples.mask
+        filled = jnp.any(tokens, -1, keepdims=True)
+        stored = mixing.is_stored(rollout) & filled
+        own = ~stored & filled & credit.member
+
+        advantage = jnp.broadcast_to(credit.advantage, tokens.shape)
+        rl_rows = numerics.masked_mean(advantage, tokens, -1, keepdims=True)
+        rl_variance = numerics.masked_var(rl_rows, own)
+        nll = -numerics.masked_mean(now.logp, tokens, -1, keepdims=True)
+
+        rows = stored | own
+        valid = tokens & rows
+        c_s = scale_fn(-weight_fn(now, credit, rollout), valid)
+        c_r = scale_fn(jnp.where(own, -advantage, 0.0), valid)
+        mismatch = numerics.masked_mean((c_s - c_r) ** 2, valid, -1, keepdims=True)
+        return GacMeasurement(
+            numerics.masked_mean(mismatch, rows),
+            _floored(trimmed_variance(nll, stored, trim), stored),
+            _floored(rl_variance, own),
+        )
+
+    return measure
+
+
+def _floored(variance, rows):
+    return jnp.where(jnp.any(rows), jnp.maximum(variance, _FLOOR), 0.0)
+
+
+def trimmed_variance(values: jax.Array, mask: jax.Array, trim: float) -> jax.Array:
+    """f32[]: biased variance without the `floor(trim n)` extremes on either side.
+
+    Of fewer than 4 values none is left out.
+    """
+    n = jnp.sum(mask, dtype=jnp.int32)
+    k = jnp.floor(order.share(mask, trim)).astype(jnp.int32)
+    k = jnp.where(n < 4, 0, k)
+    ends = order.smallest(values, mask, k) | order.largest(values, mask, k)
+    return numerics.masked_var(values, mask & ~ends)

@@ -1,0 +1,214 @@
+"""Rows of different sources in one group: who counts, who learns, by which mean.
+
+A mixed group holds rollouts beside demonstrations and teacher answers; `source` of
+`samples` tells them apart. Restricting a term to some rows is a filter before its
+reduction, so that a mean runs over rows of one kind alone.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, numerics
+from rljax.advantage.algebra import AdvantageTransform, chain, stateless
+from rljax.types import Credit, Rollout, Source
+
+
+def of_source(rollout: Rollout, *sources: int) -> jax.Array:
+    """bool[P, G, 1]: rows that came from one of these sources."""
+    if not sources:
+        raise ValueError("of_source needs a source, got none; pass Source.OWN or so.")
+    rows = [rollout.samples.source == source for source in sources]
+    return jnp.stack(rows).any(0)[..., None]
+
+
+def is_stored(rollout: Rollout) -> jax.Array:
+    """bool[P, G, 1]: demonstrations and teacher answers."""
+    return of_source(rollout, Source.DEMONSTRATION, Source.TEACHER)
+
+
+def keep_source(*sources: int) -> AdvantageTransform:
+    """Only rows of these sources learn: zeroes the weight of all others.
+
+    Changes `weight` alone: all rows still count in the statistics of their group.
+    """
+    return stateless(lambda c, r: _keep(c, of_source(r, *sources)))
+
+
+def keep_stored() -> AdvantageTransform:
+    """Only demonstrations and teacher answers learn.
+
+    Raises:
+      ValueError: when traced, if the prompts carry neither, so that the term would
+        silently be empty.
+    """
+
+    def apply(credit, rollout):
+        require_answers(rollout.prompts.data, "this term learns from")
+        return _keep(credit, is_stored(rollout))
+
+    return stateless(apply)
+
+
+def require_answers(data: dict, reader: str) -> None:
+    """Raises ValueError unless prompts' data hold stored answers; static."""
+    if "answers" not in data and "completion" not in data:
+        raise ValueError(
+            f'{reader} stored answers: prompts.data["answers"] i32[P, A, T] with'
+            ' "answers_mask" and "answers_source", or ["completion"] i32[P, T] with'
+            f' "completion_mask"; the prompts carry {sorted(data)}; add them to the'
+            " data set."
+        )
+
+
+def members_from(*sources: int) -> AdvantageTransform:
+    """Only rows of these sources shape the statistics of their group.
+
+    Others still get the group's baseline; use at the head of an advantage chain.
+    """
+    return stateless(
+        lambda c, r: c.replace(member=c.member & of_source(r, *sources))
+    )
+
+
+def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
+    """Only selected prompts learn, by how many of their own rollouts are correct.
+
+    HPT's gate: `keep_prompts(lambda solved: solved <= 0)` before the mean of an
+    imitation term, its complement in the reinforcement term.
+
+    Args:
+      select_fn: i32[P, 1, 1] counts -> bool[P, 1, 1].
+
+    Returns:
+      A stateless transform; reads `rollout.verdict`, changes `weight`, logs
+      `kept_prompts`, the share of prompts selected.
+
+    Source: arXiv:2509.04419; code TsinghuaC3I/Unify-Post-Training.
+    """
+
+    def apply(credit, rollout):
+        own = of_source(rollout, Source.OWN) & rollout.verdict.correct[..., None]
+        kept = select_fn(jnp.sum(own, 1, keepdims=True, dtype=jnp.int32))
+        share = jnp.mean(kept, dtype=jnp.float32)
+        return _keep(credit, kept).log(kept_prompts=share)
+
+    return stateless(apply)
+
+
+def _keep(credit: Credit, kept: jax.Array) -> Credit:
+    return credit.replace(weight=jnp.where(kept, credit.weight, 0.0))
+
+
+def fill_advantage(value: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
+    """The same advantage for all rows, whatever a verifier said."""
+    return stateless(
+        lambda c, r: c.replace(
+            advantage=jnp.full_like(c.advantage, value, dtype=jnp.float32)
+        )
+    )
+
+
+def sign_of_correct() -> AdvantageTransform:
+    """+1 for correct rows, -1 for others; reads `rollout.verdict`."""
+
+    def apply(credit, rollout):
+        sign = jnp.where(rollout.verdict.correct[..., None], 1.0, -1.0)
+        return credit.replace(advantage=sign.astype(jnp.float32))
+
+    return stateless(apply)
+
+
+def except_single(*transforms: AdvantageTransform) -> AdvantageTransform:
+    """Applies transforms, but groups of one member keep the advantage they came with.
+
+    verl's rule, which GFT inherits: of a single sample mean is 0 and deviation 1, so
+    that a lone demonstration is learned with its reward as advantage.
+
+    Args:
+      *transforms: a chain that changes `advantage` alone.
+    """
+    inner = chain(*transforms)
+
+    def update(credit, state, rollout):
+        if credit.advantage.shape[1] == 1:
+            return credit, state
+        changed, state = inner.update(credit, state, rollout)
+        single = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.int32) == 1
+        kept = jnp.where(single, credit.advantage, changed.advantage)
+        return changed.replace(advantage=kept), state
+
+    return AdvantageTransform(inner.init, update)
+
+
+def constant_sum(num_tokens: int) -> AdvantageTransform:
+    """A reduction: the sum over all tokens of all rows, over a constant length.
+
+    What LUFFY's and HPT's code do: unlike `constant_length` it is not divided by the
+    number of rows, so it grows with the batch. Under Adam the difference is felt only
+    against other terms and a gradient clip.
+
+    Args:
+      num_tokens: the constant, tokens.
+    """
+    check.number("num_tokens", num_tokens, above=0)
+    return _reduction("constant_sum()", lambda w, rollout: w / num_tokens)
+
+
+def weighted_sequence_mean(
+    row_weight_fn: Callable[[Rollout], jax.Array],
+) -> AdvantageTransform:
+    """A reduction: the mean of each row's token mean, rows weighted by a number.
+
+    sum_i w_i mean_t l_it / sum_i w_i; rows without tokens are not counted.
+
+    Args:
+      row_weight_fn: rollout -> broadcastable to f32[P, G], not negative.
+    """
+
+    def share(w, rollout):
+        row = jnp.sum(w, -1)
+        given = jnp.where(row > 0, row_weight_fn(rollout), 0.0)
+        given = given.astype(jnp.float32)
+        per_token = numerics.safe_divide(given, row * jnp.sum(given))
+        return w * per_token[..., None]
+
+    return _reduction("weighted_sequence_mean()", share)
+
+
+def _reduction(name: str, share: Callable[[jax.Array, Rollout], jax.Array]):
+    def apply(credit, rollout):
+        if credit.reduced:
+            raise ValueError(
+                f"{name} found weights that are reduced already; a term takes exactly"
+                " one reduction: remove one from its weighting."
+            )
+        return credit.replace(weight=share(credit.weight, rollout), reduced=True)
+
+    return stateless(apply)
+
+
+def warmup_cosine(
+    warmup: int, decay: int, peak: jax.typing.ArrayLike, valley: jax.typing.ArrayLike
+) -> Callable[[jax.Array], jax.Array]:
+    """step -> value: linear 0 to peak, cosine peak to valley, then valley.
+
+    The mixing schedule of CHORD-mu and the prior of GAC.
+
+    Args:
+      warmup, decay: steps of the two phases, at least 0 and 1.
+      peak, valley: values after them, fractions.
+    """
+    check.number("warmup", warmup, low=0)
+    check.number("decay", decay, low=1)
+    check.number("peak", peak, low=0, high=1)
+    check.number("valley", valley, low=0, high=1)
+
+    def value(step):
+        step = jnp.asarray(step, jnp.float32)
+        part = jnp.clip((step - warmup) / decay, 0.0, 1.0)
+        cosine = valley + 0.5 * (peak - valley) * (1 + jnp.cos(jnp.pi * part))
+        return jnp.where(step < warmup, peak * step / max(warmup, 1), cosine)
+
+    return value

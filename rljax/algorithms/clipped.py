@@ -1,0 +1,26 @@
+"""The loss that most static advantages come in: PPO's clipped ratio, token mean."""
+
+from rljax import advantage as adv
+from rljax import loss
+
+
+def clipped_policy(
+    *steps: adv.AdvantageTransform,
+    clip: float = 0.2,
+    rows: adv.AdvantageTransform | None = None,
+) -> adv.Algorithm:
+    """One policy term: -min(rho A, clip(rho, 1 - clip, 1 + clip) A), mean over tokens.
+
+    Args:
+      *steps: the advantage chain, from the reward on.
+      clip: distance of both bounds from 1.
+      rows: a filter before the mean, such as `adv.keep_correct()`; None keeps all.
+    """
+    filters = () if rows is None else (rows,)
+    return adv.algorithm(
+        policy=adv.Term(
+            loss.clipped_ratio(clip, clip),
+            advantage=adv.chain(*steps),
+            weighting=adv.chain(*filters, adv.token_mean()),
+        )
+    )

@@ -1,0 +1,70 @@
+"""The entropy mechanism: Clip-Cov and KL-Cov, arXiv:2505.22617.
+
+Entropy falls with the covariance of log-probability and advantage; both methods hold
+back the few tokens where it is largest. `rljax.entropy_law` fits R = -a exp(H) + b.
+"""
+
+import jax.numpy as jnp
+
+from rljax import advantage as adv
+from rljax import loss
+from rljax.algorithms.clip_higher import group_normalised
+
+
+def clip_cov(
+    *,
+    fraction: float = 2e-4,
+    cov_low: float = 1.0,
+    cov_high: float = 5.0,
+    low: float = 1.0,
+    high: float = 1.0,
+    seed: int = 0,
+) -> adv.Algorithm:
+    """A few random tokens of high covariance lose their gradient (Clip-Cov).
+
+    Args:
+      fraction, cov_low, cov_high, seed: of `drop_covariant`.
+      low, high: distances of PPO's bounds from 1; the released scripts set both to 1.
+
+    Source: eqs. (11)-(12); code PRIME-RL/Entropy-Mechanism-of-RL@88505792
+      verl/trainer/ppo/core_algos.py, recipe/dapo/7b_clip_cov.sh (PAPER).
+    """
+
+    def clipped(credit, rollout):
+        ratio = jnp.exp(loss.log_ratio(rollout.current, rollout))
+        return loss.is_clipped(ratio, credit.advantage, low, high)
+
+    drop = adv.drop_covariant(
+        fraction=fraction, low=cov_low, high=cov_high, clipped_fn=clipped, seed=seed
+    )
+    return adv.algorithm(
+        policy=adv.Term(
+            loss.clipped_ratio(low, high),
+            weighting=adv.chain(adv.token_mean(), drop),
+            advantage=group_normalised(),
+        )
+    )
+
+
+def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
+    """Tokens of the highest covariance pay for leaving the old policy (KL-Cov).
+
+    No clip at all. The penalty |log rho| has no gradient at rho = 1: on the first,
+    on-policy step it does nothing.
+
+    Args:
+      fraction: of the minibatch's tokens; 2e-3 (7B), 2e-4 (32B).
+      beta: the penalty's coefficient.
+
+    Source: eqs. (13)-(14); code as `clip_cov` (PAPER). The equation has KL(old, now) in
+      the place of the sampled |log rho|.
+    """
+    select = adv.chain(
+        adv.token_mean(), adv.keep_covariant(fraction), adv.scale_weight(beta)
+    )
+    return adv.algorithm(
+        policy=adv.Term(loss.plain_ratio(), adv.token_mean(), group_normalised()),
+        penalty=adv.Term(
+            loss.against_old(loss.kl_absolute()), select, group_normalised()
+        ),
+    )

@@ -1,0 +1,83 @@
+"""GRPO and its relatives: the group mean as baseline, divided by a group norm."""
+
+from rljax import advantage as adv
+from rljax import loss
+from rljax.algorithms import clipped
+
+
+def grpo(*, clip: float = 0.2, ddof: int = 0, epsilon: float = 0.0) -> adv.Algorithm:
+    """A = (r - mean r) / (std r + epsilon): both masses sqrt(p q); f = 2 arcsin sqrt p.
+
+    Mean over rows of token means, no KL (`grpo_kl` has it). Source: arXiv:2402.03300,
+    eq. (3); ddof 0 is the formula, torch.std in verl and TRL is ddof 1.
+    """
+    return adv.algorithm(policy=_policy(clip, ddof, epsilon))
+
+
+def grpo_kl(
+    *, beta: float = 0.04, clip: float = 0.2, ddof: int = 0, epsilon: float = 0.0
+) -> adv.Algorithm:
+    """`grpo` with beta KL(pi || pi_ref), the k3 estimate: the paper's objective.
+
+    Needs reference parameters. Source: arXiv:2402.03300, eq. (3) and (4).
+    """
+    kl = adv.chain(adv.sequence_mean(), adv.scale_weight(beta))
+    return adv.algorithm(
+        policy=_policy(clip, ddof, epsilon),
+        kl=adv.Term(loss.kl_k3(), weighting=kl),
+    )
+
+
+def _policy(clip, ddof, epsilon):
+    return adv.Term(
+        loss.clipped_ratio(clip, clip),
+        advantage=adv.chain(
+            adv.center_by_group(), adv.scale_by_group_std(ddof=ddof, epsilon=epsilon)
+        ),
+        weighting=adv.sequence_mean(),
+    )
+
+
+def dr_grpo(max_tokens: int, *, clip: float = 0.2) -> adv.Algorithm:
+    """A = r - mean r: both masses p q; f = p. Token sums over a constant length.
+
+    Source: arXiv:2503.20783 (PAPER: authors' code).
+
+    Args:
+      max_tokens: the divisor, the longest completion allowed, tokens.
+      clip: distance of both bounds of the ratio from 1.
+    """
+    return adv.algorithm(
+        policy=adv.Term(
+            loss.clipped_ratio(clip, clip),
+            advantage=adv.center_by_group(),
+            weighting=adv.constant_length(max_tokens),
+        )
+    )
+
+
+def norm_grpo(order: float, *, clip: float = 0.2) -> adv.Algorithm:
+    """A = (r - p) / N, N = (mean |r - p|^s)^(1/s): both masses p q / N.
+
+    s = 2 is GRPO, s = 1 has mass 1/2 for every mixed group, s = inf has min(p, q)
+    (DERIVED family).
+    """
+    return clipped.clipped_policy(
+        adv.center_by_group(), adv.scale_by_group_norm(order), clip=clip
+    )
+
+
+def qae(
+    *,
+    level: float = 0.4,
+    scale: adv.AdvantageTransform | None = None,
+    clip: float = 0.2,
+) -> adv.Algorithm:
+    """A = (r - Q) / n, Q the group's quantile: successes alone up to p = 1 - level.
+
+    Source: QAE, arXiv:2509.22611 (gate SECONDARY, formula RECONSTRUCTED); level 0.4 and
+    n are unverified. `scale`, by n, is `adv.scale_by_group_std()` by default;
+    `adv.chain()` is n = 1.
+    """
+    scale = adv.scale_by_group_std() if scale is None else scale
+    return clipped.clipped_policy(adv.center_by_quantile(level), scale, clip=clip)

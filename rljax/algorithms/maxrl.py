@@ -1,0 +1,48 @@
+"""Rewards over a power of the solve rate: maximum likelihood and its neighbours.
+
+All are g(p) (r - p): both masses p q g(p), 0 for groups of equal rewards unless said.
+"""
+
+import jax.numpy as jnp
+
+from rljax import advantage as adv
+from rljax.algorithms import clipped
+
+
+def _centred(fn, clip):
+    return clipped.clipped_policy(
+        adv.center_by_group(), adv.scale_by_rate(fn), clip=clip
+    )
+
+
+def maxrl(*, clip: float = 0.2) -> adv.Algorithm:
+    """(r - p) / p: mass q; f = log p, its series cut after G - 1 terms (MaxRL).
+
+    Source: tajwarfahim/maxrl (PAPER: authors' code, which adds 1e-6 to p).
+    """
+    return _centred(lambda p: 1 / p, clip)
+
+
+def linear_r(*, clip: float = 0.2) -> adv.Algorithm:
+    """A_S = q / p, A_F = -1: as MaxRL, but an unsolved group keeps A_F = -1.
+
+    Source: Linear-R, Heckel et al. (SECONDARY).
+    """
+    return clipped.clipped_policy(
+        adv.assign_by_class(lambda g: g.q / g.p, lambda g: -1.0), clip=clip
+    )
+
+
+def sqrt_r(*, clip: float = 0.2) -> adv.Algorithm:
+    """(r - p) / sqrt p: mass q sqrt p, peak at p = 1/3; f = 2 sqrt p (SECONDARY)."""
+    return _centred(lambda p: 1 / jnp.sqrt(p), clip)
+
+
+def log_failure(*, clip: float = 0.2) -> adv.Algorithm:
+    """(r - p) / q: mass p, easy prompts; f = -log(1 - p) (DERIVED)."""
+    return _centred(lambda p: 1 / (1 - p), clip)
+
+
+def log_odds(*, clip: float = 0.2) -> adv.Algorithm:
+    """(r - p) / (p q): mass 1 for every mixed group; f = log(p / q) (DERIVED)."""
+    return _centred(lambda p: 1 / (p * (1 - p)), clip)

@@ -1,0 +1,35 @@
+"""pass@k as the objective, estimated from one group of G >= k samples.
+
+The advantages, their equations and sources: `rljax.advantage.pass_at_k`. `pass_at_k`
+with the plug-in solve rate is in `rljax.algorithms.power`.
+"""
+
+from rljax import advantage as adv
+from rljax.algorithms import clipped
+
+
+def pkpo(k: int, *, clip: float = 0.2) -> adv.Algorithm:
+    """PKPO without baseline: pass@k's unbiased gradient, failures pushed up too."""
+    return clipped.clipped_policy(adv.pkpo(k), clip=clip)
+
+
+def pkpo_minus_one(k: int, *, clip: float = 0.2) -> adv.Algorithm:
+    """PKPO with the leave-one-out-minus-one baseline: unbiased, successes alone."""
+    return clipped.clipped_policy(adv.pkpo_minus_one(k), clip=clip)
+
+
+def pkpo_leave_one_out(k: int, *, clip: float = 0.2) -> adv.Algorithm:
+    """PKPO's weights on RLOO, as in the maxrl repository: balanced, biased."""
+    return clipped.clipped_policy(adv.pkpo_leave_one_out(k), clip=clip)
+
+
+def pass_at_k_training(
+    k: int, *, epsilon: float = 0.0, clip: float = 0.2
+) -> adv.Algorithm:
+    """Pass@k Training, analytic: GRPO over all subsets of size k."""
+    return clipped.clipped_policy(adv.pass_at_k_training(k, epsilon=epsilon), clip=clip)
+
+
+def pass_at_group(*, clip: float = 0.2) -> adv.Algorithm:
+    """The best sample gets its lead over the second best: pass@G (arXiv:2503.19595)."""
+    return clipped.clipped_policy(adv.best_minus_second(), clip=clip)

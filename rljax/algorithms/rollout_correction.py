@@ -1,0 +1,106 @@
+"""Corrections for a sampler that is not quite the policy: TIS, IcePop and relatives.
+
+All on GRPO's advantage with PPO's clip and a token mean. They need `old` measured by the
+learner's policy: `actor(..., measure_old=policy.measure)`.
+"""
+
+from rljax import advantage as adv
+from rljax import loss
+from rljax.advantage.correction import importance_weight, reject
+from rljax.algorithms.clip_higher import group_normalised
+
+
+def corrected(
+    *,
+    before: adv.AdvantageTransform | None = None,
+    after: adv.AdvantageTransform | None = None,
+    low: float = 0.2,
+    high: float = 0.2,
+) -> adv.Algorithm:
+    """GRPO with corrections before and after its token mean; logs the mismatch.
+
+    Args:
+      before: rejections that renormalise.
+      after: importance weights, and rejections that do not.
+      low, high: distances of the clip's bounds from 1.
+    """
+    before = adv.chain() if before is None else before
+    after = adv.chain() if after is None else after
+    return adv.algorithm(
+        policy=adv.Term(
+            loss.clipped_ratio(low, high),
+            weighting=adv.chain(before, adv.token_mean(), after),
+            advantage=adv.chain(group_normalised(), adv.log_mismatch()),
+        )
+    )
+
+
+def tis(*, cap: float = 2.0, low: float = 0.2, high: float = 0.2) -> adv.Algorithm:
+    """Truncated importance sampling: tokens weigh min(pi_old / mu, cap).
+
+    Source: fengyao.notion.site/off-policy-rl, as verl and TRL quote it (SECONDARY).
+    """
+    after = importance_weight(correction.at_most(cap))
+    return corrected(after=after, low=low, high=high)
+
+
+def icepop(
+    *, floor: float = 0.5, cap: float = 5.0, low: float = 0.2, high: float = 0.2
+) -> adv.Algorithm:
+    """Tokens weigh pi_old / mu inside [floor, cap], and nothing outside (IcePop).
+
+    Source: verl, OpenRLHF (SECONDARY).
+    """
+    after = importance_weight(correction.kept_within(floor, cap))
+    return corrected(after=after, low=low, high=high)
+
+
+def sequence_mask(
+    *, cap: float = 3.0, low: float = 0.2, high: float = 0.2
+) -> adv.Algorithm:
+    """Rows weigh the product of their ratios up to a cap, and nothing beyond it.
+
+    Source: TRL's default, `sequence_mask` (SECONDARY).
+    """
+    after = importance_weight(correction.kept_within(0.0, cap), correction.per_sequence)
+    return corrected(after=after, low=low, high=high)
+
+
+def geometric_rejection(
+    *, floor: float = 0.999, cap: float = 1.001, low: float = 0.2, high: float = 0.2
+) -> adv.Algorithm:
+    """Rows whose geometric mean ratio lies outside [floor, cap] leave the mean.
+
+    Source: verl's rejection sampling `geometric` (SECONDARY).
+    """
+    before = reject(correction.geometric, low=floor, high=cap)
+    return corrected(before=before, low=low, high=high)
+
+
+def sequence_mask_tis(
+    *, floor: float = 0.999, cap: float = 1.001, low: float = 0.2, high: float = 0.2
+) -> adv.Algorithm:
+    """Rows outside [floor, cap] weigh nothing, tokens of the others their raw ratio.
+
+    Source: OpenRLHF `seq-mask-tis` as released: divisor unchanged, ratios untruncated
+      (SECONDARY).
+    """
+    after = adv.chain(
+        reject(correction.geometric, low=floor, high=cap),
+        importance_weight(correction.as_is),
+    )
+    return corrected(after=after, low=low, high=high)
+
+
+def truncated_reinforce(*, cap: float = 2.0) -> adv.Algorithm:
+    """-sg[min(pi / mu, cap)] A log pi: one ratio for staleness and mismatch.
+
+    Source: verl's bypass mode with REINFORCE (SECONDARY).
+    """
+    return adv.algorithm(
+        policy=adv.Term(
+            loss.against_behaviour(loss.cispo(cap=cap)),
+            weighting=adv.token_mean(),
+            advantage=adv.chain(group_normalised(), adv.log_mismatch()),
+        )
+    )

@@ -1,0 +1,203 @@
+"""Learning from the Undesirable: hidden states that survive a step in a bad direction.
+
+    L = L_SFT + lambda mean_{t, l} |sg[h] - h'|^2
+
+h are the hidden states of all layers, h' those after an undesirable step, one that
+raises the loss on an independent batch. The regulariser is a function of the model, not
+of log-probabilities; the measure functions here hand it over as
+`extra["consistency"]` f32[P, G, T], so that it is a term like any other.
+
+The independent batch is `prompts.data["aside"]`: Prompts of its own with stored answers;
+`with_aside` draws it on the host.
+
+Source: arXiv:2511.13052; code yunpal/LfU LLaMA-Factory train/sft/trainer.py (PAPER).
+Variants: the paper's text perturbs a separate fresh adapter, its code the trained
+  weights: here the code. It looks at states of the response tokens, here at the states
+  that predict them, one position earlier. It draws a perturbation per micro-step, here
+  one per training step, so that microbatches add up.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rljax import check, measure, mix, numerics, update
+from rljax.advantage.algebra import Algorithm
+from rljax.policy import probe
+from rljax.policy.base import Policy
+from rljax.types import Prompts, Rollout
+
+
+def undesirable_step(grads, radius: jax.typing.ArrayLike):
+    """radius * grads / |grads|, the norm over all arrays together; 0 for a gradient of 0."""
+    norm = optax.global_norm(grads)
+    return jax.tree.map(lambda g: g * numerics.safe_divide(radius, norm), grads)
+
+
+def mean_square(fixed, moved) -> jax.Array:
+    """f32[P, G, T]: mean over layers and units of (sg[fixed] - moved)^2.
+
+    Args:
+      fixed, moved: one array [P, G, T, E] per layer.
+    """
+    layers = [
+        jnp.mean(jnp.square(jax.lax.stop_gradient(a) - b), -1, dtype=jnp.float32)
+        for a, b in zip(fixed, moved, strict=True)
+    ]
+    return sum(layers) / len(layers)
+
+
+def perturbed_weights(
+    policy: Policy, radius: jax.typing.ArrayLike = 0.1
+) -> measure.MakeMeasure:
+    """LfU(LoRA): the undesirable step is one in the trained parameters.
+
+    delta = radius g / |g|, g the gradient of the mean -log p of the aside batch; it is
+    a constant, and the gradient reaches the parameters through h' alone.
+
+    Args:
+      policy: a decoder; all its parameters are trained (of LoRA: the adapters).
+      radius: length of the step.
+
+    Returns:
+      For `remeasuring_learner`.
+    """
+    check.number("radius", radius, above=0)
+    measure_states = probe.recorded(policy.measure)
+
+    def make(state, rollout):
+        grads = jax.grad(aside_nll(policy.measure))(state.params, rollout)
+        delta = jax.lax.stop_gradient(undesirable_step(grads, radius))
+
+        def measuring(params, prompts, samples):
+            now, clean = measure_states(params, prompts, samples)
+            moved = jax.tree.map(jnp.add, params, delta)
+            _, there = measure_states(moved, prompts, samples)
+            return now.replace(
+                extra={**now.extra, "consistency": mean_square(clean, there)}
+            )
+
+        return measuring
+
+    return make
+
+
+class SteeringState(NamedTuple):
+    """What RepS remembers, in the place of the algorithm's state.
+
+    algorithm: the algorithm's own state.
+    vectors: f32[L, E] undesirable directions, one per layer.
+    optimizer: state of their optimiser.
+    """
+
+    algorithm: Any
+    vectors: jax.Array
+    optimizer: Any
+
+
+def steering_learner(
+    policy: Policy,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    *,
+    shape: tuple[int, int],
+    vector_optimizer: optax.GradientTransformation,
+    strength: jax.typing.ArrayLike = 0.1,
+    **sizes,
+) -> update.Learner:
+    """LfU(RepS): a learner whose undesirable step turns the MLP outputs.
+
+    One vector per layer persists over the run. Each training step first moves the
+    vectors to raise the mean -log p of the aside batch, then learns; the gradient
+    reaches the parameters through the clean states, the steered ones are constant: the
+    other side than in `perturbed_weights`, as in the code.
+
+    Args:
+      policy: a decoder.
+      algorithm: with a term on `extra["consistency"]`.
+      optimizer: of the parameters.
+      shape: (L, E), layers and width of the decoder.
+      vector_optimizer: of the vectors; Adam with the policy's learning rate.
+      strength: how far MLP outputs are turned, see `probe.turned`.
+      **sizes: as `update.learner` takes them.
+
+    Variants: the released code compares clean states of the batch with steered states
+      of the aside batch; here both are of the same inputs (RECONSTRUCTED).
+    """
+    check.number("strength", strength, above=0)
+    measure_states = probe.recorded(policy.measure)
+
+    def measure_with(vectors):
+        def measuring(params, prompts, samples):
+            now, clean = measure_states(params, prompts, samples)
+            run = probe.steered(measure_states, vectors, strength)
+            _, there = run(params, prompts, samples)
+            extra = {**now.extra, "consistency": mean_square(there, clean)}
+            return now.replace(extra=extra)
+
+        return measuring
+
+    def learner(vectors):
+        return update.learner(measure_with(vectors), algorithm, optimizer, **sizes)
+
+    def init(params, key, reference=None):
+        state = learner(None).init(params, key, reference)
+        vectors = jax.random.normal(jax.random.fold_in(key, 0), shape, jnp.float32)
+        steering = SteeringState(
+            state.algorithm, vectors, vector_optimizer.init(vectors)
+        )
+        return state.replace(algorithm=steering)
+
+    def learn(state, rollout):
+        inner, vectors, moments = state.algorithm
+
+        def harm(vectors):
+            run = probe.steered(policy.measure, vectors, strength)
+            return -aside_nll(run)(state.params, rollout)
+
+        loss, grads = jax.value_and_grad(harm)(vectors)
+        updates, moments = vector_optimizer.update(grads, moments, vectors)
+        vectors = optax.apply_updates(vectors, updates)
+        state, metrics = learner(vectors).learn(state.replace(algorithm=inner), rollout)
+        state = state.replace(algorithm=SteeringState(state.algorithm, vectors, moments))
+        return state, metrics | {"steering/aside_nll_nats": -loss}
+
+    return update.Learner(init, learn)
+
+
+def aside_nll(measure_fn: update.Measure) -> Callable[[Any, Rollout], jax.Array]:
+    """(params, rollout) -> f32[]: token mean of -log p over the aside batch, nats."""
+
+    def nll(params, rollout):
+        if "aside" not in rollout.prompts.data:
+            raise ValueError(
+                'learning from the undesirable reads prompts.data["aside"], an'
+                " independent batch of Prompts; the prompts carry"
+                f" {sorted(rollout.prompts.data)}; give the data stream"
+                " map_fn=with_aside(data_set)."
+            )
+        aside = rollout.prompts.data["aside"]
+        samples, _ = mix.stored()(params, aside, None)
+        logp = measure_fn(params, aside, samples).logp
+        return -numerics.masked_mean(logp, samples.mask)
+
+    return nll
+
+
+def with_aside(prompts: Prompts) -> Callable[[Prompts, np.random.Generator], Prompts]:
+    """A `map_fn` of `data.stream`: an independent draw of equally many rows.
+
+    Args:
+      prompts: the data set to draw from, with stored answers; usually the same.
+    """
+
+    def draw(batch, rng):
+        rows = rng.integers(len(prompts.id), size=len(batch.id))
+        aside = jax.tree.map(lambda x: x[rows], prompts)
+        return batch.replace(data={**batch.data, "aside": aside})
+
+    return draw

@@ -1,0 +1,170 @@
+"""Gates: decide over a gradient before any optimiser sees it.
+
+They stand outside optax: a gradient that is refused touches no parameter, moment or
+algorithm state, which a gradient of zeros would (momentum, weight decay, step counts).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, numerics
+
+
+class Gate(NamedTuple):
+    """Decides over a gradient before any optimiser sees it.
+
+    init: () -> state.
+    update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state, metrics);
+      `reuse` i32[] counts earlier passes over this rollout batch. A refused gradient
+      touches no parameter, moment or algorithm state; `stop` ends the rollout's updates.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, dict, jax.Array, Any], tuple]
+
+
+def finite() -> Gate:
+    """Refuses gradients and losses that are not finite and counts them in a row."""
+
+    def update(grads, metrics, reuse, state):
+        del reuse
+        accept = numerics.all_finite((grads, metrics["update/loss"]))
+        state = jnp.where(accept, 0, state + 1)
+        return accept, jnp.zeros((), bool), state, {"update/refused_in_row": state}
+
+    return Gate(lambda: jnp.zeros((), jnp.int32), update)
+
+
+def every(*gates: Gate) -> Gate:
+    """Accepts what all gates accept, stops if any does.
+
+    A gate sees only what those before it accept: after `finite()` no gate's memory takes
+    in a gradient that is not.
+    """
+
+    def update(grads, metrics, reuse, state):
+        accept, stop = jnp.ones((), bool), jnp.zeros((), bool)
+        states, logged = [], {}
+        for gate, old in zip(gates, state, strict=True):
+            own_accept, own_stop, new, own = gate.update(grads, metrics, reuse, old)
+            states.append(
+                jax.tree.map(lambda n, o, seen=accept: jnp.where(seen, n, o), new, old)
+            )
+            stop, accept = stop | (accept & own_stop), accept & own_accept
+            logged |= own
+        return accept, stop, tuple(states), logged
+
+    return Gate(lambda: tuple(gate.init() for gate in gates), update)
+
+
+class GradientGateState(NamedTuple):
+    """Kept across rollout batches, else a short batch could never fill the window."""
+
+    increments: jax.Array  # f32[W] the last accepted ones, a ring
+    count: jax.Array  # i32[] increments accepted so far; -1 before the first gradient
+    energy: jax.Array  # f32[] of the last accepted gradient
+
+
+def gradient_gate(
+    select_fn: Callable[[Any], Any],
+    *,
+    threshold: jax.typing.ArrayLike = 0.5,
+    window: int = 20,
+) -> Gate:
+    """Ends the reuse of a rollout batch when the output projection's gradient jumps (DGG).
+
+    With energy g = squared Frobenius norm of the selected gradient, increments
+    D_t = g_t - g_{t-1} and their mean and standard deviation over a window,
+
+        refuse and stop if  the window is full,  reuse > 0  and  (D - mean) / sd > threshold
+
+    The first pass over a batch is never gated. A refused increment does not enter the
+    window, and the next one is taken from the last accepted energy.
+
+    Args:
+      select_fn: gradients -> those of the output projection (any pytree); with tied
+        embeddings the embedding matrix. Taken before any clipping, which hides spikes.
+      threshold: in standard deviations; 0.1 to 0.5 recommended.
+      window: W increments (RECONSTRUCTED; not found).
+
+    Source: arXiv:2605.19425 (rule SECONDARY; energy as a square, population standard
+      deviation plus 1e-8 and what enters the window RECONSTRUCTED).
+    """
+    check.number("window", window, low=1)
+
+    def init():
+        return GradientGateState(jnp.zeros(window), jnp.int32(-1), jnp.zeros(()))
+
+    def update(grads, metrics, reuse, state):
+        del metrics
+        energy = sum(jnp.sum(x**2) for x in jax.tree.leaves(select_fn(grads)))
+        step = energy - state.energy
+        z = (step - jnp.mean(state.increments)) / (jnp.std(state.increments) + 1e-8)
+        gated = (state.count >= window) & (reuse > 0) & (z > threshold)
+        ring = state.increments.at[state.count % window].set(step)
+        increments = jnp.where(state.count < 0, state.increments, ring)
+        pushed = GradientGateState(increments, state.count + 1, energy)
+        state = jax.tree.map(lambda old, new: jnp.where(gated, old, new), state, pushed)
+        logged = {"gate/energy": energy, "gate/gated": gated}
+        return ~gated, gated, state, logged
+
+    return Gate(init, update)
+
+
+def target_kl(limit: jax.typing.ArrayLike) -> Gate:
+    """Refuses and stops when KL(pi_old, pi) of the minibatch exceeds the limit (SB3).
+
+    The KL is the masked mean of rho - 1 - log rho (`policy/kl_old_nats`), before the
+    step: the gradient that would have been applied next is dropped. The first step after
+    sampling has KL 0.
+
+    Args:
+      limit: nats; Stable-Baselines3 writes it as 1.5 times its `target_kl`.
+
+    Source: Stable-Baselines3 ppo.py (SECONDARY). Spinning Up: the same with -log rho.
+    """
+    check.number("limit", limit, low=0)
+
+    def update(grads, metrics, reuse, state):
+        del grads, reuse
+        over = _kl(metrics) > limit
+        return ~over, over, state, {}
+
+    return Gate(lambda: (), update)
+
+
+class PassState(NamedTuple):
+    reuse: jax.Array  # i32[] the pass of the last step
+    kl: jax.Array  # f32[] nats, as measured at the last step
+
+
+def target_kl_per_pass(limit: jax.typing.ArrayLike) -> Gate:
+    """No further pass once the last step's KL exceeded the limit (CleanRL).
+
+    Tested between passes: the steps of the pass that went too far stay.
+
+    Args:
+      limit: nats.
+
+    Source: CleanRL cleanrl/ppo.py (SECONDARY).
+    """
+    check.number("limit", limit, low=0)
+
+    def update(grads, metrics, reuse, state):
+        del grads
+        over = (reuse > state.reuse) & (state.kl > limit)
+        return ~over, over, PassState(jnp.asarray(reuse, jnp.int32), _kl(metrics)), {}
+
+    return Gate(lambda: PassState(jnp.zeros((), jnp.int32), jnp.zeros(())), update)
+
+
+def _kl(metrics):
+    if "policy/kl_old_nats" not in metrics:
+        raise ValueError(
+            "a KL gate needs the metric policy/kl_old_nats, which rollouts without `old`"
+            " do not give; use it with sampled rollouts only."
+        )
+    return jnp.asarray(metrics["policy/kl_old_nats"], jnp.float32)

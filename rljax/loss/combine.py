@@ -1,0 +1,30 @@
+"""Loss functions from loss functions."""
+
+from rljax.advantage.algebra import LossFn
+
+
+def against_old(loss_fn: LossFn) -> LossFn:
+    """The loss with the sampling policy in the place of the reference."""
+    return lambda now, credit, rollout: loss_fn(
+        now, credit, rollout.replace(reference=rollout.old)
+    )
+
+
+def against_behaviour(loss_fn: LossFn) -> LossFn:
+    """The loss with what the tokens were drawn from in the place of `old` (bypass mode).
+
+    PPO's ratio is then pi / mu and needs no further weight; with `cispo` it is verl's
+    truncated REINFORCE.
+    """
+    return lambda now, credit, rollout: loss_fn(
+        now, credit, rollout.replace(old=rollout.samples.behaviour)
+    )
+
+
+def times_advantage(loss_fn: LossFn) -> LossFn:
+    """The loss times the term's advantage, there a coefficient of the whole term.
+
+    An advantage chain runs once per rollout batch: with `set_advantage` in it, that is
+    how often the coefficient changes.
+    """
+    return lambda now, credit, rollout: credit.advantage * loss_fn(now, credit, rollout)

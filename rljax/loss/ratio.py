@@ -1,0 +1,141 @@
+"""Surrogates of the token ratio rho = pi / pi_old beyond PPO's clip.
+
+Losses are `(now, credit, rollout) -> f32[P, G, T]`, minimised; `coefficient` is
+-dl/dlogp. Bounds that a codebase writes as eps are distances from 1 where they are named
+`low` and `high`, and absolute where they are named `floor` and `cap`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check
+from rljax.advantage.algebra import LossFn
+from rljax.loss.surrogate import clip_loss, log_ratio
+
+
+def plain_ratio() -> LossFn:
+    """-A rho, nothing clipped: coefficient A rho (conservative policy iteration)."""
+    return lambda now, credit, rollout: (
+        -credit.advantage * jnp.exp(log_ratio(now, rollout))
+    )
+
+
+def dual_clip(
+    low: jax.typing.ArrayLike = 0.2,
+    high: jax.typing.ArrayLike = 0.2,
+    cap: jax.typing.ArrayLike = 3.0,
+) -> LossFn:
+    """PPO's clip, and -A min(rho, cap) for A < 0: the loss of a bad token is bounded.
+
+    Coefficient A rho, but 0 where PPO clips and where A < 0 and rho > cap; on an edge a
+    ratio is not clipped.
+
+    Args:
+      low, high: distances of PPO's bounds from 1.
+      cap: > 1; 3 (verl), 10 (DAPO's and JustRL's scripts).
+
+    Source: Ye et al., arXiv:1912.09729, eq. (5); as verl `vanilla` (SECONDARY).
+    """
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
+    check.number("cap", cap, above=1)
+
+    def loss(now, credit, rollout):
+        a, ratio = credit.advantage, jnp.exp(log_ratio(now, rollout))
+        capped = (a < 0) & (ratio > cap)
+        return jnp.where(capped, -cap * a, clip_loss(ratio, a, low, high))
+
+    return loss
+
+
+def cispo(
+    *, cap: jax.typing.ArrayLike = 5.0, floor: jax.typing.ArrayLike = 0.0
+) -> LossFn:
+    """-sg[clip(rho, floor, cap)] A log pi: every token keeps a gradient (CISPO).
+
+    Coefficient clip(rho) A. Bounds are absolute, as in TRL, ms-swift and SkyRL-tx; 5.0
+    is ScaleRL's cap.
+
+    Source: MiniMax-M1, arXiv:2506.13585, eqs. (4)-(5) (SECONDARY); its cap is unknown.
+    """
+    check.ordered(floor=floor, cap=cap)
+
+    def loss(now, credit, rollout):
+        weight = jnp.clip(jnp.exp(log_ratio(now, rollout)), floor, cap)
+        return -jax.lax.stop_gradient(weight) * credit.advantage * now.logp
+
+    return loss
+
+
+def cispo_band(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> LossFn:
+    """CISPO with bounds 1 - low and 1 + high, as verl, slime and the paper write them.
+
+    The same number means another cap than in `cispo`: verl's example script has low 10
+    (no floor) and high 0.2, a cap of 1.2.
+    """
+    check.number("high", high, low=0)
+    return cispo(floor=1 - low, cap=1 + high)
+
+
+def sapo(
+    positive: jax.typing.ArrayLike = 1.0, negative: jax.typing.ArrayLike = 1.05
+) -> LossFn:
+    """-A (4 / tau) sigmoid(tau (rho - 1)): a soft gate instead of a clip (SAPO).
+
+    Coefficient A rho 4 s (1 - s), s the sigmoid: A at rho = 1, decaying on both sides.
+
+    Args:
+      positive, negative: tau for A > 0 and for the rest, > 0.
+
+    Source: arXiv:2511.20347 (SECONDARY; verl, TRL, ms-swift agree). verl clamps log rho
+      to +-20.
+    """
+    check.number("positive", positive, above=0)
+    check.number("negative", negative, above=0)
+
+    def loss(now, credit, rollout):
+        ratio = jnp.exp(log_ratio(now, rollout))
+        tau = jnp.where(credit.advantage > 0, positive, negative)
+        return -credit.advantage * 4 / tau * jax.nn.sigmoid(tau * (ratio - 1))
+
+    return loss
+
+
+def prefix_minimum(d: jax.Array, mask: jax.Array) -> jax.Array:
+    """min of d over the earlier tokens of a row, itself excluded; 0 for the first.
+
+    Args:
+      d: f32[..., T] log-ratios.
+      mask: bool[..., T]; what it leaves out is no part of the prefix.
+    """
+    inclusive = jax.lax.cummin(jnp.where(mask, d, jnp.inf), axis=d.ndim - 1)
+    before = jnp.roll(inclusive, 1, -1).at[..., 0].set(jnp.inf)
+    return jnp.where(jnp.isposinf(before), 0.0, before)
+
+
+def minpro(
+    low: jax.typing.ArrayLike = 1.0, high: jax.typing.ArrayLike = 0.28
+) -> LossFn:
+    """CISPO with the ratio times the smallest ratio of its prefix (MinPRO).
+
+    -sg[clip(rho_t min_{s<t} rho_s, 1 - low, 1 + high)] A log pi: an off-policy prefix
+    damps all that follows it. Coefficient clip(...) A.
+
+    Args:
+      low: 1 is no floor; with 0.2 most of the damping is lost (default ours).
+      high: distance of the cap from 1.
+
+    Source: arXiv:2601.22718 (objective SECONDARY; both bounds RECONSTRUCTED).
+    Variants: some re-implementations include the token itself in the minimum; the text
+      says "preceding prefix".
+    """
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
+
+    def loss(now, credit, rollout):
+        d = log_ratio(now, rollout)
+        product = jnp.exp(d + prefix_minimum(d, rollout.samples.mask))
+        weight = jax.lax.stop_gradient(jnp.clip(product, 1 - low, 1 + high))
+        return -weight * credit.advantage * now.logp
+
+    return loss

@@ -1,0 +1,206 @@
+"""Surrogates whose ratio belongs to a sequence or a turn instead of a token.
+
+With d = log(pi / pi_old) per token. Averages run over the tokens of the mask, which a
+weight of 0 does not leave. Losses of a row are [P, G, 1]: the reduction spreads them.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, numerics
+from rljax.advantage.algebra import LossFn
+from rljax.loss.surrogate import clip_loss, is_clipped, log_ratio
+from rljax.types import Rollout
+
+
+def _row_mean(d, mask):
+    return numerics.masked_mean(d, mask, -1, keepdims=True)
+
+
+def gspo(low: jax.typing.ArrayLike = 3e-4, high: jax.typing.ArrayLike = 4e-4) -> LossFn:
+    """PPO's clip of the row's geometric mean ratio s = exp(mean d) (GSPO).
+
+    With `sequence_mean()`; the coefficient of each token is A s / |y|.
+
+    Source: arXiv:2507.18071 (SECONDARY; verl, TRL, ms-swift, OpenRLHF agree).
+    """
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
+
+    def loss(now, credit, rollout):
+        s = jnp.exp(_row_mean(log_ratio(now, rollout), rollout.samples.mask))
+        return clip_loss(s, credit.advantage, low, high)
+
+    return loss
+
+
+def gspo_token(
+    low: jax.typing.ArrayLike = 3e-4, high: jax.typing.ArrayLike = 4e-4
+) -> LossFn:
+    """GSPO with a gradient per token: s_t = sg[s] pi / sg[pi] (GSPO-token).
+
+    In value equal to `gspo`, and in gradient, too, where a row's tokens share one
+    advantage; here they need not.
+    """
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
+
+    def loss(now, credit, rollout):
+        mean = _row_mean(log_ratio(now, rollout), rollout.samples.mask)
+        own = now.logp - jax.lax.stop_gradient(now.logp)
+        s = jnp.exp(jax.lax.stop_gradient(mean) + own)
+        return clip_loss(s, credit.advantage, low, high)
+
+    return loss
+
+
+LogRatio = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _clip_by_sign(d, a, low, high):
+    # Masks, not minimum and maximum: a log-ratio on an edge keeps its whole gradient.
+    over = (a > 0) & (d > high)
+    under = (a < 0) & (d < -low)
+    return jnp.where(over, high, jnp.where(under, -low, d))
+
+
+def mean_of_clipped(
+    low: jax.typing.ArrayLike = 0.4, high: jax.typing.ArrayLike = 0.4
+) -> LogRatio:
+    """Mean of d clipped per token, on the side that the advantage's sign can overdo."""
+    return lambda d, a, mask: _row_mean(_clip_by_sign(d, a, low, high), mask)
+
+
+def mean_unclipped(d: jax.Array, a: jax.Array, mask: jax.Array) -> jax.Array:
+    """Ablation: mean of d, nothing clipped."""
+    del a
+    return _row_mean(d, mask)
+
+
+def sum_of_clipped(
+    low: jax.typing.ArrayLike = 0.4, high: jax.typing.ArrayLike = 0.4
+) -> LogRatio:
+    """Ablation: the sum of what `mean_of_clipped` averages: without 1 / |y|."""
+    return lambda d, a, mask: jnp.sum(
+        jnp.where(mask, _clip_by_sign(d, a, low, high), 0.0), -1, keepdims=True
+    )
+
+
+def clipped_sum(bound: jax.typing.ArrayLike = 0.4) -> LogRatio:
+    """Ablation `seqclip`: the row's summed d, clipped to +-bound, over |y|."""
+
+    def log_s(d, a, mask):
+        del a
+        total = jnp.sum(jnp.where(mask, d, 0.0), -1, keepdims=True)
+        length = jnp.sum(mask, -1, keepdims=True, dtype=jnp.float32)
+        return numerics.safe_divide(jnp.clip(total, -bound, bound), length)
+
+    return log_s
+
+
+def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
+    """-A s with s a geometric mean of clipped token ratios (GMPO).
+
+    With `sequence_mean()`. Coefficient A s / |y| for tokens that are not clipped, 0 for
+    those that are; these stay in the divisor |y|. A row without tokens has loss 0.
+
+    Args:
+      log_ratio_fn: (d, advantage, mask) -> log s f32[P, G, 1]; None is
+        `mean_of_clipped(0.4, 0.4)`, ratios in (e^-0.4, e^0.4).
+
+    Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER), with its
+      ablations `mean_unclipped`, `clipped_sum` and `sum_of_clipped`.
+    """
+    log_s = mean_of_clipped() if log_ratio_fn is None else log_ratio_fn
+
+    def loss(now, credit, rollout):
+        mask, a = rollout.samples.mask, credit.advantage
+        s = jnp.exp(log_s(log_ratio(now, rollout), a, mask))
+        return -a * jnp.where(jnp.any(mask, -1, keepdims=True), s, 0.0)
+
+    return loss
+
+
+def turns(rollout: Rollout) -> jax.Array:
+    """i32[P, G, T]: number of the turn, a contiguous run of the mask, from 0.
+
+    What the environment says between two turns is a hole of the mask. Outside the mask
+    the number means nothing.
+    """
+    mask = rollout.samples.mask
+    before = jnp.roll(mask, 1, -1).at[..., 0].set(False)
+    return jnp.maximum(jnp.cumsum(mask & ~before, -1, dtype=jnp.int32) - 1, 0)
+
+
+def turn_mean(d: jax.Array, mask: jax.Array, turn: jax.Array) -> jax.Array:
+    """f32[P, G, T]: mean of d over each token's turn; gradients flow."""
+
+    def row(d, mask, turn):
+        size = d.shape[0]
+        total = jax.ops.segment_sum(jnp.where(mask, d, 0.0), turn, size)
+        count = jax.ops.segment_sum(mask.astype(d.dtype), turn, size)
+        return numerics.safe_divide(total, count)[turn]
+
+    return jax.vmap(jax.vmap(row))(d, mask, turn)
+
+
+def turn_ratio(now, rollout, turn_fn: Callable[[Rollout], jax.Array] = turns):
+    """w f32[P, G, T]: geometric mean of the ratios of each token's turn."""
+    d = log_ratio(now, rollout)
+    return jnp.exp(turn_mean(d, rollout.samples.mask, turn_fn(rollout)))
+
+
+def token_ratio(now, rollout):
+    """rho f32[P, G, T]."""
+    return jnp.exp(log_ratio(now, rollout))
+
+
+def turn_ppo(
+    low: jax.typing.ArrayLike = 0.2,
+    high: jax.typing.ArrayLike = 0.2,
+    turn_fn: Callable[[Rollout], jax.Array] = turns,
+) -> LossFn:
+    """PPO's clip of each turn's geometric mean ratio (Turn-PPO).
+
+    With `sequence_mean()`, advantages per token. Gradients flow through the ratio, so
+    all tokens of a turn share one credit: w_k sum of its unclipped A / |y^k|.
+
+    Args:
+      turn_fn: rollout -> i32[P, G, T] turn numbers below T; default: runs of the mask.
+
+    Source: arXiv:2511.20718 (SECONDARY; two notes agree).
+    """
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
+
+    def loss(now, credit, rollout):
+        w = turn_ratio(now, rollout, turn_fn)
+        return clip_loss(w, credit.advantage, low, high)
+
+    return loss
+
+
+def clipping_bias(
+    ratio_fn: Callable[..., jax.Array] = turn_ratio,
+    low: jax.typing.ArrayLike = 0.2,
+    high: jax.typing.ArrayLike = 0.2,
+) -> LossFn:
+    """-w A on the clipped tokens alone: what clipping took from the gradient.
+
+    Its gradient is C of ST-PPO (S-PPO with `token_ratio`): the clipped gradient is the
+    unclipped one minus this one. Gradients flow through w, the indicator is fixed.
+
+    Args:
+      ratio_fn: (now, rollout) -> w: `turn_ratio` or `token_ratio`.
+
+    Source: arXiv:2511.20718, lemma 4.2 (SECONDARY); through w RECONSTRUCTED: the form
+      sg[w] A log pi does not have this property for turns.
+    """
+
+    def loss(now, credit, rollout):
+        w, a = ratio_fn(now, rollout), credit.advantage
+        return -jnp.where(is_clipped(w, a, low, high), w * a, 0.0)
+
+    return loss

@@ -1,0 +1,199 @@
+"""Supervised objectives as policy gradients: how hard a demonstrated token is pulled up.
+
+Each is `-c log p` for one token with its own coefficient `c = -dl/dlog p`; `p` is the
+current probability of the token, `A` its advantage:
+
+| loss function | c |
+|---|---|
+| `nll()` | 1 |
+| `rectified(nll(), probability)`: DFT | p |
+| `rectified(nll(), uncertainty)`: CHORD-phi | p (1 - p) |
+| `rectified(reinforce(), threshold(tau))`: GFT | A if p > tau, else A p |
+| `rectified(nll(), sequence_importance())`: iw-SFT | clip((p / p_ref) of the sequence) |
+| `clipped_ratio(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
+| `shaped_probability(gamma)`: LUFFY | A gamma p / (p + gamma)^2 |
+
+A weight that reads only its own token or row belongs here and not in `weighting`: there
+it would enter the divisor of the token mean.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, numerics
+from rljax.advantage.algebra import LossFn
+from rljax.types import Credit, NotMeasured, Rollout, TokenStats
+
+WeightFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
+
+
+def rectified(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
+    """sg[weight] * loss: scales a token's gradient and leaves its divisor alone.
+
+    Args:
+      loss_fn: any loss function, usually `nll()` or `reinforce()`.
+      weight_fn: (now, credit, rollout) -> broadcastable to f32[P, G, T]; reads the
+        token's own row only. Its result carries no gradient.
+    """
+
+    def loss(now, credit, rollout):
+        weight = jax.lax.stop_gradient(weight_fn(now, credit, rollout))
+        return weight * loss_fn(now, credit, rollout)
+
+    return loss
+
+
+def unit(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
+    """1: plain SFT as a weight function."""
+    del credit, rollout
+    return jnp.ones_like(now.logp)
+
+
+def probability(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
+    """p: DFT's weight, ascent on the token's probability.
+
+    Source: Wu et al., arXiv:2508.05629; code yongliang-wu/DFT fsdp_dft_trainer.py.
+    """
+    del credit, rollout
+    return jnp.exp(now.logp)
+
+
+def uncertainty(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
+    """p (1 - p): CHORD-phi's weight, largest where the policy is undecided.
+
+    Source: arXiv:2508.11408; code Trinity-RFT chord_policy_loss.py.
+    """
+    del credit, rollout
+    return -jnp.exp(now.logp) * jnp.expm1(now.logp)
+
+
+def threshold(
+    tau: jax.typing.ArrayLike = 0.5,
+    exceeds: Callable[[jax.Array, jax.Array], jax.Array] = jnp.greater,
+) -> WeightFn:
+    """1 where p exceeds tau, else p: GFT's dynamic coefficient rectification.
+
+    So the inverse-probability weight behind a log-likelihood, 1 / p, is kept where it
+    is at most 1 / tau and replaced by 1 elsewhere. The weight jumps at the threshold.
+
+    Args:
+      tau: a probability; 0 rectifies nothing, 1 and more is DFT's weight.
+      exceeds: `jnp.greater` as the code has it, p = tau belongs to p; or
+        `jnp.greater_equal` as the paper is noted, p = tau belongs to 1.
+
+    Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py `compute_gft_loss`.
+    """
+    check.number("tau", tau, low=0)
+
+    def weight(now, credit, rollout):
+        del credit, rollout
+        p = jnp.exp(now.logp)
+        return jnp.where(exceeds(p, jnp.asarray(tau, p.dtype)), 1.0, p)
+
+    return weight
+
+
+def sequence_importance(
+    exponent: jax.typing.ArrayLike = 1.0, high: jax.typing.ArrayLike = 16.0
+) -> WeightFn:
+    """min(exp(exponent * mean_t log(p / p_ref)), high) per row, f32[P, G, 1]: iw-SFT.
+
+    Args:
+      exponent: on the geometric mean ratio; 1 as used, 2 the code's default.
+      high: upper bound of the weight.
+
+    Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py.
+    """
+    check.number("high", high, above=0)
+
+    def weight(now, credit, rollout):
+        del credit
+        log_ratio = now.logp - rollout.reference.logp
+        mask = rollout.samples.mask
+        mean = numerics.masked_mean(log_ratio, mask, -1, keepdims=True)
+        return jnp.minimum(jnp.exp(exponent * mean), high)
+
+    return weight
+
+
+def token_importance(
+    low: jax.typing.ArrayLike = 0.2, high: jax.typing.ArrayLike = 1.8
+) -> WeightFn:
+    """clip(p / p_ref, low, high) per token: iw-SFT's other weight."""
+    check.ordered(low=low, high=high)
+
+    def weight(now, credit, rollout):
+        del credit
+        return jnp.clip(jnp.exp(now.logp - rollout.reference.logp), low, high)
+
+    return weight
+
+
+def entropy_weight(
+    coefficient: jax.typing.ArrayLike, exponent: jax.typing.ArrayLike
+) -> WeightFn:
+    """coefficient * exp(exponent * H), H the row's mean entropy, nats; f32[P, G, 1].
+
+    SRFT's weights: (0.5, -1) on demonstrations, (0.1, +1) on rewarded rollouts.
+
+    Source: arXiv:2506.19767 (SECONDARY); row mean as in the re-implementation
+      TsinghuaC3I/Unify-Post-Training mix_actor.py.
+    """
+
+    def weight(now, credit, rollout):
+        del credit
+        H = numerics.masked_mean(now.entropy, rollout.samples.mask, -1, keepdims=True)
+        return coefficient * jnp.exp(exponent * H)
+
+    return weight
+
+
+def shaped_probability(gamma: jax.typing.ArrayLike = 0.1) -> LossFn:
+    """-A p / (p + gamma): LUFFY's policy shaping of off-policy tokens.
+
+    The gradient flows through the fraction: its coefficient A gamma p / (p + gamma)^2
+    is largest at p = gamma, so that unlikely tokens are learned. The behaviour
+    probability is taken as 1: no old statistics are read.
+
+    Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py.
+    """
+    check.number("gamma", gamma, above=0)
+    # p / (p + gamma) is the logistic function of log p - log gamma.
+    return lambda now, credit, rollout: (
+        -credit.advantage * jax.nn.sigmoid(now.logp - jnp.log(gamma))
+    )
+
+
+def unclipped_ratio() -> LossFn:
+    """-A p / p_old: the on-policy part of LUFFY and HPT, their clip removed."""
+    return lambda now, credit, rollout: (
+        -credit.advantage * jnp.exp(now.logp - rollout.old.logp)
+    )
+
+
+def behaved_certainly(loss_fn: LossFn) -> LossFn:
+    """The loss with old probabilities of 1, the behaviour assumed of demonstrations."""
+
+    def loss(now, credit, rollout):
+        old = TokenStats(logp=jnp.zeros_like(now.logp))
+        return loss_fn(now, credit, rollout.replace(old=old))
+
+    return loss
+
+
+def extra(name: str, supplier: str) -> LossFn:
+    """`now.extra[name]` f32[P, G, T] as a loss: what a measure function adds.
+
+    Raises:
+      NotMeasured: when traced, if the measure function does not supply it.
+    """
+
+    def loss(now, credit, rollout):
+        del credit, rollout
+        if name not in now.extra:
+            raise NotMeasured(f"extra[{name!r}]", supplier)
+        return now.extra[name]
+
+    return loss

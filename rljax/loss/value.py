@@ -1,0 +1,45 @@
+"""The critic's loss, as a term whose credit is its target."""
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check
+from rljax.advantage.algebra import LossFn
+from rljax.advantage.gae import old_value
+from rljax.types import NotMeasured, TokenStats
+
+
+def value_loss(clip: jax.typing.ArrayLike = 0.2) -> LossFn:
+    """max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2.
+
+    R is the term's advantage: `value_target(...)` is its advantage chain. Where the
+    clipped error is the larger one (strictly) nothing flows back.
+
+    Args:
+      clip: trust region in units of the return; 0.2 (TRL, CleanRL), 0.5 (verl),
+        `jnp.inf` for none.
+
+    Returns:
+      A loss function; reads `now.extra["value"]` and `rollout.old.extra["value"]`.
+
+    Source: Schulman et al.'s PPO code; CleanRL, TRL, verl agree (SECONDARY).
+    """
+    check.number("clip", clip, above=0, high=jnp.inf)
+
+    def loss(now, credit, rollout):
+        v, old, target = value(now), old_value(rollout), credit.advantage
+        square = (v - target) ** 2
+        bounded = (jnp.clip(v, old - clip, old + clip) - target) ** 2
+        clipped = bounded > square
+        return 0.5 * jnp.where(clipped, jax.lax.stop_gradient(bounded), square)
+
+    return loss
+
+
+def value(now: TokenStats) -> jax.Array:
+    """f32[P, G, T]: the current value estimates, before each token."""
+    if "value" not in now.extra:
+        raise NotMeasured(
+            "now.extra['value']", "measure with a policy that has a value head"
+        )
+    return now.extra["value"]

@@ -1,0 +1,65 @@
+"""Measuring whole distributions: exact divergences from the reference policy.
+
+The logits of both policies exist for one chunk of tokens at a time.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rljax import numerics
+from rljax.policy import score
+from rljax.policy.base import Policy
+from rljax.types import TokenStats
+from rljax.update import ReferencedMeasure
+
+
+def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:
+    """Divergences between two distributions over the last axis, f32[...].
+
+    Args:
+      logits, reference: f32[..., V] of pi and pi_ref, finite.
+
+    Returns:
+      kl_reverse: sum pi log(pi / pi_ref), nats. kl_forward: sum pi_ref log(pi_ref / pi),
+      nats. chi_squared: sum pi^2 / pi_ref - 1.
+    """
+    now = jax.nn.log_softmax(logits.astype(jnp.float32))
+    ref = jax.nn.log_softmax(reference.astype(jnp.float32))
+    gap, p = now - ref, jnp.exp(now)
+    return {
+        "kl_reverse": jnp.sum(p * gap, -1),
+        "kl_forward": -jnp.sum(jnp.exp(ref) * gap, -1),
+        # Not sum p^2 / q - 1, of which near equality only rounding is left.
+        "chi_squared": jnp.sum(p * jnp.expm1(gap), -1),
+    }
+
+
+def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedMeasure:
+    """A measure function for the learner: token statistics and exact divergences.
+
+    Args:
+      policy: scores both parameter sets; the reference's are `TrainState.reference`.
+      max_logits: float32 logits that may exist at once, over the whole mesh.
+
+    Returns:
+      A measure function whose `extra` holds `divergences` by name; each costs a forward
+      pass of the reference, without gradient.
+    """
+
+    def measure(params, reference, prompts, samples):
+        reference = jax.lax.stop_gradient(reference)
+        own = policy.hidden(params, prompts, samples)
+        other = policy.hidden(reference, prompts, samples)
+
+        def stats(own, other, tokens):
+            logits = policy.logits(params, own)
+            known = numerics.logp_and_entropy(logits, tokens)
+            return known, divergences(logits, policy.logits(reference, other))
+
+        chunks = score.num_chunks(policy.logits, params, own, max_logits // 2)
+        (logp, entropy), extra = score.by_chunks(
+            stats, chunks, own, other, samples.tokens
+        )
+        return TokenStats(logp=logp, entropy=entropy, extra=extra)
+
+    return ReferencedMeasure(measure)

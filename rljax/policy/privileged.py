@@ -1,0 +1,31 @@
+"""Self-distillation: a policy that is told more is its own teacher."""
+
+from collections.abc import Callable
+
+from rljax.policy.base import Policy
+from rljax.types import Prompts, Samples, TokenStats, TrainState
+
+
+def privileged_teacher(
+    policy: Policy,
+) -> Callable[[TrainState, Prompts, Samples], TokenStats]:
+    """The sampling weights given a prompt with privileged information, for the actor.
+
+    Reads `prompts.data["privileged"]` i32[P, S'] and `["privileged_length"]` i32[P]: the
+    prompt with a reference solution or a hint, right-padded.
+    """
+
+    def teacher(state, prompts, samples):
+        for name in ("privileged", "privileged_length"):
+            if name not in prompts.data:
+                raise ValueError(
+                    f"privileged_teacher reads prompts.data[{name!r}], got"
+                    f" {sorted(prompts.data)}; add it to the data."
+                )
+        told = prompts.replace(
+            tokens=prompts.data["privileged"],
+            length=prompts.data["privileged_length"],
+        )
+        return policy.measure(state.params, told, samples)
+
+    return teacher

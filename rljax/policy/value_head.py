@@ -1,0 +1,59 @@
+"""A value head on a policy: one number per token for a critic."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax import numerics
+from rljax.policy import score
+from rljax.policy.base import Policy
+from rljax.types import TokenStats
+
+
+def with_value_head(
+    policy: Policy,
+    *,
+    d_model: int,
+    max_logits: int = 2**27,
+    features_fn: Callable[[jax.Array], jax.Array] = lambda states: states,
+) -> Policy:
+    """The policy with params {"policy": ..., "value": {"kernel", "bias"}}.
+
+    `measure` adds extra["value"] f32[P, G, T], linear in the final hidden states: the
+    value at t is that of the state before completion token t. The head starts at 0.
+    Samplers return no values: for `old` ones pass this `measure` to the actor.
+
+    Args:
+      policy: the trunk; sampled from as before.
+      d_model: width of its hidden states.
+      max_logits: float32 logits that scoring may hold at once, over the whole mesh.
+      features_fn: applied to the hidden states; `jax.lax.stop_gradient` keeps the value
+        loss out of the trunk.
+    """
+
+    def init(key):
+        head = {"kernel": jnp.zeros(d_model), "bias": jnp.zeros(())}
+        return {"policy": policy.init(key), "value": head}
+
+    def measure(params, prompts, samples):
+        trunk, head = params["policy"], params["value"]
+        states = policy.hidden(trunk, prompts, samples)
+
+        def stats(states, tokens):
+            return numerics.logp_and_entropy(policy.logits(trunk, states), tokens)
+
+        chunks = score.num_chunks(policy.logits, trunk, states, max_logits)
+        logp, entropy = score.by_chunks(stats, chunks, states, samples.tokens)
+        features = features_fn(states).astype(jnp.float32)
+        value = features @ head["kernel"] + head["bias"]
+        return TokenStats(logp=logp, entropy=entropy, extra={"value": value})
+
+    return Policy(
+        init=init,
+        prefill=lambda params, *args: policy.prefill(params["policy"], *args),
+        decode=lambda params, *args: policy.decode(params["policy"], *args),
+        hidden=lambda params, *args: policy.hidden(params["policy"], *args),
+        logits=lambda params, hidden: policy.logits(params["policy"], hidden),
+        measure=measure,
+    )

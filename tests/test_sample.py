@@ -1,0 +1,278 @@
+"""The sampler draws what it says it draws, and the same whatever stands around it."""
+
+import functools
+
+import chex
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from rljax import mesh, numerics
+from rljax.sample import sampler, truncate
+from rljax.types import Source
+
+STOP = 3
+POLICY = fakes.decoder()
+PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
+MEASURE = jax.jit(POLICY.measure)
+PROMPTS = fakes.prompts(num_prompts=8)
+KEY = jax.random.key(7)
+
+
+@functools.cache
+def jitted(policy, **options):
+    options = {"num_samples": 4, "max_tokens": 8, "stop_tokens": (STOP,)} | options
+    return jax.jit(sampler(policy, **options))
+
+
+def draw(prompts=PROMPTS, policy=POLICY, params=PARAMS, key=KEY, **options):
+    return jitted(policy, **options)(params, prompts, key)
+
+
+@jax.jit
+def logits_of(samples):
+    """f32[P, G, T, V] by the learner's pass over whole completions."""
+    return POLICY.logits(PARAMS, POLICY.hidden(PARAMS, PROMPTS, samples))
+
+
+def close_inside(mask, got, want, atol=1e-5):
+    got, want = (jax.tree.map(lambda x: jnp.where(mask, x, 0), t) for t in (got, want))
+    chex.assert_trees_all_close(got, want, atol=atol, rtol=0)
+
+
+# What it returns agrees with the learner.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"temperature": 1.5, "top_k": 5, "top_p": 0.6},
+    ],
+    ids=["plain", "temperature", "top_k", "top_p", "all"],
+)
+def test_statistics_equal_the_learners(options):
+    # The most valuable test of all: a cache off by one position shows here.
+    samples, old = draw(**options)
+    mask = samples.mask
+    assert 0.2 < float(jnp.mean(mask)) < 1  # some rows end early, some do not
+    close_inside(mask, old, MEASURE(PARAMS, PROMPTS, samples))
+    scaled = logits_of(samples) / options.get("temperature", 1.0)
+    kept, mass = truncate(scaled, options.get("top_k"), options.get("top_p"))
+    logp, entropy = numerics.logp_and_entropy(kept, samples.tokens)
+    close_inside(mask, samples.behaviour.logp, logp, atol=3e-5)
+    close_inside(mask, samples.behaviour.entropy, entropy, atol=3e-5)
+    close_inside(mask, samples.behaviour.extra["kept_mass"], mass)
+
+
+def test_behaviour_is_old_at_defaults_and_another_distribution_otherwise():
+    samples, old = draw()
+    chex.assert_trees_all_equal(samples.behaviour.logp, old.logp)
+    samples, old = draw(temperature=0.6)
+    gap = jnp.where(samples.mask, samples.behaviour.logp - old.logp, 0.0)
+    assert float(jnp.max(jnp.abs(gap))) > 0.1
+    samples, old = draw(top_k=3)
+    # Truncation only adds mass to what is left: log mu = log pi - log kept.
+    want = old.logp - jnp.log(samples.behaviour.extra["kept_mass"])
+    close_inside(samples.mask, samples.behaviour.logp, want)
+
+
+def test_temperature_zero_takes_the_most_likely_token_and_is_certain_of_it():
+    samples, old = draw(temperature=0.0)
+    best = jnp.argmax(logits_of(samples), -1)
+    assert bool(jnp.all(jnp.where(samples.mask, samples.tokens == best, True)))
+    close_inside(samples.mask, old, MEASURE(PARAMS, PROMPTS, samples))
+    assert float(jnp.max(jnp.abs(samples.behaviour.logp))) == 0
+    assert bool(jnp.all(samples.source == Source.GREEDY))
+    assert bool(jnp.all(draw()[0].source == Source.OWN))
+
+
+# Truncation: ../shared/papers/03, section 22.
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept", "log_mu"),
+    [
+        (None, 0.8, 0.88079708, [-0.31326169, -1.31326169]),
+        (None, 0.6, 0.64391426, [0.0]),
+        (2, None, 0.88079708, [-0.31326169, -1.31326169]),
+        # top-p sees the renormalised two: the first has .731 of them.
+        (2, 0.7, 0.64391426, [0.0]),
+        (None, 1.0, 1.0, [-0.44018970, -1.44018970, -2.44018970, -3.44018970]),
+        (9, None, 1.0, [-0.44018970, -1.44018970, -2.44018970, -3.44018970]),
+    ],
+)
+def test_truncation_by_published_numbers(top_k, top_p, kept, log_mu):
+    logits, mass = truncate(jnp.array([2.0, 1, 0, -1]), top_k, top_p)
+    assert float(mass) == pytest.approx(kept, abs=1e-6)
+    want = jnp.array(log_mu + [-jnp.inf] * (4 - len(log_mu)))
+    chex.assert_trees_all_close(jax.nn.log_softmax(logits), want, atol=1e-6)
+
+
+# The same sample whatever stands around it.
+
+
+def assert_same(got, want):
+    (samples, old), (want_samples, want_old) = got, want
+    chex.assert_trees_all_equal(samples.tokens, want_samples.tokens)
+    chex.assert_trees_all_equal(samples.mask, want_samples.mask)
+    chex.assert_trees_all_close(old, want_old, atol=1e-5)
+
+
+def rows(out, index):
+    return jax.tree.map(lambda x: x[index], out)
+
+
+def test_samples_do_not_depend_on_batch_size_or_order():
+    want = draw()
+    few = jax.tree.map(lambda x: x[2:5], PROMPTS)
+    assert_same(draw(few), rows(want, slice(2, 5)))
+    back = jax.tree.map(lambda x: x[::-1], PROMPTS)
+    assert_same(draw(back), rows(want, slice(None, None, -1)))
+
+
+def test_samples_do_not_depend_on_the_padding_of_prompts():
+    tokens = jnp.pad(PROMPTS.tokens, ((0, 0), (0, 3)), constant_values=11)
+    assert_same(draw(PROMPTS.replace(tokens=tokens)), draw())
+
+
+def test_fewer_samples_or_tokens_are_a_prefix():
+    samples, old = draw()
+    fewer = jax.tree.map(lambda x: x[:, :2], (samples, old))
+    assert_same(draw(num_samples=2), fewer)
+    short, short_old = draw(max_tokens=5)
+    chex.assert_trees_all_equal(short.tokens, samples.tokens[..., :5])
+    chex.assert_trees_all_close(short_old.logp, old.logp[..., :5], atol=1e-5)
+    one, _ = draw(max_tokens=1)
+    chex.assert_trees_all_equal(one.tokens, samples.tokens[..., :1])
+
+
+def test_samples_do_not_depend_on_sharding():
+    devices = mesh.make()
+    assert devices.size == 8
+    with jax.set_mesh(devices):
+        sharded = mesh.shard_prompts(PROMPTS, devices)
+        got = draw(sharded, params=mesh.replicate(PARAMS, devices))
+        spread = got[0].tokens.sharding
+    assert not spread.is_fully_replicated
+    assert_same(jax.device_get(got), draw())
+
+
+def test_every_identity_has_randomness_of_its_own():
+    # The same prompt everywhere: only step, prompt id and sample id can differ.
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), PROMPTS)
+    apart = same.replace(id=jnp.arange(8))
+    tokens = draw(apart, stop_tokens=())[0].tokens.reshape(32, -1)
+    assert len(np.unique(tokens, axis=0)) == 32
+    again = draw(apart, stop_tokens=(), key=jax.random.fold_in(KEY, 1))[0].tokens
+    assert not bool(jnp.any(jnp.all(again.reshape(32, -1) == tokens, -1)))
+    equal = draw(same, stop_tokens=())[0].tokens
+    chex.assert_trees_all_equal(equal, jnp.broadcast_to(equal[:1], equal.shape))
+
+
+# Ends.
+
+
+def scripted(*tokens, vocab_size=6):
+    """A bandit that says exactly these tokens, and its parameters."""
+    policy = fakes.bandit(1, len(tokens), vocab_size)
+    logits = 100.0 * jax.nn.one_hot(jnp.array(tokens), vocab_size)[None]
+    return {"policy": policy, "params": {"logits": logits}}
+
+
+ONE = fakes.prompts(num_prompts=1)
+
+
+def test_the_end_token_belongs_to_the_completion_and_nothing_after_it():
+    says = scripted(1, 2, STOP, 4, 5)
+    samples, old = draw(ONE, **says, num_samples=2, max_tokens=5)
+    assert samples.tokens[0, 0].tolist() == [1, 2, STOP, 0, 0]
+    assert samples.mask[0, 1].tolist() == [True, True, True, False, False]
+    assert samples.finished.tolist() == [[True, True]]
+    chex.assert_trees_all_equal(old.entropy[..., 3:], jnp.zeros((1, 2, 2)))
+
+
+def test_a_completion_cut_at_the_last_token_is_not_finished():
+    says = scripted(1, 2, 1, 4, STOP)
+    samples, _ = draw(ONE, **says, num_samples=1, max_tokens=4)
+    assert samples.mask.all() and not samples.finished.any()
+    samples, _ = draw(ONE, **says, num_samples=1, max_tokens=5)
+    assert samples.mask.all() and samples.finished.all()
+
+
+def test_any_of_several_stop_tokens_ends():
+    says = scripted(1, 5, STOP)
+    options = {"num_samples": 1, "max_tokens": 3, "stop_tokens": (STOP, 5)}
+    samples, _ = draw(ONE, **says, **options)
+    assert samples.mask[0, 0].tolist() == [True, True, False]
+
+
+def test_sampling_ends_when_every_row_has_ended():
+    # 5 tokens said and 40 allowed: 4 calls of decode, not 39.
+    says = scripted(1, 2, 1, 1, STOP, *[1] * 35)
+    calls = []
+
+    def decode(*args):
+        jax.debug.callback(lambda: calls.append(1))
+        return says["policy"].decode(*args)
+
+    policy = says["policy"]._replace(decode=decode)
+    samples, _ = draw(ONE, policy, says["params"], num_samples=2, max_tokens=40)
+    jax.effects_barrier()
+    assert int(samples.length.max()) == 5
+    assert len(calls) == 4
+
+
+# Frequencies.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.5, "top_k": 4}, {"top_p": 0.8}],
+    ids=["plain", "temperature_top_k", "top_p"],
+)
+def test_frequencies_follow_the_exact_probabilities(options):
+    # Both tokens together, so that dependent draws show, too.
+    policy = fakes.bandit(1, 2, 6)
+    table = np.random.default_rng(0).normal(size=(1, 2, 6)).astype(np.float32)
+    params = {"logits": jnp.asarray(table)}
+    samples, _ = draw(
+        ONE, policy, params, num_samples=4000, max_tokens=2, stop_tokens=(), **options
+    )
+    scaled = jnp.asarray(table[0]) / options.get("temperature", 1.0)
+    kept, _ = truncate(scaled, options.get("top_k"), options.get("top_p"))
+    p = np.asarray(jax.nn.softmax(kept), np.float64)
+    expected = 4000 * np.outer(p[0], p[1])
+    first, second = np.asarray(samples.tokens[0]).T
+    seen = np.zeros((6, 6))
+    np.add.at(seen, (first, second), 1)
+    possible = expected > 0
+    assert seen[~possible].sum() == 0
+    assert (
+        scipy.stats.chisquare(
+            seen[possible], expected[possible] * 4000 / expected[possible].sum()
+        ).pvalue
+        > 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"num_samples": 0}, "num_samples"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, name):
+    with pytest.raises(ValueError, match=f"{name} must lie in"):
+        draw(**options)
