@@ -481,7 +481,7 @@ def show(run_dir, tables, completions, report_path) -> None:
     for table in tables:
         console.print(f"\n{table}", markup=False)
     console.print(
-        f"\nrun folder: {run_dir} (config.json, metrics.jsonl, tensorboard, checkpoints)"
+        f"\nrun folder: {run_dir} (config, metrics, tensorboard, checkpoints)"
         f"\npolicy, a Hugging Face folder: {run_dir / 'policy'}\nreport: {report_path}",
         markup=False,
     )

@@ -4,11 +4,11 @@
 
 h are the hidden states of all layers, h' those after an undesirable step, one that
 raises the loss on an independent batch. The regulariser is a function of the model, not
-of log-probabilities; the measure functions here hand it over as
+of log-probabilities; the learners here measure it as
 `extra["consistency"]` f32[P, G, T], so that it is a term like any other.
 
-The independent batch is `prompts.data["aside"]`: Prompts of its own with stored answers;
-`with_aside` draws it on the host.
+The independent batch is `prompts.data["aside"]`, Prompts of its own with stored
+answers; `with_aside` draws it on the host.
 
 Source: arXiv:2511.13052; code yunpal/LfU LLaMA-Factory train/sft/trainer.py (PAPER).
 Variants: the paper's text perturbs a separate fresh adapter, its code the trained
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rljax import check, measure, mix, numerics, update
+from rljax import check, mix, numerics, update
 from rljax.advantage.algebra import Algorithm
 from rljax.policy import probe
 from rljax.policy.base import Policy
@@ -33,8 +33,8 @@ from rljax.types import Prompts, Rollout
 
 
 def undesirable_step(grads, radius: jax.typing.ArrayLike):
-    """radius * grads / |grads|, the norm over all arrays together; 0 for a gradient of 0."""
-    norm = optax.global_norm(grads)
+    """radius * grads / |grads|, the norm over all arrays together; 0 if grads are."""
+    norm = optax.tree.norm(grads)
     return jax.tree.map(lambda g: g * numerics.safe_divide(radius, norm), grads)
 
 
@@ -51,39 +51,48 @@ def mean_square(fixed, moved) -> jax.Array:
     return sum(layers) / len(layers)
 
 
-def perturbed_weights(
-    policy: Policy, radius: jax.typing.ArrayLike = 0.1
-) -> measure.MakeMeasure:
-    """LfU(LoRA): the undesirable step is one in the trained parameters.
+def perturbing_learner(
+    policy: Policy,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    *,
+    radius: jax.typing.ArrayLike = 0.1,
+    **sizes,
+) -> update.Learner:
+    """LfU(LoRA): a learner whose undesirable step is one in the trained parameters.
 
-    delta = radius g / |g|, g the gradient of the mean -log p of the aside batch; it is
-    a constant, and the gradient reaches the parameters through h' alone.
+    delta = radius g / |g|, g the gradient of the mean -log p of the aside batch at the
+    start of the training step; it is a constant, and the gradient of the consistency
+    reaches the parameters through h' alone.
 
     Args:
       policy: a decoder; all its parameters are trained (of LoRA: the adapters).
+      algorithm: with a term on `extra["consistency"]`.
+      optimizer: of the parameters.
       radius: length of the step.
-
-    Returns:
-      For `remeasuring_learner`.
+      **sizes: as `update.learner` takes them.
     """
     check.number("radius", radius, above=0)
     measure_states = probe.recorded(policy.measure)
 
-    def make(state, rollout):
-        grads = jax.grad(aside_nll(policy.measure))(state.params, rollout)
-        delta = jax.lax.stop_gradient(undesirable_step(grads, radius))
-
-        def measuring(params, prompts, samples):
+    def learner(delta):
+        def measure(params, prompts, samples):
             now, clean = measure_states(params, prompts, samples)
             moved = jax.tree.map(jnp.add, params, delta)
             _, there = measure_states(moved, prompts, samples)
-            return now.replace(
-                extra={**now.extra, "consistency": mean_square(clean, there)}
-            )
+            extra = {**now.extra, "consistency": mean_square(clean, there)}
+            return now.replace(extra=extra)
 
-        return measuring
+        return update.learner(measure, algorithm, optimizer, **sizes)
 
-    return make
+    def learn(state, rollout):
+        loss, grads = jax.value_and_grad(aside_nll(policy.measure))(
+            state.params, rollout
+        )
+        state, metrics = learner(undesirable_step(grads, radius)).learn(state, rollout)
+        return state, metrics | {"consistency/aside_nll_nats": loss}
+
+    return update.Learner(learner(None).init, learn)
 
 
 class SteeringState(NamedTuple):
@@ -114,7 +123,7 @@ def steering_learner(
     One vector per layer persists over the run. Each training step first moves the
     vectors to raise the mean -log p of the aside batch, then learns; the gradient
     reaches the parameters through the clean states, the steered ones are constant: the
-    other side than in `perturbed_weights`, as in the code.
+    other side than in `perturbing_learner`, as in the code.
 
     Args:
       policy: a decoder.
@@ -131,18 +140,15 @@ def steering_learner(
     check.number("strength", strength, above=0)
     measure_states = probe.recorded(policy.measure)
 
-    def measure_with(vectors):
-        def measuring(params, prompts, samples):
+    def learner(vectors):
+        def measure(params, prompts, samples):
             now, clean = measure_states(params, prompts, samples)
             run = probe.steered(measure_states, vectors, strength)
             _, there = run(params, prompts, samples)
             extra = {**now.extra, "consistency": mean_square(there, clean)}
             return now.replace(extra=extra)
 
-        return measuring
-
-    def learner(vectors):
-        return update.learner(measure_with(vectors), algorithm, optimizer, **sizes)
+        return update.learner(measure, algorithm, optimizer, **sizes)
 
     def init(params, key, reference=None):
         state = learner(None).init(params, key, reference)
@@ -163,8 +169,10 @@ def steering_learner(
         updates, moments = vector_optimizer.update(grads, moments, vectors)
         vectors = optax.apply_updates(vectors, updates)
         state, metrics = learner(vectors).learn(state.replace(algorithm=inner), rollout)
-        state = state.replace(algorithm=SteeringState(state.algorithm, vectors, moments))
-        return state, metrics | {"steering/aside_nll_nats": -loss}
+        state = state.replace(
+            algorithm=SteeringState(state.algorithm, vectors, moments)
+        )
+        return state, metrics | {"consistency/aside_nll_nats": -loss}
 
     return update.Learner(init, learn)
 

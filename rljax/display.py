@@ -87,6 +87,10 @@ class Display:
         """Prints text that stays."""
         self._console.print(Text(text, style=style or ""), soft_wrap=True)
 
+    def show_cursor(self) -> None:
+        """For a process that may leave without closing the display."""
+        self._console.show_cursor()
+
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()

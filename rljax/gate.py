@@ -17,9 +17,10 @@ class Gate(NamedTuple):
     """Decides over a gradient before any optimiser sees it.
 
     init: () -> state.
-    update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state, metrics);
-      `reuse` i32[] counts earlier passes over this rollout batch. A refused gradient
-      touches no parameter, moment or algorithm state; `stop` ends the rollout's updates.
+    update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state,
+      metrics); `reuse` i32[] counts earlier passes over this rollout batch. A refused
+      gradient touches no parameter, moment or algorithm state; `stop` ends the updates
+      on this rollout batch.
     """
 
     init: Callable[[], Any]
@@ -41,8 +42,8 @@ def finite() -> Gate:
 def every(*gates: Gate) -> Gate:
     """Accepts what all gates accept, stops if any does.
 
-    A gate sees only what those before it accept: after `finite()` no gate's memory takes
-    in a gradient that is not.
+    A gate sees only what those before it accept: after `finite()` no gate's memory
+    takes in a gradient that is not.
     """
 
     def update(grads, metrics, reuse, state):
@@ -74,12 +75,14 @@ def gradient_gate(
     threshold: jax.typing.ArrayLike = 0.5,
     window: int = 20,
 ) -> Gate:
-    """Ends the reuse of a rollout batch when the output projection's gradient jumps (DGG).
+    """Ends the reuse of a rollout batch when the output projection's gradient jumps.
+
+    Dynamic gradient gating (DGG).
 
     With energy g = squared Frobenius norm of the selected gradient, increments
     D_t = g_t - g_{t-1} and their mean and standard deviation over a window,
 
-        refuse and stop if  the window is full,  reuse > 0  and  (D - mean) / sd > threshold
+        refuse and stop if the window is full, reuse > 0, (D - mean) / sd > threshold
 
     The first pass over a batch is never gated. A refused increment does not enter the
     window, and the next one is taken from the last accepted energy.
@@ -118,8 +121,8 @@ def target_kl(limit: jax.typing.ArrayLike) -> Gate:
     """Refuses and stops when KL(pi_old, pi) of the minibatch exceeds the limit (SB3).
 
     The KL is the masked mean of rho - 1 - log rho (`policy/kl_old_nats`), before the
-    step: the gradient that would have been applied next is dropped. The first step after
-    sampling has KL 0.
+    step: the gradient that would have been applied next is dropped. The first step
+    after sampling has KL 0.
 
     Args:
       limit: nats; Stable-Baselines3 writes it as 1.5 times its `target_kl`.
@@ -164,7 +167,7 @@ def target_kl_per_pass(limit: jax.typing.ArrayLike) -> Gate:
 def _kl(metrics):
     if "policy/kl_old_nats" not in metrics:
         raise ValueError(
-            "a KL gate needs the metric policy/kl_old_nats, which rollouts without `old`"
-            " do not give; use it with sampled rollouts only."
+            "a KL gate needs the metric policy/kl_old_nats, which rollouts without"
+            " `old` do not give; use it with sampled rollouts only."
         )
     return jnp.asarray(metrics["policy/kl_old_nats"], jnp.float32)

@@ -10,9 +10,9 @@ under the original prompt: hint tokens first, outside the mask, then the continu
 The hint is one more row of its group, a demonstration, for the likelihood term.
 
 Symbols: `H` tokens of a solution, `N` pieces at most. The prompts carry
-`data["solution"]` i32[P, H] and `data["solution_ends"]` i32[P, N]: after how many tokens
-each piece ends, 0 for pieces that are not there. What the verifier reads is the
-continuation, so the last piece should leave the final answer to the policy.
+`data["solution"]` i32[P, H] and `data["solution_ends"]` i32[P, N]: after how many
+tokens each piece ends, 0 for pieces that are not there. What the verifier reads is the
+continuation, so solutions should leave the final answer to the policy.
 
 Source: UFT, arXiv:2505.16984; code liumy2010/UFT (PAPER).
 """
@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check
+from rljax.advantage.mixing import of_source
 from rljax.sample import Sampler
-from rljax.types import Missing, Prompts, Samples, Source
+from rljax.types import Missing, Prompts, Rollout, Samples, Source
 
 
 def cosine_reveal(
@@ -106,9 +107,7 @@ def hinted(sample: Sampler) -> Sampler:
         hint = jnp.broadcast_to(solution[:, None], (*shift.shape, H))
         hint = jnp.pad(hint, ((0, 0), (0, 0), (0, samples.tokens.shape[2] - H)))
         at_hint = jnp.arange(hint.shape[2]) < shift[..., None]
-        return samples.replace(
-            tokens=jnp.where(at_hint, hint, samples.tokens)
-        ), old
+        return samples.replace(tokens=jnp.where(at_hint, hint, samples.tokens)), old
 
     return hinting
 
@@ -142,6 +141,16 @@ def hint_row() -> Sampler:
         return samples, Missing("old", how)
 
     return sample
+
+
+def is_hint(rollout: Rollout) -> jax.Array:
+    """bool[P, G]: the hints' rows.
+
+    Raises:
+      ValueError: when traced, if the run gives no hints.
+    """
+    _require(rollout.prompts, "hint_length")
+    return of_source(rollout, Source.DEMONSTRATION)
 
 
 def _require(prompts: Prompts, name: str) -> jax.Array:
@@ -180,6 +189,8 @@ def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarra
                 f"sentence ends must rise from above 0, got {ends}; give the running"
                 " total of tokens."
             )
-        parts = np.array_split(np.asarray(ends, np.int32), min(num_pieces, len(ends)) or 1)
+        parts = np.array_split(
+            np.asarray(ends, np.int32), min(num_pieces, len(ends)) or 1
+        )
         row[: len(parts)] = [part[-1] for part in parts if len(part)] or 0
     return out

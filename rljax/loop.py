@@ -43,8 +43,8 @@ def actor(
     Args:
       policy: what was sampled from, and measures the reference.
       sample: a sampler of it.
-      measure_old: (params, prompts, samples) -> TokenStats, what `old` is instead of the
-        sampler's own statistics: for values, or if the sampler differs by design.
+      measure_old: (params, prompts, samples) -> TokenStats, what `old` is instead of
+        the sampler's own statistics: for values, or if the sampler differs by design.
       teacher: (state, prompts, samples) -> TokenStats, what `teacher` is.
     """
 

@@ -83,9 +83,7 @@ def _answers(prompts: Prompts):
     return tokens, mask, source
 
 
-def measured(
-    sample: Sampler, measure: Callable[..., TokenStats]
-) -> Sampler:
+def measured(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
     """The same samples with `old` measured under the sampling parameters.
 
     One forward pass over these rows; what the sampler returned as `old` is dropped.
@@ -104,9 +102,9 @@ def measured(
 def joined(*samplers: Sampler) -> Sampler:
     """The samples of several samplers in one group, in this order along the group axis.
 
-    Shorter completions are padded. Statistics that one of them does not have, the joined
-    samples do not have: half a measurement would be read as a whole one. The first
-    sampler draws what it would draw alone; the others have keys of their own.
+    Shorter completions are padded. Statistics that one of them does not have, the
+    joined samples do not have: half a measurement would be read as a whole one. The
+    first sampler draws what it would draw alone; the others have keys of their own.
     """
     if not samplers:
         raise ValueError("joined needs at least one sampler, got none; pass some.")
@@ -140,7 +138,7 @@ def _join(stats: list[TokenStats | Missing]) -> TokenStats | Missing:
     kinds = {jax.tree.structure(part) for part in stats}
     if len(kinds) > 1:
         raise ValueError(
-            f"joined samplers must return the same statistics, got {kinds}; measure them"
-            " all with one function: measured(sampler, policy.measure)."
+            f"joined samplers must return the same statistics, got {kinds}; measure"
+            " them all with one function: measured(sampler, policy.measure)."
         )
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *stats)

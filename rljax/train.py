@@ -285,6 +285,7 @@ def _announce_stop(screen: display.Display, by: signal.Signals) -> None:
         f"{by.name}: finishing this dispatch, then saving; Ctrl-C leaves at once"
     )
     screen.say(screen.board.doing, style="bold")
+    screen.show_cursor()
 
 
 def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
@@ -331,10 +332,8 @@ def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
 def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
     host.board.doing = "evaluating"
     values = {name: float(value) for name, value in phase.evaluate(state).items()}
-    host.board.doing = ""
-    host.board.evaluation = values
-    seconds = round(host.clock(), 3)
-    place = {"phase": phase.name, "step": step, "seconds": seconds}
+    host.board.doing, host.board.evaluation = "", values
+    place = {"phase": phase.name, "step": step, "seconds": round(host.clock(), 3)}
     host.write([{"kind": "evaluation", **place, **values}])
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     host.screen.say(f"[{phase.name}] evaluation after step {step}: {shown}")

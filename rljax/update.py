@@ -98,7 +98,7 @@ def learner(
                 measure, algorithm, num_microbatches, state, rollout, credits, i == 0
             )
             metrics |= _mass_metrics(coefficient, credits, rollout)
-            metrics["update/gradient_norm"] = optax.global_norm(grads)
+            metrics["update/gradient_norm"] = optax.tree.norm(grads)
             accept, stop, gate_state, gate_metrics = gate.update(
                 grads, metrics, i // num_minibatches, state.gate
             )

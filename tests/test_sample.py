@@ -15,11 +15,12 @@ from rljax.sample import sampler, truncate
 from rljax.types import Source
 
 STOP = 3
+KEY = jax.random.key(7)
+PROMPTS = fakes.prompts(num_prompts=8)
 POLICY = fakes.decoder()
 PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
-MEASURE = jax.jit(POLICY.measure)
-PROMPTS = fakes.prompts(num_prompts=8)
-KEY = jax.random.key(7)
+TABLE = fakes.bandit(num_prompts=8, num_tokens=8, vocab_size=16)
+NUMBERS = {"logits": 2 * jax.random.normal(jax.random.key(1), (8, 8, 16))}
 
 
 @functools.cache
@@ -32,10 +33,11 @@ def draw(prompts=PROMPTS, policy=POLICY, params=PARAMS, key=KEY, **options):
     return jitted(policy, **options)(params, prompts, key)
 
 
-@jax.jit
-def logits_of(samples):
-    """f32[P, G, T, V] by the learner's pass over whole completions."""
-    return POLICY.logits(PARAMS, POLICY.hidden(PARAMS, PROMPTS, samples))
+@functools.partial(jax.jit, static_argnums=0)
+def learner(policy, params, samples):
+    """Statistics and logits by the learner's pass over whole completions."""
+    logits = policy.logits(params, policy.hidden(params, PROMPTS, samples))
+    return policy.measure(params, PROMPTS, samples), logits
 
 
 def close_inside(mask, got, want, atol=1e-5):
@@ -47,24 +49,28 @@ def close_inside(mask, got, want, atol=1e-5):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("policy", "params", "options"),
     [
-        {},
-        {"temperature": 0.6},
-        {"top_k": 3},
-        {"top_p": 0.7},
-        {"temperature": 1.5, "top_k": 5, "top_p": 0.6},
+        (POLICY, PARAMS, {}),
+        (POLICY, PARAMS, {"temperature": 1.5, "top_k": 5, "top_p": 0.6}),
+        (TABLE, NUMBERS, {"temperature": 0.6}),
+        (TABLE, NUMBERS, {"top_k": 3}),
+        (TABLE, NUMBERS, {"top_p": 0.7}),
     ],
-    ids=["plain", "temperature", "top_k", "top_p", "all"],
+    ids=["plain", "all", "temperature", "top_k", "top_p"],
 )
-def test_statistics_equal_the_learners(options):
+def test_statistics_equal_the_learners(policy, params, options):
     # The most valuable test of all: a cache off by one position shows here.
-    samples, old = draw(**options)
+    samples, old = draw(policy=policy, params=params, **options)
     mask = samples.mask
     assert 0.2 < float(jnp.mean(mask)) < 1  # some rows end early, some do not
-    close_inside(mask, old, MEASURE(PARAMS, PROMPTS, samples))
-    scaled = logits_of(samples) / options.get("temperature", 1.0)
-    kept, mass = truncate(scaled, options.get("top_k"), options.get("top_p"))
+    want, logits = learner(policy, params, samples)
+    close_inside(mask, old, want)
+    kept, mass = truncate(
+        logits / options.get("temperature", 1.0),
+        options.get("top_k"),
+        options.get("top_p"),
+    )
     logp, entropy = numerics.logp_and_entropy(kept, samples.tokens)
     close_inside(mask, samples.behaviour.logp, logp, atol=3e-5)
     close_inside(mask, samples.behaviour.entropy, entropy, atol=3e-5)
@@ -74,10 +80,10 @@ def test_statistics_equal_the_learners(options):
 def test_behaviour_is_old_at_defaults_and_another_distribution_otherwise():
     samples, old = draw()
     chex.assert_trees_all_equal(samples.behaviour.logp, old.logp)
-    samples, old = draw(temperature=0.6)
+    samples, old = draw(policy=TABLE, params=NUMBERS, temperature=0.6)
     gap = jnp.where(samples.mask, samples.behaviour.logp - old.logp, 0.0)
     assert float(jnp.max(jnp.abs(gap))) > 0.1
-    samples, old = draw(top_k=3)
+    samples, old = draw(policy=TABLE, params=NUMBERS, top_k=3)
     # Truncation only adds mass to what is left: log mu = log pi - log kept.
     want = old.logp - jnp.log(samples.behaviour.extra["kept_mass"])
     close_inside(samples.mask, samples.behaviour.logp, want)
@@ -85,9 +91,10 @@ def test_behaviour_is_old_at_defaults_and_another_distribution_otherwise():
 
 def test_temperature_zero_takes_the_most_likely_token_and_is_certain_of_it():
     samples, old = draw(temperature=0.0)
-    best = jnp.argmax(logits_of(samples), -1)
+    want, logits = learner(POLICY, PARAMS, samples)
+    best = jnp.argmax(logits, -1)
     assert bool(jnp.all(jnp.where(samples.mask, samples.tokens == best, True)))
-    close_inside(samples.mask, old, MEASURE(PARAMS, PROMPTS, samples))
+    close_inside(samples.mask, old, want)
     assert float(jnp.max(jnp.abs(samples.behaviour.logp))) == 0
     assert bool(jnp.all(samples.source == Source.GREEDY))
     assert bool(jnp.all(draw()[0].source == Source.OWN))
@@ -125,32 +132,22 @@ def assert_same(got, want):
     chex.assert_trees_all_close(old, want_old, atol=1e-5)
 
 
-def rows(out, index):
-    return jax.tree.map(lambda x: x[index], out)
-
-
-def test_samples_do_not_depend_on_batch_size_or_order():
-    want = draw()
-    few = jax.tree.map(lambda x: x[2:5], PROMPTS)
-    assert_same(draw(few), rows(want, slice(2, 5)))
-    back = jax.tree.map(lambda x: x[::-1], PROMPTS)
-    assert_same(draw(back), rows(want, slice(None, None, -1)))
-
-
-def test_samples_do_not_depend_on_the_padding_of_prompts():
-    tokens = jnp.pad(PROMPTS.tokens, ((0, 0), (0, 3)), constant_values=11)
-    assert_same(draw(PROMPTS.replace(tokens=tokens)), draw())
+def test_samples_do_not_depend_on_batch_order_or_padding():
+    # Three of the eight prompts, backwards, with three more slots of garbage each.
+    want = jax.tree.map(lambda x: x[4:1:-1], draw())
+    few = jax.tree.map(lambda x: x[4:1:-1], PROMPTS)
+    tokens = jnp.pad(few.tokens, ((0, 0), (0, 3)), constant_values=11)
+    assert_same(draw(few.replace(tokens=tokens)), want)
 
 
 def test_fewer_samples_or_tokens_are_a_prefix():
     samples, old = draw()
-    fewer = jax.tree.map(lambda x: x[:, :2], (samples, old))
-    assert_same(draw(num_samples=2), fewer)
-    short, short_old = draw(max_tokens=5)
-    chex.assert_trees_all_equal(short.tokens, samples.tokens[..., :5])
-    chex.assert_trees_all_close(short_old.logp, old.logp[..., :5], atol=1e-5)
-    one, _ = draw(max_tokens=1)
-    chex.assert_trees_all_equal(one.tokens, samples.tokens[..., :1])
+    short, short_old = draw(num_samples=2, max_tokens=5)
+    chex.assert_trees_all_equal(short.tokens, samples.tokens[:, :2, :5])
+    chex.assert_trees_all_close(short_old.logp, old.logp[:, :2, :5], atol=1e-5)
+    one, _ = draw(policy=TABLE, params=NUMBERS, max_tokens=1)
+    more, _ = draw(policy=TABLE, params=NUMBERS, temperature=1.0, top_k=99)
+    chex.assert_trees_all_equal(one.tokens, more.tokens[..., :1])
 
 
 def test_samples_do_not_depend_on_sharding():
@@ -165,14 +162,20 @@ def test_samples_do_not_depend_on_sharding():
 
 
 def test_every_identity_has_randomness_of_its_own():
-    # The same prompt everywhere: only step, prompt id and sample id can differ.
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), PROMPTS)
-    apart = same.replace(id=jnp.arange(8))
-    tokens = draw(apart, stop_tokens=())[0].tokens.reshape(32, -1)
-    assert len(np.unique(tokens, axis=0)) == 32
-    again = draw(apart, stop_tokens=(), key=jax.random.fold_in(KEY, 1))[0].tokens
-    assert not bool(jnp.any(jnp.all(again.reshape(32, -1) == tokens, -1)))
-    equal = draw(same, stop_tokens=())[0].tokens
+    # The same distribution everywhere: only step, prompt and sample id can differ.
+    params = {"logits": jnp.zeros((8, 8, 16))}
+
+    def tokens(ids, key=KEY):
+        prompts = PROMPTS.replace(id=ids)
+        samples, _ = draw(prompts, TABLE, params, key, stop_tokens=())
+        return samples.tokens
+
+    first = tokens(jnp.arange(8)).reshape(32, -1)
+    assert len(np.unique(first, axis=0)) == 32
+    assert len(np.unique(first.reshape(-1, 1), axis=0)) == 16
+    again = tokens(jnp.arange(8), jax.random.fold_in(KEY, 1)).reshape(32, -1)
+    assert not bool(jnp.any(jnp.all(again == first, -1)))
+    equal = tokens(jnp.zeros(8, jnp.int32))
     chex.assert_trees_all_equal(equal, jnp.broadcast_to(equal[:1], equal.shape))
 
 

@@ -111,6 +111,17 @@ def test_an_evaluation_sees_the_state_of_its_step(tmp_path):
         assert mean == pytest.approx(rewards[step], rel=1e-5)
 
 
+def test_the_time_of_an_evaluation_is_no_time_of_a_step(tmp_path):
+    # Of 24 tokens in a dispatch of a few ms, and half a second before it.
+    def evaluate(state):
+        time.sleep(0.5)
+        return {}
+
+    go(tmp_path / "run", phases=toy_run.phases(evaluate=evaluate))
+    speeds = records(tmp_path / "run", "step", "time/tokens_per_second")
+    assert max(speed for (speed,) in speeds) > 24 / 0.5
+
+
 def test_the_final_state_is_saved_and_only_the_newest_are_kept(whole):
     run_dir, _ = whole
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
@@ -274,8 +285,8 @@ def _sweep(root, first, step):
 
 
 def test_a_run_killed_at_some_file_operations_goes_on_bit_for_bit(tmp_path):
-    result = _sweep(tmp_path, 7, 31)
-    assert len(result["tried"]) >= 3
+    result = _sweep(tmp_path, 7, 45)
+    assert len(result["tried"]) >= 2
     assert result["wrong"] == []
 
 

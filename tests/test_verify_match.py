@@ -17,7 +17,10 @@ TOKENIZERS = verify_fakes.tokenizers()
 def exactly(texts, answer, **arguments):
     some, prompts = verify_fakes.saying([texts]), verify_fakes.asking([answer])
     return verify_fakes.assert_twins_agree(
-        exact(BYTES, **arguments), twin.exact(BYTES, **arguments), prompts, some
+        jax.jit(exact(BYTES, **arguments)),
+        twin.exact(BYTES, **arguments),
+        prompts,
+        some,
     ).tolist()[0]
 
 
@@ -53,7 +56,7 @@ def test_an_unfinished_or_too_long_text_is_not_exact():
     some, prompts = verify_fakes.saying([[b"ab", b"ab"]]), verify_fakes.asking(["ab"])
     some = some.replace(finished=np.array([[False, True]]))
     correct = verify_fakes.assert_twins_agree(
-        exact(BYTES), twin.exact(BYTES), prompts, some
+        jax.jit(exact(BYTES)), twin.exact(BYTES), prompts, some
     )
     assert correct.tolist() == [[False, True]]
     assert exactly([b"ab", b"ab "], "ab", max_bytes=2) == [True, False]
@@ -67,8 +70,8 @@ def test_graph_and_host_agree_on_a_damaged_corpus(name):
         tokenizer, num_prompts=150, num_samples=20, num_tokens=36, seed=1
     )
     pairs = (
-        (exact(table), twin.exact(table)),
-        (contains(table, b".5"), twin.contains(table, b".5")),
+        (jax.jit(exact(table)), twin.exact(table)),
+        (jax.jit(contains(table, b".5")), twin.contains(table, b".5")),
     )
     for verify, twin_verify in pairs:
         correct = verify_fakes.assert_twins_agree(verify, twin_verify, prompts, some)
@@ -89,6 +92,16 @@ def test_graph_and_host_agree_on_any_text(texts):
     some = verify_fakes.saying([[t.encode() for t in texts]] * 8, num_tokens=9)
     verify_fakes.assert_twins_agree(*_EXACT, prompts, some)
     verify_fakes.assert_twins_agree(*_CONTAINS, prompts, some)
+
+
+def test_compiled_or_not_the_verdict_is_the_same():
+    # Here the calls are not compiled; everywhere else they are.
+    some, prompts = verify_fakes.saying([[b"ab", b"a b"]]), verify_fakes.asking(["ab"])
+    for verify, twin_verify in (
+        (exact(BYTES), _EXACT[1]),
+        (contains(BYTES, b"ab"), _CONTAINS[1]),
+    ):
+        verify_fakes.assert_twins_agree(verify, twin_verify, prompts, some)
 
 
 def test_a_needle_is_found_anywhere_and_needs_no_answer():

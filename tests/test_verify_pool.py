@@ -15,7 +15,7 @@ GOOD = [("x", "x"), ("x", "y")] * 20
 @pytest.fixture(scope="module")
 def pool():
     with Pool(
-        verify_fakes.misbehave, num_workers=2, timeout_s=0.5, memory_bytes=1 << 30
+        verify_fakes.misbehave, num_workers=2, timeout_s=1.0, memory_bytes=1 << 30
     ) as running:
         yield running
 
@@ -32,8 +32,8 @@ def test_results_come_in_the_order_of_the_calls(pool):
 @pytest.mark.parametrize(
     ("deed", "kind", "detail"),
     [
-        ("hang", "timeout", "0.5 s"),
-        ("spin", "timeout", "0.5 s"),
+        ("hang", "timeout", "1 s"),
+        ("spin", "timeout", "1 s"),
         ("raise", "raised", "KeyError: 'no such thing'"),
         ("exit", "died", "exit code 3"),
         ("sys.exit", "raised", "SystemExit: 2"),
@@ -70,9 +70,7 @@ def test_a_worker_killed_between_runs_is_replaced(pool):
     for worker_ in pool._workers:
         worker_.process.kill()
         worker_.process.join()
-    results = pool.run(GOOD)
-    # A call already handed over when the end shows is failed, no other.
-    assert all(isinstance(r, Failure) or r == w for r, w in zip(results, [1, 0] * 20))
+    # The end of an idle worker is no call's fault.
     assert pool.run(GOOD) == [1.0, 0.0] * 20
 
 
@@ -89,7 +87,7 @@ def test_a_function_that_cannot_be_loaded_stops_the_start(monkeypatch, tmp_path)
     # It is found here but not by a fresh process.
     monkeypatch.setattr(verify_fakes, "late", late, raising=False)
     monkeypatch.setattr(late, "__module__", "verify_fakes")
-    with pytest.raises(RuntimeError, match="cannot load its function.*late"):
+    with pytest.raises(RuntimeError, match=r"cannot load its function.*late"):
         Pool(late, num_workers=1, timeout_s=1.0).__enter__()
 
 

@@ -94,7 +94,7 @@ def test_metaspace_is_a_space():
 
 def test_without_a_decoder_only_single_characters_are_text():
     assert token_bytes(fast(["?", "a"], unk_token="?")).pieces == (b"", b"a")
-    with pytest.raises(ValueError, match="joins tokens by spaces.*'ab'"):
+    with pytest.raises(ValueError, match=r"joins tokens by spaces.*'ab'"):
         token_bytes(fast(["?", "ab"], unk_token="?"))
 
 
@@ -112,7 +112,7 @@ def test_without_a_decoder_only_single_characters_are_text():
     ids=repr,
 )
 def test_decoders_that_do_more_than_spell_tokens_raise(decoder):
-    with pytest.raises(ValueError, match="supports the decoders.*got"):
+    with pytest.raises(ValueError, match=r"supports the decoders.*got"):
         token_bytes(fast(["?", "a"], decoder, unk_token="?"))
 
 

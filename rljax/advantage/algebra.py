@@ -92,8 +92,9 @@ class AlgorithmState(NamedTuple):
 def start(rollout: Rollout) -> Credit:
     """The credit every chain starts from: reward, mask, all verified rows members.
 
-    Without a verdict (supervised terms) the reward is 1. Rows whose verifier failed
-    are no members and weigh nothing.
+    Without a verdict (supervised terms) the reward is 1. Rows whose verifier failed,
+    and those without any token (of groups that are short), are no members and weigh
+    nothing.
     """
     mask = rollout.samples.mask
     try:
@@ -101,6 +102,7 @@ def start(rollout: Rollout) -> Credit:
     except NotMeasured:
         reward = jnp.ones(mask.shape[:2], jnp.float32)
         valid = jnp.ones(mask.shape[:2], bool)
+    valid &= jnp.any(mask, -1)
     return Credit(
         advantage=reward.astype(jnp.float32)[..., None],
         weight=(mask & valid[..., None]).astype(jnp.float32),

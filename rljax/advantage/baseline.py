@@ -54,9 +54,9 @@ def center_by_group() -> AdvantageTransform:
     def apply(credit, rollout):
         del rollout
         require_group(credit, 2, "center_by_group()")
-        centred = jnp.where(
-            equal_groups(credit), 0.0, credit.advantage - group_mean(credit)
-        )
+        # Only members: a row outside may well differ from a group of equals.
+        equal = equal_groups(credit) & credit.member
+        centred = jnp.where(equal, 0.0, credit.advantage - group_mean(credit))
         return credit.replace(advantage=centred)
 
     return stateless(apply)

@@ -1,4 +1,4 @@
-"""One controller over several terms: a whole algorithm driven by one measured number."""
+"""One controller over several terms: a whole algorithm driven by one measurement."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

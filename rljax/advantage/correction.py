@@ -2,18 +2,18 @@
 
     d_t = log pi_old - log mu,   w = e^d
 
-mu (`samples.behaviour`) is what the tokens were really drawn from: another engine, other
-precision, after temperature and truncation. `old` is the learner's own evaluation of the
-sampling weights. Both are fixed, so are the weights: they multiply the term's weight.
+mu (`samples.behaviour`) is what the tokens were really drawn from: another engine,
+other precision, after temperature and truncation. `old` is the learner's own evaluation
+of the sampling weights. Both are fixed, so is w: it multiplies the term's weight.
 
 A correction is a pooling (`per_token`, `per_sequence`, `geometric`) of d into a ratio
 and a bound on the ratio (`at_most`, `within`, `kept_within`), or a rejection of tokens
-and rows by a statistic. Importance weights stand after the reduction, whose divisor they
-leave alone; rejections before it renormalise.
+and rows by a statistic. Importance weights stand after the reduction, whose divisor
+they leave alone; rejections before it renormalise.
 
 Source: verl rollout_corr_helper.py and docs/algo/rollout_corr_math.md, OpenRLHF
-  models/loss.py, TRL grpo_trainer.py (SECONDARY). verl clamps d to +-20 first; the bounds
-  here make that superfluous.
+  models/loss.py, TRL grpo_trainer.py (SECONDARY). verl clamps d to +-20 first; the
+  bounds here make that superfluous.
 """
 
 from collections.abc import Callable
@@ -163,8 +163,8 @@ def reject(
       statistic_fn: (d, mask) -> f32[P, G, T or 1]: `per_token`, `per_sequence` or
         `geometric` (of w itself), or a `row_...` of `k2` or `k3`.
 
-    Variants: verl's bounds on k1 bound mu / pi_old, the inverse of w. Here they bound w;
-      `lambda d, mask: per_token(-d, mask)` gives verl's.
+    Variants: verl's bounds on k1 bound mu / pi_old, the inverse of w. Here they bound
+      w; `lambda d, mask: per_token(-d, mask)` gives verl's.
     """
     check.ordered(low=low, high=high)
 

@@ -57,7 +57,7 @@ def delayed(controller: Controller) -> Controller:
 
 
 def sampled_entropy(credit: Credit, rollout: Rollout) -> jax.Array:
-    """f32[]: mean -log pi_old over response tokens, an estimate of the entropy, nats."""
+    """f32[]: mean -log pi_old over response tokens, an entropy estimate, nats."""
     del credit
     return numerics.masked_mean(-rollout.old.logp, rollout.samples.mask)
 

@@ -84,8 +84,9 @@ def gac_controller(
     Returns:
       A controller from `GacMeasurement` to `GacValue`.
     """
-    for name, x in dict(alpha=alpha, keep=keep, prior_share=prior_share).items():
-        check.number(name, x, low=0, high=1)
+    check.number("alpha", alpha, low=0, high=1)
+    check.number("keep", keep, low=0, high=1)
+    check.number("prior_share", prior_share, low=0, high=1)
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0, high=1)
     check.ordered(low=low, initial=initial, high=high)
@@ -165,7 +166,7 @@ def gac_proxies(
         credit, now = credits[0], rollout.current
         tokens = rollout.samples.mask
         filled = jnp.any(tokens, -1, keepdims=True)
-        stored = mixing.is_stored(rollout) & filled
+        stored = mixing.is_stored(rollout)[..., None] & filled
         own = ~stored & filled & credit.member
 
         advantage = jnp.broadcast_to(credit.advantage, tokens.shape)

@@ -12,19 +12,19 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
-from rljax.types import Credit, Rollout, Source
+from rljax.advantage.row import keep_rows
+from rljax.types import Rollout, Source
 
 
 def of_source(rollout: Rollout, *sources: int) -> jax.Array:
-    """bool[P, G, 1]: rows that came from one of these sources."""
+    """bool[P, G]: rows that came from one of these sources."""
     if not sources:
         raise ValueError("of_source needs a source, got none; pass Source.OWN or so.")
-    rows = [rollout.samples.source == source for source in sources]
-    return jnp.stack(rows).any(0)[..., None]
+    return jnp.stack([rollout.samples.source == s for s in sources]).any(0)
 
 
 def is_stored(rollout: Rollout) -> jax.Array:
-    """bool[P, G, 1]: demonstrations and teacher answers."""
+    """bool[P, G]: demonstrations and teacher answers."""
     return of_source(rollout, Source.DEMONSTRATION, Source.TEACHER)
 
 
@@ -33,7 +33,7 @@ def keep_source(*sources: int) -> AdvantageTransform:
 
     Changes `weight` alone: all rows still count in the statistics of their group.
     """
-    return stateless(lambda c, r: _keep(c, of_source(r, *sources)))
+    return keep_rows(lambda rollout: of_source(rollout, *sources))
 
 
 def keep_stored() -> AdvantageTransform:
@@ -44,11 +44,11 @@ def keep_stored() -> AdvantageTransform:
         silently be empty.
     """
 
-    def apply(credit, rollout):
+    def rows(rollout):
         require_answers(rollout.prompts.data, "this term learns from")
-        return _keep(credit, is_stored(rollout))
+        return is_stored(rollout)
 
-    return stateless(apply)
+    return keep_rows(rows)
 
 
 def require_answers(data: dict, reader: str) -> None:
@@ -68,7 +68,7 @@ def members_from(*sources: int) -> AdvantageTransform:
     Others still get the group's baseline; use at the head of an advantage chain.
     """
     return stateless(
-        lambda c, r: c.replace(member=c.member & of_source(r, *sources))
+        lambda c, r: c.replace(member=c.member & of_source(r, *sources)[..., None])
     )
 
 
@@ -79,7 +79,7 @@ def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransf
     imitation term, its complement in the reinforcement term.
 
     Args:
-      select_fn: i32[P, 1, 1] counts -> bool[P, 1, 1].
+      select_fn: i32[P] counts -> bool[P].
 
     Returns:
       A stateless transform; reads `rollout.verdict`, changes `weight`, logs
@@ -89,33 +89,10 @@ def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransf
     """
 
     def apply(credit, rollout):
-        own = of_source(rollout, Source.OWN) & rollout.verdict.correct[..., None]
-        kept = select_fn(jnp.sum(own, 1, keepdims=True, dtype=jnp.int32))
-        share = jnp.mean(kept, dtype=jnp.float32)
-        return _keep(credit, kept).log(kept_prompts=share)
-
-    return stateless(apply)
-
-
-def _keep(credit: Credit, kept: jax.Array) -> Credit:
-    return credit.replace(weight=jnp.where(kept, credit.weight, 0.0))
-
-
-def fill_advantage(value: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
-    """The same advantage for all rows, whatever a verifier said."""
-    return stateless(
-        lambda c, r: c.replace(
-            advantage=jnp.full_like(c.advantage, value, dtype=jnp.float32)
-        )
-    )
-
-
-def sign_of_correct() -> AdvantageTransform:
-    """+1 for correct rows, -1 for others; reads `rollout.verdict`."""
-
-    def apply(credit, rollout):
-        sign = jnp.where(rollout.verdict.correct[..., None], 1.0, -1.0)
-        return credit.replace(advantage=sign.astype(jnp.float32))
+        own = of_source(rollout, Source.OWN) & rollout.verdict.correct
+        kept = select_fn(jnp.sum(own, 1, dtype=jnp.int32))[:, None, None]
+        credit = credit.replace(weight=jnp.where(kept, credit.weight, 0.0))
+        return credit.log(kept_prompts=jnp.mean(kept, dtype=jnp.float32))
 
     return stateless(apply)
 

@@ -3,10 +3,11 @@
 `plane` places methods by sign and difficulty, `curves` draws E[m_S] and E[m_F] over the
 true solve rate. Both take profiles by name:
 
-    profiles = {"GRPO": analytic(advantage_of(algorithms.grpo()), 8), ...}
-    plane(profiles).savefig("plane.png")
+    table = {"GRPO": profile.analytic(profile.advantage_of(algorithms.grpo()), 8), ...}
+    plot.plane(table).savefig("plane.png")
 """
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from rljax.advantage import profile
 from rljax.advantage.profile import Profile
 
-_EDGE = np.log(16.0)  # sign ratios beyond it, infinite ones too, stand at the border
+_EDGE = np.log(20.0)  # larger sign ratios, infinite ones too, stand at the border
+_RATIOS = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1, "2": 2, "4": 4, "8": 8}
 
 
 def plane(profiles: Mapping[str, Profile], p=None, ax=None):
@@ -31,75 +33,93 @@ def plane(profiles: Mapping[str, Profile], p=None, ax=None):
     import matplotlib.pyplot as plt
 
     if ax is None:
-        _, ax = plt.subplots(figsize=(9.5, 6.2), layout="constrained")
-    places = {name: profile.place(table, p) for name, table in profiles.items()}
-    x = {name: np.clip(at.log_ratio, -_EDGE, _EDGE) for name, at in places.items()}
-    y = {name: at.difficulty for name, at in places.items()}
+        _, ax = plt.subplots(figsize=(10, 6.5), layout="constrained")
+    points: dict[tuple[float, float], list[str]] = {}
+    for name, table in profiles.items():
+        at = profile.place(table, p)
+        x = round(float(np.clip(at.log_ratio, -_EDGE, _EDGE)), 2) + 0.0
+        points.setdefault((x, round(at.difficulty, 3)), []).append(name)
 
-    ax.axvspan(-9, -_EDGE * 0.92, color="0.94", lw=0)
-    ax.axvspan(_EDGE * 0.92, 9, color="0.94", lw=0)
-    ax.axvline(0, color="0.75", lw=1, zorder=0)
-    for name in profiles:
-        ax.scatter(x[name], y[name], s=34, color=_color(x[name]), zorder=3)
-    _labels(ax, x, y)
-    ticks = np.log([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8])
+    for side in (-1, 1):
+        ax.axvspan(side * 0.92 * _EDGE, side * 9, color="0.95", lw=0)
+    ax.axvline(0, color="0.8", lw=1, zorder=0)
+    xy = np.array(list(points))
+    colors = np.select([xy[:, 0] < 0, xy[:, 0] > 0], ["tab:red", "tab:green"], "0.35")
+    ax.scatter(*xy.T, s=36, color=colors, zorder=3)
     ax.set_xticks(
-        [-_EDGE, *ticks, _EDGE],
-        ["failures\nonly", "1/8", "1/4", "1/2", "1", "2", "4", "8", "successes\nonly"],
+        [-_EDGE, *np.log(list(_RATIOS.values())), _EDGE],
+        ["failures\nonly", *_RATIOS, "successes\nonly"],
     )
-    ax.set_xlim(-_EDGE * 1.12, _EDGE * 1.75)
-    ax.set_xlabel("sign:  mass up / mass down,  $m_S / m_F$  (log scale)")
-    ax.set_ylabel("difficulty:  mass-weighted solve rate\n(hard prompts below)")
+    ax.set_xlim(-1.3 * _EDGE, 1.5 * _EDGE)
+    low, high = xy[:, 1].min(), xy[:, 1].max()
+    margin = 0.1 * max(high - low, 0.1)
+    ax.set_ylim(low - margin, high + margin)
+    ax.set_xlabel("sign:  mass up / mass down,  $m_S / m_F$")
+    ax.set_ylabel("difficulty:  solve rate weighted by mass  (hard below)")
     ax.spines[["top", "right"]].set_visible(False)
+    _label(ax, {xy: _wrap(names) for xy, names in points.items()})
     return ax.figure
 
 
-def _color(x: float) -> str:
-    return "tab:gray" if abs(x) < 0.02 else "tab:green" if x > 0 else "tab:red"
+def _wrap(names, num_columns=2) -> str:
+    """Methods that share a point share a label."""
+    rows = [names[i : i + num_columns] for i in range(0, len(names), num_columns)]
+    return ",\n".join(", ".join(row) for row in rows)
 
 
-def _labels(ax, x, y):
-    """Names to the right of their points, moved apart along y with thin leaders."""
-    low, high = min(y.values()), max(y.values())
-    margin = 0.12 * max(high - low, 0.1)
-    ax.set_ylim(low - margin, high + margin)
-    gap = 0.034 * (high - low + 2 * margin)
-    # Points that are near in x share a column of labels.
-    columns: list[list[str]] = []
-    for name in sorted(x, key=x.__getitem__):
-        if columns and x[name] - x[columns[-1][0]] < 0.45:
-            columns[-1].append(name)
-        else:
-            columns.append([name])
-    for names in columns:
-        names = sorted(names, key=y.__getitem__)
-        at = _spread([y[name] for name in names], gap)
-        right = max(x[name] for name in names) + 0.16
-        for name, height in zip(names, at, strict=True):
-            ax.annotate(
-                name,
-                (x[name], y[name]),
-                (right, height),
-                fontsize=8,
-                va="center",
-                arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.6},
+def _label(ax, labels):
+    """Puts each label at the nearest spot around its point that is still free."""
+    figure = ax.figure
+    figure.canvas.draw()  # settles the layout: boxes below are in its pixels
+    unit = figure.dpi / 72
+    taken = [_box(*ax.transData.transform(xy), 8 * unit, 8 * unit) for xy in labels]
+    inside = ax.get_window_extent().extents
+    directions = [(1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1)]
+    spots = [
+        (r * dx, r * dy * slant)
+        for r in range(9, 150, 7)
+        for slant in (0.5, 1, 2)
+        for dx, dy in directions
+    ]
+    # Crowded points first, they have the least choice.
+    for xy in sorted(labels, key=lambda xy: abs(xy[0])):
+        text = ax.annotate(
+            labels[xy],
+            xy,
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.65", "lw": 0.6, "shrinkB": 3},
+        )
+        text.set_in_layout(False)
+        size = text.get_window_extent().size
+        width, height = size / unit
+        for dx, dy in spots:
+            left = dx if dx > 0 else dx - width if dx < 0 else -width / 2
+            center = ax.transData.transform(xy) + unit * np.array(
+                [left + width / 2, dy]
             )
+            box = _box(*center, (width + 4) * unit, (height + 2) * unit)
+            free = not any(_overlap(box, other) for other in taken)
+            if free and np.all(box[:2] > inside[:2]) and np.all(box[2:] < inside[2:]):
+                break
+        text.set_position((left, dy))
+        taken.append(box)
 
 
-def _spread(heights, gap):
-    """Sorted heights moved as little as needed to be at least `gap` apart."""
-    blocks: list[list[float]] = []  # [first position, count, sum of wanted firsts]
-    for i, height in enumerate(heights):
-        blocks.append([1, height - i * gap])
-        while len(blocks) > 1 and blocks[-2][1] > blocks[-1][1]:
-            (n, a), (m, b) = blocks[-2], blocks.pop()
-            blocks[-1] = [n + m, (n * a + m * b) / (n + m)]
-    flat = [first for count, first in blocks for _ in range(int(count))]
-    return [first + i * gap for i, first in enumerate(flat)]
+def _box(x, y, width, height):
+    return np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+
+
+def _overlap(a, b) -> bool:
+    return bool(np.all(a[:2] < b[2:]) and np.all(b[:2] < a[2:]))
 
 
 def curves(profiles: Mapping[str, Profile], axes=None):
     """E[m_S] and E[m_F] of each method over the true solve rate, in two panels.
+
+    Scales differ between methods; `profile.equalised` makes them comparable.
 
     Args:
       profiles: tables by name; G is the table's.
@@ -112,16 +132,17 @@ def curves(profiles: Mapping[str, Profile], axes=None):
 
     if axes is None:
         _, axes = plt.subplots(
-            1, 2, figsize=(10, 4), sharex=True, sharey=True, layout="constrained"
+            1, 2, figsize=(11, 4.2), sharex=True, sharey=True, layout="constrained"
         )
     p = np.linspace(1e-3, 1 - 1e-3, 400)
-    colors = plt.get_cmap("tab10" if len(profiles) <= 10 else "tab20").colors
-    for i, (name, table) in enumerate(profiles.items()):
+    colors = itertools.cycle(plt.get_cmap("tab10").colors)
+    # Dashes, too: methods that coincide in one panel remain visible.
+    dashes = itertools.cycle(["-", (0, (5, 2)), (0, (1.5, 1.5))])
+    for name, table in profiles.items():
+        style = {"color": next(colors), "linestyle": next(dashes), "lw": 2}
         for ax, mass in zip(axes, profile.expected(table, p), strict=True):
-            # Dashes as well as colours: balanced methods coincide between panels.
-            style = ["-", "--", "-.", ":"][i // len(colors) % 4]
-            ax.plot(p, mass, style, color=colors[i % len(colors)], lw=1.8, label=name)
-    for ax, title in zip(axes, ("up: $E[m_S]$", "down: $E[m_F]$"), strict=True):
+            ax.plot(p, mass, label=name, **style)
+    for ax, title in zip(axes, ("successes up, $E[m_S]$", "failures down, $E[m_F]$")):
         ax.set_title(title, fontsize=11)
         ax.set_xlabel("solve rate $p$  (hard to easy)")
         ax.spines[["top", "right"]].set_visible(False)

@@ -70,7 +70,7 @@ def analytic(
         missing): then only measured masses exist (`rljax.advantage.mass`).
     """
     counts = np.arange(num_samples + 1)
-    # Each c among copies of itself, next to another c, and with other log-probabilities.
+    # Each c beside itself, beside another c, and with other log-probabilities.
     others = [counts[:, None], np.roll(counts, num_samples // 2)[:, None]]
     if company:
         others = [np.broadcast_to(company, (len(counts), len(company)))] * 2
@@ -122,9 +122,10 @@ def _classes(transform, counts, num_samples, spread):
 def _rollout(counts, num_samples, spread):
     """One-token completions, the first `counts[i]` of prompt i correct."""
     P, G = counts.shape[0], num_samples
-    correct = jnp.arange(G) < counts[:, None]
+    place = jnp.arange(G, dtype=jnp.int32)[None]
+    correct = place < counts[:, None]
     zero = jnp.zeros((P, G, 1), jnp.float32)
-    logp = zero - 1 - spread * jnp.arange(G)[:, None] / G
+    logp = zero - 1 - spread * place[..., None].astype(jnp.float32) / G
     stats = TokenStats(logp=logp, entropy=zero + 1)
     ids = jnp.arange(P, dtype=jnp.int32)
     return Rollout(
@@ -194,3 +195,14 @@ def place(profile: Profile, p=None) -> Place:
         ratio = np.log(up.sum()) - np.log(down.sum())
     difficulty = np.sum((up + down) * profile.p) / total
     return Place(float(ratio), float(difficulty), float(total))
+
+
+def equalised(profile: Profile, p=None) -> Profile:
+    """The table with mean total mass 1: without its scale, which a learning rate sets.
+
+    Args:
+      profile: a table.
+      p: true solve rates of the prompts, as in `place`.
+    """
+    scale = place(profile, p).scale
+    return Profile(*(column / scale for column in profile))

@@ -116,12 +116,12 @@ def follow_teacher_by_entropy(
     beta: jax.typing.ArrayLike = 0.1,
     entropy_quantile: jax.typing.ArrayLike = 0.8,
 ) -> AdvantageTransform:
-    """A + beta omega d: attracted to the teacher where certain, repelled elsewhere (DASD).
+    """A + beta omega d: towards the teacher where certain, else away from it (DASD).
 
         omega = tanh((tau - H) / sigma) sigmoid(|d| - 1),  d = gap / mean |gap|
 
-    gap = log(pi_teacher / pi_old) of a token, tau a quantile and sigma the mean absolute
-    deviation of the entropies H; mean, quantile and deviation are the row's own.
+    gap = log(pi_teacher / pi_old) of a token, tau a quantile and sigma the mean
+    absolute deviation of the entropies H; all of them are the row's own.
 
     Args:
       beta: strength; 0.1 is a placeholder, the paper's is unknown.

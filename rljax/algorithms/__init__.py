@@ -1,8 +1,14 @@
 """Recipes: functions from numbers to an `Algorithm`, each citing its equations."""
 
+from rljax.algorithms.clip_higher import dapo, group_normalised, justrl
 from rljax.algorithms.clipped import clipped_policy
+from rljax.algorithms.confidence import ace, dasd
+from rljax.algorithms.critic import ppo, turn_ppo
 from rljax.algorithms.curriculum import a_grae, curve_rl
+from rljax.algorithms.entropy_control import skywork_or1
+from rljax.algorithms.entropy_mechanism import clip_cov, kl_cov
 from rljax.algorithms.fade import fade
+from rljax.algorithms.gradient_gating import dgg_gate, output_projection
 from rljax.algorithms.grpo import dr_grpo, grpo, grpo_kl, norm_grpo, qae
 from rljax.algorithms.maxrl import linear_r, log_failure, log_odds, maxrl, sqrt_r
 from rljax.algorithms.pass_at_k import (
@@ -35,26 +41,57 @@ from rljax.algorithms.reinforce_plus_plus import (
     reinforce_plus_plus_baseline,
 )
 from rljax.algorithms.rlvr_decomposed import nsr, psr, w_reinforce
+from rljax.algorithms.rollout_correction import (
+    corrected,
+    geometric_rejection,
+    icepop,
+    sequence_mask,
+    sequence_mask_tis,
+    tis,
+    truncated_reinforce,
+)
+from rljax.algorithms.sequence_level import gmpo, gspo, gspo_token
+from rljax.algorithms.token_filter import over_all, over_selected, stapo, top_entropy
+from rljax.algorithms.token_level import cispo, minpro, sapo
 
 __all__ = [
     "a_grae",
+    "ace",
     "asym_grpo",
     "asym_grpo_by_odds",
+    "cispo",
+    "clip_cov",
     "clipped_policy",
+    "corrected",
     "curve_rl",
+    "dapo",
+    "dasd",
+    "dgg_gate",
     "dr_grpo",
     "f_grpo",
     "fade",
+    "geometric_rejection",
+    "gmpo",
     "gpg",
+    "group_normalised",
     "grpo",
     "grpo_kl",
+    "gspo",
+    "gspo_token",
+    "icepop",
+    "justrl",
+    "kl_cov",
     "linear_r",
     "log_failure",
     "log_odds",
     "maxrl",
+    "minpro",
     "norm_grpo",
     "nsr",
     "opo",
+    "output_projection",
+    "over_all",
+    "over_selected",
     "pass_at_group",
     "pass_at_k",
     "pass_at_k_training",
@@ -63,6 +100,7 @@ __all__ = [
     "pkpo_minus_one",
     "power",
     "power_asym",
+    "ppo",
     "psr",
     "qae",
     "raft",
@@ -73,6 +111,15 @@ __all__ = [
     "remax",
     "rloo",
     "rs_grpo",
+    "sapo",
+    "sequence_mask",
+    "sequence_mask_tis",
+    "skywork_or1",
     "sqrt_r",
+    "stapo",
+    "tis",
+    "top_entropy",
+    "truncated_reinforce",
+    "turn_ppo",
     "w_reinforce",
 ]

@@ -11,7 +11,7 @@ from rljax.gate import Gate, every, finite, gradient_gate
 
 
 def output_projection(grads) -> Any:
-    """A decoder's gradient at its output projection; the embedding's if they are tied."""
+    """A decoder's gradient at its output projection; if tied, at the embedding."""
     return grads["head"] if "head" in grads else grads["embed"]
 
 

@@ -13,41 +13,27 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax.advantage import (
-    AdvantageTransform,
-    Algorithm,
-    Term,
-    algorithm,
-    center_by_group,
-    chain,
-    constant_sum,
-    controlled_algorithm,
-    gac,
-    keep_prompts,
-    keep_source,
-    keep_stored,
-    members_from,
-    scale_by_group_std,
-    scale_weight,
-    schedule,
-    sign_of_correct,
-    token_mean,
-    warmup_cosine,
-)
-from rljax.loss import clipped_ratio, entropy_bonus, kl_k3, nll, reinforce, supervised
+from rljax import advantage as adv
+from rljax.advantage import gac, mixing
+from rljax.advantage.controlled_algorithm import controlled_algorithm
+from rljax.hint import is_hint
+from rljax.loss import kl, ratio, supervised, surrogate
 from rljax.types import Source
 
-_OWN = keep_source(Source.OWN)
+_OWN = mixing.keep_source(Source.OWN)
+_ALL_ROWS = adv.chain()
 
 
-def _grpo(clip: float, *after: AdvantageTransform) -> Term:
+def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
     """Clipped GRPO on own rows, their statistics, and their token mean."""
-    return Term(
-        clipped_ratio(clip, clip),
-        advantage=chain(
-            members_from(Source.OWN), center_by_group(), scale_by_group_std()
+    return adv.Term(
+        surrogate.clipped_ratio(clip, clip),
+        advantage=adv.chain(
+            mixing.members_from(Source.OWN),
+            adv.center_by_group(),
+            adv.scale_by_group_std(),
         ),
-        weighting=chain(_OWN, token_mean(), *after),
+        weighting=adv.chain(_OWN, adv.token_mean(), *after),
     )
 
 
@@ -56,8 +42,8 @@ def luffy(
     max_tokens: int,
     gamma: jax.typing.ArrayLike = 0.1,
     entropy: jax.typing.ArrayLike = 0.001,
-    statistics: AdvantageTransform = chain(),
-) -> Algorithm:
+    statistics: adv.AdvantageTransform = _ALL_ROWS,
+) -> adv.Algorithm:
     """Off-policy guidance with a shaped probability (arXiv:2504.14945, PAPER: code).
 
     A = R - mean(R) over the joint group; -A p / p_old on own tokens, unclipped;
@@ -67,24 +53,25 @@ def luffy(
       max_tokens: the constant length, tokens; 8192 in the paper.
       gamma: of the shaping, a probability.
       entropy: coefficient of the entropy bonus.
-      statistics: `members_from(Source.OWN)` takes the mean over own rows alone (the
-        code's other estimator).
+      statistics: whose mean; `mixing.members_from(Source.OWN)` is the code's other
+        estimator.
     """
-    advantage = chain(statistics, center_by_group())
-    total = constant_sum(max_tokens)
-    return algorithm(
-        policy=Term(
-            supervised.unclipped_ratio(),
+    advantage = adv.chain(statistics, adv.center_by_group())
+    total = mixing.constant_sum(max_tokens)
+    return adv.algorithm(
+        policy=adv.Term(
+            ratio.plain_ratio(),
             advantage=advantage,
-            weighting=chain(_OWN, total),
+            weighting=adv.chain(_OWN, total),
         ),
-        stored=Term(
+        stored=adv.Term(
             supervised.shaped_probability(gamma),
             advantage=advantage,
-            weighting=chain(keep_stored(), total),
+            weighting=adv.chain(mixing.keep_stored(), total),
         ),
-        entropy=Term(
-            entropy_bonus(), weighting=chain(token_mean(), scale_weight(entropy))
+        entropy=adv.Term(
+            kl.entropy_bonus(),
+            weighting=adv.chain(adv.token_mean(), adv.scale_weight(entropy)),
         ),
     )
 
@@ -95,7 +82,7 @@ def srft(
     clip: float = 0.2,
     sft: jax.typing.ArrayLike = 0.5,
     positive: jax.typing.ArrayLike = 0.1,
-) -> Algorithm:
+) -> adv.Algorithm:
     """Single-stage SFT and RL weighed by entropy (arXiv:2506.19767, SECONDARY).
 
     sft exp(-H) (-log p) and a clipped GRPO term with old probability 1 on stored rows,
@@ -108,24 +95,28 @@ def srft(
       clip: of the GRPO term.
       sft, positive: coefficients of the two entropy weights.
     """
-    total = constant_sum(max_tokens)
+    total = mixing.constant_sum(max_tokens)
     grow = supervised.entropy_weight(positive, 1.0)
 
     def own_weight(now, credit, rollout):
         return jnp.where(credit.advantage > 0, grow(now, credit, rollout), 1.0)
 
-    imitate = supervised.rectified(nll(), supervised.entropy_weight(sft, -1.0))
-    return algorithm(
-        sft=Term(imitate, weighting=chain(keep_stored(), token_mean())),
-        stored=Term(
-            supervised.behaved_certainly(clipped_ratio(clip, clip)),
-            advantage=chain(center_by_group(), scale_by_group_std()),
-            weighting=chain(keep_stored(), total),
+    imitate = supervised.rectified(
+        surrogate.nll(), supervised.entropy_weight(sft, -1.0)
+    )
+    return adv.algorithm(
+        sft=adv.Term(
+            imitate, weighting=adv.chain(mixing.keep_stored(), adv.token_mean())
         ),
-        policy=Term(
-            supervised.rectified(reinforce(), own_weight),
-            advantage=sign_of_correct(),
-            weighting=chain(_OWN, total),
+        stored=adv.Term(
+            supervised.behaved_certainly(surrogate.clipped_ratio(clip, clip)),
+            advantage=adv.chain(adv.center_by_group(), adv.scale_by_group_std()),
+            weighting=adv.chain(mixing.keep_stored(), total),
+        ),
+        policy=adv.Term(
+            supervised.rectified(surrogate.reinforce(), own_weight),
+            advantage=adv.assign_by_class(lambda g: 1.0, lambda g: -1.0),
+            weighting=adv.chain(_OWN, total),
         ),
     )
 
@@ -135,13 +126,16 @@ def mixture(
     *,
     clip: float = 0.2,
     weight_fn: supervised.WeightFn = supervised.uncertainty,
-) -> Algorithm:
+) -> adv.Algorithm:
     """(1 - mu) GRPO on own rows + mu tokmean[-sg[w(p)] log p] on stored rows."""
-    imitate = supervised.rectified(nll(), weight_fn)
-    return algorithm(
-        policy=_grpo(clip, scale_weight(1 - mu)),
-        sft=Term(
-            imitate, weighting=chain(keep_stored(), token_mean(), scale_weight(mu))
+    imitate = supervised.rectified(surrogate.nll(), weight_fn)
+    return adv.algorithm(
+        policy=_grpo(clip, adv.scale_weight(1 - mu)),
+        sft=adv.Term(
+            imitate,
+            weighting=adv.chain(
+                mixing.keep_stored(), adv.token_mean(), adv.scale_weight(mu)
+            ),
         ),
     )
 
@@ -151,7 +145,7 @@ def chord(
     mu_fn: Callable[[jax.Array], jax.Array] = lambda step: jnp.float32(0.1),
     clip: float = 0.2,
     weight_fn: supervised.WeightFn = supervised.uncertainty,
-) -> Algorithm:
+) -> adv.Algorithm:
     """A scheduled mixture (arXiv:2508.11408, PAPER: Trinity-RFT chord_policy_loss.py).
 
     Args:
@@ -165,7 +159,7 @@ def chord(
     def make(mu):
         return mixture(mu, clip=clip, weight_fn=weight_fn)
 
-    return controlled_algorithm(make, schedule(mu_fn), lambda credits, rollout: ())
+    return controlled_algorithm(make, adv.schedule(mu_fn), lambda credits, rollout: ())
 
 
 def gac_mixture(
@@ -176,7 +170,7 @@ def gac_mixture(
     trim: float = 0.1,
     scale_fn: Callable[..., jax.Array] = gac.as_they_are,
     **controller,
-) -> Algorithm:
+) -> adv.Algorithm:
     """A mixture whose share follows noise and mismatch (arXiv:2605.26184, PAPER: code).
 
     Args:
@@ -186,7 +180,7 @@ def gac_mixture(
       trim, scale_fn: see `gac.gac_proxies`.
       **controller: see `gac.gac_controller`.
     """
-    prior = warmup_cosine(200, 800, 0.85, 0.15) if prior is None else prior
+    prior = mixing.warmup_cosine(200, 800, 0.85, 0.15) if prior is None else prior
     return controlled_algorithm(
         lambda value: mixture(value.mu, clip=clip, weight_fn=weight_fn),
         gac.gac_controller(prior=prior, **controller),
@@ -199,11 +193,11 @@ def hpt(
     max_tokens: int,
     gate: jax.typing.ArrayLike = 0,
     coefficient: jax.typing.ArrayLike = 1.0,
-) -> Algorithm:
+) -> adv.Algorithm:
     """A hard gate per prompt (arXiv:2509.04419, PAPER: Unify-Post-Training).
 
-    Prompts with at most `gate` correct rollouts learn their demonstrations (token mean of
-    -log p), the others their rollouts (A = R - mean over them, no clip, sum over a
+    Prompts with at most `gate` correct rollouts learn their demonstrations (token mean
+    of -log p), the others their rollouts (A = R - mean over them, no clip, sum over a
     constant length).
 
     Args:
@@ -211,23 +205,23 @@ def hpt(
       gate: correct rollouts, a count; 0 (Qwen) or 2 (Llama).
       coefficient: of the imitation term; 0.3 for 1.5B models.
     """
-    return algorithm(
-        policy=Term(
-            supervised.unclipped_ratio(),
-            advantage=chain(members_from(Source.OWN), center_by_group()),
-            weighting=chain(
+    return adv.algorithm(
+        policy=adv.Term(
+            ratio.plain_ratio(),
+            advantage=adv.chain(mixing.members_from(Source.OWN), adv.center_by_group()),
+            weighting=adv.chain(
                 _OWN,
-                keep_prompts(lambda solved: solved > gate),
-                constant_sum(max_tokens),
+                mixing.keep_prompts(lambda solved: solved > gate),
+                mixing.constant_sum(max_tokens),
             ),
         ),
-        sft=Term(
-            nll(),
-            weighting=chain(
-                keep_stored(),
-                keep_prompts(lambda solved: solved <= gate),
-                token_mean(),
-                scale_weight(coefficient),
+        sft=adv.Term(
+            surrogate.nll(),
+            weighting=adv.chain(
+                mixing.keep_stored(),
+                mixing.keep_prompts(lambda solved: solved <= gate),
+                adv.token_mean(),
+                adv.scale_weight(coefficient),
             ),
         ),
     )
@@ -237,9 +231,9 @@ def uft(
     *,
     clip: float = 0.2,
     hint: jax.typing.ArrayLike = 0.001,
-    kl: jax.typing.ArrayLike = 0.001,
+    reference: jax.typing.ArrayLike = 0.001,
     entropy: jax.typing.ArrayLike = 0.001,
-) -> Algorithm:
+) -> adv.Algorithm:
     """GRPO from hinted prompts and likelihood of the hints (arXiv:2505.16984, PAPER).
 
     Needs the act of `rljax.hint` and reference parameters.
@@ -247,17 +241,17 @@ def uft(
     Args:
       clip: of the GRPO term on the continuations.
       hint: coefficient of the token mean of -log p over hint tokens.
-      kl, entropy: coefficients of k3 against the reference and of the entropy bonus,
-        both on own tokens.
+      reference, entropy: coefficients of k3 against the reference and of the entropy
+        bonus, both on own tokens.
     """
 
     def own(coefficient):
-        return chain(_OWN, token_mean(), scale_weight(coefficient))
+        return adv.chain(_OWN, adv.token_mean(), adv.scale_weight(coefficient))
 
-    hints = chain(keep_source(Source.DEMONSTRATION), token_mean(), scale_weight(hint))
-    return algorithm(
+    hints = adv.chain(adv.keep_rows(is_hint), adv.token_mean(), adv.scale_weight(hint))
+    return adv.algorithm(
         policy=_grpo(clip),
-        hint=Term(nll(), weighting=hints),
-        kl=Term(kl_k3(), weighting=own(kl)),
-        entropy=Term(entropy_bonus(), weighting=own(entropy)),
+        hint=adv.Term(surrogate.nll(), weighting=hints),
+        reference=adv.Term(kl.kl_k3(), weighting=own(reference)),
+        entropy=adv.Term(kl.entropy_bonus(), weighting=own(entropy)),
     )

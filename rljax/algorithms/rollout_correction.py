@@ -1,12 +1,12 @@
 """Corrections for a sampler that is not quite the policy: TIS, IcePop and relatives.
 
-All on GRPO's advantage with PPO's clip and a token mean. They need `old` measured by the
-learner's policy: `actor(..., measure_old=policy.measure)`.
+All on GRPO's advantage with PPO's clip and a token mean. They need `old` measured by
+the learner's policy: `actor(..., measure_old=policy.measure)`.
 """
 
 from rljax import advantage as adv
 from rljax import loss
-from rljax.advantage.correction import importance_weight, reject
+from rljax.advantage import correction
 from rljax.algorithms.clip_higher import group_normalised
 
 
@@ -40,7 +40,7 @@ def tis(*, cap: float = 2.0, low: float = 0.2, high: float = 0.2) -> adv.Algorit
 
     Source: fengyao.notion.site/off-policy-rl, as verl and TRL quote it (SECONDARY).
     """
-    after = importance_weight(correction.at_most(cap))
+    after = adv.importance_weight(correction.at_most(cap))
     return corrected(after=after, low=low, high=high)
 
 
@@ -51,7 +51,7 @@ def icepop(
 
     Source: verl, OpenRLHF (SECONDARY).
     """
-    after = importance_weight(correction.kept_within(floor, cap))
+    after = adv.importance_weight(correction.kept_within(floor, cap))
     return corrected(after=after, low=low, high=high)
 
 
@@ -62,7 +62,9 @@ def sequence_mask(
 
     Source: TRL's default, `sequence_mask` (SECONDARY).
     """
-    after = importance_weight(correction.kept_within(0.0, cap), correction.per_sequence)
+    after = adv.importance_weight(
+        correction.kept_within(0.0, cap), correction.per_sequence
+    )
     return corrected(after=after, low=low, high=high)
 
 
@@ -73,7 +75,7 @@ def geometric_rejection(
 
     Source: verl's rejection sampling `geometric` (SECONDARY).
     """
-    before = reject(correction.geometric, low=floor, high=cap)
+    before = adv.reject(correction.geometric, low=floor, high=cap)
     return corrected(before=before, low=low, high=high)
 
 
@@ -86,8 +88,8 @@ def sequence_mask_tis(
       (SECONDARY).
     """
     after = adv.chain(
-        reject(correction.geometric, low=floor, high=cap),
-        importance_weight(correction.as_is),
+        adv.reject(correction.geometric, low=floor, high=cap),
+        adv.importance_weight(correction.as_is),
     )
     return corrected(after=after, low=low, high=high)
 

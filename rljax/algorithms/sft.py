@@ -1,87 +1,83 @@
 """Supervised recipes: SFT, DFT, ASFT, PSFT, iw-SFT, GCSL, LfU.
 
-All learn from stored answers (`loop.demonstrator` or `loop.actor(policy, mix.stored())`)
-whatever a verifier says of them. Those that read reference or old statistics say so.
+All learn from stored answers, of `loop.demonstrator()` or `loop.actor(policy,
+mix.stored())`, whatever a verifier says of them. Those that read reference or old
+statistics say so.
 """
 
 import jax
 
-from rljax.advantage import (
-    Algorithm,
-    Term,
-    algorithm,
-    chain,
-    fill_advantage,
-    keep_stored,
-    scale_weight,
-    token_mean,
-    weighted_sequence_mean,
-)
-from rljax.loss import clipped_ratio, kl_k3, nll, supervised
+from rljax import advantage as adv
+from rljax.advantage import mixing
+from rljax.advantage.entropy import set_advantage
+from rljax.loss import kl, supervised, surrogate
 
-_ANCHOR = (
-    "make the learner with measure.remeasuring_learner(measure.anchored(policy), ...)"
-)
-_CONSISTENCY = (
-    "make the learner with consistency.steering_learner, or with"
-    " measure.remeasuring_learner(consistency.perturbed_weights(policy), ...)"
-)
+_AS_IT_IS = adv.chain()
 
 
-def _demonstrations(loss_fn, *after, advantage=chain()) -> Term:
-    return Term(
+def _demonstrations(loss_fn, *after, advantage=_AS_IT_IS) -> adv.Term:
+    return adv.Term(
         loss_fn,
         advantage=advantage,
-        weighting=chain(keep_stored(), token_mean(), *after),
+        weighting=adv.chain(mixing.keep_stored(), adv.token_mean(), *after),
     )
 
 
-def sft() -> Algorithm:
+def sft() -> adv.Algorithm:
     """Token mean of -log p."""
-    return algorithm(sft=_demonstrations(nll()))
+    return adv.algorithm(sft=_demonstrations(surrogate.nll()))
 
 
-def dft() -> Algorithm:
-    """Token mean of -sg[p] log p: Dynamic Fine-Tuning (arXiv:2508.05629, PAPER: code)."""
-    return algorithm(sft=_dft())
+def dft() -> adv.Algorithm:
+    """Token mean of -sg[p] log p: Dynamic Fine-Tuning (arXiv:2508.05629, PAPER)."""
+    return adv.algorithm(sft=_dft())
 
 
-def _dft() -> Term:
-    return _demonstrations(supervised.rectified(nll(), supervised.probability))
+def _dft() -> adv.Term:
+    return _demonstrations(
+        supervised.rectified(surrogate.nll(), supervised.probability)
+    )
 
 
-def asft(anchor: jax.typing.ArrayLike = 0.05) -> Algorithm:
+def asft(anchor: jax.typing.ArrayLike = 0.05) -> adv.Algorithm:
     """DFT anchored by the forward KL from the reference (arXiv:2509.23753, eq. 6).
 
     tokmean[-sg[p] log p + anchor * KL(reference || policy)], over the full vocabulary
     (PAPER: code; the coefficient 0.05 of the README, the script's default is 0.1).
-    Needs a learner with `measure.anchored` and reference parameters.
+    Needs reference parameters and `policy.divergence.against_reference(policy)` as the
+    learner's measure function.
     """
-    kl = supervised.extra("kl_reference", _ANCHOR)
-    return algorithm(sft=_dft(), anchor=_demonstrations(kl, scale_weight(anchor)))
+    forward = kl.kl_forward_exact()
+    return adv.algorithm(
+        sft=_dft(), anchor=_demonstrations(forward, adv.scale_weight(anchor))
+    )
 
 
-def asft_sampled(anchor: jax.typing.ArrayLike = 0.1) -> Algorithm:
+def asft_sampled(anchor: jax.typing.ArrayLike = 0.1) -> adv.Algorithm:
     """ASFT with k3 at the realised token in place of the KL (Palmyra x6, SECONDARY).
 
     Demonstrated tokens are not drawn from the policy: a penalty, not an estimate of a
     KL. Needs reference parameters in the state and `loop.actor(policy, mix.stored())`.
     """
-    return algorithm(sft=_dft(), anchor=_demonstrations(kl_k3(), scale_weight(anchor)))
+    return adv.algorithm(
+        sft=_dft(), anchor=_demonstrations(kl.kl_k3(), adv.scale_weight(anchor))
+    )
 
 
-def psft(*, low: float = 0.2, high: float = 0.28) -> Algorithm:
+def psft(*, low: float = 0.2, high: float = 0.28) -> adv.Algorithm:
     """Proximal SFT: PPO's clip with advantage 1 (arXiv:2508.17784, PAPER: code).
 
     Needs `old` on demonstrations: `mix.measured(mix.stored(), policy.measure)`; it acts
     from the second optimiser step on a batch on (the paper: 8 of 8 demonstrations).
     """
-    return algorithm(
-        sft=_demonstrations(clipped_ratio(low, high), advantage=fill_advantage(1.0))
+    return adv.algorithm(
+        sft=_demonstrations(
+            surrogate.clipped_ratio(low, high), advantage=set_advantage(1.0)
+        )
     )
 
 
-def iw_sft(weight_fn=None) -> Algorithm:
+def iw_sft(weight_fn=None) -> adv.Algorithm:
     """Importance-weighted SFT (arXiv:2507.12856, PAPER: code).
 
     Args:
@@ -91,17 +87,23 @@ def iw_sft(weight_fn=None) -> Algorithm:
     Needs reference parameters in the state and `loop.actor(policy, mix.stored())`.
     """
     weight_fn = supervised.sequence_importance() if weight_fn is None else weight_fn
-    return algorithm(sft=_demonstrations(supervised.rectified(nll(), weight_fn)))
+    return adv.algorithm(
+        sft=_demonstrations(supervised.rectified(surrogate.nll(), weight_fn))
+    )
 
 
-def gcsl() -> Algorithm:
+def gcsl() -> adv.Algorithm:
     """Goal-conditioned supervised learning (arXiv:2605.16345, RECONSTRUCTED).
 
     sum_i w_i mean_t(-log p) / sum_i w_i over pairs of sample and goal; the pairs and
     their weights are made by `rljax.relabel`, `data["weight"]`.
     """
-    reduction = weighted_sequence_mean(_pair_weight)
-    return algorithm(sft=Term(nll(), weighting=chain(keep_stored(), reduction)))
+    reduction = mixing.weighted_sequence_mean(_pair_weight)
+    return adv.algorithm(
+        sft=adv.Term(
+            surrogate.nll(), weighting=adv.chain(mixing.keep_stored(), reduction)
+        )
+    )
 
 
 def _pair_weight(rollout):
@@ -113,14 +115,13 @@ def _pair_weight(rollout):
     return rollout.prompts.data["weight"][:, None]
 
 
-def lfu(weight: jax.typing.ArrayLike = 5.0) -> Algorithm:
+def lfu(weight: jax.typing.ArrayLike = 5.0) -> adv.Algorithm:
     """SFT with a consistency term: Learning from the Undesirable (arXiv:2511.13052).
 
     Needs a learner of `rljax.consistency`. PAPER: scripts have weight 5 with perturbed
     weights (LoRA), 0.1 with steering (RepS).
     """
-    states = supervised.extra("consistency", _CONSISTENCY)
-    return algorithm(
-        sft=_demonstrations(nll()),
-        consistency=_demonstrations(states, scale_weight(weight)),
+    return adv.algorithm(
+        sft=_demonstrations(surrogate.nll()),
+        consistency=_demonstrations(supervised.consistency(), adv.scale_weight(weight)),
     )

@@ -43,19 +43,21 @@ def over_selected(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
 
 
 def over_all(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
-    """Sum over the selected tokens over the number of all: the paper's equation, TRL."""
+    """Sum over the selected tokens / number of all: the paper's equation, TRL."""
     return adv.chain(adv.token_mean(), select)
 
 
 def top_entropy(
     *,
     fraction: float = 0.2,
-    divisor_fn: Callable[[AdvantageTransform], AdvantageTransform] = over_selected,
+    divisor_fn: Callable[
+        [adv.AdvantageTransform], adv.AdvantageTransform
+    ] = over_selected,
     low: float = 0.2,
     high: float = 0.28,
     cap: float = 10.0,
 ) -> adv.Algorithm:
-    """DAPO on the tokens of highest entropy alone (20-Entropy, "beyond the 80/20 rule").
+    """DAPO on the tokens of highest entropy alone ("beyond the 80/20 rule").
 
     Args:
       fraction: of the minibatch's tokens.

@@ -11,10 +11,10 @@ def against_old(loss_fn: LossFn) -> LossFn:
 
 
 def against_behaviour(loss_fn: LossFn) -> LossFn:
-    """The loss with what the tokens were drawn from in the place of `old` (bypass mode).
+    """The loss with what the tokens were drawn from in the place of `old`.
 
-    PPO's ratio is then pi / mu and needs no further weight; with `cispo` it is verl's
-    truncated REINFORCE.
+    verl's bypass mode: PPO's ratio is then pi / mu and needs no further weight; with
+    `cispo` it is truncated REINFORCE.
     """
     return lambda now, credit, rollout: loss_fn(
         now, credit, rollout.replace(old=rollout.samples.behaviour)

@@ -12,7 +12,7 @@ most codebases do not say so: both columns are tested by exact enumeration.
 | `kl_k3_straight` | value k3, gradient k2 | KL | grad KL, exactly |
 | `kl_absolute` | abs(d) | biased | of neither |
 | `chi_squared` | e^d + e^-d - 2 | chi2 | grad chi2 / 2 + grad KL(pi_ref, pi) |
-| `chi_squared_straight` | same value, gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
+| `chi_squared_straight` | the same, gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
 | `kl_reverse_exact`, ... | sums over the vocabulary | exact | exact, every token |
 
 KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.
@@ -61,7 +61,12 @@ def kl_k3_straight() -> LossFn:
 
 def kl_absolute() -> LossFn:
     """|log(pi / pi_ref)|: no gradient where they agree; KL-Cov's penalty."""
-    return lambda now, credit, rollout: jnp.abs(now.logp - rollout.reference.logp)
+
+    def loss(now, credit, rollout):
+        x = now.logp - rollout.reference.logp
+        return jnp.sign(x) * x  # jax gives abs the slope 1 at 0
+
+    return loss
 
 
 def _chi_squared(now, rollout):

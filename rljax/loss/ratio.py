@@ -1,8 +1,8 @@
 """Surrogates of the token ratio rho = pi / pi_old beyond PPO's clip.
 
 Losses are `(now, credit, rollout) -> f32[P, G, T]`, minimised; `coefficient` is
--dl/dlogp. Bounds that a codebase writes as eps are distances from 1 where they are named
-`low` and `high`, and absolute where they are named `floor` and `cap`.
+-dl/dlogp. Bounds that a codebase writes as eps are distances from 1 where they are
+named `low` and `high`, and absolute where they are named `floor` and `cap`.
 """
 
 import jax

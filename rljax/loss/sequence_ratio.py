@@ -110,8 +110,8 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
       log_ratio_fn: (d, advantage, mask) -> log s f32[P, G, 1]; None is
         `mean_of_clipped(0.4, 0.4)`, ratios in (e^-0.4, e^0.4).
 
-    Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER), with its
-      ablations `mean_unclipped`, `clipped_sum` and `sum_of_clipped`.
+    Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER), with
+      its ablations `mean_unclipped`, `clipped_sum` and `sum_of_clipped`.
     """
     log_s = mean_of_clipped() if log_ratio_fn is None else log_ratio_fn
 

@@ -1,4 +1,4 @@
-"""Supervised objectives as policy gradients: how hard a demonstrated token is pulled up.
+"""Supervised objectives as policy gradients: how hard a shown token is pulled up.
 
 Each is `-c log p` for one token with its own coefficient `c = -dl/dlog p`; `p` is the
 current probability of the token, `A` its advantage:
@@ -9,7 +9,7 @@ current probability of the token, `A` its advantage:
 | `rectified(nll(), probability)`: DFT | p |
 | `rectified(nll(), uncertainty)`: CHORD-phi | p (1 - p) |
 | `rectified(reinforce(), threshold(tau))`: GFT | A if p > tau, else A p |
-| `rectified(nll(), sequence_importance())`: iw-SFT | clip((p / p_ref) of the sequence) |
+| `rectified(nll(), sequence_importance())`: iw-SFT | p / p_ref of the row |
 | `clipped_ratio(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
 | `shaped_probability(gamma)`: LUFFY | A gamma p / (p + gamma)^2 |
 
@@ -166,13 +166,6 @@ def shaped_probability(gamma: jax.typing.ArrayLike = 0.1) -> LossFn:
     )
 
 
-def unclipped_ratio() -> LossFn:
-    """-A p / p_old: the on-policy part of LUFFY and HPT, their clip removed."""
-    return lambda now, credit, rollout: (
-        -credit.advantage * jnp.exp(now.logp - rollout.old.logp)
-    )
-
-
 def behaved_certainly(loss_fn: LossFn) -> LossFn:
     """The loss with old probabilities of 1, the behaviour assumed of demonstrations."""
 
@@ -183,17 +176,21 @@ def behaved_certainly(loss_fn: LossFn) -> LossFn:
     return loss
 
 
-def extra(name: str, supplier: str) -> LossFn:
-    """`now.extra[name]` f32[P, G, T] as a loss: what a measure function adds.
+def consistency() -> LossFn:
+    """`now.extra["consistency"]` f32[P, G, T]: LfU's drift of hidden states.
 
     Raises:
-      NotMeasured: when traced, if the measure function does not supply it.
+      NotMeasured: when traced, if the learner's measure function does not supply it.
     """
 
     def loss(now, credit, rollout):
         del credit, rollout
-        if name not in now.extra:
-            raise NotMeasured(f"extra[{name!r}]", supplier)
-        return now.extra[name]
+        if "consistency" not in now.extra:
+            raise NotMeasured(
+                'now.extra["consistency"]',
+                "make the learner with rljax.consistency: perturbing_learner or"
+                " steering_learner",
+            )
+        return now.extra["consistency"]
 
     return loss

@@ -2,5 +2,15 @@
 
 from rljax.policy.base import Policy
 from rljax.policy.decoder import DecoderConfig, decoder_policy
+from rljax.policy.divergence import against_reference
+from rljax.policy.privileged import privileged_teacher
+from rljax.policy.value_head import with_value_head
 
-__all__ = ["DecoderConfig", "Policy", "decoder_policy"]
+__all__ = [
+    "DecoderConfig",
+    "Policy",
+    "against_reference",
+    "decoder_policy",
+    "privileged_teacher",
+    "with_value_head",
+]

@@ -20,8 +20,9 @@ def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]
       logits, reference: f32[..., V] of pi and pi_ref, finite.
 
     Returns:
-      kl_reverse: sum pi log(pi / pi_ref), nats. kl_forward: sum pi_ref log(pi_ref / pi),
-      nats. chi_squared: sum pi^2 / pi_ref - 1.
+      kl_reverse: sum pi log(pi / pi_ref), nats.
+      kl_forward: sum pi_ref log(pi_ref / pi), nats.
+      chi_squared: sum pi^2 / pi_ref - 1.
     """
     now = jax.nn.log_softmax(logits.astype(jnp.float32))
     ref = jax.nn.log_softmax(reference.astype(jnp.float32))

@@ -98,7 +98,7 @@ def read(entries: dict[str, Any], source: str | pathlib.Path) -> DecoderConfig:
         what the decoder does not compute.
     """
     family = _family(entries.get("model_type"), f"{source}: ")
-    values = {**_DEFAULTS, **family.defaults, **entries}
+    values: dict[str, Any] = {**_DEFAULTS, **family.defaults, **entries}
     for key, supported in {**_SUPPORTED, **family.supported}.items():
         got = values.get(key, supported[0])
         if any(x not in supported for x in (got if isinstance(got, list) else [got])):
@@ -114,7 +114,9 @@ def read(entries: dict[str, Any], source: str | pathlib.Path) -> DecoderConfig:
             f"{source}: {', '.join(missing)} must be given, found only"
             f" {', '.join(sorted(entries))}; take the file published with the weights."
         )
-    kinds = {field.name: field.type for field in dataclasses.fields(DecoderConfig)}
+    kinds: dict[str, Any] = {
+        field.name: field.type for field in dataclasses.fields(DecoderConfig)
+    }
     for field, key in _KEYS.items():
         if values[key] is not None or key not in _DERIVED:
             _check_value(kinds[field], key, values[key], source)
@@ -146,7 +148,7 @@ def entries(
     Args:
       config: the decoder's.
       model_type: a family; None takes the first with the biases of `config`.
-      extra: further keys.
+      extra: further keys; those that say how the decoder computes must agree.
 
     Raises:
       ValueError: if the family cannot express `config`, or `extra` contradicts it.
@@ -174,11 +176,13 @@ def entries(
         **{key: getattr(config, field) for field, key in _KEYS.items()},
     }
     extra = {} if extra is None else extra
-    changed = {k: v for k, v in extra.items() if k in model and model[k] != v}
+    # A null of extra says nothing: published files leave head_dim to the reader.
+    said = {k: v for k, v in extra.items() if k in model and v is not None}
+    changed = {k: v for k, v in said.items() if v != model[k]}
     if changed:
         kept = {k: model[k] for k in changed}
         raise ValueError(f"extra must leave {kept} as they are, got {changed}.")
-    out = {**model, **extra}
+    out = {**extra, **model}
     read(out, "extra")
     return out
 

@@ -11,8 +11,8 @@ def privileged_teacher(
 ) -> Callable[[TrainState, Prompts, Samples], TokenStats]:
     """The sampling weights given a prompt with privileged information, for the actor.
 
-    Reads `prompts.data["privileged"]` i32[P, S'] and `["privileged_length"]` i32[P]: the
-    prompt with a reference solution or a hint, right-padded.
+    Reads `prompts.data["privileged"]` i32[P, S'] and `["privileged_length"]` i32[P]:
+    the prompt with a reference solution or a hint, right-padded.
     """
 
     def teacher(state, prompts, samples):

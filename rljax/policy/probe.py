@@ -21,9 +21,9 @@ def recorded(fn: Callable) -> Callable:
       fn: a policy's `measure` or `hidden`: (params, prompts, samples) -> anything.
 
     Returns:
-      A function whose `states` are L + 1 arrays [P, G, T, E], the embedding, the outputs
-      of all layers but the last and the final normalised state, as Hugging Face counts
-      them; the state at t predicts completion token t.
+      A function whose `states` are L + 1 arrays [P, G, T, E]: the embedding, the
+      outputs of all layers but the last and the final normalised state, as Hugging Face
+      counts them; the state at t predicts completion token t.
 
     Raises:
       ValueError: when traced, if `fn` runs no decoder.

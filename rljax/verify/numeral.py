@@ -151,10 +151,10 @@ def _ending_at(text: Text, begin, end) -> Numeral:
     start = end - jnp.where(signed, mark, size - 1)
 
     offset = jnp.arange(MAX_DIGITS, dtype=jnp.int32)
-    after_point = pointed & (offset < run)
+    fractional = pointed & (offset < run)
     parts = (
         _limbs(byte, place, whole),
-        _limbs(back[:MAX_DIGITS], MAX_DIGITS - run + offset, after_point),
+        _limbs(back[:MAX_DIGITS], MAX_DIGITS - run + offset, fractional),
     )
     num_digits = jnp.sum(whole, dtype=jnp.int32) + jnp.where(pointed, run, 0)
     return Numeral(

@@ -1,0 +1,139 @@
+"""Mixed groups by hand: rows given by their tokens' probabilities; and a task to learn.
+
+What lies outside a row's mask is NaN, so that reading it shows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rljax import loop, mix, update
+from rljax.sample import sampler
+from rljax.types import Prompts, Rollout, Samples, Source, TokenStats, Verdict
+
+OWN, DEMONSTRATION, TEACHER = Source.OWN, Source.DEMONSTRATION, Source.TEACHER
+
+
+class Row(NamedTuple):
+    """A completion: probabilities of its tokens now, before, and of the reference."""
+
+    now: tuple[float, ...]
+    reward: float = 1.0
+    source: int = OWN
+    old: tuple[float, ...] | None = None
+    reference: tuple[float, ...] | None = None
+    entropy: float = 1.0
+
+
+def group(*groups, data=None) -> tuple[TokenStats, Rollout]:
+    """(now, rollout) of groups of rows; `old` is `now` where it is not given."""
+    rows = [row for rows in groups for row in rows]
+    shape = (len(groups), len(groups[0]))
+    T = max(len(row.now) for row in rows)
+
+    def table(values):
+        wide = [list(v) + [np.nan] * (T - len(v)) for v in values]
+        return jnp.asarray(np.log(np.float32(wide)).reshape(*shape, T))
+
+    def stats(values):
+        entropy = jnp.asarray([r.entropy for r in rows], jnp.float32)
+        entropy = jnp.broadcast_to(entropy.reshape(*shape, 1), (*shape, T))
+        return TokenStats(logp=table(values), entropy=entropy)
+
+    def column(name, dtype):
+        return jnp.asarray([getattr(r, name) for r in rows], dtype).reshape(shape)
+
+    reward = column("reward", jnp.float32)
+    now = stats([r.now for r in rows])
+    rollout = Rollout(
+        prompts=Prompts(
+            tokens=jnp.zeros((shape[0], 1), jnp.int32),
+            length=jnp.ones(shape[0], jnp.int32),
+            id=jnp.arange(shape[0], dtype=jnp.int32),
+            data={"answers": jnp.zeros((shape[0], 1, T), jnp.int32)} | (data or {}),
+        ),
+        samples=Samples(
+            tokens=jnp.zeros((*shape, T), jnp.int32),
+            mask=~jnp.isnan(now.logp),
+            source=column("source", jnp.int32),
+            finished=jnp.ones(shape, bool),
+        ),
+        verdict=Verdict.binary(reward > 0).replace(reward=reward),
+        old=stats([r.old if r.old is not None else r.now for r in rows]),
+        reference=stats(
+            [r.reference if r.reference is not None else r.now for r in rows]
+        ),
+    )
+    return now, rollout
+
+
+def step(algorithm, now, rollout, state=None):
+    """(loss, coefficients -dL/dlogp, state, metrics) of one optimiser step."""
+
+    def run(now, rollout, state):
+        credits, state, first = algorithm.credit(rollout, state)
+        credits, state, metrics = algorithm.weigh(
+            credits, rollout.replace(current=now), state
+        )
+        loss, grads = jax.value_and_grad(algorithm.loss)(now, credits, rollout)
+        coefficient = jnp.where(rollout.samples.mask, -grads.logp, 0.0)
+        return loss, coefficient, state, first | metrics
+
+    # As one program: op by op, each of a thousand small tests would compile dozens.
+    return jax.jit(run)(now, rollout, algorithm.init() if state is None else state)
+
+
+NUM_PROMPTS, NUM_TOKENS, VOCAB = 8, 3, 6
+
+
+def task(num_steps: int, answers=("right", "wrong")) -> Prompts:
+    """Prompts [K, P, ...] with a target each, and stored answers right or wrong."""
+    draw = np.random.default_rng(0)
+    target = draw.integers(0, VOCAB, (NUM_PROMPTS, NUM_TOKENS)).astype(np.int32)
+    kinds = {"right": target, "wrong": (target + 1) % VOCAB}
+    tokens = np.stack([kinds[a] for a in answers], 1)
+    source = [DEMONSTRATION] + [TEACHER] * (len(answers) - 1)
+    prompts = Prompts(
+        tokens=np.zeros((NUM_PROMPTS, 1), np.int32),
+        length=np.ones(NUM_PROMPTS, np.int32),
+        id=np.arange(NUM_PROMPTS, dtype=np.int32),
+        data={
+            "target": target,
+            "answers": tokens,
+            "answers_mask": np.ones(tokens.shape, bool),
+            "answers_source": np.tile(np.int32(source), (NUM_PROMPTS, 1)),
+        },
+    )
+    return jax.tree.map(lambda x: np.stack([x] * num_steps), prompts)
+
+
+def verify(prompts, samples) -> Verdict:
+    target = prompts.data["target"][:, None]
+    return Verdict.binary(jnp.all(samples.tokens == target, -1))
+
+
+def sampling(policy, num_samples=4):
+    return sampler(
+        policy, num_samples=num_samples, max_tokens=NUM_TOKENS, stop_tokens=()
+    )
+
+
+def learned(policy, algorithm, sample, prompts, *, reference=None, **sizes):
+    """(probability of the target per prompt f32[P], metrics) after a compiled run."""
+    learner = update.learner(policy.measure, algorithm, optax.adam(0.2), **sizes)
+    state = learner.init(policy.init(jax.random.key(0)), jax.random.key(1), reference)
+    run = loop.fused(loop.actor(policy, sample), learner, verify)
+    state, metrics = run(state, prompts)
+    return solving(policy, state.params, prompts), metrics
+
+
+def solving(policy, params, prompts):
+    """f32[P]: probability that a completion is the target."""
+    one = jax.tree.map(lambda x: jnp.asarray(x[0]), prompts)
+    target = one.data["target"][:, None]
+    samples, _ = mix.stored(1)(None, one, None)
+    logp = policy.measure(params, one, samples.replace(tokens=target)).logp
+    return jnp.exp(jnp.sum(logp, -1))[:, 0]

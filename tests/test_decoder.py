@@ -1,0 +1,146 @@
+"""The decoder: shared prompts, chunked scoring, and what may not leak."""
+
+import chex
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax.policy import DecoderConfig
+
+PROMPTS = fakes.prompts(num_prompts=2)
+SAMPLES = fakes.rollout(num_prompts=2, num_samples=3, num_tokens=5).samples
+POLICY = fakes.decoder(num_layers=2, qkv_bias=True)
+PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
+
+
+def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES):
+    """TokenStats, and the gradient of a sum that weighs each number differently."""
+    push = np.random.default_rng(1).normal(size=(2, *SAMPLES.tokens.shape))
+    push = jnp.asarray(push.reshape(2, *samples.tokens.shape), jnp.float32)
+
+    def total(params):
+        stats = policy.measure(params, prompts, samples)
+        return jnp.sum(push[0] * stats.logp + push[1] * stats.entropy), stats
+
+    grads, stats = jax.jit(jax.grad(total, has_aux=True))(PARAMS)
+    return stats, grads
+
+
+def close(got, want, atol=1e-5):
+    chex.assert_trees_all_close(got, want, atol=atol, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return statistics_and_gradient(POLICY)
+
+
+def test_scoring_in_chunks_changes_nothing(whole):
+    # 3 times 5 tokens and 480 logits: in 4 chunks of 4 tokens, one of them padding.
+    chunked = fakes.decoder(num_layers=2, qkv_bias=True, max_logits=120)
+    close(statistics_and_gradient(chunked), whole)
+
+
+def test_a_shared_prompt_is_the_prompt_of_every_row(whole):
+    # Every row with a prompt of its own: the group must see exactly that.
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, 3, 0), PROMPTS)
+    alone = jax.tree.map(lambda x: x.reshape(6, 1, *x.shape[2:]), SAMPLES)
+    stats, grads = statistics_and_gradient(POLICY, repeated, alone)
+    want, want_grads = whole
+    close(jax.tree.map(lambda x: x.reshape(2, 3, 5), stats), want)
+    close(grads, want_grads)
+
+
+MEASURE = jax.jit(POLICY.measure)
+
+
+def test_a_token_changes_its_own_logp_and_later_ones_of_its_row_only(whole):
+    # Any change elsewhere is a leak: from the future, or from the rest of the group.
+    tokens = SAMPLES.tokens.at[0, 1, 2].add(1) % 16
+    got = MEASURE(PARAMS, PROMPTS, SAMPLES.replace(tokens=tokens))
+    changed = np.asarray(jnp.abs(got.logp - whole[0].logp) > 1e-6)
+    want = np.zeros((2, 3, 5), bool)
+    want[0, 1, 2:] = True
+    np.testing.assert_array_equal(changed, want)
+
+
+def test_a_prompt_changes_its_own_group_only_and_padding_changes_none(whole):
+    length = jnp.array([3, 2])
+    prompts = PROMPTS.replace(length=length)
+    base = MEASURE(PARAMS, prompts, SAMPLES)
+    beyond = jnp.arange(5) >= length[:, None]
+    tokens = jnp.where(beyond, (PROMPTS.tokens + 5) % 16, PROMPTS.tokens)
+    close(MEASURE(PARAMS, prompts.replace(tokens=tokens), SAMPLES), base, atol=1e-6)
+    tokens = PROMPTS.tokens.at[0, 0].add(1) % 16
+    got = MEASURE(PARAMS, prompts.replace(tokens=tokens), SAMPLES)
+    changed = jnp.any(jnp.abs(got.logp - base.logp) > 1e-5, (1, 2))
+    assert changed.tolist() == [True, False]
+
+
+def test_positions_continue_the_prompt_whatever_its_padding(whole):
+    # Positions that counted the padded width would turn with it.
+    tokens = jnp.pad(PROMPTS.tokens, ((0, 0), (0, 4)))
+    close(MEASURE(PARAMS, PROMPTS.replace(tokens=tokens), SAMPLES), whole[0])
+
+
+def test_the_last_token_is_read_by_no_state_and_a_single_token_by_none(whole):
+    first = jax.tree.map(lambda x: x[:, :, :1], (SAMPLES.tokens, SAMPLES.mask))
+    one = SAMPLES.replace(tokens=first[0], mask=first[1])
+    close(MEASURE(PARAMS, PROMPTS, one).logp, whole[0].logp[..., :1])
+
+
+def test_entropy_and_logp_are_those_of_the_logits(whole):
+    @jax.jit
+    def logits(params):
+        return POLICY.logits(params, POLICY.hidden(params, PROMPTS, SAMPLES))
+
+    logp = jax.nn.log_softmax(logits(PARAMS), -1)
+    close(whole[0].entropy, -jnp.sum(jnp.exp(logp) * logp, -1))
+    chosen = jnp.take_along_axis(logp, SAMPLES.tokens[..., None], -1)[..., 0]
+    close(whole[0].logp, chosen)
+
+
+def test_bfloat16_activations_still_give_float32_statistics():
+    policy = fakes.decoder(dtype=jnp.bfloat16)
+    params = jax.jit(policy.init)(jax.random.key(0))
+    stats = jax.jit(policy.measure)(params, PROMPTS, SAMPLES)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    assert stats.logp.dtype == stats.entropy.dtype == jnp.float32
+
+
+def test_an_untied_head_is_another_matrix():
+    policy = fakes.decoder(tie_embeddings=False)
+    assert "head" in jax.eval_shape(policy.init, jax.random.key(0))
+    assert "head" not in PARAMS
+
+
+def temporary_bytes(num_tokens, max_logits, vocab_size=8192):
+    """Temporary memory of a gradient step on 8 rows, as compiled, not run."""
+    policy = fakes.decoder(vocab_size=vocab_size, max_logits=max_logits, d_model=16)
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    samples = fakes.rollout(2, 4, num_tokens).samples
+    step = jax.grad(lambda p: jnp.sum(policy.measure(p, PROMPTS, samples).logp))
+    return jax.jit(step).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_tokens_times_vocabulary():
+    # 16 more tokens are 4 MiB more of logits. In chunks of 2^16 logits (256 KiB) only
+    # hidden states may grow with them; without chunks there is more than all logits.
+    short, long = (temporary_bytes(t, 2**16) for t in (16, 32))
+    assert long - short < 2**22 / 8
+    assert temporary_bytes(32, 2**30) > 2**23
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_heads": 3, "num_kv_heads": 2}, "multiple of num_kv_heads"),
+        ({"head_dim": 5}, "head_dim must be even"),
+    ],
+)
+def test_impossible_sizes_are_refused(sizes, message):
+    good = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig(vocab_size=8, num_layers=1, d_model=8, d_ff=8, **good | sizes)

@@ -1,0 +1,143 @@
+"""Compiling for TPU chips that are not there: what the report says, what is refused."""
+
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from rljax import advantage, loop, loss, update
+from rljax.policy import DecoderConfig, decoder_policy
+from rljax.sample import sampler
+from rljax.types import Prompts, Verdict
+from tpu import compile as tpu
+
+K, P, S, G, T = 3, 8, 3, 2, 2
+
+
+def tiny_plan():
+    """GRPO on a decoder of one layer: the smallest loop that has every part."""
+    policy = decoder_policy(
+        DecoderConfig(
+            vocab_size=16,
+            num_layers=1,
+            d_model=16,
+            num_heads=2,
+            num_kv_heads=2,
+            head_dim=8,
+            d_ff=32,
+        )
+    )
+    grpo = advantage.algorithm(
+        policy=advantage.Term(
+            loss.clipped_ratio(0.2, 0.2),
+            advantage=advantage.center_by_group(),
+            weighting=advantage.token_mean(),
+        )
+    )
+    learner = update.learner(policy.measure, grpo, optax.sgd(0.1))
+    sample = sampler(policy, num_samples=G, max_tokens=T, stop_tokens=(1,))
+
+    def verify(prompts, samples):
+        del prompts
+        return Verdict.binary(samples.tokens[..., 0] == 5)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda k: learner.init(policy.init(k), k), key)
+    prompts = Prompts(
+        tokens=jax.ShapeDtypeStruct((K, P, S), jnp.int32),
+        length=jax.ShapeDtypeStruct((K, P), jnp.int32),
+        id=jax.ShapeDtypeStruct((K, P), jnp.int32),
+    )
+    return loop.fused(loop.actor(policy, sample), learner, verify), state, prompts
+
+
+@functools.cache
+def compiled(topology):
+    pytest.importorskip("libtpu")
+    return tpu.compile_for(tpu.find_devices(topology), *tiny_plan())
+
+
+@pytest.mark.slow
+def test_four_chips_share_the_work_and_one_does_it_all():
+    # Without the split each of the four would compute everything: a ratio of 1.
+    one, four = compiled("v5e:1x1"), compiled("v5e:2x2")
+    assert (one["devices"], four["devices"]) == (1, 4)
+    assert four["flops_per_device"] / one["flops_per_device"] == pytest.approx(
+        1 / 4, rel=0.25
+    )
+
+
+@pytest.mark.slow
+def test_gradients_meet_in_an_all_reduce_and_one_chip_needs_none():
+    # A layer has 7 matrices of 16 x 16 or 16 x 32 and the embedding one of 16 x 16:
+    # their gradients, 2,816 float32, are the least that has to travel.
+    assert compiled("v5e:1x1")["collectives"] == {}
+    reduced = compiled("v5e:2x2")["collectives"]["all-reduce"]
+    assert reduced["count"] >= 1
+    assert 4 * 2816 <= reduced["bytes"] < 2 * 4 * 2816
+
+
+@pytest.mark.slow
+def test_memory_is_reported_and_donation_saves_the_state():
+    report = compiled("v5e:2x2")
+    memory = report["memory_per_device"]
+    assert all(memory[name] > 0 for name in ("arguments", "temporaries", "code"))
+    # Parameters at least; 0 where the state is not donated.
+    assert 4 * 2816 < memory["outputs_in_arguments"] <= memory["outputs"]
+    assert (report["steps_per_dispatch"], report["prompts_per_step"]) == (K, P)
+    assert json.loads(json.dumps(report)) == report
+    tpu.show(report | {"experiment": "tiny", "topology": "v5e:2x2"})
+
+
+def test_collectives_are_counted_with_the_bytes_of_their_results():
+    # -start has operand and result in its shape: counting it too would give 3 x 16.
+    hlo = """
+      %s = (bf16[8]{0}, bf16[8]{0}) all-gather-start(%a), replica_groups={{0,1}}
+      %d = bf16[8]{0:T(128)S(1)} all-gather-done(%s)
+      ROOT %r = (pred[], /*index=1*/f8e4m3fn[4,2]{1,0}) all-reduce(%x, %y), to_apply=%f
+      %q = s32[] all-reduce(%z), metadata={op_name="jit(f)/while/body/reduce_sum"}
+      %n = f32[8] fusion(%all-reduce.1), calls=%all-to-all
+    """
+    assert tpu.collectives(hlo) == {
+        "all-gather": {"count": 1, "bytes": 16},
+        "all-reduce": {"count": 2, "bytes": 1 + 8 + 4},
+    }
+
+
+def test_an_unknown_topology_is_refused_with_examples():
+    pytest.importorskip("libtpu")
+    with pytest.raises(ValueError, match=r"v5p:4x4x8.*got 'v99:2x2'"):
+        tpu.find_devices("v99:2x2")
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ValueError, match=r"pip install 'rljax\[tpu\]'"):
+        tpu.find_devices("v5e:2x2")
+
+
+@pytest.mark.parametrize("name", ["nothing_like_this", "column_addition"])
+def test_an_experiment_without_a_plan_is_refused(name, capsys):
+    with pytest.raises(SystemExit, match=rf"plan\(config=None\).*{name}.*arithmetic"):
+        tpu.main(["--experiment", name, "--topology", "v5e:2x2"])
+
+
+def test_prompts_that_do_not_divide_are_refused_or_replaced():
+    prompts = tiny_plan()[2]
+    with pytest.raises(ValueError, match=r"multiple of the 3 devices, got 8.*device 3"):
+        tpu.fit_prompts(prompts, 3)
+    fitted = tpu.fit_prompts(prompts, 3, per_device=5)
+    assert fitted.tokens.shape == (K, 15, S) and fitted.id.shape == (K, 15)
+    assert tpu.fit_prompts(prompts, 4).tokens == prompts.tokens
+
+
+def test_flags_change_the_config_of_the_experiment():
+    _, state, prompts = tpu.plan(
+        "arithmetic", ["--num-prompts", "6", "--d-model", "32"]
+    )
+    assert prompts.tokens.shape[1] == 6
+    assert state.params["embed"]["embedding"].shape[1] == 32
