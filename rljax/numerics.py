@@ -55,10 +55,13 @@ def logp_and_entropy(logits: jax.Array, tokens: jax.Array):
 
 
 def strong(tree):
-    """The tree with weak types made strong, so that carrying it never retraces."""
+    """A copy with weak types made strong, so that carrying it never retraces.
+
+    A copy, because states are donated: a factory's constant would be gone after the
+    first run, and no buffer can be donated twice.
+    """
     return jax.tree.map(
-        lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.asarray(x).dtype),
-        tree,
+        lambda x: jax.lax.convert_element_type(jnp.copy(x), jnp.asarray(x).dtype), tree
     )
 
 

@@ -26,3 +26,19 @@ def strict():
     """No silent broadcasting of ranks or promotion of dtypes, for pure array code."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def _compiled():
+    names = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: names.append(name) if "backend_compile" in name else None
+    )
+    return names
+
+
+@pytest.fixture
+def compilations(_compiled):
+    """A list that grows by one with every program that is compiled."""
+    _compiled.clear()
+    return _compiled

@@ -21,6 +21,8 @@ from rljax.types import Source
 
 pytestmark = pytest.mark.usefixtures("strict")
 
+apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+
 # Every recipe of paper 01 that is a function of the group alone.
 RECIPES = {
     "reinforce": al.reinforce(),
@@ -104,7 +106,7 @@ def row(name, count, num_samples=8):
 
 def advantage(transform, *groups):
     """f32[P, G] from one list of rewards per prompt."""
-    return laws.apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
+    return apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
 
 
 def equal(got, *groups, atol=2e-6):
@@ -283,7 +285,7 @@ def test_the_greedy_sample_is_the_baseline_and_takes_no_part():
     # The last sample is greedy: baselines 1 and 0, not the group's mean.
     mark = [0, 0, 0, 1]
     rows = greedy_rollout(mark, mark, reward=([1, 0, 0, 1], [1, 1, 0, 0]))
-    credit, _ = laws.apply(adv.center_by_greedy(), rows)
+    credit, _ = apply(adv.center_by_greedy(), rows)
     equal(credit.advantage[:, :3, 0], [0, -1, -1], [1, 1, 0])
     chex.assert_trees_all_equal(credit.member[..., 0], jnp.asarray([mark] * 2) == 0)
     chex.assert_trees_all_equal(
@@ -295,7 +297,7 @@ def test_the_greedy_sample_is_the_baseline_and_takes_no_part():
 def test_a_missing_greedy_sample_is_a_fault():
     # Baseline 0 in silence would be REINFORCE under the name of ReMax.
     rows = greedy_rollout([0, 0, 1], [0, 0, 0], reward=([1, 0, 1], [1, 0, 0]))
-    credit, _ = laws.apply(adv.center_by_greedy(), rows)
+    credit, _ = apply(adv.center_by_greedy(), rows)
     assert credit.metrics["fault/greedy_missing"] == 1
 
 
@@ -306,7 +308,7 @@ def test_the_length_weighted_baseline_balances_tokens():
     # b = (10 + 20) / 100; the group's mean would be .5.
     length = np.array([[10, 30, 40, 20]])
     rows = fakes.rollout(1, 4, 40, reward=[[1, 0, 0, 1]], length=length)
-    credit, _ = laws.apply(adv.center_by_length(), rows)
+    credit, _ = apply(adv.center_by_length(), rows)
     equal(credit.advantage[..., 0], [0.7, -0.3, -0.3, 0.7])
     a, member = credit.advantage[..., 0], credit.member[..., 0]
     np.testing.assert_allclose(adv.masses(a, member), [[0.35], [0.15]], atol=1e-6)
@@ -320,7 +322,7 @@ def test_the_length_weighted_baseline_balances_tokens():
 @pytest.mark.parametrize("seed", range(5))
 def test_opo_is_balanced_in_tokens_whatever_the_lengths(seed):
     rows = fakes.rollout(4, 5, 7, seed=seed)
-    credit, _ = laws.apply(adv.center_by_length(), rows)
+    credit, _ = apply(adv.center_by_length(), rows)
     total = jnp.sum(jnp.where(rows.samples.mask, credit.advantage, 0.0), (1, 2))
     np.testing.assert_allclose(total, 0.0, atol=1e-5)
 
@@ -368,6 +370,7 @@ def test_noise_in_equal_rewards_does_not_become_an_advantage():
 # PSR and NSR: which rows the token mean counts.
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def weights(method, rollout):
     credits, state, _ = method.credit(rollout, method.init())
     (credit,), _, _ = method.weigh(credits, rollout, state)
@@ -436,7 +439,7 @@ def test_rewards_outside_the_unit_interval_are_counted():
         rows = fakes.rewards([0, 0, 0])
         reward = jnp.asarray([rewards], jnp.float32)
         rows = rows.replace(verdict=rows.verdict.replace(reward=reward))
-        credit, _ = laws.apply(rate, rows)
+        credit, _ = apply(rate, rows)
         assert credit.metrics["fault/reward_out_of_range"] == count
 
 
@@ -446,7 +449,7 @@ def test_classes_are_read_off_correct_and_not_off_the_reward():
     correct = jnp.asarray([[True, True, False, False]])
     rows = rows.replace(verdict=rows.verdict.replace(correct=correct))
     odds = adv.assign_by_class(lambda g: g.p, lambda g: -g.n)
-    equal(laws.apply(odds, rows)[0].advantage[..., 0], [0.5, 0.5, -4, -4])
+    equal(apply(odds, rows)[0].advantage[..., 0], [0.5, 0.5, -4, -4])
 
 
 def test_rows_that_are_no_members_stay_finite():
@@ -534,6 +537,7 @@ def test_every_recipe_prefers_successes_to_failures(whole, name):
 def test_numbers_may_be_traced(make, values):
     rows = fakes.solved(5, 2, 3, 0)
 
+    @jax.jit
     def advantage_of(value):
         method = make(value)
         return method.credit(rows, method.init())[0][0].advantage

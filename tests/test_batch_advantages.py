@@ -1,5 +1,7 @@
 """Advantages that depend on the rest of the batch or on the batches before it."""
 
+import functools
+
 import chex
 import fakes
 import jax
@@ -14,12 +16,14 @@ from rljax.advantage import chain, profile
 
 pytestmark = pytest.mark.usefixtures("strict")
 
+apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+
 GROUP_MEAN = adv.center_by_group()
 
 
 def advantage(transform, *groups):
     """f32[P, G] from one list of rewards per prompt."""
-    return laws.apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
+    return apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
 
 
 # REINFORCE++, ../shared/papers/03, section 14, and 01, section 3.
@@ -60,11 +64,11 @@ def test_reinforce_plus_plus_golden_values(count, num_groups):
 def test_whitening_counts_tokens_or_rows():
     # Rewards 1 and 0 of lengths 3 and 1: mean 3/4 over tokens, 1/2 over rows.
     rows = fakes.rollout(1, 2, 4, reward=[[1, 0]], length=[[3, 1]])
-    tokens, _ = laws.apply(adv.whiten_by_batch(), rows)
+    tokens, _ = apply(adv.whiten_by_batch(), rows)
     np.testing.assert_allclose(
         tokens.advantage[0, :, 0], [0.57735, -1.73205], atol=1e-5
     )
-    per_row, _ = laws.apply(adv.whiten_by_batch(share_fn=adv.by_row), rows)
+    per_row, _ = apply(adv.whiten_by_batch(share_fn=adv.by_row), rows)
     np.testing.assert_allclose(per_row.advantage[0, :, 0], [1, -1], atol=1e-5)
 
 
@@ -95,13 +99,13 @@ def test_returns_to_go(discount, mask, want):
     reward = adv.stateless(
         lambda c, r: c.replace(advantage=jnp.array([[[1.0, 2.0, 3.0]]]))
     )
-    credit, _ = laws.apply(chain(reward, adv.return_to_go(discount)), rows)
+    credit, _ = apply(chain(reward, adv.return_to_go(discount)), rows)
     np.testing.assert_allclose(credit.advantage[0, 0], want)
 
 
 def test_a_reward_per_row_is_paid_at_its_last_token():
     rows = fakes.rollout(1, 2, 3, reward=[[1, 2]], length=[[3, 2]])
-    credit, _ = laws.apply(adv.return_to_go(0.5), rows)
+    credit, _ = apply(adv.return_to_go(0.5), rows)
     np.testing.assert_allclose(credit.advantage[0], [[0.25, 0.5, 1], [1, 2, 0]])
 
 
@@ -110,7 +114,7 @@ def test_without_discount_the_return_is_the_reward():
     rows = fakes.rollout(3, 4, 5)
     whole = al.reinforce_plus_plus()
     got = whole.credit(rows, whole.init())[0][0].advantage
-    want = laws.apply(adv.whiten_by_batch(), rows)[0].advantage
+    want = apply(adv.whiten_by_batch(), rows)[0].advantage
     mask = rows.samples.mask
     chex.assert_trees_all_close(
         jnp.where(mask, got, 0), jnp.where(mask, want, 0), atol=1e-5
@@ -137,7 +141,7 @@ def test_gpg_means_over_the_mixed_groups_alone():
     # score and gets 16/7: 1.714286, -.571429, +-1.142857.
     groups = [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]
     method = chain(GROUP_MEAN, adv.scale_by_mixed_share())
-    credit, _ = laws.apply(method, fakes.rewards(*groups))
+    credit, _ = apply(method, fakes.rewards(*groups))
     want = [[1.5, -0.5, -0.5, -0.5], [0] * 4, [0] * 4, [1, 1, -1, -1]]
     np.testing.assert_allclose(credit.advantage[..., 0], want, atol=1e-6)
     assert credit.metrics["mixed_share"] == 0.5
@@ -179,9 +183,13 @@ def curve(num_samples=4, **numbers):
 
 
 def step(transform, state, *counts, num_samples=4):
-    rows = fakes.solved(num_samples, *counts)
-    credit, state = transform.update(adv.start(rows), state, rows)
+    credit, state = update(transform, state, fakes.solved(num_samples, *counts))
     return credit.advantage[..., 0], state
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def update(transform, state, rows):
+    return transform.update(adv.start(rows), state, rows)
 
 
 WINDOW = (1, 1, 2, 3)

@@ -121,7 +121,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nothing_like_this", "column_addition"])
-def test_an_experiment_without_a_plan_is_refused(name, capsys):
+def test_an_experiment_without_a_plan_is_refused(name):
     with pytest.raises(SystemExit, match=rf"plan\(config=None\).*{name}.*arithmetic"):
         tpu.main(["--experiment", name, "--topology", "v5e:2x2"])
 

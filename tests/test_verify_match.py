@@ -109,7 +109,7 @@ def test_a_needle_is_found_anywhere_and_needs_no_answer():
     some = verify_fakes.saying([texts])
     prompts = verify_fakes.asking([""]).replace(data={})
     correct = verify_fakes.assert_twins_agree(
-        contains(BYTES, b"wait"), twin.contains(BYTES, b"wait"), prompts, some
+        jax.jit(contains(BYTES, b"wait")), twin.contains(BYTES, b"wait"), prompts, some
     )
     assert correct.tolist() == [[True, True, False, False, False, True]]
 
@@ -118,7 +118,7 @@ def test_a_needle_behind_the_bound_counts_for_nothing():
     some, prompts = verify_fakes.saying([[b"abc"]]), verify_fakes.asking([""])
     for bound, want in ((3, True), (2, False)):
         correct = verify_fakes.assert_twins_agree(
-            contains(BYTES, b"ab", max_bytes=bound),
+            jax.jit(contains(BYTES, b"ab", max_bytes=bound)),
             twin.contains(BYTES, b"ab", max_bytes=bound),
             prompts,
             some,

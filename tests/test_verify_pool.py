@@ -105,6 +105,14 @@ def test_workers_that_end_before_they_are_ready_stop_the_start(monkeypatch):
         Pool(verify_fakes.same, num_workers=1, timeout_s=1.0).__enter__()
 
 
+def test_workers_that_cannot_be_replaced_stop_the_run(monkeypatch):
+    # One failed start is tolerated, the machine may be short of memory; not all.
+    with Pool(verify_fakes.misbehave, num_workers=1, timeout_s=5.0) as running:
+        monkeypatch.setattr(worker, "serve", os._exit)
+        with pytest.raises(RuntimeError, match="3 times in a row"):
+            running.run([("exit", "x"), ("x", "x")])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

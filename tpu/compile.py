@@ -2,18 +2,18 @@
 
 python -m tpu.compile --experiment arithmetic --topology v5e:4x4 [--json FILE]
 
-Flags it does not know change numbers of the experiment's config (`--num-prompts 512`).
-Needs libtpu, but no TPU. The experiment is a module of `experiments` with
+Further flags change numbers of the experiment's config (--num-prompts 512). Needs
+libtpu, but no TPU. The experiment is a module of `experiments` with a function
+plan(config=None) -> (run, state, prompts): `run` is the fused loop, `state` and
+`prompts` [K, P, ...] its arguments as pytrees of jax.ShapeDtypeStruct. Prompts are
+split over the devices along P, the state is copied to each.
 
-    plan(config=None) -> (run, state, prompts)
-
-`run` is the fused loop, `state` and `prompts` [K, P, ...] are its arguments as pytrees of
-jax.ShapeDtypeStruct. Prompts are split over the devices along P, the state is copied to
-each. XLA counts each loop body once, and so do all numbers here except memory: they are
+XLA counts the body of a loop once, and so do all numbers here except memory: they are
 about one of the K training steps, and one token of the sampler's loop.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -32,6 +32,7 @@ import rich.console
 import rich.table
 import tyro
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 import experiments
@@ -169,7 +170,8 @@ def compile_for(devices, run, state, prompts) -> dict[str, Any]:
             _sharded(prompts, NamedSharding(grid, PartitionSpec(None, mesh.DATA))),
         )
     lower_seconds = time.perf_counter() - start
-    compiled = lowered.compile()
+    with _no_compilation_cache():
+        compiled = lowered.compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     num_steps, num_prompts = jax.tree.leaves(prompts)[0].shape[:2]
     return {
@@ -194,6 +196,19 @@ def compile_for(devices, run, state, prompts) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _no_compilation_cache():
+    """A program kept on disk can be loaded again only where its devices are."""
+    before = jax.config.jax_enable_compilation_cache  # pyrefly: ignore
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # whether it is used is asked only once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
 def _sharded(tree, sharding: NamedSharding):
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
@@ -216,7 +231,9 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
 
 
 def _num_bytes(array: re.Match) -> int:
-    bits = re.search(r"\d+", array["dtype"])  # f8e4m3fn has 8; pred has a byte of its own
+    bits = re.search(
+        r"\d+", array["dtype"]
+    )  # f8e4m3fn has 8; pred has a byte of its own
     size = 8 if bits is None else int(bits[0])
     for n in filter(None, array["sizes"].split(",")):
         size *= int(n)

@@ -67,7 +67,7 @@ def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
     mask = rollout.samples.mask
     if credit.advantage.shape[-1] > 1:
         return credit.advantage
-    position = jnp.arange(mask.shape[-1])
+    position = jnp.arange(mask.shape[-1])[None, None]
     last = jnp.max(jnp.where(mask, position, -1), -1, keepdims=True)
     return jnp.where(position == last, credit.advantage, 0.0)
 

@@ -62,7 +62,8 @@ def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransfor
         c, n = group.c.astype(jnp.int32), group.n.astype(jnp.int32)
         mixed = (c > 0) & (c < n)  # [P, 1, 1]
         index = (c * (num_samples + 1)) // jnp.maximum(n, 1)
-        chosen = (index == jnp.arange(num_samples + 1)) & mixed  # [P, 1, G + 1]
+        bins = jnp.arange(num_samples + 1, dtype=jnp.int32)[None, None]
+        chosen = (index == bins) & mixed  # [P, 1, G + 1]
         now = jnp.sum(chosen, (0, 1), dtype=jnp.int32)
         past = jnp.sum(state.counts, 0)
         past = jnp.where(jnp.sum(past) > 0, past, now).astype(jnp.float32)

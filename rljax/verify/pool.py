@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from rljax.verify import worker as workers
 
 _START_TIMEOUT_S = 300.0
+_KILL_TIMEOUT_S = 10.0  # a process in an uninterruptible system call dies later
 _MAX_FAILED_STARTS = 3  # in a row, once the pool has run
 
 
@@ -62,11 +63,13 @@ class _Worker:
 
     def kill(self) -> str:
         """Ends the process and its group; says how it ended."""
-        # The group first: once the process is reaped, its id may be somebody else's.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        group = self.process.pid  # `serve` makes it the leader of one
+        if group is not None:
+            # Before the process is reaped: after it the id may be somebody else's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
         self.process.kill()
-        self.process.join()
+        self.process.join(_KILL_TIMEOUT_S)
         self.pipe.close()
         return f"exit code {self.process.exitcode}"
 

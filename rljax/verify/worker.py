@@ -7,7 +7,6 @@ trainer must not execute what a worker says.
 import multiprocessing
 import os
 import pickle
-import resource
 import signal
 import struct
 import threading
@@ -67,6 +66,8 @@ def _text(error: BaseException) -> bytes:
 
 
 def _limit_memory(extra: int) -> None:
+    import resource  # absent on Windows, where the graph's verifiers still work
+
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[0])
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

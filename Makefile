@@ -1,0 +1,68 @@
+# Needs make and Python 3.11 or newer; everything else is installed into .venv.
+#
+#   make train [ARGS="--num-steps 400"]   the main experiment
+#   make test [ARGS="tests/test_fade.py"] the tests
+#   make lint                             ruff and pyrefly
+#   make quick                            every experiment at tiny size
+#   make notebooks                        runs every notebook
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+# -qq: errors only.
+PIP := $(RUN) -m pip --disable-pip-version-check install -qq
+# A name may stand for a Python that is too old, without venv, or (pyenv) not there.
+PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \
+    $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' \
+      2>/dev/null && echo $$python && break; done)
+
+# The tests install libtpu, and with it jax complains wherever it finds no TPU. So where
+# there is neither a TPU nor a GPU, jax is told to look for none.
+ifeq ($(JAX_PLATFORMS)$(wildcard /dev/accel* /dev/vfio/[0-9]* /dev/nvidia[0-9]* /dev/dxg),)
+export JAX_PLATFORMS := cpu
+endif
+
+.PHONY: train test lint quick notebooks install install-dev clean
+
+train: install
+	@$(RUN) -m experiments.arithmetic $(ARGS)
+
+test: install-dev
+	@$(RUN) -m pytest $(ARGS)
+
+lint: install-dev
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m pyrefly check
+
+quick: install
+	@for file in $$(grep -l __main__ experiments/*.py); do \
+	  echo "== $$file --quick"; \
+	  $(RUN) -m experiments.$$(basename $$file .py) --quick || exit 1; \
+	done
+
+notebooks: install-dev
+	@for file in $$(find notebooks -name '*.ipynb' | sort); do \
+	  echo "== $$file"; \
+	  $(RUN) -m jupyter execute $$file || exit 1; \
+	done
+
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
+
+# The stamps are written last: an installation that failed is begun again.
+$(VENV)/installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer with venv" \
+	  "(on Debian the package python3-venv)" >&2; exit 1; }
+	@echo "installing into $(VENV) with $(PYTHON)"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
+	@echo "installing what tests and checks need"
+	@$(PIP) -r requirements-dev.lock
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

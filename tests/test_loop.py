@@ -1,0 +1,187 @@
+"""The loop: fused and split are the same steps, however many to a dispatch."""
+
+import chex
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rljax import advantage as adv
+from rljax import loop, loss, update
+from rljax.advantage import Term, algorithm, chain
+from rljax.sample import sampler
+from rljax.types import NotMeasured, Prompts, Source, Verdict
+
+P, T, V = 8, 3, 6
+POLICY = fakes.bandit(P, T, V)
+SAMPLE = sampler(POLICY, num_samples=4, max_tokens=T, stop_tokens=(0,))
+ACT = loop.actor(POLICY, SAMPLE)
+
+
+def verify(prompts, samples):
+    """Right if the first token is the prompt's id modulo V; runs on NumPy, too."""
+    xp = np if isinstance(samples.tokens, np.ndarray) else jnp
+    correct = samples.tokens[..., 0] == (prompts.id % V)[:, None]
+    return Verdict(
+        reward=correct.astype(xp.float32),
+        correct=correct,
+        failed=xp.zeros_like(correct),
+    )
+
+
+METHOD = algorithm(
+    policy=Term(loss.clipped_ratio(), adv.token_mean(), adv.fade_advantage()),
+    kl=Term(loss.kl_k3_straight(), chain(adv.token_mean(), adv.scale_weight(0.05))),
+)
+LEARNER = update.learner(POLICY.measure, METHOD, optax.adam(0.1), num_minibatches=2)
+FUSED = loop.fused(ACT, LEARNER, verify)
+
+
+def start():
+    """A state of its own for every run: states are donated."""
+    params = POLICY.init(None)
+    reference = jax.tree.map(lambda x: x + 0.0, params)
+    return LEARNER.init(params, jax.random.key(3), reference)
+
+
+def batches(num_steps, offset=0) -> Prompts:
+    """NumPy prompts [K, P, ...], each step in another order."""
+    orders = [
+        np.random.default_rng(offset + k).permutation(P) for k in range(num_steps)
+    ]
+    return Prompts(
+        tokens=np.zeros((num_steps, P, 2), np.int32),
+        length=np.ones((num_steps, P), np.int32),
+        id=np.stack(orders).astype(np.int32),
+    )
+
+
+def close(got, want):
+    chex.assert_trees_all_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def learned(state):
+    return state.params, state.optimizer, state.algorithm, state.gate, state.step
+
+
+def test_fused_and_split_are_the_same_steps():
+    prompts = batches(5)
+    state, metrics = FUSED(start(), prompts)
+    other, other_metrics = loop.split(ACT, LEARNER, verify)(start(), prompts)
+    assert float(jnp.max(jnp.abs(state.params["logits"]))) > 0.1
+    close(learned(other), learned(state))
+    close(other_metrics, metrics)
+
+
+def test_many_steps_in_a_dispatch_are_as_many_dispatches_of_one():
+    prompts = batches(4)
+    state, metrics = FUSED(start(), prompts)
+    other, rows = start(), []
+    for k in range(4):
+        one = jax.tree.map(lambda x, k=k: x[k : k + 1], prompts)
+        other, row = FUSED(other, one)
+        rows.append(row)
+    close(learned(other), learned(state))
+    close(jax.tree.map(lambda *x: jnp.concatenate(x), *rows), metrics)
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_nothing_compiles_after_the_first_dispatch(kind, compilations):
+    # A weak type or a new layout in the state would compile the program again.
+    run = FUSED if kind == "fused" else loop.split(ACT, LEARNER, verify)
+    state, _ = run(start(), batches(2))
+    compilations.clear()
+    for k in range(2):
+        state, metrics = run(state, batches(2, offset=k))
+    jax.block_until_ready(metrics)
+    assert not compilations
+
+
+def test_the_compilation_counter_counts(compilations):
+    compilations.clear()
+    jax.jit(lambda x: x * 3.25 + 1)(jnp.ones(3)).block_until_ready()
+    assert compilations
+
+
+def test_the_state_is_donated():
+    # Else a run would hold parameters and moments twice.
+    state = start()
+    FUSED(state, batches(2))
+    assert state.params["logits"].is_deleted()
+    state = start()
+    loop.split(ACT, LEARNER, verify)(state, batches(2))
+    assert state.params["logits"].is_deleted()
+
+
+def test_metrics_have_one_row_per_step_and_count_what_happened():
+    _, metrics = FUSED(start(), batches(5))
+    assert {(m.shape, m.dtype.name) for m in metrics.values()} == {((5,), "float32")}
+    assert {
+        "reward/mean",
+        "reward/mixed_share",
+        "reward/solved",
+        "samples/finished_share",
+        "samples/length_mean",
+        "samples/tokens",
+        "verify/failed",
+    } <= set(metrics)
+    close(metrics["samples/tokens"], metrics["samples/length_mean"] * P * 4)
+    assert float(jnp.max(metrics["gap/sampler_learner_max"])) < 1e-5
+
+
+def test_verifier_failures_are_counted_and_teach_nothing():
+    def broken(prompts, samples):
+        verdict = verify(prompts, samples)
+        return verdict.replace(failed=verdict.failed | True)
+
+    run = loop.fused(ACT, LEARNER, broken)
+    state, metrics = run(start(), batches(2))
+    assert metrics["verify/failed"].tolist() == [P * 4] * 2
+    assert metrics["reward/solved"].shape == (2,)
+    close(state.params, POLICY.init(None))
+
+
+def test_every_step_draws_anew_from_its_own_key():
+    act = jax.jit(ACT)
+    state, prompts = start(), jax.tree.map(lambda x: x[0], batches(1))
+    first = act(state, prompts).samples.tokens
+    chex.assert_trees_all_equal(first, act(state, prompts).samples.tokens)
+    later = act(state.replace(step=state.step + 1), prompts).samples.tokens
+    assert bool(jnp.any(first != later))
+
+
+def test_a_reference_is_measured_if_and_only_if_the_state_holds_one():
+    state, prompts = start(), jax.tree.map(lambda x: x[0], batches(1))
+    moved = jax.tree.map(lambda x: x.at[:, :, 1].add(1.0), state.reference)
+    rollout = ACT(state.replace(reference=moved), prompts)
+    want = POLICY.measure(moved, prompts, rollout.samples)
+    close(rollout.reference, want)
+    with pytest.raises(NotMeasured, match=r"reference parameters in TrainState"):
+        _ = ACT(state.replace(reference=None), prompts).reference.logp
+
+
+def test_demonstrations_are_learned_without_a_verifier():
+    # nll of the uniform start is log 6 per token; it must fall towards 0.
+    completion = np.tile((np.arange(P)[:, None] + np.arange(T)) % V, (60, 1, 1))
+    prompts = batches(60)
+    row = np.argsort(np.zeros((60, P)), 1)  # ids in order: 0 .. P-1
+    prompts = prompts.replace(
+        id=row.astype(np.int32),
+        data={
+            "completion": completion.astype(np.int32),
+            "completion_mask": np.ones((60, P, T), bool),
+        },
+    )
+    sft = algorithm(sft=Term(loss.nll(), adv.token_mean()))
+    learner = update.learner(POLICY.measure, sft, optax.adam(0.3))
+    run = loop.fused(loop.demonstrator(), learner)
+    state, metrics = run(learner.init(POLICY.init(None), jax.random.key(0)), prompts)
+    assert float(metrics["update/loss"][0]) == pytest.approx(np.log(V), abs=1e-5)
+    assert float(metrics["update/loss"][-1]) < 0.05
+    assert "reward/mean" not in metrics
+    best = jnp.argmax(state.params["logits"], -1)
+    chex.assert_trees_all_equal(best, completion[0])
+    rollout = loop.demonstrator()(None, jax.tree.map(lambda x: x[0], prompts))
+    assert rollout.samples.source.tolist() == [[Source.DEMONSTRATION]] * P
