@@ -103,7 +103,8 @@ def gradient_gate(
 
     def update(grads, metrics, reuse, state):
         del metrics
-        energy = sum(jnp.sum(x**2) for x in jax.tree.leaves(select_fn(grads)))
+        leaves = jax.tree.leaves(select_fn(grads))
+        energy = jnp.sum(jnp.stack([jnp.sum(x**2) for x in leaves]))
         step = energy - state.energy
         z = (step - jnp.mean(state.increments)) / (jnp.std(state.increments) + 1e-8)
         gated = (state.count >= window) & (reuse > 0) & (z > threshold)

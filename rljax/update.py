@@ -219,22 +219,20 @@ def _merge(tree):
 def _repeat(one, state, num_steps):
     """Runs optimiser steps until done or stopped; metrics are means over those run.
 
-    A metric whose name ends in `_max` or `_in_row` is the maximum instead.
+    Gaps and counts in a row are maxima instead: a mean would dilute them.
     """
     if num_steps == 1:
         state, _, metrics = one(state, jnp.zeros((), jnp.int32))
         metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
         return state, metrics | {"update/steps": jnp.ones(())}
     shapes = jax.eval_shape(lambda: one(state, jnp.zeros((), jnp.int32))[2])
-    largest = ("_max", "_in_row")
-    # 0 is below every metric that is reported as a maximum: they count or measure gaps.
     total = {k: jnp.zeros((), jnp.float32) for k in shapes}
 
     def body(carry):
         state, i, _, total = carry
         state, stop, metrics = one(state, i)
         total = {
-            k: jnp.maximum(v, metrics[k]) if k.endswith(largest) else v + metrics[k]
+            k: jnp.maximum(v, metrics[k]) if _is_peak(k) else v + metrics[k]
             for k, v in total.items()
         }
         return state, i + 1, stop, total
@@ -244,8 +242,12 @@ def _repeat(one, state, num_steps):
         lambda c: (c[1] < num_steps) & ~c[2], body, start
     )
     steps = steps.astype(jnp.float32)
-    metrics = {k: v if k.endswith(largest) else v / steps for k, v in total.items()}
+    metrics = {k: v if _is_peak(k) else v / steps for k, v in total.items()}
     return state, metrics | {"update/steps": steps}
+
+
+def _is_peak(name):  # such metrics are never negative, so a maximum may start from 0
+    return name.startswith("gap/") or name.endswith("_in_row")
 
 
 def _now_metrics(now, batch, first):
@@ -257,11 +259,14 @@ def _now_metrics(now, batch, first):
         log_ratio = jnp.where(mask, now.logp - batch.old.logp, 0.0)
     except NotMeasured:
         return metrics
-    gap = jnp.max(jnp.abs(log_ratio))
+    gap = jnp.abs(log_ratio)
     k3 = numerics.masked_mean(jnp.expm1(log_ratio) - log_ratio, mask)
-    # Before the first optimiser step both are the same policy: what differs is rounding.
+    # Before the first optimiser step both are one policy: what differs is rounding.
     return metrics | {
-        "gap/sampler_learner_max": jnp.where(first, gap, 0.0),
+        "gap/sampler_learner_max": jnp.where(first, jnp.max(gap), 0.0),
+        "gap/sampler_learner_mean": jnp.where(
+            first, numerics.masked_mean(gap, mask), 0.0
+        ),
         "policy/kl_old_nats": k3,
     }
 
@@ -269,8 +274,8 @@ def _now_metrics(now, batch, first):
 def _mass_metrics(coefficient, credits, rollout):
     try:
         p = jnp.mean(rollout.verdict.correct, 1, dtype=jnp.float32)
-    except NotMeasured:
-        p = jnp.ones(coefficient.shape[0])
+    except NotMeasured:  # supervised: all mass is positive, and nothing is difficult
+        return {}
     pushed = sum(
         ((c.weight > 0) & (c.advantage != 0)).astype(jnp.int32) for c in credits
     )

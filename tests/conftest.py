@@ -28,17 +28,15 @@ def strict():
         yield
 
 
-@pytest.fixture(scope="session")
-def _compiled():
-    names = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: names.append(name) if "backend_compile" in name else None
-    )
-    return names
-
-
 @pytest.fixture
-def compilations(_compiled):
+def compilations():
     """A list that grows by one with every program that is compiled."""
-    _compiled.clear()
-    return _compiled
+    names = []
+
+    def count(name, *_, **__):
+        if "backend_compile" in name:
+            names.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(count)

@@ -18,11 +18,36 @@ import pytest
 from rljax import advantage as adv
 from rljax import numerics
 
+
+def _with_values(transform):
+    """For transforms that read values: entropies stand in for them."""
+
+    def update(credit, state, rollout):
+        old = rollout.old.replace(extra={"value": rollout.old.entropy})
+        return transform.update(credit, state, rollout.replace(old=old))
+
+    return adv.AdvantageTransform(transform.init, update)
+
+
 ALL_TRANSFORMS = {
-    "chain": adv.chain(),
+    "affine_reward": adv.affine_reward(scale=2.0, shift=-1.0),
+    "anneal_by_batch_rate": adv.anneal_by_batch_rate(0.5),
+    "assign_by_class": adv.assign_by_class(lambda g: 1 / g.p, lambda g: -g.q),
+    "best_minus_second": adv.best_minus_second(),
+    "center_by": adv.center_by(0.3),
+    "center_by_greedy": adv.center_by_greedy(),
     "center_by_group": adv.center_by_group(),
+    "center_by_length": adv.center_by_length(),
+    "center_by_quantile": adv.center_by_quantile(0.4),
+    "center_by_risk": adv.center_by_risk(2.0),
+    "chain": adv.chain(),
     "constant_length": adv.constant_length(7),
     "controlled": adv.controlled(adv.focal, adv.ema(0.3), lambda c, r: jnp.float32(1)),
+    "drop_covariant": adv.drop_covariant(
+        fraction=1.0, low=0.0, clipped_fn=lambda c, r: r.current.logp < -2
+    ),
+    "drop_equal_groups": adv.drop_equal_groups(),
+    "drop_truncated": adv.drop_truncated(),
     "fade_advantage": adv.fade_advantage(),
     "fade_advantage(everything)": adv.fade_advantage(
         base=adv.chain(adv.center_by_group(), adv.scale_by_group_std()),
@@ -33,14 +58,61 @@ ALL_TRANSFORMS = {
         h_init=2.0,
     ),
     "focal": adv.focal(0.5),
+    "follow_teacher_by_entropy": adv.follow_teacher_by_entropy(),
+    "gae_advantage": _with_values(adv.gae_advantage(0.9, 0.8)),
+    "importance_weight": adv.importance_weight(),
+    "importance_weight(rows)": adv.importance_weight(
+        adv.correction.kept_within(0.5, 2.0), adv.correction.per_sequence
+    ),
+    "keep_correct": adv.keep_correct(),
+    "keep_covariant": adv.keep_covariant(0.1),
+    "keep_incorrect": adv.keep_incorrect(),
+    "keep_rows": adv.keep_rows(lambda rollout: rollout.samples.finished),
+    "keep_top_entropy": adv.keep_top_entropy(),
+    "keep_top_entropy(by_quantile)": adv.keep_top_entropy(
+        0.4, adv.token_weight.by_quantile
+    ),
     "leave_one_out": adv.leave_one_out(),
+    "log_mismatch": adv.log_mismatch(),
+    "normalised_importance_weight": adv.normalised_importance_weight(
+        adv.correction.at_most(1.5)
+    ),
+    "normalised_importance_weight(rows)": adv.normalised_importance_weight(
+        adv.correction.at_most(1.5), adv.correction.per_sequence
+    ),
+    "overlong_penalty": adv.overlong_penalty(max_tokens=5, buffer=3),
+    "pass_at_k_training": adv.pass_at_k_training(2),
+    "pkpo": adv.pkpo(2),
+    "pkpo_leave_one_out": adv.pkpo_leave_one_out(2),
+    "pkpo_minus_one": adv.pkpo_minus_one(2),
+    "punish_confident_errors": adv.chain(
+        adv.center_by_group(), adv.punish_confident_errors()
+    ),
+    "reject": adv.reject(adv.correction.geometric, low=0.9, high=1.1),
+    "reject(k3)": adv.reject(adv.correction.row_max(adv.correction.k3), high=0.5),
+    "return_to_go": adv.return_to_go(0.9),
+    "scale_by_group_norm": adv.scale_by_group_norm(1.0),
+    "scale_by_group_norm(inf)": adv.scale_by_group_norm(float("inf")),
     "scale_by_group_std": adv.scale_by_group_std(),
     "scale_by_group_std(ddof=1)": adv.scale_by_group_std(ddof=1, epsilon=1e-6),
+    "scale_by_history": adv.chain(adv.center_by_group(), adv.scale_by_history(4)),
+    "scale_by_mixed_share": adv.scale_by_mixed_share(),
+    "scale_by_rate": adv.chain(
+        adv.center_by_group(), adv.scale_by_rate(lambda p: 1 / p)
+    ),
     "scale_negative": adv.scale_negative(2.0),
     "scale_weight": adv.scale_weight(0.1),
     "sequence_mean": adv.sequence_mean(),
+    "set_advantage": adv.set_advantage(0.3),
+    "silence_spurious": adv.silence_spurious(max_prob=0.5, entropy_quantile=0.6),
+    "silence_spurious(all)": adv.silence_spurious(
+        max_prob=0.5, population_fn=adv.token_weight.all_tokens
+    ),
     "stateless": adv.stateless(lambda credit, rollout: credit),
     "token_mean": adv.token_mean(),
+    "value_target": _with_values(adv.value_target(0.9, 0.8)),
+    "whiten_by_batch": adv.whiten_by_batch(),
+    "whiten_by_batch(ddof=1)": adv.whiten_by_batch(ddof=1, share_fn=adv.by_row),
 }
 
 

@@ -519,6 +519,20 @@ def test_every_recipe_prefers_successes_to_failures(whole, name):
     assert all(v == 0 for k, v in metrics.items() if "fault" in k.split("/"))
 
 
+def test_the_fade_recipe_passes_its_numbers_on():
+    # E3 of section 2.5: p_hat .29775 and H_hat .598 after the step; alpha at its limit.
+    rows = fakes.solved(8, 2, 1)
+    stats = rows.old.replace(entropy=jnp.full((2, 8, 1), 0.5))
+    method = al.fade(entropy_target=1.0, p_init=0.3, alpha_max=2.0, delta_min=0.6)
+    (credit,), _, metrics = method.credit(rows.replace(old=stats), method.init())
+    # The first entropy, .5, starts its average: delta would be .5, and is .6 at least.
+    np.testing.assert_allclose(metrics["policy/alpha"], 2.0)
+    np.testing.assert_allclose(metrics["policy/delta"], 0.6, rtol=1e-6)
+    np.testing.assert_allclose(metrics["policy/p_ema"], 0.29775, rtol=1e-6)
+    want = [0.75 * 0.75, -0.25 * 0.75 / 0.6]
+    np.testing.assert_allclose(credit.advantage[0, (0, 7), 0], want, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "values"),
     [

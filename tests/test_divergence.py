@@ -146,8 +146,8 @@ def test_a_learner_minimises_the_exact_divergence(num_microbatches):
     made = update.learner(
         against_reference(policy),
         kl,
-        optax.sgd(20.0),
-        num_passes=30,
+        optax.adam(0.1),
+        num_passes=150,
         num_microbatches=num_microbatches,
     )
     reference = {
@@ -202,7 +202,8 @@ def test_a_detached_value_head_trains_alone():
 
         grads = jax.jit(jax.grad(total))(both)
         assert float(jnp.abs(grads["value"]["kernel"]).sum()) > 0
-        assert (float(optax.global_norm(grads["policy"])) > 0) is moves
+        trunk = grads["policy"]["embed"]["embedding"]
+        assert bool(jnp.any(trunk != 0)) is moves
 
 
 def verify(prompts, samples):
@@ -220,7 +221,7 @@ def test_the_actor_measures_old_values_and_ppo_fits_them():
     run = loop.fused(act, made, verify)
     prompts = fakes.prompts(4)
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (30, *x.shape)), prompts)
-    state, metrics = run(made.init(policy.init(None), jax.random.key(0)), batch)
+    _, metrics = run(made.init(policy.init(None), jax.random.key(0)), batch)
     assert float(metrics["reward/mean"][-1]) > float(metrics["reward/mean"][0]) + 0.2
     assert float(metrics["value/explained_variance"][0]) == pytest.approx(0, abs=1e-5)
     assert jnp.isfinite(metrics["update/loss"]).all()

@@ -99,7 +99,7 @@ def test_the_fit_finds_the_law_again():
     got = entropy_law.fit(h, LAW(h))
     assert got.a == pytest.approx(0.2) and got.b == pytest.approx(0.7)
     assert got.r_squared == pytest.approx(1)
-    noisy = entropy_law.fit(h, LAW(h) + [0.01, -0.01, -0.01, 0.01])
+    noisy = entropy_law.fit(h, LAW(h) + np.array([0.01, -0.01, -0.01, 0.01]))
     assert 0.9 < noisy.r_squared < 1
 
 

@@ -27,7 +27,7 @@ from rljax.algorithms import sft
 from rljax.loss import reinforce, supervised
 from rljax.types import Missing, NotMeasured, Rollout
 
-gft = gfts.gft
+gft = algorithms.gft
 
 
 def mixed_rewards(*rewards):
@@ -128,14 +128,14 @@ def test_full_rectification_with_advantage_one_is_dft(tau):
     # A single demonstration keeps its reward as advantage: mean 0, deviation 1.
     now, rollout = group([Row((0.9, 0.04, 0.6), 1.0, DEMONSTRATION)])
     chex.assert_trees_all_close(
-        step(gft(tau=tau), now, rollout)[:2], step(sft.dft(), now, rollout)[:2]
+        step(gft(tau=tau), now, rollout)[:2], step(algorithms.dft(), now, rollout)[:2]
     )
 
 
 def test_a_single_demonstration_without_rectification_is_sft():
     now, rollout = group([Row((0.9, 0.04, 0.6), 1.0, DEMONSTRATION)])
     chex.assert_trees_all_close(
-        step(gft(tau=0.0), now, rollout)[:2], step(sft.sft(), now, rollout)[:2]
+        step(gft(tau=0.0), now, rollout)[:2], step(algorithms.sft(), now, rollout)[:2]
     )
 
 

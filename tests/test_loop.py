@@ -37,6 +37,8 @@ METHOD = algorithm(
 )
 LEARNER = update.learner(POLICY.measure, METHOD, optax.adam(0.1), num_minibatches=2)
 FUSED = loop.fused(ACT, LEARNER, verify)
+SPLIT = loop.split(ACT, LEARNER, verify)
+K = 4  # one number of steps per dispatch, so that one program serves most tests
 
 
 def start():
@@ -67,19 +69,19 @@ def learned(state):
 
 
 def test_fused_and_split_are_the_same_steps():
-    prompts = batches(5)
+    prompts = batches(K)
     state, metrics = FUSED(start(), prompts)
-    other, other_metrics = loop.split(ACT, LEARNER, verify)(start(), prompts)
+    other, other_metrics = SPLIT(start(), prompts)
     assert float(jnp.max(jnp.abs(state.params["logits"]))) > 0.1
     close(learned(other), learned(state))
     close(other_metrics, metrics)
 
 
 def test_many_steps_in_a_dispatch_are_as_many_dispatches_of_one():
-    prompts = batches(4)
+    prompts = batches(K)
     state, metrics = FUSED(start(), prompts)
     other, rows = start(), []
-    for k in range(4):
+    for k in range(K):
         one = jax.tree.map(lambda x, k=k: x[k : k + 1], prompts)
         other, row = FUSED(other, one)
         rows.append(row)
@@ -87,14 +89,13 @@ def test_many_steps_in_a_dispatch_are_as_many_dispatches_of_one():
     close(jax.tree.map(lambda *x: jnp.concatenate(x), *rows), metrics)
 
 
-@pytest.mark.parametrize("kind", ["fused", "split"])
-def test_nothing_compiles_after_the_first_dispatch(kind, compilations):
+@pytest.mark.parametrize("run", [FUSED, SPLIT], ids=["fused", "split"])
+def test_nothing_compiles_after_the_first_dispatch(run, compilations):
     # A weak type or a new layout in the state would compile the program again.
-    run = FUSED if kind == "fused" else loop.split(ACT, LEARNER, verify)
-    state, _ = run(start(), batches(2))
+    state, _ = run(start(), batches(K))
     compilations.clear()
     for k in range(2):
-        state, metrics = run(state, batches(2, offset=k))
+        state, metrics = run(state, batches(K, offset=k))
     jax.block_until_ready(metrics)
     assert not compilations
 
@@ -108,16 +109,16 @@ def test_the_compilation_counter_counts(compilations):
 def test_the_state_is_donated():
     # Else a run would hold parameters and moments twice.
     state = start()
-    FUSED(state, batches(2))
+    FUSED(state, batches(K))
     assert state.params["logits"].is_deleted()
     state = start()
-    loop.split(ACT, LEARNER, verify)(state, batches(2))
+    SPLIT(state, batches(K))
     assert state.params["logits"].is_deleted()
 
 
 def test_metrics_have_one_row_per_step_and_count_what_happened():
-    _, metrics = FUSED(start(), batches(5))
-    assert {(m.shape, m.dtype.name) for m in metrics.values()} == {((5,), "float32")}
+    _, metrics = FUSED(start(), batches(K))
+    assert {(m.shape, m.dtype.name) for m in metrics.values()} == {((K,), "float32")}
     assert {
         "reward/mean",
         "reward/mixed_share",
@@ -137,9 +138,9 @@ def test_verifier_failures_are_counted_and_teach_nothing():
         return verdict.replace(failed=verdict.failed | True)
 
     run = loop.fused(ACT, LEARNER, broken)
-    state, metrics = run(start(), batches(2))
-    assert metrics["verify/failed"].tolist() == [P * 4] * 2
-    assert metrics["reward/solved"].shape == (2,)
+    state, metrics = run(start(), batches(K))
+    assert metrics["verify/failed"].tolist() == [P * 4] * K
+    assert metrics["reward/solved"].shape == (K,)
     close(state.params, POLICY.init(None))
 
 
@@ -155,20 +156,21 @@ def test_every_step_draws_anew_from_its_own_key():
 def test_a_reference_is_measured_if_and_only_if_the_state_holds_one():
     state, prompts = start(), jax.tree.map(lambda x: x[0], batches(1))
     moved = jax.tree.map(lambda x: x.at[:, :, 1].add(1.0), state.reference)
-    rollout = ACT(state.replace(reference=moved), prompts)
+    rollout = jax.jit(ACT)(state.replace(reference=moved), prompts)
     want = POLICY.measure(moved, prompts, rollout.samples)
     close(rollout.reference, want)
     with pytest.raises(NotMeasured, match=r"reference parameters in TrainState"):
-        _ = ACT(state.replace(reference=None), prompts).reference.logp
+        jax.eval_shape(
+            lambda s: ACT(s, prompts).reference.logp, state.replace(reference=None)
+        )
 
 
 def test_demonstrations_are_learned_without_a_verifier():
     # nll of the uniform start is log 6 per token; it must fall towards 0.
     completion = np.tile((np.arange(P)[:, None] + np.arange(T)) % V, (60, 1, 1))
     prompts = batches(60)
-    row = np.argsort(np.zeros((60, P)), 1)  # ids in order: 0 .. P-1
     prompts = prompts.replace(
-        id=row.astype(np.int32),
+        id=np.tile(np.arange(P, dtype=np.int32), (60, 1)),
         data={
             "completion": completion.astype(np.int32),
             "completion_mask": np.ones((60, P, T), bool),

@@ -114,7 +114,7 @@ def test_absent_answers_count_in_nothing():
 
 def test_the_actor_measures_the_reference_on_stored_rows_too():
     reference = {"logits": 2 * PARAMS["logits"]}
-    learner = update.learner(BANDIT.measure, sft.sft(), optax.sgd(0.1))
+    learner = update.learner(BANDIT.measure, algorithms.sft(), optax.sgd(0.1))
     state = learner.init(PARAMS, jax.random.key(0), reference)
     act = loop.actor(BANDIT, mix.joined(sampling(BANDIT), mix.stored()))
     rollout = jax.jit(act)(state, PROMPTS)
@@ -124,7 +124,7 @@ def test_the_actor_measures_the_reference_on_stored_rows_too():
 
 def test_fused_and_split_loops_agree_on_mixed_groups():
     sample = mix.joined(sampling(BANDIT), mix.measured(mix.stored(), BANDIT.measure))
-    learner = update.learner(BANDIT.measure, hybrid.chord(), optax.sgd(1.0))
+    learner = update.learner(BANDIT.measure, algorithms.chord(), optax.sgd(1.0))
     act, prompts = loop.actor(BANDIT, sample), task(2)
 
     def start():
@@ -221,7 +221,7 @@ def test_rollouts_continue_their_hints_under_the_original_prompt():
     # What the sampler says of the continuation after an extended prompt must be what
     # the policy says of it after prompt and hint: a shift by one, a lost or doubled
     # token of the hint or a wrong position would show.
-    _, state = start(hybrid.uft())
+    _, state = start(algorithms.uft())
     rollout = jax.jit(hinted_act(lambda step: 0.6))(state, HINTED)
     samples, length = rollout.samples, rollout.prompts.data["hint_length"]
     assert set(length.tolist()) <= {0, 1, 2, 3, 4} and len(set(length.tolist())) > 1
@@ -246,7 +246,7 @@ def test_the_number_of_pieces_is_binomial():
             "solution_ends": jnp.tile(jnp.asarray([[1, 2, 3], [1, 2, 0]]), (2000, 1))
         },
     )
-    _, state = start(sft.sft())
+    _, state = start(algorithms.sft())
     revealed = jax.jit(act)(state, prompts).data["hint_length"]
     later = jax.jit(act)(state.replace(step=state.step + 1), prompts)
     assert bool(jnp.any(revealed != later.data["hint_length"]))
@@ -257,7 +257,7 @@ def test_the_number_of_pieces_is_binomial():
 
 def test_uft_runs_with_all_and_without_any_hint():
     # All is revealed in the first step, nothing in the second.
-    learner, state = start(hybrid.uft())
+    learner, state = start(algorithms.uft())
     act = hinted_act(lambda step: 1.0 - step)
 
     def even(prompts, samples):
@@ -273,10 +273,10 @@ def test_hints_that_nothing_supplies_are_asked_for():
     with pytest.raises(ValueError, match="hinted_act"):
         draw(hint.hint_row(), HINTED)
     act = hint.hinted_act(lambda state, prompts: prompts, hint.cosine_reveal())
-    _, state = start(sft.sft())
+    _, state = start(algorithms.sft())
     with pytest.raises(ValueError, match="piece_ends"):
         act(state, fakes.prompts())
-    uft, rollout = hybrid.uft(), fakes.rollout()
+    uft, rollout = algorithms.uft(), fakes.rollout()
     credits, state, _ = uft.credit(rollout, uft.init())
     with pytest.raises(ValueError, match="hint_length"):
         uft.weigh(credits, rollout, state)

@@ -105,13 +105,13 @@ def test_dft_by_hand():
         [0.0948245, 0.1287550, 0.3064954],
         atol=1e-7,
     )
-    loss, coefficient, _, _ = step(sft.dft(), now, rollout)
+    loss, coefficient, _, _ = step(algorithms.dft(), now, rollout)
     np.testing.assert_allclose(loss, 0.1766916, atol=1e-7)
     np.testing.assert_allclose(coefficient[0, 0], np.array(PROBS) / 3, rtol=1e-6)
-    np.testing.assert_allclose(step(sft.sft(), now, rollout)[0], 1.2783540, atol=1e-7)
+    np.testing.assert_allclose(step(algorithms.sft(), now, rollout)[0], 1.2783540, atol=1e-7)
 
 
-@pytest.mark.parametrize("recipe", [sft.sft, sft.dft, sft.psft])
+@pytest.mark.parametrize("recipe", [algorithms.sft, algorithms.dft, algorithms.psft])
 def test_imitation_does_not_read_the_verdict(recipe):
     # With the reward as advantage a demonstration that a verifier rejects, reward 0,
     # would not be learned; with -1 it would be pushed down.
@@ -142,9 +142,9 @@ def test_asft_by_hand():
     # Section 2.2: DFT part 0.3218876, forward KL 0.0920329 (the reverse is 0.0851228).
     logits = jnp.log(POLICY)
     for anchor, want in ((0.0, 0.3218876), (0.05, 0.3264892), (0.1, 0.3310909)):
-        np.testing.assert_allclose(asft_loss(sft.asft(anchor), logits), want, atol=2e-7)
+        np.testing.assert_allclose(asft_loss(algorithms.asft(anchor), logits), want, atol=2e-7)
     # p (pi - e) + lambda (pi - base); the reverse KL would have another gradient.
-    grads = jax.grad(lambda x: asft_loss(sft.asft(0.05), x))(logits)
+    grads = jax.grad(lambda x: asft_loss(algorithms.asft(0.05), x))(logits)
     np.testing.assert_allclose(grads, [0.15, -0.165, 0.015], atol=1e-7)
     collapsed = jnp.log(jnp.float32([0.98, 0.01, 0.01]))
     found = divergence.divergences(collapsed, jnp.log(BASE))
@@ -159,7 +159,7 @@ def test_the_sampled_anchor_by_hand(base, p, want):
     now, rollout = group([demonstration((p,), reference=(base,))])
     np.testing.assert_allclose(per_token(kl_k3(), now, rollout)[0, 0], want, rtol=1e-6)
     dft = -p * np.log(p)
-    loss = step(sft.asft_sampled(0.1), now, rollout)[0]
+    loss = step(algorithms.asft_sampled(0.1), now, rollout)[0]
     np.testing.assert_allclose(loss, dft + 0.1 * want, rtol=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_psft_by_hand():
     np.testing.assert_allclose(
         per_token(loss_fn, now, rollout)[0, 0], [-0.5, -1, -1.2, -1.28], rtol=1e-6
     )
-    loss, coefficient, _, _ = step(sft.psft(), now, rollout)
+    loss, coefficient, _, _ = step(algorithms.psft(), now, rollout)
     np.testing.assert_allclose(loss, -3.98 / 4, rtol=1e-6)
     np.testing.assert_allclose(
         coefficient[0, 0], np.array([0.5, 1, 1.2, 0]) / 4, rtol=1e-6
@@ -188,16 +188,16 @@ def test_iw_sft_by_hand():
     np.testing.assert_allclose(weight[0, 0, 0], 1.2599210, atol=1e-6)
     np.testing.assert_allclose(jnp.log(weight)[0, 0, 0], 0.2310491, atol=1e-6)
     np.testing.assert_allclose(
-        step(sft.iw_sft(), now, rollout)[0], 0.7696360, atol=1e-6
+        step(algorithms.iw_sft(), now, rollout)[0], 0.7696360, atol=1e-6
     )
-    np.testing.assert_allclose(step(sft.sft(), now, rollout)[0], 0.6108605, atol=1e-6)
+    np.testing.assert_allclose(step(algorithms.sft(), now, rollout)[0], 0.6108605, atol=1e-6)
 
 
 def test_iw_sft_bounds_its_weight():
     now, rollout = group([demonstration((0.9,), reference=(0.01,))])
     weight = supervised.sequence_importance()(now, None, rollout)
     np.testing.assert_allclose(weight[0, 0, 0], 16)
-    loss = step(sft.iw_sft(supervised.token_importance()), now, rollout)[0]
+    loss = step(algorithms.iw_sft(supervised.token_importance()), now, rollout)[0]
     np.testing.assert_allclose(loss, -1.8 * np.log(0.9), rtol=1e-6)
 
 
@@ -247,7 +247,7 @@ def test_gcsl_by_hand():
         # Lengths differ: a token mean over all rows would weigh b's tokens twice.
         rows = [[demonstration((np.exp(-x),) * int(x * 2))] for x in nats]
         now, rollout = group(*rows, data={"weight": jnp.asarray(pairs.weight)})
-        np.testing.assert_allclose(step(sft.gcsl(), now, rollout)[0], want, rtol=1e-6)
+        np.testing.assert_allclose(step(algorithms.gcsl(), now, rollout)[0], want, rtol=1e-6)
 
 
 def test_classic_goals_are_the_highest_reached():
@@ -289,18 +289,18 @@ def test_goals_that_cannot_work_are_refused(feedback, goals, message):
 @pytest.mark.parametrize(
     "recipe",
     [
-        sft.sft,
-        sft.dft,
-        sft.asft,
-        sft.psft,
-        sft.iw_sft,
-        sft.gcsl,
-        sft.lfu,
-        hybrid.chord,
-        hybrid.gac_mixture,
-        lambda: hybrid.luffy(max_tokens=4),
-        lambda: hybrid.srft(max_tokens=4),
-        lambda: hybrid.hpt(max_tokens=4),
+        algorithms.sft,
+        algorithms.dft,
+        algorithms.asft,
+        algorithms.psft,
+        algorithms.iw_sft,
+        algorithms.gcsl,
+        algorithms.lfu,
+        algorithms.chord,
+        algorithms.gac,
+        lambda: algorithms.luffy(max_tokens=4),
+        lambda: algorithms.srft(max_tokens=4),
+        lambda: algorithms.hpt(max_tokens=4),
     ],
 )
 def test_recipes_that_imitate_say_so_where_nothing_is_stored(recipe):
@@ -314,11 +314,11 @@ def test_recipes_that_imitate_say_so_where_nothing_is_stored(recipe):
 @pytest.mark.parametrize(
     ("recipe", "name"),
     [
-        (sft.psft, "old"),
-        (sft.iw_sft, "reference"),
-        (sft.asft_sampled, "reference"),
-        (sft.asft, "kl_forward"),
-        (sft.lfu, "consistency"),
+        (algorithms.psft, "old"),
+        (algorithms.iw_sft, "reference"),
+        (algorithms.asft_sampled, "reference"),
+        (algorithms.asft, "kl_forward"),
+        (algorithms.lfu, "consistency"),
     ],
 )
 def test_what_was_not_measured_is_named(recipe, name):
@@ -333,7 +333,7 @@ def test_what_was_not_measured_is_named(recipe, name):
 def test_a_gcsl_run_needs_weights():
     now, rollout = group([demonstration()])
     with pytest.raises(ValueError, match="with_weights"):
-        step(sft.gcsl(), now, rollout)
+        step(algorithms.gcsl(), now, rollout)
 
 
 @pytest.mark.parametrize(
@@ -353,10 +353,10 @@ def test_numbers_outside_their_range_are_refused(make):
 def test_a_population_of_thresholds_is_a_vmap():
     # Factories that branch on the number in Python would raise on a tracer.
     now, rollout = group([Row((0.9, 0.04)), Row((0.6, 0.3), reward=0.0)])
-    losses = jax.vmap(lambda tau: step(gfts.gft(tau=tau), now, rollout)[0])(
+    losses = jax.vmap(lambda tau: step(algorithms.gft(tau=tau), now, rollout)[0])(
         jnp.array([0.1, 0.5])
     )
-    want = [step(gfts.gft(tau=tau), now, rollout)[0] for tau in (0.1, 0.5)]
+    want = [step(algorithms.gft(tau=tau), now, rollout)[0] for tau in (0.1, 0.5)]
     np.testing.assert_allclose(losses, want, rtol=1e-6)
     gammas = jax.vmap(
         lambda g: per_token(supervised.shaped_probability(g), now, rollout)
@@ -367,7 +367,7 @@ def test_a_population_of_thresholds_is_a_vmap():
 # Learning.
 
 
-@pytest.mark.parametrize("recipe", [sft.sft, sft.dft], ids=["sft", "dft"])
+@pytest.mark.parametrize("recipe", [algorithms.sft, algorithms.dft], ids=["sft", "dft"])
 def test_imitation_learns_what_it_is_shown(recipe):
     # From 1 / 216 at the start; chance would stay there.
     bandit = fakes.bandit(8, 3, 6)
@@ -382,7 +382,7 @@ def test_the_anchor_holds_the_policy_back():
     measure = divergence.against_reference(bandit)
     solved = []
     for anchor in (0.0, 0.3):
-        learner = update.learner(measure, sft.asft(anchor), optax.adam(0.1))
+        learner = update.learner(measure, algorithms.asft(anchor), optax.adam(0.1))
         params, reference = bandit.init(None), bandit.init(None)
         state = learner.init(params, jax.random.key(1), reference)
         run = loop.fused(loop.actor(bandit, mix.stored()), learner)

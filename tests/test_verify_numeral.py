@@ -16,8 +16,11 @@ pytestmark = pytest.mark.usefixtures("strict")
 BYTES, SHARED = verify_fakes.BYTES, verify_fakes.SHARED
 TOKENIZERS = verify_fakes.tokenizers()
 
-# Text and the value of the whole of it; None: it is no number.
+# Text and the value of the whole of it; None: it is no number. Every text is compared
+# with every value: the plain numbers are what a wrong reading of others would give.
 WHOLE = {
+    **{n: n for n in ("5", "-5", "12", "100", "10000", "100000", "1000000", "1234567")},
+    **{n: n for n in ("1.2", "2.3", "1.0005", "10")},
     "18": "18",
     " 18\r\n": "18",
     "007": "7",
@@ -72,6 +75,7 @@ WHOLE = {
 }
 # Text and the value of the last number in it.
 LAST = {
+    **{n: n for n in ("10.20", "1234567", "12345", "123.5", "51000", "1123456")},
     "#### 18": "18",
     "The answer is 18.": "18",
     "It costs $1,234.50!": "1234.5",

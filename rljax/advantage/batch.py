@@ -22,8 +22,8 @@ def return_to_go(discount: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
     penalty, say) is taken as it is. Tokens the policy does not answer for are skipped:
     they pay nothing, cost no discount and get 0.
 
-    Variants: verl and SkyRL end the running sum at a token outside the mask, which in
-      completions with tool output loses the reward of all earlier turns.
+    Variants: SkyRL ends the running sum at a token outside the mask, which in
+      completions with tool output keeps the final reward from all earlier turns.
     """
     check.number("discount", discount, low=0, high=1)
 

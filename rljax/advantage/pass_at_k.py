@@ -11,7 +11,9 @@ without replacement, contains no success. c of n members are correct.
 | `pass_at_k_training` | pass@k normalised by its deviation | balanced |
 | `best_minus_second` | pass@n | the only success up |
 
-Without sampling error pass@k is the power objective of order k: `focal(k - 1)`.
+All but the last replace the advantage and read `verdict.correct` (`pkpo_leave_one_out`
+keeps the reward, too). Without sampling error pass@k is the power objective of order k,
+`focal(k - 1)`.
 """
 
 import jax
@@ -60,12 +62,12 @@ def _silence_short_groups(k: int) -> AdvantageTransform:
     return stateless(apply)
 
 
-def _others_miss(group: rate.Group, k: int) -> jax.Array:
+def _miss_beside_success(group: rate.Group, k: int) -> jax.Array:
     """a: chance that k - 1 other members all fail, for a correct sample."""
     return all_from(group.n - group.c, group.n - 1, k - 1)
 
 
-def _others_miss_too(group: rate.Group, k: int) -> jax.Array:
+def _miss_beside_failure(group: rate.Group, k: int) -> jax.Array:
     """b: chance that k - 1 other members all fail, for a failed sample."""
     return all_from(group.n - group.c - 1, group.n - 1, k - 1)
 
@@ -84,7 +86,9 @@ def pkpo(k: int) -> AdvantageTransform:
 
     Source: PKPO, arXiv:2505.15201 (SECONDARY; here checked by enumerating subsets).
     """
-    return _by_class("pkpo", k, lambda g: k, lambda g: k * (1 - _others_miss_too(g, k)))
+    return _by_class(
+        "pkpo", k, lambda g: k, lambda g: k * (1 - _miss_beside_failure(g, k))
+    )
 
 
 def pkpo_minus_one(k: int) -> AdvantageTransform:
@@ -94,7 +98,7 @@ def pkpo_minus_one(k: int) -> AdvantageTransform:
       checked by enumerating subsets).
     """
     return _by_class(
-        "pkpo_minus_one", k, lambda g: k * _others_miss(g, k), lambda g: 0.0
+        "pkpo_minus_one", k, lambda g: k * _miss_beside_success(g, k), lambda g: 0.0
     )
 
 
@@ -109,7 +113,7 @@ def pkpo_leave_one_out(k: int) -> AdvantageTransform:
     _check_k(k)
 
     def scale(credit, rollout):
-        factor = _others_miss(rate.group_of(credit, rollout), k)
+        factor = _miss_beside_success(rate.group_of(credit, rollout), k)
         return credit.replace(advantage=credit.advantage * factor)
 
     return chain(
@@ -146,7 +150,9 @@ def pass_at_k_training(
         "pass_at_k_training",
         k,
         lambda g: numerics.safe_divide(miss(g), deviation(g)),
-        lambda g: numerics.safe_divide(miss(g) - _others_miss_too(g, k), deviation(g)),
+        lambda g: numerics.safe_divide(
+            miss(g) - _miss_beside_failure(g, k), deviation(g)
+        ),
     )
 
 

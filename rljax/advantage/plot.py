@@ -72,7 +72,7 @@ def _label(ax, labels):
     figure = ax.figure
     figure.canvas.draw()  # settles the layout: boxes below are in its pixels
     unit = figure.dpi / 72
-    taken = [_box(*ax.transData.transform(xy), 8 * unit, 8 * unit) for xy in labels]
+    taken = [_box(ax.transData.transform(xy), 8 * unit, 8 * unit) for xy in labels]
     inside = ax.get_window_extent().extents
     directions = [(1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1)]
     spots = [
@@ -100,7 +100,7 @@ def _label(ax, labels):
             center = ax.transData.transform(xy) + unit * np.array(
                 [left + width / 2, dy]
             )
-            box = _box(*center, (width + 4) * unit, (height + 2) * unit)
+            box = _box(center, (width + 4) * unit, (height + 2) * unit)
             free = not any(_overlap(box, other) for other in taken)
             if free and np.all(box[:2] > inside[:2]) and np.all(box[2:] < inside[2:]):
                 break
@@ -108,8 +108,9 @@ def _label(ax, labels):
         taken.append(box)
 
 
-def _box(x, y, width, height):
-    return np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+def _box(center, width, height):
+    half = np.array([width, height]) / 2
+    return np.concatenate([center - half, center + half])
 
 
 def _overlap(a, b) -> bool:
@@ -135,7 +136,7 @@ def curves(profiles: Mapping[str, Profile], axes=None):
             1, 2, figsize=(11, 4.2), sharex=True, sharey=True, layout="constrained"
         )
     p = np.linspace(1e-3, 1 - 1e-3, 400)
-    colors = itertools.cycle(plt.get_cmap("tab10").colors)
+    colors = itertools.cycle([f"C{i}" for i in range(10)])
     # Dashes, too: methods that coincide in one panel remain visible.
     dashes = itertools.cycle(["-", (0, (5, 2)), (0, (1.5, 1.5))])
     for name, table in profiles.items():

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import advantage as adv
-from rljax.advantage import gac, mixing
-from rljax.advantage.controlled_algorithm import controlled_algorithm
+from rljax.advantage import mixing
 from rljax.hint import is_hint
 from rljax.loss import kl, ratio, supervised, surrogate
 from rljax.types import Source
@@ -159,16 +158,16 @@ def chord(
     def make(mu):
         return mixture(mu, clip=clip, weight_fn=weight_fn)
 
-    return controlled_algorithm(make, adv.schedule(mu_fn), lambda credits, rollout: ())
+    return adv.controlled_algorithm(make, adv.schedule(mu_fn), lambda credits, rollout: ())
 
 
-def gac_mixture(
+def gac(
     *,
     clip: float = 0.2,
     weight_fn: supervised.WeightFn = supervised.uncertainty,
     prior: Callable[[jax.Array], jax.Array] | None = None,
     trim: float = 0.1,
-    scale_fn: Callable[..., jax.Array] = gac.as_they_are,
+    scale_fn: Callable[..., jax.Array] = adv.gac.as_they_are,
     **controller,
 ) -> adv.Algorithm:
     """A mixture whose share follows noise and mismatch (arXiv:2605.26184, PAPER: code).
@@ -177,14 +176,14 @@ def gac_mixture(
       clip: of the GRPO term.
       weight_fn: `supervised.uncertainty`, or `supervised.unit` for "w/o phi".
       prior: step -> share; None is the README's `warmup_cosine(200, 800, 0.85, 0.15)`.
-      trim, scale_fn: see `gac.gac_proxies`.
-      **controller: see `gac.gac_controller`.
+      trim, scale_fn: see `advantage.gac.gac_proxies`.
+      **controller: see `advantage.gac.gac_controller`.
     """
     prior = mixing.warmup_cosine(200, 800, 0.85, 0.15) if prior is None else prior
-    return controlled_algorithm(
+    return adv.controlled_algorithm(
         lambda value: mixture(value.mu, clip=clip, weight_fn=weight_fn),
-        gac.gac_controller(prior=prior, **controller),
-        gac.gac_proxies(weight_fn, trim=trim, scale_fn=scale_fn),
+        adv.gac.gac_controller(prior=prior, **controller),
+        adv.gac.gac_proxies(weight_fn, trim=trim, scale_fn=scale_fn),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from rljax import advantage as adv
 from rljax import check
@@ -30,7 +31,8 @@ def power(
     check.number("alpha", alpha, above=0)
 
     def factor(p):
-        return scale_fn(alpha) * baseline.focal_factor(p, alpha - 1)
+        scale = scale_fn(jnp.asarray(alpha, jnp.float32))
+        return scale * baseline.focal_factor(p, alpha - 1)
 
     return clipped.clipped_policy(
         adv.center_by_group(), adv.scale_by_rate(factor), clip=clip

@@ -165,7 +165,9 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x, kv = layer(x, (P, 1, S), rope, attend)
             keys.append(kv)
-        last = x.reshape(P, S, -1)[jnp.arange(P), length - 1]
+        last = jnp.take_along_axis(
+            x.reshape(P, S, -1), (length - 1)[:, None, None], axis=1
+        )[:, 0]
         return self.norm(last), tuple(keys)
 
     def read_completions(self, tokens, length, num_prompt_tokens, prompt):

@@ -49,11 +49,16 @@ def with_value_head(
         value = features @ head["kernel"] + head["bias"]
         return TokenStats(logp=logp, entropy=entropy, extra={"value": value})
 
-    return Policy(
-        init=init,
-        prefill=lambda params, *args: policy.prefill(params["policy"], *args),
-        decode=lambda params, *args: policy.decode(params["policy"], *args),
-        hidden=lambda params, *args: policy.hidden(params["policy"], *args),
-        logits=lambda params, hidden: policy.logits(params["policy"], hidden),
-        measure=measure,
-    )
+    def prefill(params, prompts, num_samples, max_tokens):
+        return policy.prefill(params["policy"], prompts, num_samples, max_tokens)
+
+    def decode(params, tokens, t, cache):
+        return policy.decode(params["policy"], tokens, t, cache)
+
+    def hidden(params, prompts, samples):
+        return policy.hidden(params["policy"], prompts, samples)
+
+    def logits(params, states):
+        return policy.logits(params["policy"], states)
+
+    return Policy(init, prefill, decode, hidden, logits, measure)

@@ -145,8 +145,6 @@ class Pool:
         self._queue.extend(range(len(arguments)))
         # After an error (Ctrl-C) workers still have calls: never mix them with others.
         with self._closed_on_error():
-            for worker in [w for w in self._workers if w.idle and w.pipe.poll()]:
-                self._lose(worker, "died")  # while idle: no call is to blame
             while len(self._results) < len(arguments):
                 self._feed()
                 self._step()
@@ -170,7 +168,7 @@ class Pool:
             worker.deadline = time.monotonic() + self._timeout_s
             try:
                 worker.pipe.send([self._arguments[i] for i in worker.calls])
-            except OSError:  # it ended just now, before it had any call
+            except OSError:  # it had ended while idle: no call is to blame
                 self._queue.extendleft(reversed(worker.calls))
                 self._retire(worker)
                 self._start()

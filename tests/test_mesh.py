@@ -1,0 +1,100 @@
+"""One device and eight do the same work, and eight share it.
+
+Shardings never change a number, so only counting operations shows a device that
+computes what its neighbours compute, too. Loop bodies are counted once, in both
+programs. Programs are compiled unoptimised: that is faster and moves no operation.
+"""
+
+import chex
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rljax import advantage as adv
+from rljax import loop, loss, mesh, update
+from rljax.advantage import Term, algorithm, chain, stateless
+from rljax.sample import sampler
+from rljax.types import Verdict
+
+P, STEPS = 16, 5
+POLICY = fakes.decoder()
+ACT = loop.actor(POLICY, sampler(POLICY, num_samples=4, max_tokens=6, stop_tokens=(0,)))
+
+
+def verify(prompts, samples):
+    return Verdict.binary(samples.tokens[..., 0] % 3 == prompts.id[:, None] % 3)
+
+
+def uncertain_half(credit, rollout):
+    """A weighting that compares tokens of all prompts under the current policy."""
+    entropy, mask = rollout.current.entropy, rollout.samples.mask
+    median = jnp.nanmedian(jnp.where(mask, entropy, jnp.nan))
+    return credit.replace(weight=jnp.where(entropy > median, credit.weight, 0.0))
+
+
+def prompts(step):
+    batch = fakes.prompts(P, seed=step)
+    return jax.tree.map(lambda x: np.asarray(x)[None], batch)
+
+
+def train(devices, weighting, options):
+    """FLOPs per device of one step, and parameters and metrics after some steps."""
+    method = algorithm(
+        policy=Term(loss.clipped_ratio(), weighting, adv.fade_advantage())
+    )
+    learner = update.learner(POLICY.measure, method, optax.sgd(0.5), **options)
+    run = loop.fused(ACT, learner, verify)
+    place = mesh.make(devices)
+    with jax.set_mesh(place):
+        params = jax.jit(POLICY.init)(jax.random.key(0))
+        state = mesh.replicate(learner.init(params, jax.random.key(1)), place)
+        batches = [mesh.shard_prompts(prompts(k), place, axis=1) for k in range(STEPS)]
+        step = run.lower(state, batches[0]).compile(
+            compiler_options={"xla_backend_optimization_level": 0}
+        )
+        for batch in batches:  # refuses a state whose sharding has changed
+            state, metrics = step(state, batch)
+    return step.cost_analysis()["flops"], jax.device_get((state.params, metrics))
+
+
+@pytest.mark.parametrize(
+    ("weighting", "options"),
+    [
+        (adv.token_mean(), {}),
+        (adv.token_mean(), {"num_passes": 2, "num_minibatches": 2}),
+        (
+            chain(stateless(uncertain_half), adv.token_mean()),
+            {"num_microbatches": 2},
+        ),
+    ],
+    ids=["plain", "minibatches", "microbatches"],
+)
+def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
+    # A minibatch that lost its sharding costs every device all of it: a share of 1;
+    # contiguous microbatches leave all but one or two devices idle.
+    alone, want = train(jax.devices()[:1], weighting, options)
+    shared, got = train(jax.devices(), weighting, options)
+    assert jax.device_count() == 8
+    assert 0.115 < shared / alone < 0.14
+    chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
+    start = jax.jit(POLICY.init)(jax.random.key(0))
+    moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), got[0], start)
+    assert max(jax.tree.leaves(moved)) > 0.01
+
+
+def test_without_a_mesh_the_hints_do_nothing():
+    tree = {"x": jnp.ones((3, 2))}
+    assert mesh.constrain(tree) is tree
+    with jax.set_mesh(mesh.make(jax.devices()[:1])):
+        assert mesh.constrain(tree) is tree
+
+
+def test_prompts_are_split_along_the_given_axis_and_parameters_copied():
+    place = mesh.make()
+    split = mesh.shard_prompts(jnp.zeros((3, 16, 2)), place, axis=1)
+    assert split.sharding.shard_shape(split.shape) == (3, 2, 2)
+    whole = mesh.replicate(jnp.zeros((16, 2)), place)
+    assert whole.sharding.is_fully_replicated
