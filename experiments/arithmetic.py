@@ -172,6 +172,7 @@ def build_addition(config: Config) -> Task:
         head_dim=config.d_model // config.num_heads,
         d_ff=config.d_ff,
         rope_theta=100.0,  # 20 positions: slower rotations would tell nothing apart
+        initializer_std=config.d_model**-0.5,  # 0.02 is made for widths of 2,000
     )
     policy = decoder_policy(decoder)
     splits = addition.splits(

@@ -61,24 +61,15 @@ ALL_TRANSFORMS = {
     "follow_teacher_by_entropy": adv.follow_teacher_by_entropy(),
     "gae_advantage": _with_values(adv.gae_advantage(0.9, 0.8)),
     "importance_weight": adv.importance_weight(),
-    "importance_weight(rows)": adv.importance_weight(
-        adv.correction.kept_within(0.5, 2.0), adv.correction.per_sequence
-    ),
     "keep_correct": adv.keep_correct(),
     "keep_covariant": adv.keep_covariant(0.1),
     "keep_incorrect": adv.keep_incorrect(),
     "keep_rows": adv.keep_rows(lambda rollout: rollout.samples.finished),
     "keep_top_entropy": adv.keep_top_entropy(),
-    "keep_top_entropy(by_quantile)": adv.keep_top_entropy(
-        0.4, adv.token_weight.by_quantile
-    ),
     "leave_one_out": adv.leave_one_out(),
     "log_mismatch": adv.log_mismatch(),
     "normalised_importance_weight": adv.normalised_importance_weight(
         adv.correction.at_most(1.5)
-    ),
-    "normalised_importance_weight(rows)": adv.normalised_importance_weight(
-        adv.correction.at_most(1.5), adv.correction.per_sequence
     ),
     "overlong_penalty": adv.overlong_penalty(max_tokens=5, buffer=3),
     "pass_at_k_training": adv.pass_at_k_training(2),
@@ -89,7 +80,6 @@ ALL_TRANSFORMS = {
         adv.center_by_group(), adv.punish_confident_errors()
     ),
     "reject": adv.reject(adv.correction.geometric, low=0.9, high=1.1),
-    "reject(k3)": adv.reject(adv.correction.row_max(adv.correction.k3), high=0.5),
     "return_to_go": adv.return_to_go(0.9),
     "scale_by_group_norm": adv.scale_by_group_norm(1.0),
     "scale_by_group_norm(inf)": adv.scale_by_group_norm(float("inf")),
@@ -105,9 +95,6 @@ ALL_TRANSFORMS = {
     "sequence_mean": adv.sequence_mean(),
     "set_advantage": adv.set_advantage(0.3),
     "silence_spurious": adv.silence_spurious(max_prob=0.5, entropy_quantile=0.6),
-    "silence_spurious(all)": adv.silence_spurious(
-        max_prob=0.5, population_fn=adv.token_weight.all_tokens
-    ),
     "stateless": adv.stateless(lambda credit, rollout: credit),
     "token_mean": adv.token_mean(),
     "value_target": _with_values(adv.value_target(0.9, 0.8)),

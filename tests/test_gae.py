@@ -23,9 +23,13 @@ REWARD = np.array([0, 0, 0, 0, 1.0])
 VALUE = np.array([0.5, 0.6, 9, 0.7, 0.8])
 
 
+_gae = jax.jit(gae)
+
+
 def estimate(reward, value, mask, gamma, lam, bootstrap=0.0):
-    arrays = jnp.asarray(reward), jnp.asarray(value), jnp.asarray(mask, bool)
-    return [np.asarray(x) for x in gae(*arrays, gamma, lam, bootstrap)]
+    arrays = np.float32(reward), np.float32(value), np.asarray(mask, bool)
+    numbers = np.float32(gamma), np.float32(lam), np.float32(bootstrap)
+    return [np.asarray(x) for x in _gae(*arrays, *numbers)]
 
 
 def whitened(advantage, mask):
@@ -93,10 +97,9 @@ def test_rlaxs_numbers(lam, want):
     # second row ends an episode by a discount of 0.
     reward = [[0, 0, 1, 0, -0.5], [0.0, 0, 0, 0, 1]]
     value = np.array([[1, 4, -3, -2, -1, -1], [-3, -2, -1, 0, 5, -1.0]])
-    gamma = jnp.array([[0.99] * 5, [0.9, 0.9, 0.9, 0, 0.9]])
-    a, _ = estimate(
-        reward, value[:, :-1], np.ones((2, 5)), gamma, lam, jnp.asarray(value[:, -1:])
-    )
+    gamma = np.array([[0.99] * 5, [0.9, 0.9, 0.9, 0, 0.9]])
+    mask = np.ones((2, 5))
+    a, _ = estimate(reward, value[:, :-1], mask, gamma, lam, value[:, -1:])
     np.testing.assert_allclose(a, want, atol=2e-5)
 
 
@@ -149,8 +152,10 @@ def with_values(rollout):
 
 def test_advantage_and_target_of_one_rollout_fit_together():
     rows = with_values(fakes.rollout())
-    a, _ = laws.apply(adv.gae_advantage(0.9, 0.8), rows)
-    target, _ = laws.apply(adv.value_target(0.9, 0.8), rows)
+    a, target = (
+        jax.jit(lambda r, t=t: laws.apply(t, r)[0])(rows)
+        for t in (adv.gae_advantage(0.9, 0.8), adv.value_target(0.9, 0.8))
+    )
     mask = rows.samples.mask
     np.testing.assert_allclose(
         jnp.where(mask, target.advantage - a.advantage, 0.0),
@@ -230,9 +235,9 @@ def test_ppo_learns_from_rewards_and_values():
     rows = with_values(fakes.rollout())
     now = rows.current.replace(extra={"value": rows.current.entropy})
     for recipe in (algorithms.ppo(), algorithms.turn_ppo()):
-        credits, state, metrics = recipe.credit(rows, recipe.init())
-        credits, _, _ = recipe.weigh(credits, rows, state)
-        grads = jax.grad(recipe.loss)(now, credits, rows)
+        credits, state, metrics = jax.jit(recipe.credit)(rows, recipe.init())
+        credits, _, _ = jax.jit(recipe.weigh)(credits, rows, state)
+        grads = jax.jit(jax.grad(recipe.loss))(now, credits, rows)
         for g in (grads.logp, grads.extra["value"]):
             inside = np.asarray(g)[np.asarray(rows.samples.mask)]
             assert np.isfinite(inside).all() and np.abs(inside).max() > 0

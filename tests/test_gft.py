@@ -21,9 +21,7 @@ from mixed import (
 )
 
 from rljax import advantage as adv
-from rljax import loop, mix, update
-from rljax.algorithms import gft as gfts
-from rljax.algorithms import sft
+from rljax import algorithms, loop, mix, update
 from rljax.loss import reinforce, supervised
 from rljax.types import Missing, NotMeasured, Rollout
 

@@ -10,8 +10,7 @@ import pytest
 from mixed import DEMONSTRATION, OWN, TEACHER, sampling, task, verify
 
 from rljax import advantage as adv
-from rljax import hint, loop, mix, update
-from rljax.algorithms import hybrid, sft
+from rljax import algorithms, hint, loop, mix, update
 from rljax.sample import sampler
 from rljax.types import Missing, NotMeasured, Rollout, Source, TokenStats, Verdict
 

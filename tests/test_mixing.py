@@ -22,9 +22,8 @@ from mixed import (
 )
 
 from rljax import advantage as adv
-from rljax import loop, mix, update
+from rljax import algorithms, loop, mix, update
 from rljax.advantage import gac, mixing
-from rljax.algorithms import hybrid
 from rljax.loss import nll, reinforce, supervised
 from rljax.types import NotMeasured
 
@@ -363,21 +362,23 @@ def test_a_second_reduction_is_refused(reduction):
 def test_chord_mixes_means_over_each_kind_of_rows():
     # Section 6.3: 0.7 * 0.2 + 0.3 * 0.1 = 0.17. Own rows have 3 tokens, the stored one
     # has 1: a mean over all tokens would weigh the terms 3 : 1 once more.
-    mu = 0.3
-    e = np.exp(-0.1)
+    mu, a, e = 0.3, np.sqrt(0.5), np.exp(-0.1)
+    r = (1 - 0.6 / a) / 2
     now, rollout = group(
         [
-            Row((0.1, 0.1), 1.0, old=(0.5, 0.5)),
+            Row((r / 2, r / 2), 1.0, old=(0.5, 0.5)),
             Row((0.5,), 0.0, old=(0.5,)),
             Row((e,), 1.0, DEMONSTRATION),
         ]
     )
-    make = algorithms.chord(mu_fn=lambda step: jnp.float32(mu), weight_fn=supervised.unit)
-    # GRPO: advantages +1, -1 of own rows, ratios 0.2 and 1: (-0.2 - 0.2 + 1) / 3 = 0.2.
+    make = algorithms.chord(
+        mu_fn=lambda step: jnp.float32(mu), weight_fn=supervised.unit
+    )
+    # GRPO: own advantages a and -a, ratios r and 1: a (-r - r + 1) / 3 = 0.2.
     loss, coefficient, _, metrics = step(make, now, rollout)
     np.testing.assert_allclose(loss, 0.17, rtol=1e-5)
     np.testing.assert_allclose(
-        coefficient[0, :, 0], [0.7 * 0.2 / 3, -0.7 / 3, 0.3], rtol=1e-5
+        coefficient[0, :, 0], [0.7 * a * r / 3, -0.7 * a / 3, 0.3], rtol=1e-5
     )
     np.testing.assert_allclose(metrics["control/value"], mu)
     phi = step(algorithms.chord(mu_fn=lambda step: jnp.float32(mu)), now, rollout)[1]
@@ -408,7 +409,9 @@ def test_luffy_by_hand():
         rtol=1e-5,
     )
     # Statistics of own rows alone: mean 1/2 for all.
-    own = algorithms.luffy(max_tokens=4, entropy=0.0, statistics=mixing.members_from(OWN))
+    own = algorithms.luffy(
+        max_tokens=4, entropy=0.0, statistics=mixing.members_from(OWN)
+    )
     _, coefficient, _, _ = step(own, now, rollout)
     np.testing.assert_allclose(coefficient[0, 2, 0], 0.5 * 0.25 / 4, rtol=1e-5)
 
@@ -422,7 +425,7 @@ def test_luffys_entropy_bonus_lowers_the_loss():
 
 
 def test_srft_by_hand():
-    # H = 0.5 in all rows; joint GRPO advantages of rewards 1, 0, 1: 2^-1/2, -2^1/2.
+    # H = 0.5 in all rows; joint GRPO advantage of rewards 1, 0, 1: 3^-1/2.
     e = 0.5
     now, rollout = group(
         [
@@ -432,7 +435,7 @@ def test_srft_by_hand():
         ]
     )
     loss, coefficient, _, _ = step(algorithms.srft(max_tokens=8), now, rollout)
-    a = np.sqrt(0.5)
+    a = np.sqrt(1 / 3)
     sft = 0.3032653 * -(np.log(0.5) + np.log(0.4)) / 2
     demo = -a * (0.5 + 0.4) / 8
     own = (0.1648721 * -np.log(0.3) + np.log(0.2)) / 8
@@ -463,7 +466,9 @@ def test_hpt_by_hand():
 
 def test_hpts_gate_takes_the_demonstration_at_equality():
     # Two are solved, gate 2: with "<" prompt 1 would still learn its rollouts.
-    _, coefficient, _, metrics = step(algorithms.hpt(max_tokens=8, gate=2), *hpt_group())
+    _, coefficient, _, metrics = step(
+        algorithms.hpt(max_tokens=8, gate=2), *hpt_group()
+    )
     assert metrics["sft/kept_prompts"] == 1
     np.testing.assert_allclose(coefficient[:, :8], 0)
     np.testing.assert_allclose(coefficient[:, 8], 0.25)

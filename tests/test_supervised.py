@@ -8,10 +8,8 @@ import optax
 import pytest
 from mixed import DEMONSTRATION, Row, group, learned, solving, step, task
 
-from rljax import loop, mix, relabel, update
+from rljax import algorithms, loop, mix, relabel, update
 from rljax.advantage import Term, algorithm, token_mean
-from rljax.algorithms import gft as gfts
-from rljax.algorithms import hybrid, sft
 from rljax.data import Problem
 from rljax.loss import clipped_ratio, kl_k3, nll, reinforce, supervised
 from rljax.policy import divergence
@@ -108,7 +106,9 @@ def test_dft_by_hand():
     loss, coefficient, _, _ = step(algorithms.dft(), now, rollout)
     np.testing.assert_allclose(loss, 0.1766916, atol=1e-7)
     np.testing.assert_allclose(coefficient[0, 0], np.array(PROBS) / 3, rtol=1e-6)
-    np.testing.assert_allclose(step(algorithms.sft(), now, rollout)[0], 1.2783540, atol=1e-7)
+    np.testing.assert_allclose(
+        step(algorithms.sft(), now, rollout)[0], 1.2783540, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("recipe", [algorithms.sft, algorithms.dft, algorithms.psft])
@@ -142,7 +142,9 @@ def test_asft_by_hand():
     # Section 2.2: DFT part 0.3218876, forward KL 0.0920329 (the reverse is 0.0851228).
     logits = jnp.log(POLICY)
     for anchor, want in ((0.0, 0.3218876), (0.05, 0.3264892), (0.1, 0.3310909)):
-        np.testing.assert_allclose(asft_loss(algorithms.asft(anchor), logits), want, atol=2e-7)
+        np.testing.assert_allclose(
+            asft_loss(algorithms.asft(anchor), logits), want, atol=2e-7
+        )
     # p (pi - e) + lambda (pi - base); the reverse KL would have another gradient.
     grads = jax.grad(lambda x: asft_loss(algorithms.asft(0.05), x))(logits)
     np.testing.assert_allclose(grads, [0.15, -0.165, 0.015], atol=1e-7)
@@ -190,7 +192,9 @@ def test_iw_sft_by_hand():
     np.testing.assert_allclose(
         step(algorithms.iw_sft(), now, rollout)[0], 0.7696360, atol=1e-6
     )
-    np.testing.assert_allclose(step(algorithms.sft(), now, rollout)[0], 0.6108605, atol=1e-6)
+    np.testing.assert_allclose(
+        step(algorithms.sft(), now, rollout)[0], 0.6108605, atol=1e-6
+    )
 
 
 def test_iw_sft_bounds_its_weight():
@@ -247,7 +251,9 @@ def test_gcsl_by_hand():
         # Lengths differ: a token mean over all rows would weigh b's tokens twice.
         rows = [[demonstration((np.exp(-x),) * int(x * 2))] for x in nats]
         now, rollout = group(*rows, data={"weight": jnp.asarray(pairs.weight)})
-        np.testing.assert_allclose(step(algorithms.gcsl(), now, rollout)[0], want, rtol=1e-6)
+        np.testing.assert_allclose(
+            step(algorithms.gcsl(), now, rollout)[0], want, rtol=1e-6
+        )
 
 
 def test_classic_goals_are_the_highest_reached():

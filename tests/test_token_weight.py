@@ -240,14 +240,13 @@ def table_policy(params, prompts, samples):
     "weighting",
     [
         chain(adv.silence_spurious(max_prob=0.9), adv.token_mean()),
-        chain(TOP, adv.token_mean()),
         chain(adv.token_mean(), adv.keep_covariant(0.1)),
         chain(
             adv.token_mean(),
             adv.drop_covariant(fraction=0.2, low=0.1, clipped_fn=nothing_clipped),
         ),
     ],
-    ids=["stapo", "top_entropy", "kl_cov", "clip_cov"],
+    ids=["stapo", "kl_cov", "clip_cov"],
 )
 def test_selections_run_over_the_minibatch_however_it_is_cut(weighting):
     # Quantiles and means of each microbatch alone would select other tokens.

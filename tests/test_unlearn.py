@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from rljax import consistency, data, loop, mix, update
-from rljax.algorithms import sft
+from rljax import algorithms, consistency, data, loop, mix, update
 from rljax.policy import DecoderConfig, decoder_policy, probe
 
 CONFIG = DecoderConfig(
@@ -265,7 +264,9 @@ def test_the_term_needs_its_learner_and_the_learner_its_batch():
     with pytest.raises(ValueError, match="with_aside"):
         jax.eval_shape(learner.learn, start(learner), rollout_of(shown(1)))
     with pytest.raises(ValueError, match="radius"):
-        consistency.perturbing_learner(POLICY, algorithms.lfu(), optax.sgd(0.1), radius=0)
+        consistency.perturbing_learner(
+            POLICY, algorithms.lfu(), optax.sgd(0.1), radius=0
+        )
 
 
 def test_the_stream_draws_an_independent_batch():

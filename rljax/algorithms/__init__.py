@@ -8,8 +8,20 @@ from rljax.algorithms.curriculum import a_grae, curve_rl
 from rljax.algorithms.entropy_control import skywork_or1
 from rljax.algorithms.entropy_mechanism import clip_cov, kl_cov
 from rljax.algorithms.fade import fade
+from rljax.algorithms.gft import gft
 from rljax.algorithms.gradient_gating import dgg_gate, output_projection
 from rljax.algorithms.grpo import dr_grpo, grpo, grpo_kl, norm_grpo, qae
+from rljax.algorithms.hybrid import chord, gac, hpt, luffy, mixture, srft, uft
+from rljax.algorithms.imitation import (
+    asft,
+    asft_sampled,
+    dft,
+    gcsl,
+    iw_sft,
+    lfu,
+    psft,
+    sft,
+)
 from rljax.algorithms.maxrl import linear_r, log_failure, log_odds, maxrl, sqrt_r
 from rljax.algorithms.pass_at_k import (
     pass_at_group,
@@ -57,8 +69,11 @@ from rljax.algorithms.token_level import cispo, minpro, sapo
 __all__ = [
     "a_grae",
     "ace",
+    "asft",
+    "asft_sampled",
     "asym_grpo",
     "asym_grpo_by_odds",
+    "chord",
     "cispo",
     "clip_cov",
     "clipped_policy",
@@ -66,11 +81,15 @@ __all__ = [
     "curve_rl",
     "dapo",
     "dasd",
+    "dft",
     "dgg_gate",
     "dr_grpo",
     "f_grpo",
     "fade",
+    "gac",
+    "gcsl",
     "geometric_rejection",
+    "gft",
     "gmpo",
     "gpg",
     "group_normalised",
@@ -78,14 +97,19 @@ __all__ = [
     "grpo_kl",
     "gspo",
     "gspo_token",
+    "hpt",
     "icepop",
+    "iw_sft",
     "justrl",
     "kl_cov",
+    "lfu",
     "linear_r",
     "log_failure",
     "log_odds",
+    "luffy",
     "maxrl",
     "minpro",
+    "mixture",
     "norm_grpo",
     "nsr",
     "opo",
@@ -101,6 +125,7 @@ __all__ = [
     "power",
     "power_asym",
     "ppo",
+    "psft",
     "psr",
     "qae",
     "raft",
@@ -114,12 +139,15 @@ __all__ = [
     "sapo",
     "sequence_mask",
     "sequence_mask_tis",
+    "sft",
     "skywork_or1",
     "sqrt_r",
+    "srft",
     "stapo",
     "tis",
     "top_entropy",
     "truncated_reinforce",
     "turn_ppo",
+    "uft",
     "w_reinforce",
 ]

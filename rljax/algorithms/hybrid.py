@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from rljax import advantage as adv
 from rljax.advantage import mixing
+from rljax.algorithms.clip_higher import group_normalised
 from rljax.hint import is_hint
 from rljax.loss import kl, ratio, supervised, surrogate
 from rljax.types import Source
@@ -27,11 +28,7 @@ def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
     """Clipped GRPO on own rows, their statistics, and their token mean."""
     return adv.Term(
         surrogate.clipped_ratio(clip, clip),
-        advantage=adv.chain(
-            mixing.members_from(Source.OWN),
-            adv.center_by_group(),
-            adv.scale_by_group_std(),
-        ),
+        advantage=adv.chain(mixing.members_from(Source.OWN), group_normalised()),
         weighting=adv.chain(_OWN, adv.token_mean(), *after),
     )
 
@@ -109,7 +106,7 @@ def srft(
         ),
         stored=adv.Term(
             supervised.behaved_certainly(surrogate.clipped_ratio(clip, clip)),
-            advantage=adv.chain(adv.center_by_group(), adv.scale_by_group_std()),
+            advantage=group_normalised(),
             weighting=adv.chain(mixing.keep_stored(), total),
         ),
         policy=adv.Term(
@@ -158,7 +155,9 @@ def chord(
     def make(mu):
         return mixture(mu, clip=clip, weight_fn=weight_fn)
 
-    return adv.controlled_algorithm(make, adv.schedule(mu_fn), lambda credits, rollout: ())
+    return adv.controlled_algorithm(
+        make, adv.schedule(mu_fn), lambda credits, rollout: ()
+    )
 
 
 def gac(

@@ -1,5 +1,6 @@
 """Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token."""
 
+from rljax.loss import supervised
 from rljax.loss.combine import against_behaviour, against_old, times_advantage
 from rljax.loss.kl import (
     chi_squared,
@@ -56,6 +57,7 @@ __all__ = [
     "plain_ratio",
     "reinforce",
     "sapo",
+    "supervised",
     "times_advantage",
     "turn_ppo",
     "value_loss",
