@@ -200,6 +200,8 @@ def build_own(config: Config) -> Task:
     problems = data.read_jsonl(
         config.data, config.question, config.answer, answer_after=config.answer_after
     )
+    if config.verifier in ("number", "last-number"):
+        require_numbers(problems)
     prompts, encoding = data.encode_prompts(
         problems, tokenizer, config.max_prompt_tokens, template=config.template
     )
@@ -227,6 +229,19 @@ def build_own(config: Config) -> Task:
         validation,
         test,
     )
+
+
+def require_numbers(problems: list[data.Problem]) -> None:
+    """An answer that is no number can never be matched: better said before the run."""
+    bad = [
+        p.answer for p in problems if verify.twin.read_number(p.answer.encode()) is None
+    ]
+    if bad:
+        raise ValueError(
+            f"--verifier number and last-number need answers that are numbers, but"
+            f" {len(bad)} of {len(problems)} are not, such as {bad[0]!r}; pass"
+            " --answer-after MARKER, or --verifier exact."
+        )
 
 
 def own_verifier(config: Config, table: verify.TokenBytes) -> verify.Verifier:

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import loop, loss, mesh, update
+from rljax import loop, loss, mesh, numerics, update
 from rljax.advantage import Term, algorithm, chain, stateless
 from rljax.sample import sampler
 from rljax.types import Verdict
@@ -28,11 +28,14 @@ def verify(prompts, samples):
     return Verdict.binary(samples.tokens[..., 0] % 3 == prompts.id[:, None] % 3)
 
 
-def uncertain_half(credit, rollout):
-    """A weighting that compares tokens of all prompts under the current policy."""
+def weigh_by_entropy(credit, rollout):
+    """A weighting that compares tokens of all prompts under the current policy.
+
+    Smooth: at a threshold, rounding alone would decide over a token.
+    """
     entropy, mask = rollout.current.entropy, rollout.samples.mask
-    median = jnp.nanmedian(jnp.where(mask, entropy, jnp.nan))
-    return credit.replace(weight=jnp.where(entropy > median, credit.weight, 0.0))
+    share = entropy / numerics.masked_mean(entropy, mask)
+    return credit.replace(weight=credit.weight * share)
 
 
 def prompts(step):
@@ -66,7 +69,7 @@ def train(devices, weighting, options):
         (adv.token_mean(), {}),
         (adv.token_mean(), {"num_passes": 2, "num_minibatches": 2}),
         (
-            chain(stateless(uncertain_half), adv.token_mean()),
+            chain(stateless(weigh_by_entropy), adv.token_mean()),
             {"num_microbatches": 2},
         ),
     ],
