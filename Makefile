@@ -10,10 +10,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # -qq: errors only.
 PIP := $(RUN) -m pip --disable-pip-version-check install -qq
-# A name may stand for a Python that is too old, without venv, or (pyenv) not there.
-PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \
-    $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' \
-      2>/dev/null && echo $$python && break; done)
+# The first of these that runs, is new enough and can make a virtual environment: a name
+# may be there without a Python behind it (pyenv).
+PYTHON := python3.13 python3.12 python3.11 python3
 
 # The tests install libtpu, and with it jax complains wherever it finds no TPU. So where
 # there is neither a TPU nor a GPU, jax is told to look for none.
@@ -35,7 +34,7 @@ lint: install-dev
 	@$(RUN) -m pyrefly check
 
 quick: install
-	@for file in $$(grep -l __main__ experiments/*.py); do \
+	@for file in $$(grep -l '__name__ == "__main__"' experiments/*.py); do \
 	  echo "== $$file --quick"; \
 	  $(RUN) -m experiments.$$(basename $$file .py) --quick || exit 1; \
 	done
@@ -49,12 +48,19 @@ notebooks: install-dev
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
+$(RUN):
+	@for python in $(PYTHON); do \
+	  if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' \
+	      2>/dev/null; then \
+	    echo "making $(VENV) with $$python"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "error: needs Python 3.11 or newer with venv (on Debian the package" \
+	  "python3-venv), tried $(PYTHON)" >&2; exit 1
+
 # The stamps are written last: an installation that failed is begun again.
-$(VENV)/installed: requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer with venv" \
-	  "(on Debian the package python3-venv)" >&2; exit 1; }
-	@echo "installing into $(VENV) with $(PYTHON)"
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+$(VENV)/installed: requirements.lock pyproject.toml | $(RUN)
+	@echo "installing what the project needs"
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps --editable .
 	@touch $@

@@ -5,6 +5,9 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+# Collectives block a thread each, in any order: with as few threads as a small machine
+# has cores, 8 devices deadlock.
+os.environ["PJRT_NPROC"] = "64"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

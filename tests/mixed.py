@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rljax import loop, mix, update
+from rljax import loop, mix, numerics, update
+from rljax.policy import Policy
 from rljax.sample import sampler
 from rljax.types import Prompts, Rollout, Samples, Source, TokenStats, Verdict
 
@@ -113,6 +114,61 @@ def task(num_steps: int, answers=("right", "wrong")) -> Prompts:
 def verify(prompts, samples) -> Verdict:
     target = prompts.data["target"][:, None]
     return Verdict.binary(jnp.all(samples.tokens == target, -1))
+
+
+def bag(vocab_size: int, num_positions: int) -> Policy:
+    """A policy that reads the last token, its position and the bag of all before.
+
+    So it notices a token that is lost, doubled or moved, and compiles in no time.
+    """
+
+    def init(key):
+        sizes = {"last": vocab_size, "place": num_positions, "bag": vocab_size}
+        keys = jax.random.split(key, 3)
+        return {
+            name: jax.random.normal(k, (n, vocab_size))
+            for k, (name, n) in zip(keys, sizes.items(), strict=True)
+        }
+
+    def look(params, last, place, bag):
+        return params["last"][last] + params["place"][place] + bag
+
+    def start(params, prompts):
+        """Last token [P], next place [P], bag [P, V]."""
+        there = jnp.arange(prompts.tokens.shape[1]) < prompts.length[:, None]
+        held = jnp.where(there[..., None], params["bag"][prompts.tokens], 0)
+        rows = jnp.arange(prompts.length.shape[0])
+        last = prompts.tokens[rows, prompts.length - 1]
+        return last, prompts.length, jnp.sum(held, 1)
+
+    def prefill(params, prompts, num_samples, max_tokens):
+        del max_tokens
+        last, place, bag = start(params, prompts)
+        shape = (bag.shape[0], num_samples, vocab_size)
+        cache = place, jnp.broadcast_to(bag[:, None], shape)
+        return look(params, last, place, bag), cache
+
+    def decode(params, tokens, t, cache):
+        place, bag = cache
+        bag = bag + params["bag"][tokens]
+        return look(params, tokens, (place + t + 1)[:, None], bag), (place, bag)
+
+    def hidden(params, prompts, samples):
+        last, place, bag = start(params, prompts)
+        P, G, T = samples.tokens.shape
+        first = jnp.broadcast_to(last[:, None, None], (P, G, 1))
+        fed = jnp.concatenate([first, samples.tokens[..., :-1]], 2)
+        later = jnp.cumsum(params["bag"][samples.tokens], 2)[:, :, :-1]
+        later = jnp.pad(later, ((0, 0), (0, 0), (1, 0), (0, 0)))
+        place = (place[:, None] + jnp.arange(T))[:, None]
+        return look(params, fed, place, bag[:, None, None] + later)
+
+    def measure(params, prompts, samples):
+        states = hidden(params, prompts, samples)
+        logp, entropy = numerics.logp_and_entropy(states, samples.tokens)
+        return TokenStats(logp=logp, entropy=entropy)
+
+    return Policy(init, prefill, decode, hidden, lambda params, h: h, measure)
 
 
 def sampling(policy, num_samples=4):

@@ -93,7 +93,8 @@ def test_divergences_of_equal_distributions_are_zero():
 
 def decoders():
     policy = fakes.decoder(max_logits=60)
-    params, reference = (policy.init(jax.random.key(i)) for i in (0, 1))
+    init = jax.jit(policy.init)
+    params, reference = init(jax.random.key(0)), init(jax.random.key(1))
     rows = fakes.rollout(2, 2, 5)
     return policy, params, reference, rows
 
@@ -178,7 +179,7 @@ def test_an_exact_divergence_nobody_measured_is_named():
 def test_a_value_head_leaves_the_policy_as_it_is():
     policy, params, _, rows = decoders()
     headed = with_value_head(policy, d_model=32)
-    both = headed.init(jax.random.key(0))
+    both = jax.jit(headed.init)(jax.random.key(0))
     assert set(both) == {"policy", "value"}
     both["policy"] = params
     got = jax.jit(headed.measure)(both, rows.prompts, rows.samples)
@@ -193,7 +194,7 @@ def test_a_detached_value_head_trains_alone():
     policy, _, _, rows = decoders()
     for features_fn, moves in ((jax.lax.stop_gradient, False), (lambda h: h, True)):
         headed = with_value_head(policy, d_model=32, features_fn=features_fn)
-        both = headed.init(jax.random.key(0))
+        both = jax.jit(headed.init)(jax.random.key(0))
         both["value"]["kernel"] = jnp.ones(32)
 
         def total(params, headed=headed):

@@ -81,12 +81,11 @@ def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     alone, want = train(jax.devices()[:1], weighting, options)
     shared, got = train(jax.devices(), weighting, options)
     assert jax.device_count() == 8
-    print(shared/alone); print(jax.tree.map(lambda a,b: float(jnp.max(jnp.abs(a-b))),got,want))
     assert 0.115 < shared / alone < 0.14
     chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
     start = jax.jit(POLICY.init)(jax.random.key(0))
     moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), got[0], start)
-    assert max(jax.tree.leaves(moved)) > 0.01
+    assert max(jax.tree.leaves(moved)) > 0.005
 
 
 def test_without_a_mesh_the_hints_do_nothing():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from mixed import DEMONSTRATION, OWN, TEACHER, sampling, task, verify
+from mixed import DEMONSTRATION, OWN, TEACHER, bag, sampling, task, verify
 
 from rljax import advantage as adv
 from rljax import algorithms, hint, loop, mix, update
@@ -121,20 +121,6 @@ def test_the_actor_measures_the_reference_on_stored_rows_too():
     chex.assert_trees_all_close(rollout.reference, want, atol=1e-5)
 
 
-def test_fused_and_split_loops_agree_on_mixed_groups():
-    sample = mix.joined(sampling(BANDIT), mix.measured(mix.stored(), BANDIT.measure))
-    learner = update.learner(BANDIT.measure, algorithms.chord(), optax.sgd(1.0))
-    act, prompts = loop.actor(BANDIT, sample), task(2)
-
-    def start():
-        return learner.init(jax.tree.map(jnp.copy, PARAMS), jax.random.key(0))
-
-    fused, _ = loop.fused(act, learner, verify)(start(), prompts)
-    split, _ = loop.split(act, learner, verify)(start(), prompts)
-    chex.assert_trees_all_close(fused.params, split.params, atol=1e-6)
-    assert bool(jnp.any(fused.params["logits"] != PARAMS["logits"]))
-
-
 # Bad input.
 
 
@@ -189,7 +175,7 @@ def test_solutions_are_cut_into_pieces_of_sentences():
         hint.piece_ends([[3, 3]])
 
 
-POLICY = fakes.decoder(vocab_size=9)
+POLICY = bag(9, 20)
 HINTED = fakes.prompts(num_prompts=6, vocab_size=9).replace(
     data={
         "solution": jnp.asarray(
