@@ -10,6 +10,8 @@ Smoke: python -m experiments.arithmetic --quick
 """
 
 import dataclasses
+import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -146,12 +148,14 @@ QUICK = Config(
 class Task(NamedTuple):
     """What is trained on what: everything that comes from files or is made instead.
 
-    init: key -> params. group: name and value per test problem, to split pass@1 by.
+    loaded: parameters from files, or None. init: (loaded, key) -> params.
+    group: name and value per test problem, to split pass@1 by.
     """
 
     tokenizer: Any
     decoder: DecoderConfig
-    init: Callable[[jax.Array], Any]
+    loaded: Any
+    init: Callable[[Any, jax.Array], Any]
     policy: Policy
     verify: verify.Verifier
     train: Prompts
@@ -181,7 +185,8 @@ def build_addition(config: Config) -> Task:
     return Task(
         tokenizer,
         decoder,
-        policy.init,
+        None,
+        lambda loaded, key: policy.init(key),
         policy,
         verify.number(verify.token_bytes(tokenizer), after=b"="),
         *splits,
@@ -219,16 +224,30 @@ def build_own(config: Config) -> Task:
         jax.tree.map(lambda x, rows=rows: x[rows], prompts) for rows in parts
     )
     decoder, params = hugging_face.load(config.model)
+    require_positions(config)
     return Task(
         tokenizer,
         decoder,
-        lambda key: params,
+        params,
+        lambda loaded, key: loaded,
         decoder_policy(decoder),
         own_verifier(config, verify.token_bytes(tokenizer)),
         rest,
         validation,
         test,
     )
+
+
+def require_positions(config: Config) -> None:
+    """Beyond the positions it was trained on a model writes nonsense."""
+    entries = json.loads((config.model / "config.json").read_text())
+    limit = entries.get("max_position_embeddings", math.inf)
+    if config.max_prompt_tokens + config.max_tokens > limit:
+        raise ValueError(
+            f"--max-prompt-tokens {config.max_prompt_tokens} + --max-tokens"
+            f" {config.max_tokens} must be at most {limit}, the max_position_embeddings"
+            f" of {config.model}; lower one of them."
+        )
 
 
 def require_numbers(problems: list[data.Problem]) -> None:
@@ -322,7 +341,7 @@ def plan(config: Config | None = None):
     task = build(config)
     learner = rl_learner(config, task.policy)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda k: learner.init(task.init(k), k), key)
+    state = jax.eval_shape(lambda k: learner.init(task.init(task.loaded, k), k), key)
     shape = (config.steps_per_dispatch, config.num_prompts)
     prompts = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), task.train
@@ -456,17 +475,15 @@ def main(config: Config, launch: cli.Launch) -> dict[str, evaluate.Estimate]:
     run_dir = folder.open_run(launch.run_dir, config, resume=launch.resume)
     judge = Judge(config, task)
     parts = phases(config, task, judge, run_dir)
-    first = (
-        warm_learner(config, task.policy)
-        if len(parts) > 1
-        else rl_learner(config, task.policy)
-    )
-    state = jax.jit(lambda key: first.init(task.init(key), jax.random.fold_in(key, 0)))(
-        jax.random.key(config.seed)
+    first = (warm_learner if len(parts) > 1 else rl_learner)(config, task.policy)
+    make = jax.jit(
+        lambda loaded, key: first.init(
+            task.init(loaded, key), jax.random.fold_in(key, 0)
+        )
     )
     state = train.train(
         parts,
-        state,
+        make(task.loaded, jax.random.key(config.seed)),
         run_dir,
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
