@@ -34,8 +34,8 @@ from rljax.types import Prompts, Rollout
 
 def undesirable_step(grads, radius: jax.typing.ArrayLike):
     """radius * grads / |grads|, the norm over all arrays together; 0 if grads are."""
-    norm = optax.tree.norm(grads)
-    return jax.tree.map(lambda g: g * numerics.safe_divide(radius, norm), grads)
+    scale = numerics.safe_divide(jnp.asarray(radius), optax.tree.norm(grads))
+    return jax.tree.map(lambda g: g * scale, grads)
 
 
 def mean_square(fixed, moved) -> jax.Array:
@@ -48,7 +48,7 @@ def mean_square(fixed, moved) -> jax.Array:
         jnp.mean(jnp.square(jax.lax.stop_gradient(a) - b), -1, dtype=jnp.float32)
         for a, b in zip(fixed, moved, strict=True)
     ]
-    return sum(layers) / len(layers)
+    return jnp.mean(jnp.stack(layers), 0)
 
 
 def perturbing_learner(
@@ -167,7 +167,7 @@ def steering_learner(
 
         loss, grads = jax.value_and_grad(harm)(vectors)
         updates, moments = vector_optimizer.update(grads, moments, vectors)
-        vectors = optax.apply_updates(vectors, updates)
+        vectors = vectors + updates
         state, metrics = learner(vectors).learn(state.replace(algorithm=inner), rollout)
         state = state.replace(
             algorithm=SteeringState(state.algorithm, vectors, moments)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.policy.base import Policy
-from rljax.types import Prompts, Samples, Source, TokenStats
+from rljax.types import Missing, Prompts, Samples, Source, TokenStats
 
-Sampler = Callable[..., tuple[Samples, TokenStats]]
+Sampler = Callable[..., tuple[Samples, TokenStats | Missing]]
 
 
 def sampler(

@@ -37,18 +37,21 @@ def keep_source(*sources: int) -> AdvantageTransform:
 
 
 def keep_stored() -> AdvantageTransform:
-    """Only demonstrations and teacher answers learn.
+    """Only demonstrations and teacher answers learn; logs `stored_share` of rows.
 
     Raises:
       ValueError: when traced, if the prompts carry neither, so that the term would
         silently be empty.
     """
 
-    def rows(rollout):
+    def apply(credit, rollout):
         require_answers(rollout.prompts.data, "this term learns from")
-        return is_stored(rollout)
+        rows = is_stored(rollout)
+        weight = jnp.where(rows[..., None], credit.weight, 0.0)
+        credit = credit.replace(weight=weight)
+        return credit.log(stored_share=jnp.mean(rows, dtype=jnp.float32))
 
-    return keep_rows(rows)
+    return stateless(apply)
 
 
 def require_answers(data: dict, reader: str) -> None:

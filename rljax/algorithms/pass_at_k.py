@@ -9,24 +9,36 @@ from rljax.algorithms import clipped
 
 
 def pkpo(k: int, *, clip: float = 0.2) -> adv.Algorithm:
-    """PKPO without baseline: pass@k's unbiased gradient, failures pushed up too."""
+    """PKPO without baseline: pass@k's unbiased gradient, failures pushed up too.
+
+    Source: PKPO (SECONDARY; subsets enumerated in the test).
+    """
     return clipped.clipped_policy(adv.pkpo(k), clip=clip)
 
 
 def pkpo_minus_one(k: int, *, clip: float = 0.2) -> adv.Algorithm:
-    """PKPO with the leave-one-out-minus-one baseline: unbiased, successes alone."""
+    """PKPO with the leave-one-out-minus-one baseline: unbiased, successes alone.
+
+    Source: PKPO (DERIVED; subsets enumerated in the test).
+    """
     return clipped.clipped_policy(adv.pkpo_minus_one(k), clip=clip)
 
 
 def pkpo_leave_one_out(k: int, *, clip: float = 0.2) -> adv.Algorithm:
-    """PKPO's weights on RLOO, as in the maxrl repository: balanced, biased."""
+    """PKPO's weights on RLOO, as in the maxrl repository: balanced, biased.
+
+    Source: tajwarfahim/maxrl (SECONDARY code).
+    """
     return clipped.clipped_policy(adv.pkpo_leave_one_out(k), clip=clip)
 
 
 def pass_at_k_training(
     k: int, *, epsilon: float = 0.0, clip: float = 0.2
 ) -> adv.Algorithm:
-    """Pass@k Training, analytic: GRPO over all subsets of size k."""
+    """Pass@k Training, analytic: GRPO over all subsets of size k.
+
+    Source: RUCAIBox/Passk_Training (PAPER: authors' code).
+    """
     return clipped.clipped_policy(adv.pass_at_k_training(k, epsilon=epsilon), clip=clip)
 
 

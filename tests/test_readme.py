@@ -1,0 +1,22 @@
+"""The README says what is there."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_the_method_table_is_made_from_the_recipes():
+    # Fails when a recipe was added or changed: run `python docs/method_table.py`.
+    command = [sys.executable, "docs/method_table.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_ten_lines_of_the_readme_run():
+    text = (ROOT / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    assert names["mine"].init() == (((), ()),), ((((), ()),),)
