@@ -247,7 +247,7 @@ def _repeat(one, state, num_steps):
 
 
 def _is_peak(name):  # such metrics are never negative, so a maximum may start from 0
-    return name.startswith("gap/") or name.endswith("_in_row")
+    return name.startswith("gap/") or name.endswith(("_in_row", "_max"))
 
 
 def _now_metrics(now, batch, first):

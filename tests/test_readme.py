@@ -19,4 +19,4 @@ def test_the_ten_lines_of_the_readme_run():
     code = text.split("```python\n")[1].split("```")[0]
     names = {}
     exec(code, names)
-    assert names["mine"].init() == (((), ()),), ((((), ()),),)
+    assert names["mine"].init() == ((((), ()),), ((),))
