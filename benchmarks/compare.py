@@ -1,0 +1,166 @@
+"""rljax and its peers on the same work, interleaved, in environments of their own.
+
+python -m benchmarks.compare --peers trl,tunix [--workloads W1] [--rounds 3]
+
+Makes .peers/<peer> with pinned versions on first use, runs every implementation once per
+round in turn, and writes RESULTS.md and results.json beside this file. Compare within a
+round: a shared host's speed drifts by up to 1.6 within minutes.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+
+from benchmarks import workload
+
+HERE = pathlib.Path(__file__).parent
+PEERS = {
+    "trl": (
+        "torch==2.13.0",
+        "trl==1.16.0",
+        "transformers==5.23.0",
+        "accelerate==1.15.0",
+        "datasets==5.2.0",
+    ),
+    "tunix": (
+        "google-tunix==0.1.7",
+        "jax==0.10.2",
+        "flax==0.12.8",
+        "optax==0.2.8",
+        "orbax-checkpoint==0.12.8",
+        "qwix==0.1.8",
+        "transformers==5.12.1",
+    ),
+}
+CAVEATS = """\
+Caveats: a small CPU machine that may be shared; compare within a round. The peers time the
+gap between optimiser steps, rljax a dispatch of 5 steps over 5. The end token is not obeyed,
+so every step samples exactly the same number of tokens everywhere. `unshared` gives every
+sample its own copy of the prompt, as the peers do. The floor is the step's matrix arithmetic,
+attention left out, at the rate that the same matrix products reach alone in the same round.
+One tiny model on one CPU says nothing about accelerators or large models."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", default="trl")
+    parser.add_argument("--workloads", default="W1")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args()
+    peers = [name for name in args.peers.split(",") if name]
+    unknown = sorted({*peers} - {*PEERS})
+    if unknown:
+        sys.exit(f"--peers knows {', '.join(PEERS)}, got {', '.join(unknown)}")
+    pythons = {name: environment(name) for name in peers}
+    results = {}
+    for name in args.workloads.split(","):
+        runs = commands(name, args.steps, pythons)
+        rounds = [measure(runs) for _ in range(args.rounds)]
+        results[name] = rounds
+        print(markdown(name, rounds), flush=True)
+    facts = {"machine": platform.processor() or platform.machine()}
+    facts |= {"cores": os.cpu_count(), "command": " ".join(sys.orig_argv[1:])}
+    (HERE / "results.json").write_text(
+        json.dumps({"facts": facts, "results": results}, indent=1)
+    )
+    tables = "\n\n".join(markdown(*item) for item in results.items())
+    head = (
+        f"# Speed\n\nWritten by `python {facts['command']}` on {facts['cores']} cores"
+        f" of {facts['machine']}, {platform.system()}.\n\n{CAVEATS}"
+    )
+    notes = HERE / "NOTES.md"
+    tail = f"\n\n{notes.read_text()}" if notes.exists() else "\n"
+    (HERE / "RESULTS.md").write_text(f"{head}\n\n{tables}{tail}")
+
+
+def environment(name: str) -> pathlib.Path:
+    """The python of a peer's environment, which is made if it is not there."""
+    folder = HERE.parent / ".peers" / name
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        print(f"installing {', '.join(PEERS[name])}", flush=True)
+        venv.create(folder, with_pip=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
+        # One after the other: torch first, so that nothing pulls in another build.
+        first, *rest = PEERS[name]
+        subprocess.run([*pip, first], check=True)
+        subprocess.run([*pip, first, *rest], check=True)
+        (folder / "installed").touch()
+    return python
+
+
+def commands(name: str, steps: int, pythons: dict) -> dict[str, list]:
+    """What is run in each round, in this order."""
+    ours = [sys.executable, "-m", "benchmarks.rljax_step", name]
+    runs = {"floor": [sys.executable, "-m", "benchmarks.floor", name]}
+    for peer, python in pythons.items():
+        script = HERE / f"{peer}_step.py"
+        runs[peer] = [python, script, name, "--steps", str(steps)]
+    runs["rljax unshared"] = [*ours, "--unshared"]
+    runs["rljax"] = ours
+    return runs
+
+
+def measure(runs: dict[str, list]) -> dict[str, dict]:
+    """One round: each command once, its last line of JSON."""
+    out = {}
+    for name, command in runs.items():
+        done = subprocess.run(
+            command, cwd=HERE.parent, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        found["median"] = statistics.median(found["ms"])
+        print(f"{name:16s} {found['median']:8.1f} ms", flush=True)
+        out[name] = found
+    return out
+
+
+def markdown(name: str, rounds: list[dict]) -> str:
+    """A table of one workload: a row for each implementation."""
+    work = workload.WORKLOADS[name]
+    head = (
+        f"## {name}: {work.num_layers} layers x {work.d_model}, {work.num_prompts}"
+        f" prompts x {work.num_samples} samples x {work.new_tokens} tokens\n\n"
+        "| | ms/step by round | tokens/s | peak MB | first step, s | floor / time |"
+    )
+    names = [n for n in rounds[0] if n != "floor"]
+    peers = [n for n in names if not n.startswith("rljax")]
+    head += "".join(f" speed against {p}, by round |" for p in peers)
+    lines = [head, "|---" * (6 + len(peers)) + "|"]
+    for n in names:
+        times = [r[n]["median"] for r in rounds]
+        key = "ms" if n == "rljax" else "unshared_ms"
+        floors = [
+            (r["floor"]["ms"][0] if key == "ms" else r["floor"]["unshared_ms"]) / t
+            for r, t in zip(rounds, times, strict=True)
+        ]
+        cells = [
+            n,
+            " / ".join(f"{t:.0f}" for t in times),
+            f"{1e3 * work.tokens / statistics.median(times):,.0f}",
+            f"{statistics.median(r[n]['peak_mb'] for r in rounds):.0f}",
+            f"{statistics.median(r[n]['first_step_s'] for r in rounds):.1f}",
+            f"{statistics.median(floors):.0%}",
+        ]
+        for peer in peers:
+            ratios = [r[peer]["median"] / r[n]["median"] for r in rounds]
+            cells.append(" / ".join(f"{x:.2f}" for x in ratios))
+        lines.append("| " + " | ".join(cells) + " |")
+    gflops = " / ".join(f"{r['floor']['gflops']:.0f}" for r in rounds)
+    versions = {k: v for n in names for k, v in rounds[0][n]["versions"].items()}
+    told = ", ".join(f"{k} {v}" for k, v in versions.items())
+    lines.append(f"\nMatrix products by round: {gflops} GFLOP/s. Versions: {told}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Populations: all seeds and learning rates of an algorithm train as one program.
+
+The fused training step is vmapped over states and prompts (one per seed) and over the
+learning rate, which is traced. Seeds share nothing; rates share a seed's start, prompts
+and key.
+
+Symbols: `R` learning rates, `S` seeds, `K` training steps, `N` held-out problems.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rljax import data, fault, loop, update
+from rljax.advantage import Algorithm
+from rljax.policy import Policy
+from rljax.sample import Sampler, sampler
+from rljax.types import Prompts
+
+Asked = tuple[np.ndarray, np.ndarray]
+
+
+class Course(NamedTuple):
+    """What a population went through.
+
+    steps: training steps at each of the E evaluations, from 0 on.
+    asked: at each, correct bool[R, S, N, 8] of samples and bool[R, S, N] of greedy ones.
+    metrics: per training step, by name, f32[R, S, number of steps].
+    params: at the end, [R, S, ...].
+    """
+
+    steps: list[int]
+    asked: list[Asked]
+    metrics: dict[str, np.ndarray]
+    params: Any
+
+
+def keys(seed: int, num: int) -> jax.Array:
+    """key[S]: the key of each seed."""
+    return jax.vmap(jax.random.key)(jnp.arange(seed, seed + num))
+
+
+def streams(
+    prompts: Prompts, seeds: range, *, part: int, num_prompts: int, steps: int, map_fn
+) -> Iterator[Prompts]:
+    """Batches [S, K, P, ...]: a stream of its own for each seed and part of the run."""
+    each = [
+        data.stream(
+            prompts,
+            num_prompts=num_prompts,
+            seed=1000 * part + seed,
+            steps_per_dispatch=steps,
+            map_fn=map_fn,
+        )
+        for seed in seeds
+    ]
+    while True:
+        yield jax.tree.map(lambda *x: np.stack(x), *map(next, each))
+
+
+def imitate(
+    learner: update.Learner, init: Callable, keys: jax.Array, batches, dispatches: int
+) -> Any:
+    """Parameters [S, ...] of new policies that imitated their demonstrations."""
+
+    def begin(key):
+        return learner.init(init(key), jax.random.fold_in(key, 0))
+
+    run = jax.jit(jax.vmap(loop.fused(loop.demonstrator(), learner)), donate_argnums=0)
+    state = jax.jit(jax.vmap(begin))(keys)
+    for _ in range(dispatches):
+        state, _ = run(state, next(batches))
+    return state.params
+
+
+def train(
+    policy: Policy,
+    sample: Sampler,
+    verify: loop.Verify,
+    make_learner: Callable[[jax.Array], update.Learner],
+    params: Any,
+    keys: jax.Array,
+    rates: tuple[float, ...],
+    batches: Iterator[Prompts],
+    dispatches: int,
+    ask: Callable[[Any], Asked],
+    show: Callable[[int, Asked], None] = lambda step, asked: None,
+) -> Course:
+    """Trains R x S policies from the parameters [S, ...] of each seed.
+
+    Args:
+      make_learner: learning rate (traced) -> learner.
+      batches: prompts [S, K, P, ...].
+      ask: params [R, S, ...] -> verdicts, between dispatches; `show` gets them.
+
+    Raises:
+      RunFault: if a member reports a fault.
+    """
+
+    def begin(params, key):
+        return make_learner(jnp.float32(0)).init(params, jax.random.fold_in(key, 1))
+
+    def member(state, prompts, rate):
+        run = loop.fused(loop.actor(policy, sample), make_learner(rate), verify)
+        return run(state, prompts)
+
+    def over(fn, seeds, rates):
+        return jax.vmap(jax.vmap(fn, seeds), rates)
+
+    many = jax.vmap(jax.vmap(begin), in_axes=None, axis_size=len(rates))
+    state = jax.jit(many)(params, keys)
+    run = jax.jit(over(member, (0, 0, None), (0, None, 0)), donate_argnums=0)
+    rate = jnp.asarray(rates, jnp.float32)
+    step, steps, asked, rows = 0, [0], [ask(state.params)], []
+    show(0, asked[-1])
+    for _ in range(dispatches):
+        state, metrics = run(state, next(batches), rate)
+        metrics = jax.device_get(metrics)
+        worst = {k: np.max(np.abs(v), (0, 1)) for k, v in metrics.items()}
+        if (wrong := fault.problem(step, worst)) is not None:
+            raise fault.RunFault(wrong)
+        step += len(next(iter(worst.values())))
+        rows.append(metrics)
+        steps.append(step)
+        asked.append(ask(state.params))
+        show(step, asked[-1])
+    metrics = {k: np.concatenate([row[k] for row in rows], -1) for k in rows[0]}
+    return Course(steps, asked, metrics, state.params)
+
+
+def judge(
+    policy: Policy,
+    verify: loop.Verify,
+    prompts: Prompts,
+    *,
+    size: int,
+    max_tokens: int,
+    stop_tokens: tuple[int, ...],
+) -> Callable[[Any], Asked]:
+    """Asks every member all problems, `size` at a time: 8 samples each, and greedily.
+
+    One fixed key: all members and stages are compared on the same noise.
+    """
+    common = {"max_tokens": max_tokens, "stop_tokens": stop_tokens}
+    samplers = (
+        sampler(policy, num_samples=8, **common),
+        sampler(policy, num_samples=1, temperature=0.0, **common),
+    )
+
+    def ask(params, prompts):
+        def correct(sample):
+            samples, _ = sample(params, prompts, jax.random.key(20_000))
+            return verify(prompts, samples).correct
+
+        return correct(samplers[0]), correct(samplers[1])[:, 0]
+
+    run = jax.jit(jax.vmap(jax.vmap(ask, (0, None)), (0, None)))
+    starts = range(0, len(prompts.id), size)
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + size], prompts) for i in starts]
+
+    def all_parts(params):
+        asked = [jax.device_get(run(params, part)) for part in parts]
+        return tuple(np.concatenate(x, 2) for x in zip(*asked, strict=True))
+
+    return all_parts
+
+
+def learner(
+    policy: Policy,
+    algorithm: Algorithm,
+    optimizer_fn: Callable[[optax.Schedule], optax.GradientTransformation],
+    *,
+    num_steps: int,
+    num_minibatches: int,
+) -> Callable[[jax.Array], update.Learner]:
+    """learning rate -> learner: 10 optimiser steps of warm-up, linear decay to 10 %."""
+    total = num_steps * num_minibatches
+    warmup = min(10, total // 2)
+    shape = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, 1.0, warmup),
+            optax.linear_schedule(1.0, 0.1, total - warmup),
+        ],
+        [warmup],
+    )
+
+    def make(rate):
+        return update.learner(
+            policy.measure,
+            algorithm,
+            optimizer_fn(lambda count: rate * shape(count)),
+            num_minibatches=num_minibatches,
+        )
+
+    return make
+
+
+def save(path, tree: dict) -> None:
+    """Writes nested dicts of arrays to one .npz, whole or not at all."""
+    new = path.with_suffix(".new.npz")
+    np.savez_compressed(new, **dict(_flat(jax.device_get(tree))))
+    new.rename(path)
+
+
+def load(path) -> dict:
+    """Reads what `save` wrote."""
+    tree: dict = {}
+    with np.load(path) as file:
+        for name in file:
+            *parents, leaf = name.split("::")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = file[name]
+    return tree
+
+
+def _flat(tree: dict, prefix: str = ""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}::")
+        else:
+            yield prefix + name, np.asarray(value)
