@@ -2,9 +2,9 @@
 
 python -m benchmarks.compare --peers trl,tunix [--workloads W1] [--rounds 3]
 
-Makes .peers/<peer> with pinned versions on first use, runs every implementation once per
-round in turn, and writes RESULTS.md and results.json beside this file. Compare within a
-round: a shared host's speed drifts by up to 1.6 within minutes.
+Makes .peers/<peer> with pinned versions on first use, runs every implementation once
+per round in turn, and writes RESULTS.md and results.json beside this file. Compare
+within a round: a shared host's speed drifts by up to 1.6 within minutes.
 """
 
 import argparse
@@ -39,12 +39,13 @@ PEERS = {
     ),
 }
 CAVEATS = """\
-Caveats: a small CPU machine that may be shared; compare within a round. The peers time the
-gap between optimiser steps, rljax a dispatch of 5 steps over 5. The end token is not obeyed,
-so every step samples exactly the same number of tokens everywhere. `unshared` gives every
-sample its own copy of the prompt, as the peers do. The floor is the step's matrix arithmetic,
-attention left out, at the rate that the same matrix products reach alone in the same round.
-One tiny model on one CPU says nothing about accelerators or large models."""
+Caveats: a small CPU machine that may be shared; compare within a round. The peers time
+the gap between optimiser steps, rljax a dispatch of 5 steps over 5. The end token is
+not obeyed, so every step samples exactly the same number of tokens everywhere.
+`unshared` gives every sample its own copy of the prompt, as the peers do. The floor is
+the step's matrix arithmetic, attention left out, at the rate that the same matrix
+products reach alone in the same round. One tiny model on one CPU says nothing about
+accelerators or large models."""
 
 
 def main() -> None:

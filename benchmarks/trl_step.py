@@ -5,6 +5,7 @@ Fastest: no gradient checkpointing and no logging; `--defaults` leaves both as T
 """
 
 import argparse
+import itertools
 import os
 import resource
 import statistics
@@ -95,7 +96,7 @@ def main() -> None:
     for name in ("_generate_single_turn", "compute_loss"):
         timed(trainer, name, parts)
     trainer.train()
-    gaps = [b - a for a, b in zip(clock.times[2:], clock.times[3:])]
+    gaps = [b - a for a, b in itertools.pairwise(clock.times[2:])]
     assert set(lengths) == {work.tokens}, lengths  # all implementations do equal work
     workload.report(
         "trl defaults" if args.defaults else "trl best",

@@ -6,6 +6,7 @@ python benchmarks/tunix_step.py W1 [--steps 20]
 
 import argparse
 import importlib.metadata
+import itertools
 import os
 import resource
 import statistics
@@ -91,7 +92,7 @@ def main() -> None:
         time_parts(cluster, parts, lengths)
         data = grain.MapDataset.source(rows).batch(work.num_prompts)
         learner.train(data)
-    gaps = [b - a for a, b in zip(ticks[4:], ticks[5:])]
+    gaps = [b - a for a, b in itertools.pairwise(ticks[4:])]
     assert set(lengths) == {work.tokens}, lengths  # all implementations do equal work
     version = importlib.metadata.version("google-tunix")
     workload.report(

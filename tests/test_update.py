@@ -340,7 +340,7 @@ def stop_after(num_steps):
 
     def decide(grads, metrics, reuse, state):
         end = state >= num_steps
-        return ~end, end, state + ~end, {"gate/reuse_max": reuse}
+        return ~end, end, state + ~end, {"gap/reuse": reuse}
 
     return update.Gate(lambda: jnp.zeros((), jnp.int32), decide)
 
@@ -351,12 +351,13 @@ def test_a_gate_may_end_the_updates_of_a_rollout():
     state, metrics = learn(state, ROLLOUT)
     assert metrics["update/steps"] == 4
     assert metrics["update/refused"] == 0.25
-    assert metrics["gate/reuse_max"] == 1
+    assert metrics["gap/reuse"] == 1
     assert int(state.optimizer[0].count) == 3
 
 
 METRICS = {
     "gap/sampler_learner_max",
+    "gap/sampler_learner_mean",
     "gap/sampler_learner_mean",
     "mass/clipped_share",
     "mass/difficulty",
