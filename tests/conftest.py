@@ -19,6 +19,9 @@ hypothesis.settings.load_profile("jax")
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+    # Two runs beside each other write the same entry; the loser only warns.
+    cached = "ignore:Error .* persistent compilation cache"
+    config.addinivalue_line("filterwarnings", cached)
     cache = config.rootpath / ".pytest_cache" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -322,7 +322,7 @@ def test_gac_adds_up_over_microbatches():
             bandit.measure, algorithm, optax.sgd(1.0), num_microbatches=num
         )
         state = learner.init({"logits": jnp.asarray(logits)}, jax.random.key(0))
-        rollout = loop.actor(bandit, MIXED)(state, prompts)
+        rollout = jax.jit(loop.actor(bandit, MIXED))(state, prompts)
         rollout = rollout.replace(verdict=verify(prompts, rollout.samples))
         state, metrics = jax.jit(learner.learn)(state, rollout)
         after.append((state.params, state.algorithm, metrics["control/mu"]))

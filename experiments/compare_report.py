@@ -1,0 +1,289 @@
+"""Tables and pictures of a comparison, with bootstrap intervals.
+
+Intervals are 95 % percentile intervals of 2,000 resamples of seeds and of problems,
+both with replacement, the same for all algorithms; so differences are paired. Few seeds
+make them too narrow rather than too wide.
+
+Symbols: `E` evaluations, `S` seeds, `N` problems, `K` training steps.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+RESAMPLES = 2000
+
+
+class Outcome(NamedTuple):
+    """What is left of an algorithm's population, at the learning rate it was given.
+
+    rate: the learning rate.
+    tried: mean validation pass@1 at the end, by learning rate as text.
+    steps: i[E], training steps at each evaluation, from 0 on.
+    correct, greedy: bool[E, S, N, 8] and bool[E, S, N], on test problems.
+    metrics: f32[S, K] by name.
+    """
+
+    rate: float
+    tried: dict[str, float]
+    steps: np.ndarray
+    correct: np.ndarray
+    greedy: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+    def pass_at_1(self) -> np.ndarray:
+        """f[E, S, N]"""
+        return np.mean(self.correct, -1)
+
+    def pass_at_8(self) -> np.ndarray:
+        """f[E, S, N]"""
+        return np.any(self.correct, -1).astype(float)
+
+
+def restored(fields: dict) -> Outcome:
+    """An outcome from its fields as they come from a file, numbers as arrays."""
+    tried = {rate: float(score) for rate, score in fields["tried"].items()}
+    return Outcome(**fields | {"rate": float(fields["rate"]), "tried": tried})
+
+
+class Interval(NamedTuple):
+    mean: float
+    low: float
+    high: float
+
+    def percent(self, sign: str = "") -> str:
+        mean, low, high = (100 * x for x in self)
+        return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+@functools.cache
+def _resamples(size: int, seed: int) -> np.ndarray:
+    """f[B, size]: how often each of `size` things is drawn, as a share."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    return drawn / size
+
+
+def interval(values: np.ndarray) -> Interval:
+    """Of the mean of f[S, N], both axes resampled; N may be 1."""
+    seeds, problems = (_resamples(n, i) for i, n in enumerate(values.shape))
+    means = np.sum((seeds @ values) * problems, 1)
+    return Interval(float(np.mean(values)), *map(float, np.percentile(means, (2.5, 97.5))))
+
+
+def band(values: np.ndarray) -> np.ndarray:
+    """f[3, K]: mean, low and high of f[S, K], seeds resampled."""
+    means = _resamples(len(values), 0) @ values
+    return np.stack([values.mean(0), *np.percentile(means, (2.5, 97.5), axis=0)])
+
+
+def steps_to(steps: np.ndarray, curve: np.ndarray, level: float) -> float:
+    """The training step at which f[E] first reaches a level, interpolated; or NaN."""
+    above = np.flatnonzero(curve >= level)
+    if not len(above):
+        return np.nan
+    i = above[0]
+    if i == 0:
+        return float(steps[0])
+    share = (level - curve[i - 1]) / (curve[i] - curve[i - 1])
+    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+
+
+def _reached(outcome: Outcome, level: float) -> np.ndarray:
+    """f[S]"""
+    curves = outcome.pass_at_1().mean(-1).T
+    return np.array([steps_to(outcome.steps, curve, level) for curve in curves])
+
+
+def _peak(outcome: Outcome) -> tuple[float, int]:
+    curve = outcome.pass_at_1().mean((1, 2))
+    return float(curve.max()), int(outcome.steps[curve.argmax()])
+
+
+def write(
+    outcomes: Mapping[str, Outcome], folder: pathlib.Path, levels: Sequence[float]
+) -> str:
+    """Writes table.md, results.json, curves.png and, for schedules, schedule.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = tables(outcomes, levels)
+    (folder / "table.md").write_text(text)
+    results = {name: summary(o, levels) for name, o in outcomes.items()}
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    curves(outcomes).savefig(folder / "curves.png", dpi=120)
+    moving = {n: o for n, o in outcomes.items() if "policy/alpha" in o.metrics}
+    if moving:
+        schedule(moving).savefig(folder / "schedule.png", dpi=120)
+    return text
+
+
+def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
+    """Three tables in Markdown: results, training dynamics, learning rates."""
+    first = next(iter(outcomes))
+    shape = outcomes[first].correct.shape
+    lines = [
+        f"Test problems: {shape[2]}, {shape[3]} samples each; {shape[1]} seeds."
+        " Percent, in brackets 95 % bootstrap intervals over seeds and problems.",
+        _markdown(
+            ["", "lr", "start", "pass@1", "pass@8", "greedy", f"pass@1 - {first}"]
+            + [f"steps to {100 * level:g} %" for level in levels]
+            + ["peak pass@1"],
+            [_result_row(n, o, outcomes[first], levels) for n, o in outcomes.items()],
+        ),
+        "Training, means over seeds in the first, middle and last tenth of the steps.",
+        _markdown(
+            ["", *(label for label, _ in _DYNAMICS)],
+            [
+                [name, *(_thirds(o.metrics.get(key)) for _, key in _DYNAMICS)]
+                for name, o in outcomes.items()
+            ],
+        ),
+        "Learning rates: validation pass@1 (%) at the end, by which the rate was chosen.",
+        _markdown(
+            ["", "rates"],
+            [
+                [n, ", ".join(f"{r}: {100 * v:.1f}" for r, v in o.tried.items())]
+                for n, o in outcomes.items()
+            ],
+        ),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+_DYNAMICS = (
+    ("entropy, nats", "policy/entropy_nats"),
+    ("m_S", "mass/positive"),
+    ("m_F", "mass/negative"),
+    ("log(m_S / m_F)", "mass/log_ratio"),
+    ("mixed groups", "reward/mixed_share"),
+    ("alpha", "policy/alpha"),
+    ("delta", "policy/delta"),
+)
+
+
+def _result_row(name, outcome, first, levels) -> list[str]:
+    ones, last = outcome.pass_at_1(), -1
+    change = ones[last] - first.pass_at_1()[last]
+    peak, step = _peak(outcome)
+    return [
+        name,
+        f"{outcome.rate:g}",
+        f"{100 * ones[0].mean():.1f}",
+        interval(ones[last]).percent(),
+        interval(outcome.pass_at_8()[last]).percent(),
+        f"{100 * outcome.greedy[last].mean():.1f}",
+        "" if outcome is first else interval(change).percent("+"),
+        *(_steps_cell(_reached(outcome, level)) for level in levels),
+        f"{100 * peak:.1f} at {step}",
+    ]
+
+
+def _steps_cell(reached: np.ndarray) -> str:
+    there = np.isfinite(reached)
+    if not there.all():
+        return f"{there.sum()} of {len(reached)} seeds"
+    mean, low, high = interval(reached[:, None])
+    return f"{mean:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def _thirds(values: np.ndarray | None) -> str:
+    if values is None:
+        return ""
+    curve = values.mean(0)
+    width = max(len(curve) // 10, 1)
+    middle = (len(curve) - width) // 2
+    parts = curve[:width], curve[middle : middle + width], curve[-width:]
+    return " → ".join(f"{part.mean():.3g}" for part in parts)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def summary(outcome: Outcome, levels: Sequence[float]) -> dict:
+    """The numbers of an algorithm for results.json; rates as fractions."""
+
+    def points(values):
+        return [interval(v)._asdict() for v in values]
+
+    return {
+        "learning_rate": outcome.rate,
+        "validation_pass@1_by_learning_rate": outcome.tried,
+        "steps": outcome.steps.tolist(),
+        "pass@1": points(outcome.pass_at_1()),
+        "pass@8": points(outcome.pass_at_8()),
+        "greedy": points(outcome.greedy.astype(float)),
+        "pass@1_by_seed": outcome.pass_at_1().mean(-1).T.round(5).tolist(),
+        "steps_to": {
+            str(level): [
+                None if np.isnan(x) else round(x, 1) for x in _reached(outcome, level)
+            ]
+            for level in levels
+        },
+        "metrics_by_seed": {
+            key: np.round(outcome.metrics[key].astype(float), 5).tolist()
+            for _, key in _DYNAMICS
+            if key in outcome.metrics
+        },
+    }
+
+
+def curves(outcomes: Mapping[str, Outcome]) -> Figure:
+    """pass@1, pass@8, entropy and masses over training, means and intervals."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    for name, outcome in outcomes.items():
+        scores = (outcome.pass_at_1(), outcome.pass_at_8())
+        for ax, values in zip(axes[:2], scores, strict=True):
+            _draw(ax, name, outcome.steps, np.array([interval(v) for v in values]).T)
+        for ax, (_, key) in zip(axes[2:], _DYNAMICS[:4], strict=True):
+            _draw_metric(ax, name, outcome.metrics.get(key))
+    titles = ["pass@1", "pass@8", *(label for label, _ in _DYNAMICS[:4])]
+    return _finish(figure, axes, titles)
+
+
+def schedule(outcomes: Mapping[str, Outcome]) -> Figure:
+    """FADE's alpha and delta over training, above what they follow."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots(2, 2).ravel()
+    shown = {
+        "alpha": "policy/alpha",
+        "delta": "policy/delta",
+        "average solve rate": "policy/p_ema",
+        "average entropy, nats": "policy/h_ema",
+    }
+    for name, outcome in outcomes.items():
+        for ax, key in zip(axes, shown.values(), strict=True):
+            _draw_metric(ax, name, outcome.metrics.get(key))
+    return _finish(figure, axes, list(shown))
+
+
+def _draw(ax, name, steps, values):
+    mean, low, high = values
+    (line,) = ax.plot(steps, mean, label=name, lw=1.8)
+    ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, lw=0)
+
+
+def _draw_metric(ax, name, values, most=60):
+    """Means over blocks of steps, at most `most` of them."""
+    if values is None:
+        ax.plot([], [])  # keeps each algorithm's colour the same in all panels
+        return
+    size = -(-values.shape[1] // most)
+    blocks = np.array_split(np.arange(values.shape[1]), range(size, values.shape[1], size))
+    means = np.stack([values[:, block].mean(1) for block in blocks], 1)
+    _draw(ax, name, [block.mean() + 1 for block in blocks], band(means))
+
+
+def _finish(figure, axes, titles):
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize=11)
+        ax.set_xlabel("training step")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
