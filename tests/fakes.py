@@ -3,6 +3,8 @@
 Numbers come from NumPy, so that no release of JAX changes what a test sees.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,10 @@ import numpy as np
 from rljax import numerics
 from rljax.policy import DecoderConfig, Policy, decoder_policy
 from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
+
+# Tests compile more than they run: half the time without LLVM's optimisations.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options=UNOPTIMISED)
 
 STATISTICS = ("old", "reference", "teacher", "current")
 

@@ -12,7 +12,7 @@ from rljax.policy import DecoderConfig
 PROMPTS = fakes.prompts(num_prompts=2)
 SAMPLES = fakes.rollout(num_prompts=2, num_samples=3, num_tokens=5).samples
 POLICY = fakes.decoder(num_layers=2, qkv_bias=True)
-PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
+PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
 
 
 def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES):
@@ -24,7 +24,7 @@ def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES):
         stats = policy.measure(params, prompts, samples)
         return jnp.sum(push[0] * stats.logp + push[1] * stats.entropy), stats
 
-    grads, stats = jax.jit(jax.grad(total, has_aux=True))(PARAMS)
+    grads, stats = fakes.jit(jax.grad(total, has_aux=True))(PARAMS)
     return stats, grads
 
 
@@ -53,7 +53,7 @@ def test_a_shared_prompt_is_the_prompt_of_every_row(whole):
     close(grads, want_grads)
 
 
-MEASURE = jax.jit(POLICY.measure)
+MEASURE = fakes.jit(POLICY.measure)
 
 
 def test_a_token_changes_its_own_logp_and_later_ones_of_its_row_only(whole):
@@ -92,7 +92,7 @@ def test_the_last_token_is_read_by_no_state_and_a_single_token_by_none(whole):
 
 
 def test_entropy_and_logp_are_those_of_the_logits(whole):
-    @jax.jit
+    @fakes.jit
     def logits(params):
         return POLICY.logits(params, POLICY.hidden(params, PROMPTS, SAMPLES))
 
@@ -104,8 +104,8 @@ def test_entropy_and_logp_are_those_of_the_logits(whole):
 
 def test_bfloat16_activations_still_give_float32_statistics():
     policy = fakes.decoder(dtype=jnp.bfloat16)
-    params = jax.jit(policy.init)(jax.random.key(0))
-    stats = jax.jit(policy.measure)(params, PROMPTS, SAMPLES)
+    params = fakes.jit(policy.init)(jax.random.key(0))
+    stats = fakes.jit(policy.measure)(params, PROMPTS, SAMPLES)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     assert stats.logp.dtype == stats.entropy.dtype == jnp.float32
 

@@ -192,6 +192,7 @@ def test_a_mixed_group_moves_the_parameters_by_its_gradient(num_microbatches):
     assert "gap/sampler_learner_max" not in metrics
 
 
+@pytest.mark.slow
 def test_a_decoder_trains_on_mixed_groups():
     policy = fakes.decoder(vocab_size=6)
     learner = update.learner(policy.measure, gft(), optax.adam(3e-3))

@@ -19,9 +19,9 @@ from rljax.advantage import Term, algorithm, chain, stateless
 from rljax.sample import sampler
 from rljax.types import Verdict
 
-P, STEPS = 16, 5
+P, STEPS = 32, 5
 POLICY = fakes.decoder()
-ACT = loop.actor(POLICY, sampler(POLICY, num_samples=4, max_tokens=6, stop_tokens=(0,)))
+ACT = loop.actor(POLICY, sampler(POLICY, num_samples=2, max_tokens=6, stop_tokens=(0,)))
 
 
 def verify(prompts, samples):
@@ -52,12 +52,10 @@ def train(devices, weighting, options):
     run = loop.fused(ACT, learner, verify)
     place = mesh.make(devices)
     with jax.set_mesh(place):
-        params = jax.jit(POLICY.init)(jax.random.key(0))
+        params = fakes.jit(POLICY.init)(jax.random.key(0))
         state = mesh.replicate(learner.init(params, jax.random.key(1)), place)
         batches = [mesh.shard_prompts(prompts(k), place, axis=1) for k in range(STEPS)]
-        step = run.lower(state, batches[0]).compile(
-            compiler_options={"xla_backend_optimization_level": 0}
-        )
+        step = run.lower(state, batches[0]).compile(fakes.UNOPTIMISED)
         for batch in batches:  # refuses a state whose sharding has changed
             state, metrics = step(state, batch)
     return step.cost_analysis()["flops"], jax.device_get((state.params, metrics))
@@ -67,13 +65,12 @@ def train(devices, weighting, options):
     ("weighting", "options"),
     [
         (adv.token_mean(), {}),
-        (adv.token_mean(), {"num_passes": 2, "num_minibatches": 2}),
         (
             chain(stateless(weigh_by_entropy), adv.token_mean()),
-            {"num_microbatches": 2},
+            {"num_passes": 2, "num_minibatches": 2, "num_microbatches": 2},
         ),
     ],
-    ids=["plain", "minibatches", "microbatches"],
+    ids=["whole", "pieces"],
 )
 def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     # A minibatch that lost its sharding costs every device all of it: a share of 1;
@@ -83,7 +80,7 @@ def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     assert jax.device_count() == 8
     assert 0.115 < shared / alone < 0.14
     chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
-    start = jax.jit(POLICY.init)(jax.random.key(0))
+    start = fakes.jit(POLICY.init)(jax.random.key(0))
     moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), got[0], start)
     assert max(jax.tree.leaves(moved)) > 0.005
 

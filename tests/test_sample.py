@@ -18,7 +18,7 @@ STOP = 3
 KEY = jax.random.key(7)
 PROMPTS = fakes.prompts(num_prompts=8)
 POLICY = fakes.decoder()
-PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
+PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
 TABLE = fakes.bandit(num_prompts=8, num_tokens=8, vocab_size=16)
 NUMBERS = {"logits": 2 * jax.random.normal(jax.random.key(1), (8, 8, 16))}
 
@@ -26,14 +26,14 @@ NUMBERS = {"logits": 2 * jax.random.normal(jax.random.key(1), (8, 8, 16))}
 @functools.cache
 def jitted(policy, **options):
     options = {"num_samples": 4, "max_tokens": 8, "stop_tokens": (STOP,)} | options
-    return jax.jit(sampler(policy, **options))
+    return fakes.jit(sampler(policy, **options))
 
 
 def draw(prompts=PROMPTS, policy=POLICY, params=PARAMS, key=KEY, **options):
     return jitted(policy, **options)(params, prompts, key)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(fakes.jit, static_argnums=0)
 def learner(policy, params, samples):
     """Statistics and logits by the learner's pass over whole completions."""
     logits = policy.logits(params, policy.hidden(params, PROMPTS, samples))

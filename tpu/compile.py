@@ -38,7 +38,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import experiments
 from rljax import mesh
 
-TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
+TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
 _COLLECTIVE = re.compile(
     # What begins in `-start` ends in `-done`, whose shape is the result's alone.
     r"= (?P<shape>.+?) (?P<kind>all-gather|all-reduce|all-to-all|collective-broadcast"
@@ -74,8 +74,13 @@ def main(args: list[str] | None = None) -> None:
         prompts = fit_prompts(prompts, len(devices), options.prompts_per_device)
         report = {"experiment": options.experiment, "topology": options.topology}
         report |= compile_for(devices, run, state, prompts)
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        sys.exit(
+            f"error: {error}\n(jax {jax.__version__}, libtpu {libtpu_version()}: an"
+            " INTERNAL error means that these do not fit; jax[tpu] pins a libtpu.)"
+        )
     show(report)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -119,8 +124,10 @@ def find_devices(topology: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # A machine of one chip is smaller than the host that libtpu assumes.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     try:
-        return topologies.get_topology_desc(topology, "tpu").devices
+        return topologies.get_topology_desc(topology, "tpu", **host).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             "--topology must be a TPU type and shape that libtpu knows, such as"
@@ -192,8 +199,13 @@ def compile_for(devices, run, state, prompts) -> dict[str, Any]:
         "lower_seconds": round(lower_seconds, 2),
         "compile_seconds": round(time.perf_counter() - start - lower_seconds, 2),
         "jax": jax.__version__,
-        "libtpu": importlib.metadata.version("libtpu"),
+        "libtpu": libtpu_version(),
     }
+
+
+def libtpu_version() -> str:
+    """Version of the installed libtpu."""
+    return importlib.metadata.version("libtpu")
 
 
 @contextlib.contextmanager
