@@ -26,7 +26,7 @@ train: install
 	@$(RUN) -m experiments.arithmetic $(ARGS)
 
 test: install-dev
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: install-dev
 	@$(RUN) -m ruff check .

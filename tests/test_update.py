@@ -357,7 +357,6 @@ def test_a_gate_may_end_the_updates_of_a_rollout():
 METRICS = {
     "gap/sampler_learner_max",
     "gap/sampler_learner_mean",
-    "gap/sampler_learner_mean",
     "mass/clipped_share",
     "mass/difficulty",
     "mass/effective_groups",
