@@ -97,19 +97,19 @@ def environment(name: str) -> pathlib.Path:
     return python
 
 
-def commands(name: str, steps: int, pythons: dict) -> dict[str, list]:
+def commands(name: str, steps: int, pythons: dict) -> dict[str, list[str]]:
     """What is run in each round, in this order."""
     ours = [sys.executable, "-m", "benchmarks.rljax_step", name]
     runs = {"floor": [sys.executable, "-m", "benchmarks.floor", name]}
     for peer, python in pythons.items():
         script = HERE / f"{peer}_step.py"
-        runs[peer] = [python, script, name, "--steps", str(steps)]
+        runs[peer] = [str(python), str(script), name, "--steps", str(steps)]
     runs["rljax unshared"] = [*ours, "--unshared"]
     runs["rljax"] = ours
     return runs
 
 
-def measure(runs: dict[str, list]) -> dict[str, dict]:
+def measure(runs: dict[str, list[str]]) -> dict[str, dict]:
     """One round: each command once, its last line of JSON."""
     out = {}
     for name, command in runs.items():

@@ -224,7 +224,7 @@ def build_own(config: Config) -> Task:
         jax.tree.map(lambda x, rows=rows: x[rows], prompts) for rows in parts
     )
     decoder, params = hugging_face.load(config.model)
-    require_positions(config)
+    require_positions(config, config.model)
     return Task(
         tokenizer,
         decoder,
@@ -238,15 +238,15 @@ def build_own(config: Config) -> Task:
     )
 
 
-def require_positions(config: Config) -> None:
+def require_positions(config: Config, model: pathlib.Path) -> None:
     """Beyond the positions it was trained on a model writes nonsense."""
-    entries = json.loads((config.model / "config.json").read_text())
+    entries = json.loads((model / "config.json").read_text())
     limit = entries.get("max_position_embeddings", math.inf)
     if config.max_prompt_tokens + config.max_tokens > limit:
         raise ValueError(
             f"--max-prompt-tokens {config.max_prompt_tokens} + --max-tokens"
             f" {config.max_tokens} must be at most {limit}, the max_position_embeddings"
-            f" of {config.model}; lower one of them."
+            f" of {model}; lower one of them."
         )
 
 
@@ -467,12 +467,14 @@ def phases(config: Config, task: Task, judge: Judge, run_dir) -> list[train.Phas
     ]
 
 
-def main(config: Config, launch: cli.Launch) -> dict[str, evaluate.Estimate]:
+def main(
+    config: Config, run_dir: pathlib.Path, resume: bool
+) -> dict[str, evaluate.Estimate]:
     """Trains a small language model by RL with FADE, end to end, in one compiled
     program: 3-digit addition with working after a careless warm start, or your own
     Hugging Face model on your own problems."""
     task = build(config)
-    run_dir = folder.open_run(launch.run_dir, config, resume=launch.resume)
+    run_dir = folder.open_run(run_dir, config, resume=resume)
     judge = Judge(config, task)
     parts = phases(config, task, judge, run_dir)
     first = (warm_learner if len(parts) > 1 else rl_learner)(config, task.policy)

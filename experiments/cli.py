@@ -27,8 +27,8 @@ class Launch:
     quick."""
 
 
-def start(name: str, main: Callable[[Any, Launch], Any], default: Any, quick: Any):
-    """Parses the command line and calls `main(config, launch)`.
+def start(name: str, main: Callable[..., Any], default: Any, quick: Any):
+    """Parses the command line and calls `main(config, run_dir, resume)`.
 
     Args:
       name: the experiment's, for the default run folder.
@@ -49,12 +49,11 @@ def start(name: str, main: Callable[[Any, Launch], Any], default: Any, quick: An
         description=main.__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    if launch.run_dir is None:
-        launch = dataclasses.replace(launch, run_dir=_default_folder(name, launch))
+    run_dir = launch.run_dir or _default_folder(name, launch)
     if launch.compilation_cache:
         use_compilation_cache()
     try:
-        return main(config, launch)
+        return main(config, run_dir, launch.resume)
     except (ValueError, OSError, FloatingPointError) as error:
         if "RLJAX_TRACEBACK" in os.environ:
             raise

@@ -105,9 +105,9 @@ class Config:
 
 SETTINGS = {
     "demo": Config(),
-    # A quarter of the digits slip: after the warm start pass@1 is about 0.05, pass@8 0.3
-    # and the entropy 1.0 nat (seed 0). FADE's alpha then climbs from 1.5 to 3 by step
-    # 40; its delta leaves 1 when the entropy has halved and its average followed.
+    # A quarter of the digits slip: after the warm start pass@1 is about 0.05, pass@8
+    # 0.3 and the entropy 1.0 nat (seed 0). FADE's alpha then climbs from 1.5 to 3 by
+    # step 40; delta leaves 1 when the running average of the entropy has halved.
     "hard": Config(setting="hard", slip=0.25, num_steps=320),
 }
 
@@ -397,23 +397,26 @@ def check(config: Config) -> list[str]:
             )
     if "gft" in names(config.warm, OBJECTIVES, "--warm") and config.num_samples < 3:
         raise ValueError(
-            "gft fills groups of 2 stored answers with its own samples, so --num-samples"
-            f" must be at least 3, got {config.num_samples}."
+            "gft fills groups of 2 stored answers with its own samples, so"
+            f" --num-samples must be at least 3, got {config.num_samples}."
         )
     return found
 
 
-def main(config: Config, launch: cli.Launch) -> dict[str, compare_report.Outcome]:
-    """Compares algorithms on column addition: all seeds of each in one program, learning
-    rates tuned on validation problems, bootstrap intervals on test problems."""
+def main(
+    config: Config, run_dir: pathlib.Path, resume: bool
+) -> dict[str, compare_report.Outcome]:
+    """Compares algorithms on column addition: all seeds of each in one program,
+    learning rates tuned on validation problems, bootstrap intervals on test problems.
+    """
     found = check(config)
-    run_dir = folder.open_run(launch.run_dir, config, resume=launch.resume)
+    run_dir = folder.open_run(run_dir, config, resume=resume)
     world = build(config, run_dir)
     params = warm_start(world)
     starts = {"": params}
     if config.warm:
         ends = warm_stage(world, params)
-        starts = {f"{name}, then ": end for name, end in ends.items()}
+        starts = {f"{name}+": end for name, end in ends.items()}
     outcomes = {
         f"{start}{name}": compete(
             world,

@@ -73,7 +73,9 @@ def interval(values: np.ndarray) -> Interval:
     """Of the mean of f[S, N], both axes resampled; N may be 1."""
     seeds, problems = (_resamples(n, i) for i, n in enumerate(values.shape))
     means = np.sum((seeds @ values) * problems, 1)
-    return Interval(float(np.mean(values)), *map(float, np.percentile(means, (2.5, 97.5))))
+    return Interval(
+        float(np.mean(values)), *map(float, np.percentile(means, (2.5, 97.5)))
+    )
 
 
 def band(values: np.ndarray) -> np.ndarray:
@@ -129,7 +131,8 @@ def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
         f"Test problems: {shape[2]}, {shape[3]} samples each; {shape[1]} seeds."
         " Percent, in brackets 95 % bootstrap intervals over seeds and problems.",
         _markdown(
-            ["", "lr", "start", "pass@1", "pass@8", "greedy", f"pass@1 - {first}"]
+            ["", "lr", "start: pass@1, pass@8", "pass@1", "pass@8", "greedy"]
+            + [f"pass@1 - {first}", f"pass@8 - {first}"]
             + [f"steps to {100 * level:g} %" for level in levels]
             + ["peak pass@1"],
             [_result_row(n, o, outcomes[first], levels) for n, o in outcomes.items()],
@@ -142,7 +145,7 @@ def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
                 for name, o in outcomes.items()
             ],
         ),
-        "Learning rates: validation pass@1 (%) at the end, by which the rate was chosen.",
+        "Learning rates and validation pass@1 (%) at the end, by which one was chosen.",
         _markdown(
             ["", "rates"],
             [
@@ -166,17 +169,20 @@ _DYNAMICS = (
 
 
 def _result_row(name, outcome, first, levels) -> list[str]:
-    ones, last = outcome.pass_at_1(), -1
-    change = ones[last] - first.pass_at_1()[last]
+    scores = outcome.pass_at_1(), outcome.pass_at_8()
+    baselines = first.pass_at_1(), first.pass_at_8()
+    changes = [
+        interval(score[-1] - baseline[-1]).percent("+")
+        for score, baseline in zip(scores, baselines, strict=True)
+    ]
     peak, step = _peak(outcome)
     return [
         name,
         f"{outcome.rate:g}",
-        f"{100 * ones[0].mean():.1f}",
-        interval(ones[last]).percent(),
-        interval(outcome.pass_at_8()[last]).percent(),
-        f"{100 * outcome.greedy[last].mean():.1f}",
-        "" if outcome is first else interval(change).percent("+"),
+        ", ".join(f"{100 * score[0].mean():.1f}" for score in scores),
+        *(interval(score[-1]).percent() for score in scores),
+        f"{100 * outcome.greedy[-1].mean():.1f}",
+        *(["", ""] if outcome is first else changes),
         *(_steps_cell(_reached(outcome, level)) for level in levels),
         f"{100 * peak:.1f} at {step}",
     ]
@@ -275,7 +281,9 @@ def _draw_metric(ax, name, values, most=60):
         ax.plot([], [])  # keeps each algorithm's colour the same in all panels
         return
     size = -(-values.shape[1] // most)
-    blocks = np.array_split(np.arange(values.shape[1]), range(size, values.shape[1], size))
+    blocks = np.array_split(
+        np.arange(values.shape[1]), range(size, values.shape[1], size)
+    )
     means = np.stack([values[:, block].mean(1) for block in blocks], 1)
     _draw(ax, name, [block.mean() + 1 for block in blocks], band(means))
 

@@ -28,7 +28,8 @@ class Course(NamedTuple):
     """What a population went through.
 
     steps: training steps at each of the E evaluations, from 0 on.
-    asked: at each, correct bool[R, S, N, 8] of samples and bool[R, S, N] of greedy ones.
+    asked: at each, whether samples bool[R, S, N, 8] and greedy ones bool[R, S, N] are
+      correct.
     metrics: per training step, by name, f32[R, S, number of steps].
     params: at the end, [R, S, ...].
     """

@@ -1,8 +1,10 @@
 """Range checks of hyper-parameters, for factories.
 
-Numbers may be traced (a population is a `vmap` over them): only concrete ones are checked.
+Numbers may be traced (a population is a `vmap` over them): only concrete ones are
+checked.
 """
 
+import itertools
 import math
 
 import jax
@@ -33,6 +35,6 @@ def ordered(**values):
     """Raises ValueError unless the concrete ones of these numbers do not decrease."""
     known = {k: v for k, v in values.items() if not isinstance(v, jax.core.Tracer)}
     numbers = list(known.values())
-    if any(a > b for a, b in zip(numbers, numbers[1:], strict=False)):
+    if any(a > b for a, b in itertools.pairwise(numbers)):
         got = ", ".join(f"{k}={v}" for k, v in known.items())
         raise ValueError(f"need {' <= '.join(known)}, got {got}.")

@@ -351,7 +351,7 @@ def _encode_with_begin(tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _encode_demonstrations(tokenizer, problems: Sequence[Problem]) -> list[list[int]]:
-    worked = [p.demonstration for p in problems]
+    worked = [p.demonstration or "" for p in problems]
     how = "read them with read_jsonl(..., demonstration=field)"
     _require_all(problems, worked, "demonstration", how)
     return [[*ids, tokenizer.eos_token_id] for ids in _encode(tokenizer, worked)]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -145,7 +145,7 @@ def render(board: Board) -> Panel:
     for i in range(half):
         second = numbers[half + i] if half + i < len(numbers) else ("", "")
         grid.add_row(*numbers[i], *second)
-    parts = [head, grid]
+    parts: list[RenderableType] = [head, grid]
     if board.events:
         counts = ", ".join(f"{name} x{count}" for name, count in board.events.items())
         parts.append(Text(counts, style="yellow"))

@@ -53,7 +53,7 @@ class Table(NamedTuple):
             )
             for line in lines
         ]
-        return "\n".join(filter(None, [self.title, *text, self.note]))
+        return "\n".join(part for part in (self.title, *text, self.note) if part)
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> Estimate:

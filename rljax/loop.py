@@ -1,8 +1,9 @@
-"""The two glues of a training step: fused into one XLA program, or split at the verifier.
+"""The two glues of a training step: fused into one program, or split at the verifier.
 
-A step is act, verify, learn. `act` makes the rollout without its verdict: it samples, or
-reads demonstrations, and measures the reference. Fused and split give the same numbers.
-An experiment whose dataflow differs copies this file's few lines and edits them.
+A step is act, verify, learn. `act` makes the rollout without its verdict: it samples,
+or reads demonstrations, and measures the reference. Fused and split give the same
+numbers. An experiment whose dataflow differs copies this file's few lines and edits
+them.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def actor(
 
 
 def demonstrator() -> Act:
-    """Reads `prompts.data["completion"]` and `["completion_mask"]` [P, T] as samples."""
+    """Reads `prompts.data`'s "completion" and "completion_mask" [P, T] as samples."""
 
     def act(state, prompts):
         del state
@@ -123,7 +124,7 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
-    """What every run reports of its rollouts; lengths in tokens, shares as fractions."""
+    """What every run reports of its rollouts; lengths in tokens, shares in [0, 1]."""
     samples = rollout.samples
     metrics = {
         "samples/tokens": jnp.sum(samples.mask, dtype=jnp.float32),

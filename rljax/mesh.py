@@ -19,7 +19,7 @@ def make(devices=None) -> Mesh:
 
 
 def constrain(tree):
-    """Keeps the first axis of every array spread over the mesh in use, if there is one."""
+    """Keeps the first axis of every array spread over the mesh in use, if any."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree

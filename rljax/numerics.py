@@ -25,7 +25,7 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis=None, keepdims=False):
 
 
 def masked_var(values: jax.Array, mask: jax.Array, axis=None, keepdims=False, ddof=0):
-    """Variance of `values` where `mask` holds; 0 when at most `ddof` values are left."""
+    """Variance of `values` where `mask` holds; 0 when at most `ddof` are left."""
     mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(values.shape, mask.shape))
     mean = masked_mean(values, mask, axis, keepdims=True)
     square = jnp.where(mask, (values - mean) ** 2, 0.0)

@@ -58,6 +58,7 @@ def sampler(
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def draw(logits, keys, t):  # f32[P, G, V], key[P, G]
+        drawn_from, kept = logits, jnp.ones(logits.shape[:-1])
         if temperature == 0:
             token = jnp.argmax(logits, -1)
         else:

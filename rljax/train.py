@@ -142,7 +142,7 @@ def train(
             done = 0
         host.checkpoints.wait()
         if host.asked.by is not None:
-            _stop(host, host.board.step)
+            _stop(host, host.asked.by, host.board.step)
     return state
 
 
@@ -153,10 +153,10 @@ def _run_phase(host: "_Host", index: int, state, done: int, checkpoint_every: in
     if done == 0:
         state = phase.begin(state)
         before = host.phases[index - 1].evaluate if index else None
-        if phase.evaluate is not None and before is None:
+        if before is None:
             _evaluate(host, phase, state, offset)
     if host.asked.by is not None:
-        _stop(host, offset + done)
+        _stop(host, host.asked.by, offset + done)
     pace = metrics.Pace(host.clock)
     flying = None
     while done < phase.num_steps:
@@ -176,11 +176,11 @@ def _run_phase(host: "_Host", index: int, state, done: int, checkpoint_every: in
             flying = None
             if evaluate:
                 _evaluate(host, phase, state, offset + done)
-            asked = host.asked.by is not None
-            if save or asked:
+            asked = host.asked.by
+            if save or asked is not None:
                 _save(host, index, done, state)
-            if asked:
-                _stop(host, offset + done)
+            if asked is not None:
+                _stop(host, asked, offset + done)
             pace.restart()
         host.checkpoints.poll()
     return state
@@ -330,6 +330,8 @@ def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
 
 
 def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
+    if phase.evaluate is None:
+        return
     host.board.doing = "evaluating"
     values = {name: float(value) for name, value in phase.evaluate(state).items()}
     host.board.doing, host.board.evaluation = "", values
@@ -369,15 +371,15 @@ def _position(phases: Sequence[Phase], found: checkpoint.Found):
     return index, done, info["seconds"]
 
 
-def _stop(host: _Host, step: int) -> NoReturn:
+def _stop(host: _Host, by: signal.Signals, step: int) -> NoReturn:
     host.checkpoints.wait()
     saved = host.checkpoints.latest
     where = "nothing was saved yet" if saved is None else f"saved in {saved}"
     host.report(
         "run/stopped",
-        f"by {host.asked.by.name} after step {step}; {where}; go on with --resume",
+        f"by {by.name} after step {step}; {where}; go on with --resume",
     )
-    raise Stopped(host.asked.by)
+    raise Stopped(by)
 
 
 def _next_prompts(phase: Phase, done: int) -> Prompts:

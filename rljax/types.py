@@ -50,7 +50,7 @@ class Missing:
 class _Replaceable:
     def replace(self, **changes) -> Self:
         """A copy with the given fields changed."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)  # type: ignore
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -84,14 +84,14 @@ def learner(
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
 
         def one(state, i):
-            batch = (rollout, credits)
+            rows = (rollout, credits)
             if num_minibatches > 1:
                 order = jax.random.permutation(
                     jax.random.fold_in(key, i // num_minibatches),
                     rollout.samples.tokens.shape[0],
                 ).reshape(-1, num_minibatches)[:, i % num_minibatches]
-                batch = mesh.constrain(jax.tree.map(lambda x: x[order], batch))
-            return optimiser_step(state, *batch, i)
+                rows = mesh.constrain(jax.tree.map(lambda x: x[order], rows))
+            return optimiser_step(state, rows[0], rows[1], i)
 
         def optimiser_step(state, rollout, credits, i):
             grads, coefficient, weighing, metrics = gradient(
@@ -276,10 +276,9 @@ def _mass_metrics(coefficient, credits, rollout):
         p = jnp.mean(rollout.verdict.correct, 1, dtype=jnp.float32)
     except NotMeasured:  # supervised: all mass is positive, and nothing is difficult
         return {}
-    pushed = sum(
-        ((c.weight > 0) & (c.advantage != 0)).astype(jnp.int32) for c in credits
-    )
-    pushed = pushed > 0
+    pushed = jnp.zeros(coefficient.shape, bool)
+    for c in credits:
+        pushed |= (c.weight > 0) & (c.advantage != 0)
     metrics = mass.of_coefficients(coefficient, p)
     metrics["clipped_share"] = numerics.masked_mean(1.0 * (coefficient == 0), pushed)
     return {f"mass/{k}": v for k, v in metrics.items()}

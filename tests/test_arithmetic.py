@@ -15,7 +15,7 @@ SHARED = ROOT.parent / "shared"
 STORIES = SHARED / "models" / "stories260k"
 GSM8K = SHARED / "data" / "gsm8k_test.jsonl"
 
-TINY = (
+TINY = (  # noqa: SIM905
     "--quick --warm-steps 24 --num-steps 16 --steps-per-dispatch 4 --checkpoint-every 4"
     " --num-layers 1 --d-model 16 --num-heads 2 --d-ff 32 --num-validation 16"
     " --num-test 16 --evaluate-every 8"

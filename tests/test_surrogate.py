@@ -117,4 +117,5 @@ def test_clipped_ratio_agrees_with_rlax(sign, want):
 def test_reinforce_agrees_with_rlax(actions, weights, sign, want):
     logp = log_pi(LOGITS, actions)
     value, _ = loss_and_coefficient(loss.reinforce(), logp, logp, sign * ADVANTAGE)
-    assert float(jnp.mean(value * jnp.array(weights, jnp.float32))) == pytest.approx(want, abs=1e-6)
+    mean = jnp.mean(value * jnp.array(weights, jnp.float32))
+    assert float(mean) == pytest.approx(want, abs=1e-6)

@@ -68,8 +68,8 @@ def fade_controller(
     """FADE's schedule: averages first, then alpha and delta from them.
 
     Args:
-      ema_rate: weight of the new value, x <- (1 - rate) x + rate new (RECONSTRUCTED; the
-        note's literal reading is 0.98, which would smooth nothing).
+      ema_rate: weight of the new value, x <- (1 - rate) x + rate new (RECONSTRUCTED;
+        the note's literal reading is 0.98, which would smooth nothing).
       p_init: solve rate before the first batch, a fraction.
       h_init: initial entropy, nats; None takes the first measurement.
       entropy_target: H*, nats; None takes `entropy_target_frac` of the initial entropy.

@@ -2,8 +2,8 @@
 
 Symbols beyond rljax.types: `H` key/value heads, `R` query heads per key/value head,
 `D` head width, `U` own keys. Everything is head-major, [P, H, G, ...]: then both score
-products are plain batched matrix products and no cache is ever transposed, and a prompt's
-keys exist once, read by all its G samples in a single product.
+products are plain batched matrix products and no cache is ever transposed, and a
+prompt's keys exist once, read by all its G samples in a single product.
 """
 
 from typing import NamedTuple
@@ -38,23 +38,28 @@ def attend(
     P, H, G, R, T, D = q.shape
     scaled = q * jnp.asarray(D**-0.5, q.dtype)
     mask = jnp.broadcast_to(own_mask, (R, *own_mask.shape)).reshape(R * T, -1)
-    scores = [_scores(scaled.reshape(P, H, G, R * T, D), own.key, mask)]
-    if prompt is not None:
-        shared = _scores(
-            scaled.reshape(P, H, G * R * T, D), prompt.key, prompt_mask[:, None, None]
-        )
-        scores.append(shared.reshape(P, H, G, R * T, -1))
+    scores = _scores(scaled.reshape(P, H, G, R * T, D), own.key, mask)
+    top = jnp.max(scores, -1, keepdims=True)
+    if prompt is None or prompt_mask is None:
+        exp, total = _exp(scores, jax.lax.stop_gradient(top))
+        out = exp.astype(q.dtype) @ own.value
+        return (out / total.astype(q.dtype)).reshape(q.shape)
     # One softmax over both sets without joining them: same maximum, sums added.
-    top = [jnp.max(s, -1, keepdims=True) for s in scores]
-    top = jax.lax.stop_gradient(top[0] if prompt is None else jnp.maximum(*top))
-    exp = [jnp.exp(s - top) for s in scores]
-    total = sum(jnp.sum(e, -1, keepdims=True) for e in exp)
-    exp = [e.astype(q.dtype) for e in exp]
-    out = exp[0] @ own.value
-    if prompt is not None:
-        shared = exp[1].reshape(P, H, G * R * T, -1) @ prompt.value
-        out += shared.reshape(out.shape)
-    return (out / total.astype(q.dtype)).reshape(q.shape)
+    scaled = scaled.reshape(P, H, G * R * T, D)
+    shared = _scores(scaled, prompt.key, prompt_mask[:, None, None])
+    shared = shared.reshape(P, H, G, R * T, -1)
+    top = jnp.maximum(top, jnp.max(shared, -1, keepdims=True))
+    exp, total = _exp(scores, jax.lax.stop_gradient(top))
+    shared, more = _exp(shared, jax.lax.stop_gradient(top))
+    out = exp.astype(q.dtype) @ own.value
+    shared = shared.astype(q.dtype).reshape(P, H, G * R * T, -1) @ prompt.value
+    out += shared.reshape(out.shape)
+    return (out / (total + more).astype(q.dtype)).reshape(q.shape)
+
+
+def _exp(scores, top):
+    exp = jnp.exp(scores - top)
+    return exp, jnp.sum(exp, -1, keepdims=True)
 
 
 def _scores(q, k, mask):
@@ -71,7 +76,7 @@ def _scores(q, k, mask):
 def rotary_table(num_positions: int, head_dim: int, theta: float) -> jax.Array:
     """f32[positions, 2, D]: cosines and signed sines, half-split as in Llama.
 
-    The barrier keeps XLA from computing sines again inside every fusion that reads them.
+    The barrier keeps XLA from computing sines again in every fusion that reads them.
     """
     half = head_dim // 2
     angle = np.arange(num_positions)[:, None] * theta ** (-np.arange(half) / half)

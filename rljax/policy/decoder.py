@@ -1,9 +1,9 @@
 """A Llama-type decoder in flax and the policy it makes.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU; with q/k/v biases it is
-Qwen2. Laid out for speed: activations are flat [rows, width], so every projection is one
-two-dimensional matrix product; a prompt is computed once per group, in the sampler and
-in the training pass.
+Qwen2. Laid out for speed: activations are flat [rows, width], so every projection is
+one two-dimensional matrix product; a prompt is computed once per group, in the sampler
+and in the training pass.
 """
 
 import dataclasses
