@@ -94,10 +94,9 @@ def learner(
             return optimiser_step(state, rows[0], rows[1], i)
 
         def optimiser_step(state, rollout, credits, i):
-            grads, coefficient, weighing, metrics = gradient(
+            grads, _, weighing, metrics = gradient(
                 measure, algorithm, num_microbatches, state, rollout, credits, i == 0
             )
-            metrics |= _mass_metrics(coefficient, credits, rollout)
             metrics["update/gradient_norm"] = optax.tree.norm(grads)
             accept, stop, gate_state, gate_metrics = gate.update(
                 grads, metrics, i // num_minibatches, state.gate
@@ -164,6 +163,7 @@ def gradient(measure, algorithm, num_micro, state, batch, credits, first):
         loss, pull = coefficients(now, batch, credits)
         (grads,) = pull_back(pull)
         metrics |= {"update/loss": loss} | _now_metrics(now, batch, first)
+        metrics |= _mass_metrics(-pull.logp, credits, batch)
         return grads, -pull.logp, new, metrics
 
     if reads_current(algorithm, credits, batch, state.algorithm):
@@ -183,6 +183,7 @@ def gradient(measure, algorithm, num_micro, state, batch, credits, first):
     loss, coefficient, now = out
     coefficient, now = _merge((coefficient, now))
     metrics |= {"update/loss": jnp.sum(loss)} | _now_metrics(now, batch, first)
+    metrics |= _mass_metrics(coefficient, credits, batch)
     return grads, coefficient, new, metrics
 
 

@@ -17,7 +17,7 @@ PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
 
 def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES):
     """TokenStats, and the gradient of a sum that weighs each number differently."""
-    push = np.random.default_rng(1).normal(size=(2, *SAMPLES.tokens.shape))
+    push = np.random.default_rng(1).normal(0, 0.1, (2, *SAMPLES.tokens.shape))
     push = jnp.asarray(push.reshape(2, *samples.tokens.shape), jnp.float32)
 
     def total(params):

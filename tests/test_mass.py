@@ -1,11 +1,15 @@
 """Gradient masses: hand-computed, published, and of realised coefficients."""
 
 import chex
+import fakes
 import jax.numpy as jnp
+import laws
 import numpy as np
 import pytest
+import scipy.stats
 
-from rljax.advantage import mass
+from rljax import advantage as adv
+from rljax.advantage import chain, mass
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -91,3 +95,32 @@ def test_a_token_mean_moves_mass_to_long_rows():
     coefficient = jnp.array([[[0.5, 0, 0], [-0.5, -0.5, -0.5]]]) / 4
     got = mass.of_coefficients(coefficient, jnp.array([0.5]))
     close(got, {"positive": 0.125, "negative": 0.375, "log_ratio": np.log(1 / 3)})
+
+
+# Expected masses under c ~ Bin(8, 1/4) (../shared/papers/01-fade.md, sections 1 and 3):
+# m_S, and the slope f'(p) = m_S / p + m_F / q of the objective really optimised.
+
+CENTRED = adv.center_by_group()
+EXPECTED = {
+    "dr_grpo": (CENTRED, 0.1640625, 7 / 8),
+    "rloo": (adv.leave_one_out(), 0.1875, 1.0),
+    "grpo": (chain(CENTRED, adv.scale_by_group_std()), 0.37989667, 2.026116),
+    "power_2": (chain(CENTRED, adv.focal(1.0)), 0.11279297, 0.11279297 * 16 / 3),
+    "asym_grpo": (
+        chain(CENTRED, adv.scale_negative(2.0)),
+        0.1640625,
+        7 / 8 * (0.75 + 0.25 * 2),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("transform", "want", "slope"), EXPECTED.values(), ids=EXPECTED
+)
+def test_expected_masses(transform, want, slope):
+    credit, _ = laws.apply(transform, fakes.solved(8, *range(9)))
+    m_S, m_F = mass.masses(credit.advantage[..., 0], credit.member[..., 0])
+    chance = jnp.asarray(scipy.stats.binom.pmf(range(9), 8, 0.25), jnp.float32)
+    m_S, m_F = float(jnp.sum(chance * m_S)), float(jnp.sum(chance * m_F))
+    assert m_S == pytest.approx(want, rel=1e-5)
+    assert m_S / 0.25 + m_F / 0.75 == pytest.approx(slope, rel=1e-5)

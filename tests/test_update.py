@@ -429,6 +429,15 @@ def test_the_clipped_share_counts_pushed_tokens_without_coefficient():
     assert float(learn(state, rows)[1]["mass/clipped_share"]) == 0.5
 
 
+def test_what_the_weighting_drops_is_not_clipped():
+    # On-policy nothing clips; the six tokens of ten that are dropped are not pushed.
+    now = fakes.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
+    for num_micro in (1, 2):
+        state, learn = learner(quantile(), num_microbatches=num_micro)
+        _, metrics = learn(state, ROLLOUT.replace(old=now))
+        assert metrics["mass/clipped_share"] == 0
+
+
 def test_prompts_must_divide_into_the_pieces():
     state, learn = learner(fade(), num_minibatches=3)
     with pytest.raises(ValueError, match=r"multiple of .* = 3, got 8 prompts"):
