@@ -1,10 +1,9 @@
 # Needs make and Python 3.11 or newer; everything else is installed into .venv.
 #
 #   make train [ARGS="--num-steps 400"]   the main experiment
-#   make test [ARGS="tests/test_fade.py"] the tests
+#   make test [ARGS="tests/test_fade.py"] the tests; they run every notebook, too
 #   make lint                             ruff and pyrefly
 #   make quick                            every experiment at tiny size
-#   make notebooks                        runs every notebook
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -20,7 +19,7 @@ ifeq ($(JAX_PLATFORMS)$(wildcard /dev/accel* /dev/vfio/[0-9]* /dev/nvidia[0-9]* 
 export JAX_PLATFORMS := cpu
 endif
 
-.PHONY: train test lint quick notebooks install install-dev clean
+.PHONY: train test lint quick install install-dev clean
 
 train: install
 	@$(RUN) -m experiments.arithmetic $(ARGS)
@@ -37,12 +36,6 @@ quick: install
 	@for file in $$(grep -l '__name__ == "__main__"' experiments/*.py); do \
 	  echo "== $$file --quick"; \
 	  $(RUN) -m experiments.$$(basename $$file .py) --quick || exit 1; \
-	done
-
-notebooks: install-dev
-	@for file in $$(find notebooks -name '*.ipynb' | sort); do \
-	  echo "== $$file"; \
-	  $(RUN) -m jupyter execute $$file || exit 1; \
 	done
 
 install: $(VENV)/installed

@@ -101,11 +101,9 @@ class Display:
 def values(board: Board) -> list[tuple[str, str]]:
     """Label and text of each number that is known."""
     found = []
-    for name, value in board.evaluation.items():
+    for name, text in estimates(board.evaluation).items():
         last = name.rsplit("/", 1)[-1]
-        if last.startswith("pass@") and not last.endswith("_error"):
-            error = board.evaluation.get(f"{name}_error", math.nan)
-            text = f"{value:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+        if last.startswith("pass@"):
             found.append((last, text))
     for label, patterns in _SHOWN:
         for name, value in board.metrics.items():
@@ -114,6 +112,17 @@ def values(board: Board) -> list[tuple[str, str]]:
     if board.tokens_per_second is not None:
         found.append(("tokens/s", f"{board.tokens_per_second:,.0f}"))
     return found
+
+
+def estimates(evaluation: Mapping[str, float]) -> dict[str, str]:
+    """Text of an evaluation's values by name; `NAME_error` stands behind NAME's."""
+
+    def text(name, value):
+        error = evaluation.get(f"{name}_error", math.nan)
+        return f"{value:.4g}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
+
+    errors = {f"{name}_error" for name in evaluation}
+    return {n: text(n, value) for n, value in evaluation.items() if n not in errors}
 
 
 def line(board: Board) -> str:

@@ -337,7 +337,7 @@ def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
     host.board.doing, host.board.evaluation = "", values
     place = {"phase": phase.name, "step": step, "seconds": round(host.clock(), 3)}
     host.write([{"kind": "evaluation", **place, **values}])
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    shown = ", ".join(f"{k} {text}" for k, text in display.estimates(values).items())
     host.screen.say(f"[{phase.name}] evaluation after step {step}: {shown}")
 
 

@@ -40,6 +40,18 @@ def test_the_line_has_the_numbers_in_order():
     )
 
 
+def test_an_error_stands_behind_its_estimate():
+    # The error of one problem is unknown; one of something unnamed stands for itself.
+    values = {"pass@1": 0.42578, "pass@1_error": 0.0121, "pass@8": 0.5}
+    values |= {"pass@8_error": float("nan"), "word_error": 0.0312, "seconds": 12.3456}
+    assert display.estimates(values) == {
+        "pass@1": "0.426 ± 0.012",
+        "pass@8": "0.5",
+        "word_error": "0.0312",
+        "seconds": "12.35",
+    }
+
+
 def test_a_board_without_numbers_is_a_line_too():
     assert display.line(display.Board("run", last=3)) == "[] step 0/3  0:00"
 

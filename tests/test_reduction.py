@@ -25,6 +25,9 @@ def reduced(reduction, loss, mask):
 
 LENGTHS_2_AND_4 = [[1, 1, 0, 0], [1, 1, 1, 1]]
 PPO_LOSS = [[-1.0] * 4, [1.0] * 4]
+SKYRL = [[1.0, 2, 3], [4, 5, 6]]
+LEGACY = [[2.0, 4], [6, 8], [10, 12], [14, 16]]
+LEGACY_MASK = [[1, 1], [1, 0], [1, 1], [1, 1]]
 TUNIX = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[1, 1, 0], [1, 1, 1]]
 
 
@@ -39,6 +42,9 @@ TUNIX = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[1, 1, 0], [1, 1, 1]]
         (adv.token_mean(), *TUNIX, 0.36),
         (adv.sequence_mean(), *TUNIX, 0.325),
         (adv.constant_length(3), *TUNIX, 0.3),
+        # Its seq-mean-token-sum, and sum-norm with divisors 2 (the rows) and 4.
+        (adv.constant_length(1), *TUNIX, 0.9),
+        (adv.constant_length(2), *TUNIX, 0.45),
         # tunix tests/rl/algo_core_test.py: -1.5 on three tokens, -3 on one.
         (
             adv.sequence_mean(),
@@ -46,6 +52,15 @@ TUNIX = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[1, 1, 0], [1, 1, 1]]
             [[1, 1, 1], [1, 0, 0]],
             -2.25,
         ),
+        # SkyRL tests/backends/skyrl_train/utils/test_ppo_utils.py.
+        (adv.token_mean(), SKYRL, [[1, 1, 0], [1, 1, 1]], 3.6),
+        (adv.sequence_mean(), [[1.0, 2], [3, 4]], [[1, 1], [1, 0]], 2.25),
+        (adv.constant_length(10), [[2.0, 3], [9, 12]], [[1, 1], [1, 0]], 0.7),
+        # Its token_mean_legacy is 8.5, the mean of two microbatches' means 4 and 13;
+        # here microbatches are no part of a reduction: 64 / 7.
+        (adv.token_mean(), LEGACY[:2], LEGACY_MASK[:2], 4.0),
+        (adv.token_mean(), LEGACY[2:], LEGACY_MASK[2:], 13.0),
+        (adv.token_mean(), LEGACY, LEGACY_MASK, 9.142857),
         # A row without tokens: no part of a sequence mean, a row of a constant length.
         (adv.sequence_mean(), [[2.0, 2], [9, 9]], [[1, 1], [0, 0]], 2.0),
         (adv.constant_length(2), [[2.0, 2], [9, 9]], [[1, 1], [0, 0]], 1.0),
