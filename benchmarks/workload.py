@@ -50,10 +50,13 @@ class Workload:
 
 WORKLOADS = {
     "W1": Workload(),
+    "tiny": Workload(1, 32, 2, 64, num_prompts=8, num_samples=4, new_tokens=8),
     "small": Workload(num_layers=1, d_model=64, d_ff=128),
     "large": Workload(num_layers=8, d_model=256, num_heads=8, d_ff=512),
     "long": Workload(new_tokens=64),
     "longer": Workload(new_tokens=256),
+    "shallow": Workload(num_layers=4, d_model=64, d_ff=128),
+    "deep": Workload(num_layers=32, d_model=64, d_ff=128),
 }
 
 

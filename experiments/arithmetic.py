@@ -30,6 +30,7 @@ from rljax import (
     folder,
     loop,
     loss,
+    plan,
     report,
     train,
     update,
@@ -322,8 +323,11 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
     )
 
 
-def rl_run(config: Config, task: Task) -> loop.Run:
-    """The compiled program of RL: sampler, verifier and update."""
+def program(config: Config | None = None, task: Task | None = None) -> plan.Program:
+    """RL: sampler, verifier and update, and what they start from."""
+    config = Config() if config is None else config
+    task = build(config) if task is None else task
+    learner = rl_learner(config, task.policy)
     sample = sampler(
         task.policy,
         num_samples=config.num_samples,
@@ -331,22 +335,28 @@ def rl_run(config: Config, task: Task) -> loop.Run:
         stop_tokens=(task.tokenizer.eos_token_id,),
         temperature=config.temperature,
     )
-    act = loop.actor(task.policy, sample)
-    return loop.fused(act, rl_learner(config, task.policy), task.verify)
-
-
-def plan(config: Config | None = None):
-    """The RL program and the shapes of its arguments, for `tpu.compile`."""
-    config = Config() if config is None else config
-    task = build(config)
-    learner = rl_learner(config, task.policy)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda k: learner.init(task.init(task.loaded, k), k), key)
     shape = (config.steps_per_dispatch, config.num_prompts)
-    prompts = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), task.train
+    return plan.Program(
+        act=loop.actor(task.policy, sample),
+        learner=learner,
+        verify=task.verify,
+        state=jax.eval_shape(
+            lambda key: learner.init(task.init(task.loaded, key), key), key
+        ),
+        prompts=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), task.train
+        ),
+        sizes=plan.Sizes(
+            decoder=task.decoder,
+            num_prompts=config.num_prompts,
+            num_samples=config.num_samples,
+            prompt_tokens=task.train.tokens.shape[1],
+            max_tokens=config.max_tokens,
+            num_minibatches=config.num_minibatches,
+            num_microbatches=config.num_microbatches,
+        ),
     )
-    return rl_run(config, task), state, prompts
 
 
 class Judge:
@@ -431,7 +441,7 @@ def phases(config: Config, task: Task, judge: Judge, run_dir) -> list[train.Phas
     )
     rl = train.Phase(
         name="rl",
-        run=rl_run(config, task),
+        run=program(config, task).fused(),
         stream=data.stream(
             task.train,
             num_prompts=config.num_prompts,
@@ -534,4 +544,4 @@ def _load_stage(run_dir: pathlib.Path) -> evaluate.Stage:
 
 
 if __name__ == "__main__":
-    cli.start("arithmetic", main, Config(), QUICK)
+    cli.start("arithmetic", main, Config(), QUICK, program)

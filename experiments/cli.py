@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import tyro
 
+from experiments import planning
+from rljax import plan
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -22,18 +25,28 @@ class Launch:
     """Go on from the newest checkpoint of the run folder."""
     quick: bool = False
     """Tiny sizes: the whole path in under a minute, for trying and for CI."""
+    plan: bool = False
+    """Print what a training step takes, arithmetic, memory and time, and run nothing;
+    what cannot fit is refused with advice."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
     quick."""
 
 
-def start(name: str, main: Callable[..., Any], default: Any, quick: Any):
+def start(
+    name: str,
+    main: Callable[..., Any],
+    default: Any,
+    quick: Any,
+    program: Callable[[Any], plan.Program] | None = None,
+):
     """Parses the command line and calls `main(config, run_dir, resume)`.
 
     Args:
       name: the experiment's, for the default run folder.
       default: its config, a flat frozen dataclass of numbers.
       quick: the config that --quick starts from; further flags change it.
+      program: config -> what it is going to run, for --plan.
     """
     config = quick if "--quick" in sys.argv else default
 
@@ -49,10 +62,12 @@ def start(name: str, main: Callable[..., Any], default: Any, quick: Any):
         description=main.__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    run_dir = launch.run_dir or _default_folder(name, launch)
     if launch.compilation_cache:
         use_compilation_cache()
     try:
+        if launch.plan:
+            return planning.show_plan(program, config)
+        run_dir = launch.run_dir or _default_folder(name, launch)
         return main(config, run_dir, launch.resume)
     except (ValueError, OSError, FloatingPointError) as error:
         if "RLJAX_TRACEBACK" in os.environ:

@@ -131,6 +131,11 @@ def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
         "samples/length_mean": jnp.mean(samples.length, dtype=jnp.float32),
         "samples/finished_share": jnp.mean(samples.finished, dtype=jnp.float32),
     }
+    if isinstance(samples.decoded, jax.Array):
+        # Each sample's first token comes with its prompt.
+        used = jnp.sum(jnp.maximum(samples.length - 1, 0), dtype=jnp.float32)
+        spent = jnp.sum(samples.decoded)
+        metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
     if isinstance(rollout.verdict, Verdict):
         verdict = rollout.verdict
         solved = jnp.mean(verdict.correct, 1, dtype=jnp.float32)

@@ -5,6 +5,7 @@ a mesh these hints do nothing.
 """
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
@@ -18,14 +19,25 @@ def make(devices=None) -> Mesh:
     )
 
 
-def constrain(tree):
-    """Keeps the first axis of every array spread over the mesh in use, if any."""
+def size() -> int:
+    """Devices of the mesh in use; 1 if there is none."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    return 1 if mesh.empty else mesh.size
+
+
+def constrain(tree):
+    """Keeps the first axis of every array spread over the mesh in use, if any.
+
+    Scalars have none and stay as they are.
+    """
+    if size() == 1:
         return tree
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(DATA)), tree
-    )
+
+    def spread(x):
+        spec = PartitionSpec(DATA)
+        return jax.lax.with_sharding_constraint(x, spec) if jnp.ndim(x) else x
+
+    return jax.tree.map(spread, tree)
 
 
 def shard_prompts(tree, mesh: Mesh, axis: int = 0):

@@ -1,4 +1,4 @@
-"""The sampler: one `while_loop` on the device, no host, early exit.
+"""The sampler: decoding on the device, no host, early exit.
 
 A prompt is prefilled once and shared by its G samples. Randomness is keyed by
 (run key, step, prompt id, sample id, position): the same sample comes out whatever the
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import check, numerics
+from rljax import check, mesh, numerics, slots
 from rljax.policy.base import Policy
 from rljax.types import Missing, Prompts, Samples, Source, TokenStats
 
@@ -26,6 +26,7 @@ def sampler(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    num_slots: int | None = None,
 ) -> Sampler:
     """Makes `sample(params, prompts, key) -> (samples, old)`.
 
@@ -38,6 +39,9 @@ def sampler(
       top_k: draws among the k most likely tokens only (ties with the k-th are kept).
       top_p: after top-k, draws among the smallest set of the most likely tokens with at
         least this mass.
+      num_slots: samples decoded at a time over the whole mesh; when one ends, a waiting
+        one takes its place. For completions of very different lengths: a sixteenth of
+        a batch's samples, say. None decodes all at once, until the longest ends.
 
     Returns:
       A pure function of parameters, prompts and the step's key. `samples.behaviour` is
@@ -54,58 +58,73 @@ def sampler(
         check.number("top_k", top_k, low=1)
     if top_p is not None:
         check.number("top_p", top_p, above=0, high=1)
+    if num_slots is not None:
+        check.number("num_slots", num_slots, low=1)
     plain = temperature == 1 and top_k is None and top_p is None
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
-    def draw(logits, keys, t):  # f32[P, G, V], key[P, G]
+    def draw(logits, keys, t):  # f32[P, G, V], key[P, G], i32[P]
         drawn_from, kept = logits, jnp.ones(logits.shape[:-1])
         if temperature == 0:
             token = jnp.argmax(logits, -1)
         else:
             drawn_from, kept = truncate(logits / temperature, top_k, top_p)
-            noise = jax.vmap(jax.vmap(lambda k: _gumbel(k, t, logits.shape[-1])))(keys)
-            token = jnp.argmax(drawn_from + noise, -1)
+            noise = jax.vmap(jax.vmap(_gumbel, (0, None, None)), (0, 0, None))
+            token = jnp.argmax(drawn_from + noise(keys, t, logits.shape[-1]), -1)
         token = token.astype(jnp.int32)
-        out = {"old": numerics.logp_and_entropy(logits, token)}
+        row = {"token": token, "mask": jnp.ones(token.shape, bool)}
+        row["old"] = numerics.logp_and_entropy(logits, token)
         if temperature == 0:  # a point mass: log 1, no entropy, nothing truncated
             zero = jnp.zeros(token.shape, jnp.float32)
-            out |= {"behaviour": (zero, zero), "kept": zero + 1}
+            row |= {"behaviour": (zero, zero), "kept": zero + 1}
         elif not plain:
             stats = numerics.logp_and_entropy(drawn_from, token)
-            out |= {"behaviour": stats, "kept": kept}
-        return token, out
+            row |= {"behaviour": stats, "kept": kept}
+        return row
 
     def sample(params, prompts: Prompts, key):
-        P = prompts.tokens.shape[0]
-        keys = sample_keys(key, prompts.id, num_samples)
-        logits, cache = policy.prefill(params, prompts, num_samples, max_tokens)
-        logits = jnp.broadcast_to(logits[:, None], (P, num_samples, logits.shape[-1]))
+        P, G, T = prompts.tokens.shape[0], num_samples, max_tokens
+        D = mesh.size()
+        # Without refilling a prompt's samples stay together and read its keys once.
+        W, B = (G, P // D) if num_slots is None else (1, min(num_slots, P * G) // D)
+        _require_slots(P, D, B, num_slots)
 
-        def record(log, t, token, done, stats):
-            row = {"token": token, "mask": ~done, **stats}
-            row = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), row)
-            log = jax.tree.map(lambda buffer, x: buffer.at[t].set(x), log, row)
-            return log, done | jnp.isin(token, stops)
+        def lanes(x):  # [P, G, ...] -> [D, N, W, ...]
+            return mesh.constrain(x.reshape(D, -1, W, *x.shape[2:]))
 
-        # Buffers are [T, P, G]: one contiguous write per token.
-        token, stats = draw(logits, keys, 0)
-        done = jnp.zeros(token.shape, bool)
-        row = {"token": token, "mask": done, **stats}
-        log = jax.tree.map(lambda x: jnp.zeros((max_tokens, *x.shape), x.dtype), row)
-        log, done = record(log, 0, token, done, stats)
-
-        def advance(carry):
-            t, token, done, cache, log = carry
-            logits, cache = policy.decode(params, token, t - 1, cache)
-            token, stats = draw(logits, keys, t)
-            log, done = record(log, t, token, done, stats)
-            return t + 1, token, done, cache, log
-
-        carry = (jnp.int32(1), token, done, cache, log)
-        _, _, done, _, log = jax.lax.while_loop(
-            lambda c: (c[0] < max_tokens) & ~jnp.all(c[2]), advance, carry
+        keys = sample_keys(key, prompts.id, G)
+        logits, prompt = policy.prefill(params, prompts)
+        logits = jnp.broadcast_to(logits[:, None], (P, G, logits.shape[-1]))
+        first = jax.tree.map(lanes, draw(logits, keys, jnp.zeros(P, jnp.int32)))
+        log = jax.tree.map(
+            lambda x: jnp.zeros((*x.shape[:2], T, W), x.dtype).at[:, :, 0].set(x), first
         )
-        log = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), log)
+        done = jnp.isin(first["token"], stops) | (T == 1)
+        number = jnp.broadcast_to(jnp.arange(done.shape[1]), done.shape[:2])
+        queue = slots.Items(
+            number=number,
+            t=jnp.zeros_like(number),
+            token=first["token"],
+            done=done,
+            key=lanes(jax.random.key_data(keys)),
+        )
+
+        def choose(logits, items):
+            row = draw(logits, jax.random.wrap_key_data(items.key), items.t)
+            last = (items.t == T - 1)[:, None]
+            return row["token"], jnp.isin(row["token"], stops) | last, row
+
+        log, count = slots.decode(
+            policy,
+            params,
+            queue,
+            jax.tree.map(lambda x: x.reshape(D, -1, *x.shape[1:]), prompt),
+            log,
+            choose,
+            num_slots=B,
+            max_tokens=T,
+        )
+        log = jax.tree.map(lambda x: jnp.moveaxis(x, 3, 2).reshape(P, G, T), log)
         old = TokenStats(logp=log["old"][0], entropy=log["old"][1])
         behaviour = old.replace(extra={"kept_mass": log["mask"].astype(jnp.float32)})
         if not plain:
@@ -116,9 +135,10 @@ def sampler(
         samples = Samples(
             tokens=log["token"],
             mask=log["mask"],
-            source=jnp.full(done.shape, source, jnp.int32),
-            finished=done,
+            source=jnp.full((P, G), source, jnp.int32),
+            finished=jnp.any(jnp.isin(log["token"], stops) & log["mask"], -1),
             behaviour=behaviour,
+            decoded=jnp.full((P, G), D * B * W / (P * G)) * count,
         )
         return samples, old
 
@@ -136,6 +156,14 @@ def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.A
 
 def _gumbel(key, t, num):
     return jax.random.gumbel(jax.random.fold_in(key, t), (num,))
+
+
+def _require_slots(P, D, B, num_slots):
+    if P % D or B < 1 or (num_slots is not None and num_slots % D):
+        raise ValueError(
+            f"the number of prompts and num_slots must be multiples of the mesh's {D}"
+            f" devices, got {P} prompts and num_slots {num_slots}."
+        )
 
 
 def truncate(logits: jax.Array, top_k: int | None, top_p: float | None):

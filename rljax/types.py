@@ -113,6 +113,8 @@ class Samples(_Replaceable):
     finished: bool[P, G] ended by itself, not cut at T tokens.
     behaviour: statistics of the distribution the tokens were really drawn from: after
       temperature, top-k and top-p; `extra["kept_mass"]` is what truncation left.
+    decoded: f32[P, G] how often rows were decoded for the batch, shared out evenly: so
+      many tokens could have been sampled beside the first ones.
     """
 
     tokens: jax.Array
@@ -121,6 +123,9 @@ class Samples(_Replaceable):
     finished: jax.Array
     behaviour: TokenStats | Missing = _missing(
         "samples.behaviour", "only a sampler supplies it, demonstrations have none"
+    )
+    decoded: jax.Array | Missing = _missing(
+        "samples.decoded", "only a sampler supplies it"
     )
 
     @property

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rljax import mesh, numerics
+from rljax import mesh, microbatch, numerics
 from rljax.advantage import mass
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.gate import Gate, finite
@@ -48,6 +48,7 @@ def learner(
     num_passes: int = 1,
     num_minibatches: int = 1,
     num_microbatches: int = 1,
+    num_lengths: int = 1,
 ) -> Learner:
     """Makes the learning half of a training step.
 
@@ -60,6 +61,8 @@ def learner(
       num_passes: passes over each rollout batch.
       num_minibatches: optimiser steps per pass; prompts are shuffled among them.
       num_microbatches: pieces of a minibatch whose activations exist at once.
+      num_lengths: further pieces of each, by length, so that short completions are not
+        computed up to T; see `microbatch`. Compile time grows with it.
     """
     gate = finite() if gate is None else gate
     num_steps = num_passes * num_minibatches
@@ -76,7 +79,7 @@ def learner(
         )
 
     def learn(state, rollout):
-        _require_divisible(rollout, num_minibatches * num_microbatches)
+        _require_divisible(rollout, num_minibatches * num_microbatches, num_lengths)
         before = state.algorithm
         credits, after, credit_metrics = algorithm.credit(rollout, before)
         state = state.replace(algorithm=after)
@@ -95,7 +98,14 @@ def learner(
 
         def optimiser_step(state, rollout, credits, i):
             grads, _, weighing, metrics = gradient(
-                measure, algorithm, num_microbatches, state, rollout, credits, i == 0
+                measure,
+                algorithm,
+                num_microbatches,
+                state,
+                rollout,
+                credits,
+                i == 0,
+                num_lengths,
             )
             metrics["update/gradient_norm"] = optax.tree.norm(grads)
             accept, stop, gate_state, gate_metrics = gate.update(
@@ -131,7 +141,9 @@ def learner(
     return Learner(init, learn)
 
 
-def gradient(measure, algorithm, num_micro, state, batch, credits, first):
+def gradient(
+    measure, algorithm, num_micro, state, batch, credits, first, num_lengths=1
+):
     """The gradient of one optimiser step.
 
     With one microbatch a single forward serves weighing and pulling back. With several,
@@ -156,7 +168,8 @@ def gradient(measure, algorithm, num_micro, state, batch, credits, first):
 
         return loss, jax.tree.map(inside, pull)
 
-    if num_micro == 1:
+    pieces = {"num": num_micro, "num_lengths": num_lengths}
+    if num_micro == num_lengths == 1:
         now, pull_back = jax.vjp(lambda p: forward(p, batch), state.params)
         batch = batch.replace(current=jax.lax.stop_gradient(now))
         credits, new, metrics = algorithm.weigh(credits, batch, state.algorithm)
@@ -167,32 +180,31 @@ def gradient(measure, algorithm, num_micro, state, batch, credits, first):
         return grads, -pull.logp, new, metrics
 
     if reads_current(algorithm, credits, batch, state.algorithm):
-        current = _current(forward, state.params, batch, num_micro, first)
+        current = _current(forward, state.params, batch, first, **pieces)
         batch = batch.replace(current=current)
     credits, new, metrics = algorithm.weigh(credits, batch, state.algorithm)
 
-    def add(total, part):
-        rows, credits = mesh.constrain(part)
+    def add(total, rows, credits):
         now, pull_back = jax.vjp(lambda p: forward(p, rows), state.params)
         loss, pull = coefficients(now, rows, credits)
         (grads,) = pull_back(pull)
-        return jax.tree.map(jnp.add, total, grads), (loss, -pull.logp, now)
+        return jax.tree.map(jnp.add, total, grads), loss, (-pull.logp, now)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, out = jax.lax.scan(add, zeros, _split((batch, credits), num_micro))
-    loss, coefficient, now = out
-    coefficient, now = _merge((coefficient, now))
-    metrics |= {"update/loss": jnp.sum(loss)} | _now_metrics(now, batch, first)
+    grads, loss, (coefficient, now) = microbatch.over_pieces(
+        add, zeros, batch, credits, **pieces
+    )
+    metrics |= {"update/loss": loss} | _now_metrics(now, batch, first)
     metrics |= _mass_metrics(coefficient, credits, batch)
     return grads, coefficient, new, metrics
 
 
-def _current(forward, params, batch, num_micro, first):
+def _current(forward, params, batch, first, **pieces):
     def measured():
-        parts = _split(batch, num_micro)
-        return _merge(
-            jax.lax.map(lambda rows: forward(params, mesh.constrain(rows)), parts)
-        )
+        def measure(_, rows, credits):
+            return (), (), forward(params, rows)
+
+        return microbatch.over_pieces(measure, (), batch, (), **pieces)[2]
 
     try:
         old = batch.old.replace()
@@ -201,20 +213,6 @@ def _current(forward, params, batch, num_micro, first):
     if jax.tree.structure(old) != jax.tree.structure(jax.eval_shape(measured)):
         return measured()  # the method asks for more than the sampler returned
     return jax.lax.cond(first, lambda: old, measured)
-
-
-def _split(tree, num):
-    """[P, ...] -> [num, P / num, ...] by stride: prompts m, m + num, ...
-
-    Contiguous pieces would each lie on one device of a mesh; strided ones on all.
-    """
-    return jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(-1, num, *x.shape[1:]), 1, 0), tree
-    )
-
-
-def _merge(tree):
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def _repeat(one, state, num_steps):
@@ -285,11 +283,16 @@ def _mass_metrics(coefficient, credits, rollout):
     return {f"mass/{k}": v for k, v in metrics.items()}
 
 
-def _require_divisible(rollout, pieces):
-    num_prompts = rollout.samples.tokens.shape[0]
-    if num_prompts % pieces:
+def _require_divisible(rollout, pieces, num_lengths):
+    P, G, _ = rollout.samples.tokens.shape
+    if P % pieces:
         raise ValueError(
             f"the number of prompts must be a multiple of num_minibatches *"
-            f" num_microbatches = {pieces}, got {num_prompts} prompts per rollout;"
+            f" num_microbatches = {pieces}, got {P} prompts per rollout;"
             " change one of them."
+        )
+    if G % num_lengths:
+        raise ValueError(
+            f"the number of samples per prompt must be a multiple of num_lengths ="
+            f" {num_lengths}, got {G}; change one of them."
         )

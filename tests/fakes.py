@@ -119,20 +119,19 @@ def bandit(num_prompts: int, num_tokens: int, vocab_size: int) -> Policy:
     microseconds. It starts uniform.
     """
 
-    def table(params, ids, t):  # [P, V]
-        return jax.lax.dynamic_index_in_dim(params["logits"][ids], t, 1, False)
-
     def init(key):
         del key
         return {"logits": jnp.zeros((num_prompts, num_tokens, vocab_size))}
 
-    def prefill(params, prompts, num_samples, max_tokens):
-        del num_samples, max_tokens
-        return table(params, prompts.id, 0), prompts.id
+    def prefill(params, prompts):
+        return params["logits"][prompts.id, 0], prompts.id
 
-    def decode(params, tokens, t, ids):
-        logits = table(params, ids, t + 1)[:, None]
-        return jnp.broadcast_to(logits, (*tokens.shape, vocab_size)), ids
+    def start(ids, num_samples, max_tokens):
+        return ()
+
+    def decode(params, tokens, t, ids, cache):
+        logits = params["logits"][ids, t + 1][:, None]
+        return jnp.broadcast_to(logits, (*tokens.shape, vocab_size)), cache
 
     def hidden(params, prompts, samples):
         P, G, T = samples.tokens.shape
@@ -144,7 +143,7 @@ def bandit(num_prompts: int, num_tokens: int, vocab_size: int) -> Policy:
         logp, entropy = numerics.logp_and_entropy(states, samples.tokens)
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, decode, hidden, lambda params, h: h, measure)
+    return Policy(init, prefill, start, decode, hidden, lambda params, h: h, measure)
 
 
 def decoder(vocab_size=16, num_layers=1, max_logits=2**27, **sizes) -> Policy:

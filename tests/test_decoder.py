@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rljax import sample
 from rljax.policy import DecoderConfig
 
 PROMPTS = fakes.prompts(num_prompts=2)
@@ -15,7 +16,7 @@ POLICY = fakes.decoder(num_layers=2, qkv_bias=True)
 PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
 
 
-def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES):
+def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES, params=PARAMS):
     """TokenStats, and the gradient of a sum that weighs each number differently."""
     push = np.random.default_rng(1).normal(0, 0.1, (2, *SAMPLES.tokens.shape))
     push = jnp.asarray(push.reshape(2, *samples.tokens.shape), jnp.float32)
@@ -24,7 +25,7 @@ def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES):
         stats = policy.measure(params, prompts, samples)
         return jnp.sum(push[0] * stats.logp + push[1] * stats.entropy), stats
 
-    grads, stats = fakes.jit(jax.grad(total, has_aux=True))(PARAMS)
+    grads, stats = fakes.jit(jax.grad(total, has_aux=True))(params)
     return stats, grads
 
 
@@ -133,14 +134,101 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     assert temporary_bytes(32, 2**30) > 2**23
 
 
+# The layers are one scan.
+
+DEEP = fakes.decoder(num_layers=4, qkv_bias=True)
+DEEP_PARAMS = fakes.jit(DEEP.init)(jax.random.key(0))
+
+
+def everything(policy):
+    """Samples, their statistics, and the gradient of these on another rollout."""
+    draw = sample.sampler(policy, num_samples=3, max_tokens=5, stop_tokens=(0,))
+    drawn = fakes.jit(draw)(DEEP_PARAMS, PROMPTS, jax.random.key(2))
+    return drawn, statistics_and_gradient(policy, params=DEEP_PARAMS)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    return everything(DEEP)
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_layers_side_by_side_or_in_turn_are_the_same(deep, unroll):
+    # 4, 2 and 1 trips. A cache read or written at the place of another layer changes
+    # the sampler's numbers, parameters taken in another order all of them.
+    policy = fakes.decoder(num_layers=4, qkv_bias=True, unroll=unroll)
+    chex.assert_trees_all_equal_shapes(policy.init(jax.random.key(0)), DEEP_PARAMS)
+    close(everything(policy), deep)
+
+
+def test_every_layer_matters_and_begins_with_a_draw_of_its_own(deep):
+    kernel = DEEP_PARAMS["layers"]["q"]["kernel"]
+    gradient = deep[1][1]["layers"]["q"]["kernel"]
+    assert kernel.shape == gradient.shape == (4, 32, 32)
+    assert len(np.unique(kernel[:, 0, 0])) == 4
+    assert np.all(np.abs(gradient).max((1, 2)) > 1e-4)
+
+
+def gradient_program(num_tokens=5, **sizes):
+    """The gradient of a measurement, compiled on shapes alone."""
+    policy = fakes.decoder(**sizes)
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    samples = fakes.rollout(2, 3, num_tokens).samples
+    gradient = jax.grad(lambda p: jnp.sum(policy.measure(p, PROMPTS, samples).logp))
+    return fakes.jit(gradient).lower(params).compile()
+
+
+def sampler_program(num_tokens=5, **sizes):
+    policy = fakes.decoder(**sizes)
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    draw = sample.sampler(
+        policy, num_samples=3, max_tokens=num_tokens, stop_tokens=(0,)
+    )
+    return fakes.jit(draw).lower(params, PROMPTS, jax.random.key(0)).compile()
+
+
+@pytest.mark.parametrize("program", [gradient_program, sampler_program])
+def test_the_size_of_programs_does_not_grow_with_depth(program):
+    # Side by side, 32 layers are nearly 8 times the instructions of 4.
+    few, many = (
+        program(num_layers=n, unroll=1).as_text().count(" = ") for n in (4, 32)
+    )
+    assert 500 < many < 1.2 * few
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_decoding_copies_no_cache(unroll):
+    # 2 prompts, 3 samples, 400 tokens, 4 layers of keys and values, 2 heads 8 wide: one
+    # copy of all, or a second array to write to, would make 2 of it. In a scan a
+    # layer's part is cut out: a quarter more.
+    draw = sampler_program(num_tokens=401, num_layers=4, unroll=unroll)
+    cache = 2 * 3 * 400 * 4 * 2 * 2 * 8 * 4
+    assert 1 < draw.memory_analysis().temp_size_in_bytes / cache < 1.7
+
+
+def test_what_is_computed_again_need_not_be_kept(deep):
+    sizes = {"num_layers": 4, "qkv_bias": True, "unroll": 1}
+    again = statistics_and_gradient(
+        fakes.decoder(**sizes, remat=True), params=DEEP_PARAMS
+    )
+    close(again, deep[1])
+    memory = [
+        gradient_program(65, **sizes, remat=remat).memory_analysis().temp_size_in_bytes
+        for remat in (False, True)
+    ]
+    assert memory[1] < 0.6 * memory[0]
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
+        ({"num_layers": 4, "unroll": 3}, "divisor of num_layers=4, got 3"),
+        ({"num_layers": 4, "unroll": 0}, "divisor of num_layers=4, got 0"),
         ({"num_heads": 3, "num_kv_heads": 2}, "multiple of num_kv_heads"),
         ({"head_dim": 5}, "head_dim must be even"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, message):
-    good = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+    good = {"num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
     with pytest.raises(ValueError, match=message):
-        DecoderConfig(vocab_size=8, num_layers=1, d_model=8, d_ff=8, **good | sizes)
+        DecoderConfig(vocab_size=8, d_model=8, d_ff=8, **good | sizes)

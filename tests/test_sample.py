@@ -1,6 +1,7 @@
 """The sampler draws what it says it draws, and the same whatever stands around it."""
 
 import functools
+import re
 
 import chex
 import fakes
@@ -274,8 +275,85 @@ def test_frequencies_follow_the_exact_probabilities(options):
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
+        ({"num_slots": 0}, "num_slots"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, name):
     with pytest.raises(ValueError, match=f"{name} must lie in"):
         draw(**options)
+
+
+# Slots: samples take turns, and nobody can tell.
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 8, 31, 32, 99])
+def test_slots_change_no_sample(num_slots):
+    # A slot that saw its predecessor's keys would speak differently.
+    want, want_old = draw()
+    got, got_old = draw(num_slots=num_slots)
+    chex.assert_trees_all_equal(got.tokens, want.tokens)
+    chex.assert_trees_all_equal(got.mask, want.mask)
+    chex.assert_trees_all_equal(got.finished, want.finished)
+    chex.assert_trees_all_close(got_old, want_old, atol=1e-5)
+
+
+def on_a_mesh(num_slots):
+    devices = mesh.make()
+    with jax.set_mesh(devices):
+        inputs = (
+            mesh.replicate(PARAMS, devices),
+            mesh.shard_prompts(PROMPTS, devices),
+            KEY,
+        )
+        program = jitted(POLICY, num_slots=num_slots).lower(*inputs).compile()
+        return jax.device_get(program(*inputs)), program.as_text()
+
+
+def test_slots_on_a_mesh_change_no_sample_and_move_nothing():
+    got, program = on_a_mesh(num_slots=16)
+    assert_same(got, draw())
+    # Devices agree on when to refill; keys and samples stay where they are.
+    moves = re.findall(r"(?:all-gather|all-to-all|collective-permute)\S*\(", program)
+    assert "all-reduce" in program and not moves
+
+
+def test_slots_must_divide_among_devices():
+    devices = mesh.make()
+    with (
+        jax.set_mesh(devices),
+        pytest.raises(ValueError, match="8 devices, got 8 prompts and num_slots 12"),
+    ):
+        draw(num_slots=12)
+
+
+def lognormal_ends(num_tokens, mean):
+    """Parameters of a bandit whose samples have lognormal lengths, variation 1."""
+    sigma = np.sqrt(np.log(2))
+    law = scipy.stats.lognorm(sigma, scale=mean * np.exp(-(sigma**2) / 2))
+    t = np.arange(num_tokens)
+    end = np.clip((law.cdf(t + 1) - law.cdf(t)) / law.sf(t), 1e-9, 1)
+    logits = np.full((32, num_tokens, 4), -1e9, np.float32)
+    logits[..., STOP], logits[..., 1] = np.log(end), np.log1p(-end)
+    return {"logits": jnp.asarray(logits)}
+
+
+def test_slots_keep_at_work_where_lengths_differ():
+    policy, params = fakes.bandit(32, 200, 4), lognormal_ends(200, mean=40)
+    prompts, used, drawn = fakes.prompts(num_prompts=32), {}, {}
+    for num_slots in (None, 32):
+        samples, _ = draw(
+            prompts,
+            policy,
+            params,
+            num_samples=32,
+            max_tokens=200,
+            num_slots=num_slots,
+        )
+        tokens = jnp.sum(samples.length - 1)  # the first comes with the prompt
+        used[num_slots] = float(tokens / jnp.sum(samples.decoded))
+        drawn[num_slots] = samples.tokens
+    chex.assert_trees_all_equal(drawn[None], drawn[32])
+    length = np.sum(np.asarray(samples.mask), -1)
+    assert 0.8 < length.std() / length.mean() < 1.1
+    assert used[None] == pytest.approx((length.mean() - 1) / (length.max() - 1), 1e-5)
+    assert used[None] < 0.25 and used[32] > 0.85

@@ -4,61 +4,21 @@ import functools
 import json
 import sys
 
-import jax
-import jax.numpy as jnp
-import optax
 import pytest
+import tiny_program
 
-from rljax import advantage, loop, loss, update
-from rljax.policy import DecoderConfig, decoder_policy
-from rljax.sample import sampler
-from rljax.types import Prompts, Verdict
 from tpu import compile as tpu
 
-K, P, S, G, T = 3, 8, 3, 2, 2
-
-
-def tiny_plan():
-    """GRPO on a decoder of one layer: the smallest loop that has every part."""
-    policy = decoder_policy(
-        DecoderConfig(
-            vocab_size=16,
-            num_layers=1,
-            d_model=16,
-            num_heads=2,
-            num_kv_heads=2,
-            head_dim=8,
-            d_ff=32,
-        )
-    )
-    grpo = advantage.algorithm(
-        policy=advantage.Term(
-            loss.clipped_ratio(0.2, 0.2),
-            advantage=advantage.center_by_group(),
-            weighting=advantage.token_mean(),
-        )
-    )
-    learner = update.learner(policy.measure, grpo, optax.sgd(0.1))
-    sample = sampler(policy, num_samples=G, max_tokens=T, stop_tokens=(1,))
-
-    def verify(prompts, samples):
-        del prompts
-        return Verdict.binary(samples.tokens[..., 0] == 5)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda k: learner.init(policy.init(k), k), key)
-    prompts = Prompts(
-        tokens=jax.ShapeDtypeStruct((K, P, S), jnp.int32),
-        length=jax.ShapeDtypeStruct((K, P), jnp.int32),
-        id=jax.ShapeDtypeStruct((K, P), jnp.int32),
-    )
-    return loop.fused(loop.actor(policy, sample), learner, verify), state, prompts
+CONFIG = tiny_program.Config()
+K, P, S = CONFIG.steps_per_dispatch, CONFIG.num_prompts, CONFIG.prompt_tokens
 
 
 @functools.cache
 def compiled(topology):
     pytest.importorskip("libtpu")
-    return tpu.compile_for(tpu.find_devices(topology), *tiny_plan())
+    program = tiny_program.program(CONFIG)
+    devices = tpu.find_devices(topology)
+    return tpu.compile_for(devices, program.fused(), program.state, program.prompts)
 
 
 @pytest.mark.slow
@@ -121,13 +81,15 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nothing_like_this", "column_addition"])
-def test_an_experiment_without_a_plan_is_refused(name):
-    with pytest.raises(SystemExit, match=rf"plan\(config=None\).*{name}.*arithmetic"):
+def test_an_experiment_without_a_program_is_refused(name):
+    with pytest.raises(
+        SystemExit, match=rf"program\(config=None\).*{name}.*arithmetic"
+    ):
         tpu.main(["--experiment", name, "--topology", "v5e:2x2"])
 
 
 def test_prompts_that_do_not_divide_are_refused_or_replaced():
-    prompts = tiny_plan()[2]
+    prompts = tiny_program.program(CONFIG).prompts
     with pytest.raises(ValueError, match=r"multiple of the 3 devices, got 8.*device 3"):
         tpu.fit_prompts(prompts, 3)
     fitted = tpu.fit_prompts(prompts, 3, per_device=5)
@@ -136,8 +98,6 @@ def test_prompts_that_do_not_divide_are_refused_or_replaced():
 
 
 def test_flags_change_the_config_of_the_experiment():
-    _, state, prompts = tpu.plan(
-        "arithmetic", ["--num-prompts", "6", "--d-model", "32"]
-    )
-    assert prompts.tokens.shape[1] == 6
-    assert state.params["embed"]["embedding"].shape[1] == 32
+    program = tpu.find_program("arithmetic", ["--num-prompts", "6", "--d-model", "32"])
+    assert program.prompts.tokens.shape[1] == 6
+    assert program.state.params["embed"]["embedding"].shape[1] == 32

@@ -4,9 +4,8 @@ python -m tpu.compile --experiment arithmetic --topology v5e:4x4 [--json FILE]
 
 Further flags change numbers of the experiment's config (--num-prompts 512). Needs
 libtpu, but no TPU. The experiment is a module of `experiments` with a function
-plan(config=None) -> (run, state, prompts): `run` is the fused loop, `state` and
-`prompts` [K, P, ...] its arguments as pytrees of jax.ShapeDtypeStruct. Prompts are
-split over the devices along P, the state is copied to each.
+program(config=None) -> rljax.plan.Program. Prompts are split over the devices along P,
+the state is copied to each.
 
 XLA counts the body of a loop once, and so do all numbers here except memory: they are
 about one of the K training steps, and one token of the sampler's loop.
@@ -36,7 +35,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 import experiments
-from rljax import mesh
+from rljax import mesh, plan
 
 TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
 _COLLECTIVE = re.compile(
@@ -52,11 +51,11 @@ class Options:
     """What to compile for what."""
 
     experiment: str
-    """Module of `experiments` that has a `plan`."""
+    """Module of `experiments` that has a `program`."""
     topology: str
     """TPU type and shape of the slice, such as v5e:4x4 or v5p:4x4x8."""
     prompts_per_device: int | None = None
-    """Prompts per step and device, instead of the number in the experiment's plan."""
+    """Prompts per step and device, instead of the number of the experiment."""
     json: pathlib.Path | None = None
     """File to write the report to."""
 
@@ -69,11 +68,11 @@ def main(args: list[str] | None = None) -> None:
         Options, args=args, description=__doc__, return_unknown_args=True
     )
     try:
-        run, state, prompts = plan(options.experiment, flags)
+        program = find_program(options.experiment, flags)
         devices = find_devices(options.topology)
-        prompts = fit_prompts(prompts, len(devices), options.prompts_per_device)
+        prompts = fit_prompts(program.prompts, len(devices), options.prompts_per_device)
         report = {"experiment": options.experiment, "topology": options.topology}
-        report |= compile_for(devices, run, state, prompts)
+        report |= compile_for(devices, program.fused(), program.state, prompts)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
@@ -86,26 +85,26 @@ def main(args: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def plan(experiment: str, flags: list[str]) -> tuple[Any, Any, Any]:
-    """What the experiment wants to run: (run, state shapes, prompts shapes).
+def find_program(experiment: str, flags: list[str]) -> plan.Program:
+    """What the experiment is going to run.
 
     Raises:
-      ValueError: if there is no such experiment, or it has no plan.
+      ValueError: if there is no such experiment, or it has no `program`.
     """
     names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__))
     module = None
     if experiment in names:
         module = importlib.import_module(f"experiments.{experiment}")
-    if module is None or "plan" not in vars(module):
+    if module is None or "program" not in vars(module):
         raise ValueError(
             "--experiment must name a module of experiments/ with a function"
-            " plan(config=None) -> (run, state, prompts), got"
+            " program(config=None) -> rljax.plan.Program, got"
             f" {experiment!r}; there are {', '.join(names)}."
         )
     if not flags:
-        return module.plan()
+        return module.program()
     prog = f"python -m tpu.compile --experiment {experiment}"
-    return module.plan(tyro.cli(module.Config, args=flags, prog=prog))
+    return module.program(tyro.cli(module.Config, args=flags, prog=prog))
 
 
 def find_devices(topology: str) -> list[jax.Device]:
@@ -179,20 +178,14 @@ def compile_for(devices, run, state, prompts) -> dict[str, Any]:
     lower_seconds = time.perf_counter() - start
     with _no_compilation_cache():
         compiled = lowered.compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    cost = compiled.cost_analysis()
     num_steps, num_prompts = jax.tree.leaves(prompts)[0].shape[:2]
     return {
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
         "steps_per_dispatch": num_steps,
         "prompts_per_step": num_prompts,
-        "memory_per_device": {
-            "arguments": memory.argument_size_in_bytes,
-            "outputs": memory.output_size_in_bytes,
-            "outputs_in_arguments": memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "code": memory.generated_code_size_in_bytes,
-        },
+        "memory_per_device": plan.compiled_memory(compiled),
         "flops_per_device": cost["flops"],
         "bytes_accessed_per_device": cost["bytes accessed"],
         "collectives": collectives(compiled.as_text()),

@@ -28,7 +28,8 @@ def attend(
     Args:
       q: [P, H, G, R, T, D] queries.
       own: keys and values of the row itself.
-      own_mask: bool[T, U], which own keys each query sees; at least one.
+      own_mask: bool, broadcasts to [P, H, G, T, U]: the own keys each query sees, at
+        least one.
       prompt: keys and values shared by the group, or None.
       prompt_mask: bool[P, S].
 
@@ -37,7 +38,7 @@ def attend(
     """
     P, H, G, R, T, D = q.shape
     scaled = q * jnp.asarray(D**-0.5, q.dtype)
-    mask = jnp.broadcast_to(own_mask, (R, *own_mask.shape)).reshape(R * T, -1)
+    mask = jnp.concatenate([own_mask] * R, -2)
     scores = _scores(scaled.reshape(P, H, G, R * T, D), own.key, mask)
     top = jnp.max(scores, -1, keepdims=True)
     if prompt is None or prompt_mask is None:

@@ -12,10 +12,12 @@ class Policy(NamedTuple):
     """A language model as pure functions.
 
     init: key -> params.
-    prefill: (params, prompts, num_samples, max_tokens) -> (logits f32[P, V], cache);
-      logits of each completion's first token, a cache that G samples share.
-    decode: (params, tokens i32[P, G], t, cache) -> (logits f32[P, G, V], cache); feeds
-      completion token number t (i32[], from 0), returns the logits of the next one.
+    prefill: (params, prompts) -> (logits f32[P, V], prompt); logits of each
+      completion's first token, and what decoding reads of a prompt, leaves [P, ...].
+    start: (prompt, num_samples, max_tokens) -> cache, of completions yet to come.
+    decode: (params, tokens i32[P, G], t i32[P], prompt, cache) -> (logits f32[P, G, V],
+      cache); feeds completion token number t (from 0), returns the logits of the next.
+      Where t is 0 a new completion begins, whatever the cache holds.
     hidden: (params, prompts, samples) -> [P, G, T, D], normalised final states; the
       state at t predicts completion token t.
     logits: (params, hidden [..., D]) -> f32[..., V].
@@ -24,8 +26,9 @@ class Policy(NamedTuple):
     """
 
     init: Callable[[jax.Array], Any]
-    prefill: Callable[[Any, Prompts, int, int], tuple[jax.Array, Any]]
-    decode: Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+    prefill: Callable[[Any, Prompts], tuple[jax.Array, Any]]
+    start: Callable[[Any, int, int], Any]
+    decode: Callable[[Any, jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
     hidden: Callable[[Any, Prompts, Samples], jax.Array]
     logits: Callable[[Any, jax.Array], jax.Array]
     measure: Callable[[Any, Prompts, Samples], TokenStats]

@@ -3,7 +3,10 @@
 RMSNorm, rotary positions, grouped-query attention, SwiGLU; with q/k/v biases it is
 Qwen2. Laid out for speed: activations are flat [rows, width], so every projection is
 one two-dimensional matrix product; a prompt is computed once per group, in the sampler
-and in the training pass.
+and in the training pass. The layers are one scan, so that deep models compile as fast
+as shallow ones: `L` layers are `N` trips of `M` members, layer n M + m is member m of
+trip n. What each layer has of its own (keys and values) is in a tuple, one per member:
+where there is but one trip, no layer's part is ever cut out of a larger array.
 """
 
 import dataclasses
@@ -23,7 +26,15 @@ from rljax.types import TokenStats
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes of a decoder; names follow the project's letters, not Hugging Face's."""
+    """Sizes of a decoder; names follow the project's letters, not Hugging Face's.
+
+    unroll: M, how many layers are compiled side by side; divides num_layers. All of
+      them is the fastest to run, 1 compiles in a time that does not grow with depth.
+      None takes all of up to 8 layers, and 1 of more.
+    remat: whether the backward pass computes the inside of each layer again instead of
+      keeping it: memory of the layers' inputs alone, for a third more arithmetic. For
+      deep models, with unroll=1: of layers side by side XLA may still keep it.
+    """
 
     vocab_size: int
     num_layers: int
@@ -38,6 +49,8 @@ class DecoderConfig:
     qkv_bias: bool = False
     initializer_std: float = 0.02
     dtype: Any = jnp.float32  # of activations; parameters stay as they are stored
+    unroll: int | None = None
+    remat: bool = False
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -47,19 +60,41 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}.")
+        if self.num_members < 1 or self.num_layers % self.num_members:
+            raise ValueError(
+                f"unroll must be a divisor of num_layers={self.num_layers}, got"
+                f" {self.unroll}; 1 compiles fastest, None chooses."
+            )
+
+    @property
+    def num_members(self) -> int:
+        """M, layers in the body of the scan."""
+        if self.unroll is not None:
+            return self.unroll
+        return self.num_layers if self.num_layers <= 8 else 1
+
+
+class Prompt(NamedTuple):
+    """What decoding reads of prompts, computed once and shared by the group.
+
+    keys: a `KeyValue` per member, [P, N * H, S, D]: the heads of its N layers lie side
+      by side, so that a trip's are a slice and, of one trip, the array itself.
+    length: i32[P] tokens.
+    """
+
+    keys: tuple[KeyValue, ...]
+    length: jax.Array
 
 
 class Cache(NamedTuple):
-    """State of decoding; one `KeyValue` per layer in each tuple.
+    """The completions' own keys: a ring, so that rows may begin at any time.
 
-    prompt: [P, H, S, D], computed once, shared by the group.
-    own: [P, H, G, T - 1, D], filled from the left; the last token is never fed.
-    length: i32[P] prompt lengths.
+    keys: as a prompt's, [P, N * H, G, T - 1, D]; the last token is never fed.
+    written: i32[] tokens fed so far, by any row.
     """
 
-    prompt: tuple[KeyValue, ...]
-    own: tuple[KeyValue, ...]
-    length: jax.Array
+    keys: tuple[KeyValue, ...]
+    written: jax.Array
 
 
 class Block(nn.Module):
@@ -87,11 +122,12 @@ class Block(nn.Module):
         self.gate, self.up = dense(c.d_ff), dense(c.d_ff)
         self.down = dense(c.d_model, kernel_init=out)
 
-    def __call__(self, x, shape, rope, attend):
+    def __call__(self, x, layer, shape, rope, attend):
         """Applies the layer.
 
         Args:
           x: [P * G * T, d_model].
+          layer: i32[], its number; for `rljax.policy.probe`, which looks in.
           shape: (P, G, T), static.
           rope: rows of the rotary table, broadcastable to [P, H, G, T, 2, D].
           attend: (q [P, H, G, R, T, D], own KeyValue) -> (out like q, anything).
@@ -99,6 +135,7 @@ class Block(nn.Module):
         Returns:
           The new x and what `attend` returned beside its output.
         """
+        del layer
         c, (P, G, T) = self.config, shape
         h = self.norm_attention(x)
 
@@ -126,16 +163,26 @@ class Decoder(nn.Module):
         self.embed = nn.Embed(
             c.vocab_size, c.d_model, dtype=c.dtype, embedding_init=init
         )
-        self.layers = [Block(c) for _ in range(c.num_layers)]
+        # Each parameter once for all layers, [L, ...], and each with a key of its own.
+        self.layers = nn.vmap(
+            Block,
+            in_axes=None,
+            axis_size=c.num_layers,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )(c)
         self.norm = nn.RMSNorm(epsilon=c.norm_epsilon, dtype=c.dtype)
         if not c.tie_embeddings:
             self.head = nn.Dense(
                 c.vocab_size, dtype=c.dtype, use_bias=False, kernel_init=init
             )
 
-    def __call__(self, tokens, length):
+    def __call__(self):
         """Touches every parameter; only `init` uses it."""
-        return self.logits(self.read_prompts(tokens, length)[0])
+        x = self.embed(jnp.zeros(1, jnp.int32))
+        rope = self._rope((jnp.zeros((1, 1), jnp.int32), 1))
+        self.layers(x, 0, (1, 1, 1), rope, lambda q, own: (q, None))
+        return self.logits(self.norm(x))
 
     def _rope(
         self, positions
@@ -150,25 +197,67 @@ class Decoder(nn.Module):
             return self.embed.attend(hidden).astype(jnp.float32)
         return self.head(hidden).astype(jnp.float32)
 
+    def walk(self, x, shape, rope, attend, given=None):
+        """Takes activations through all layers.
+
+        Args:
+          x, shape, rope: as a `Block` takes them.
+          attend: (q, own KeyValue, n, m, the layer's given) -> (out like q, made), for
+            member m of trip n, an i32[].
+          given: a tree [N, ...] per member, of which each layer gets its own part.
+
+        Returns:
+          x, and what the layers made: a tree [N, ...] per member.
+        """
+        c, M = self.config, self.config.num_members
+        block = Block(c, parent=None)
+
+        def layer(m, x, n, params, given):
+            def attend_here(q, own):
+                return attend(q, own, n, m, given)
+
+            number = n * M + m
+            return block.apply({"params": params}, x, number, shape, rope, attend_here)
+
+        if c.remat:
+            layer = jax.checkpoint(layer, static_argnums=0)
+
+        def trip(x, inputs):
+            n, params, given = inputs
+            leaves, tree = jax.tree.flatten(params)
+            made = []
+            for m, mine in enumerate(zip(*map(jnp.unstack, leaves), strict=True)):
+                part = None if given is None else given[m]
+                x, out = layer(m, x, n, tree.unflatten(mine), part)
+                made.append(out)
+            return x, tuple(made)
+
+        N = c.num_layers // M
+        params = jax.tree.map(
+            lambda p: p.reshape(N, M, *p.shape[1:]), self.layers.variables["params"]
+        )
+        return jax.lax.scan(trip, x, (jnp.arange(N), params, given))
+
     def read_prompts(self, tokens, length):
-        """Hidden state [P, d_model] after each prompt's last token, and its keys."""
+        """Hidden state [P, d_model] after each prompt's last token, and its keys.
+
+        The keys are a `KeyValue` [N, P, H, S, D] per member.
+        """
         P, S = tokens.shape
         x = self.embed(tokens.reshape(-1))
         rope = self._rope((jnp.arange(S)[None], S))
         causal = jnp.tril(jnp.ones((S, S), bool))
 
-        def attend(q, own):
+        def attend(q, own, n, m, given):
+            del n, m, given
             out = attention.attend(q, own, causal)
             return out, KeyValue(own.key[:, :, 0], own.value[:, :, 0])
 
-        keys = []
-        for layer in self.layers:
-            x, kv = layer(x, (P, 1, S), rope, attend)
-            keys.append(kv)
+        x, keys = self.walk(x, (P, 1, S), rope, attend)
         last = jnp.take_along_axis(
             x.reshape(P, S, -1), (length - 1)[:, None, None], axis=1
         )[:, 0]
-        return self.norm(last), tuple(keys)
+        return self.norm(last), keys
 
     def read_completions(self, tokens, length, num_prompt_tokens, prompt):
         """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt."""
@@ -178,39 +267,51 @@ class Decoder(nn.Module):
         rope = self._rope((length[:, None] + jnp.arange(T), S + T))
         causal = jnp.tril(jnp.ones((T, T), bool))
         seen = jnp.arange(S) < length[:, None]
-        for layer, kv in zip(self.layers, prompt, strict=True):
 
-            def attend(q, own, kv=kv):
-                return attention.attend(q, own, causal, kv, seen), None
+        def attend(q, own, n, m, prompt):
+            del n, m
+            return attention.attend(q, own, causal, prompt, seen), None
 
-            x, _ = layer(x, (P, G, T), rope, attend)
+        x, _ = self.walk(x, (P, G, T), rope, attend, prompt)
         return self.norm(x).reshape(P, G, T, -1)
 
-    def step(self, tokens, t, cache: Cache):
+    def step(self, tokens, t, prompt: Prompt, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
-        S, U = cache.prompt[0].key.shape[2], cache.own[0].key.shape[3]
+        S, U = prompt.keys[0].key.shape[2], cache.keys[0].key.shape[3]
         x = self.embed(tokens.reshape(-1))
-        rope = self._rope(((cache.length + t)[:, None], S + U))
-        own_mask = (jnp.arange(U) <= t)[None]
-        seen = jnp.arange(S) < cache.length[:, None]
-        filled = []
-        for layer, prompt, own in zip(
-            self.layers, cache.prompt, cache.own, strict=True
-        ):
+        rope = self._rope(((prompt.length + t)[:, None], S + U))
+        place = cache.written % U
+        age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written
+        own_mask = (age <= t[:, None])[:, None, None, None, :]
+        seen = jnp.arange(S) < prompt.length[:, None]
 
-            def attend(q, new, prompt=prompt, own=own):
-                put = jax.tree.map(
-                    lambda c, n: jax.lax.dynamic_update_slice_in_dim(c, n, t, 3),
-                    own,
-                    new,
-                )
-                return attention.attend(q, put, own_mask, prompt, seen), put
+        def put(old, new):
+            write = functools.partial(
+                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=3
+            )
+            return jax.tree.map(write, old, new)
 
-            x, put = layer(x, (P, G, 1), rope, attend)
-            filled.append(put)
+        def attend(q, new, n, m, given):
+            del given
+            H = new.key.shape[1]
+            shared, own = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, n * H, H, 1),
+                (prompt.keys[m], cache.keys[m]),
+            )
+            return attention.attend(q, put(own, new), own_mask, shared, seen), new
+
+        x, new = self.walk(x, (P, G, 1), rope, attend)
+        # Layers only read the caches, which are written here, all at once and in place:
+        # of caches that are written within the scan, XLA makes copies at each layer.
+        keys = put(cache.keys, jax.tree.map(_side_by_side, new))
         hidden = self.norm(x).reshape(P, G, -1)
-        return hidden, cache._replace(own=tuple(filled))
+        return hidden, Cache(keys, cache.written + 1)
+
+
+def _side_by_side(x):
+    """[N, P, H, ...] -> [P, N * H, ...]: the heads of all trips."""
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
 def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
@@ -227,23 +328,25 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         return model.apply({"params": params}, *args, method=method)
 
     def init(key):
-        one = jnp.ones((1, 1), jnp.int32)
-        return model.init(key, one, one[0])["params"]
+        return model.init(key)["params"]
 
-    def prefill(params, prompts, num_samples, max_tokens):
+    def prefill(params, prompts):
         hidden, keys = apply(
             params, Decoder.read_prompts, prompts.tokens, prompts.length
         )
+        keys = jax.tree.map(_side_by_side, keys)
+        return logits(params, hidden), Prompt(keys, prompts.length)
 
-        def empty(x):  # [P, H, S, D] -> [P, H, G, T - 1, D]
-            P, H, _, D = x.shape
-            return jnp.zeros((P, H, num_samples, max(max_tokens - 1, 1), D), x.dtype)
+    def start(prompt, num_samples, max_tokens):
+        def empty(x):  # [P, N * H, S, D] -> [P, N * H, G, T - 1, D]
+            P, heads, _, D = x.shape
+            size = (P, heads, num_samples, max(max_tokens - 1, 1), D)
+            return jnp.zeros(size, x.dtype)
 
-        cache = Cache(keys, jax.tree.map(empty, keys), prompts.length)
-        return logits(params, hidden), cache
+        return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0))
 
-    def decode(params, tokens, t, cache):
-        hidden, cache = apply(params, Decoder.step, tokens, t, cache)
+    def decode(params, tokens, t, prompt, cache):
+        hidden, cache = apply(params, Decoder.step, tokens, t, prompt, cache)
         P, G, _ = hidden.shape
         out = logits(params, hidden.reshape(P * G, -1))
         return out.reshape(P, G, -1), cache
@@ -281,4 +384,4 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         logp, entropy = score.by_chunks(stats, num_chunks, states, tokens)
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, decode, hidden, logits, measure)
+    return Policy(init, prefill, start, decode, hidden, logits, measure)

@@ -86,10 +86,13 @@ def load(
         source, stored = _open(folder, stack)
         _check_tensors(source, stored, config, shapes)
 
-        def read(path, _):
-            name = _tensor_name(path)
-            tensor = stored[name].get_tensor(name).astype(param_dtype)
-            return jnp.array(tensor.T if _is_kernel(path) else tensor)
+        def read(path, x):
+            # One parameter at a time is there twice, whatever the size of the model.
+            host = np.empty(x.shape, jnp.dtype(param_dtype))
+            for name, place in _places(path, x).items():
+                tensor = stored[name].get_tensor(name)
+                host[place] = tensor.T if _is_kernel(path) else tensor
+            return jnp.array(host)
 
         return config, jax.tree_util.tree_map_with_path(read, shapes)
 
@@ -143,7 +146,7 @@ def save(
                 f" got {len(tokenizer)}; pass the one the model was trained with."
             )
         ids = {key: getattr(tokenizer, key) for key in ids}
-    _, some = next(iter(tensors.values()))
+    some = jax.tree.leaves(params)[0]
     dtypes = dict.fromkeys(("dtype", "torch_dtype"), some.dtype.name)
     extra = {**ids, **({} if extra is None else extra), **dtypes}
     entries = hugging_face_config.entries(config, model_type=model_type, extra=extra)
@@ -165,16 +168,18 @@ def _shapes(config: DecoderConfig):
     return jax.eval_shape(lambda: decoder_policy(config).init(jax.random.key(0)))
 
 
-def _tensor_name(path) -> str:
-    """layers_0/q/kernel -> model.layers.0.self_attn.q_proj.weight."""
+def _places(path, x) -> dict[str, tuple[int, ...]]:
+    """Names of the tensors of a parameter, and the index of each in it.
+
+    norm/scale -> {model.norm.weight: ()}, all of it; layers/q/kernel, all layers' ->
+    {model.layers.0.self_attn.q_proj.weight: (0,), ...}.
+    """
     *modules, leaf = (entry.key for entry in path)
+    kind = "bias" if leaf == "bias" else "weight"
     if len(modules) == 1:
-        stem = _MODULES[modules[0]]
-    else:
-        layer, module = modules
-        number = layer.removeprefix("layers_")
-        stem = f"model.layers.{number}.{_LAYER_MODULES[module]}"
-    return f"{stem}.{'bias' if leaf == 'bias' else 'weight'}"
+        return {f"{_MODULES[modules[0]]}.{kind}": ()}
+    module = _LAYER_MODULES[modules[1]]
+    return {f"model.layers.{i}.{module}.{kind}": (i,) for i in range(x.shape[0])}
 
 
 def _is_kernel(path) -> bool:
@@ -221,10 +226,11 @@ def _open_file(file: pathlib.Path, stack: contextlib.ExitStack):
 
 def _check_tensors(source: pathlib.Path, stored, config: DecoderConfig, shapes):
     """Raises unless the files hold what the decoder needs, and nothing else."""
-    flat = jax.tree_util.tree_leaves_with_path(shapes)
-    expected = {
-        _tensor_name(p): x.shape[::-1] if _is_kernel(p) else x.shape for p, x in flat
-    }
+    expected = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(shapes):
+        for name, place in _places(path, x).items():
+            shape = x.shape[len(place) :]
+            expected[name] = shape[::-1] if _is_kernel(path) else shape
     head, embed = (f"{_MODULES[k]}.weight" for k in ("head", "embed"))
     if missing := sorted(expected.keys() - stored.keys()):
         hint = f"; without {head}, tie_word_embeddings must be true"
@@ -265,8 +271,8 @@ def _check_tensors(source: pathlib.Path, stored, config: DecoderConfig, shapes):
         )
 
 
-def _named(config: DecoderConfig, params) -> dict[str, tuple[Any, Any]]:
-    """Tensor name -> (path, parameter), checked against the decoder's own tree."""
+def _named(config: DecoderConfig, params) -> dict[str, tuple[Any, Any, tuple]]:
+    """Tensor name -> (path, parameter, index in it), checked against the decoder."""
     flat = jax.tree_util.tree_leaves_with_path(params)
     shapes = jax.tree_util.tree_leaves_with_path(_shapes(config))
 
@@ -284,17 +290,24 @@ def _named(config: DecoderConfig, params) -> dict[str, tuple[Any, Any]]:
             f"params must all be of one dtype of {', '.join(_SAVED_DTYPES)}, got"
             f" {', '.join(sorted(dtypes))}; cast them with jax.tree.map."
         )
-    return {_tensor_name(path): (path, x) for path, x in flat}
+    return {
+        name: (path, x, place)
+        for path, x in flat
+        for name, place in _places(path, x).items()
+    }
 
 
 def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
     shards, size = [[]], 0
-    for name, (_, x) in tensors.items():
-        if shards[-1] and size + x.nbytes > shard_bytes:
+    num_bytes = {
+        k: x.nbytes // (len(x) if i else 1) for k, (_, x, i) in tensors.items()
+    }
+    for name, more in num_bytes.items():
+        if shards[-1] and size + more > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += x.nbytes
+        size += more
     shard_of = {}
     for i, names in enumerate(shards, 1):
         file = WEIGHTS
@@ -302,15 +315,16 @@ def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
             file = f"model-{i:05}-of-{len(shards):05}.safetensors"
         arrays = {}
         for name in names:
-            path, x = tensors[name]
-            x = np.asarray(x).T if _is_kernel(path) else np.asarray(x)
+            path, x, place = tensors[name]
+            x = np.asarray(x[place])
+            x = x.T if _is_kernel(path) else x
             # safetensors writes memory as it lies: of a view, the wrong order.
             arrays[name] = np.ascontiguousarray(x)
         # Versions of transformers refuse files that do not name a framework.
         safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
         shard_of |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        total = sum(x.nbytes for _, x in tensors.values())
+        total = sum(num_bytes.values())
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
         _write_json(folder / INDEX, index)
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rljax.policy.decoder import Block
+from rljax.policy.decoder import Block, Decoder
 from rljax.types import Prompts, Samples
 
 
@@ -34,14 +34,19 @@ def recorded(fn: Callable) -> Callable:
 
         def record(call, args, kwargs, context):
             out = call(*args, **kwargs)
-            if context.method_name != "__call__":
-                return out
-            name = context.module.name
-            if name == "embed":
-                seen.append([])  # a pass begins: over prompts, then over completions
-            if isinstance(context.module, Block):
-                seen[-1].append(out[0])
-            elif name in ("embed", "norm"):
+            module, method = context.module, context.method_name
+            if isinstance(module, Block) and method == "__call__":
+                # Out of the scan with what the layer made, taken off again below.
+                x, made = out
+                return x, (made, x)
+            if isinstance(module, Decoder) and method == "walk":
+                x, made = out
+                outputs = jnp.stack([x for _, x in made], 1)  # [N, M, rows, E]
+                seen[-1].extend(outputs.reshape(-1, *x.shape))
+                return x, tuple(m for m, _ in made)
+            if method == "__call__" and module.name == "embed":
+                seen.append([out])  # a pass begins: over prompts, then over completions
+            elif method == "__call__" and module.name == "norm":
                 seen[-1].append(out)
             return out
 
@@ -83,15 +88,19 @@ def steered(fn: Callable, vectors: jax.Array, strength: jax.typing.ArrayLike):
       strength: see `turned`.
     """
 
-    def steer(call, args, kwargs, context):
-        out = call(*args, **kwargs)
-        path = context.module.path
-        if context.method_name != "__call__" or path[-1:] != ("down",):
-            return out
-        layer = int(path[-2].removeprefix("layers_"))
-        return turned(out, vectors[layer], strength)
-
     def steering(*args):
+        layers: list[jax.Array] = []  # the number of the one that runs
+
+        def steer(call, args, kwargs, context):
+            if context.method_name != "__call__":
+                return call(*args, **kwargs)
+            if isinstance(context.module, Block):
+                layers[:] = [args[1]]
+            out = call(*args, **kwargs)
+            if context.module.name == "down":
+                out = turned(out, vectors[layers[0]], strength)
+            return out
+
         with nn.intercept_methods(steer):
             return fn(*args)
 

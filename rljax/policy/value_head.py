@@ -49,11 +49,11 @@ def with_value_head(
         value = features @ head["kernel"] + head["bias"]
         return TokenStats(logp=logp, entropy=entropy, extra={"value": value})
 
-    def prefill(params, prompts, num_samples, max_tokens):
-        return policy.prefill(params["policy"], prompts, num_samples, max_tokens)
+    def prefill(params, prompts):
+        return policy.prefill(params["policy"], prompts)
 
-    def decode(params, tokens, t, cache):
-        return policy.decode(params["policy"], tokens, t, cache)
+    def decode(params, tokens, t, prompt, cache):
+        return policy.decode(params["policy"], tokens, t, prompt, cache)
 
     def hidden(params, prompts, samples):
         return policy.hidden(params["policy"], prompts, samples)
@@ -61,4 +61,4 @@ def with_value_head(
     def logits(params, states):
         return policy.logits(params["policy"], states)
 
-    return Policy(init, prefill, decode, hidden, logits, measure)
+    return Policy(init, prefill, policy.start, decode, hidden, logits, measure)

@@ -1,0 +1,166 @@
+"""Step time and memory against G, T, P, depth and width, set against the arithmetic.
+
+python -m benchmarks.growth [--workload small] [--factors 1,2,4,8] [--rounds 5]
+
+One size at a time is multiplied, all others are the workload's. Times are medians over
+rounds in which all sizes run in turn; memory is the compiled program's.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks import results, rljax_program, workload
+from rljax import plan
+
+STEPS_PER_DISPATCH = 2
+AXES = {
+    "G": ("num_samples",),
+    "T": ("new_tokens",),
+    "P": ("num_prompts",),
+    "depth": ("num_layers",),
+    "width": ("d_model", "num_heads", "d_ff"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", choices=workload.WORKLOADS, default="small")
+    parser.add_argument("--factors", default="1,2,4,8")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    base = workload.WORKLOADS[args.workload]
+    factors = [int(factor) for factor in args.factors.split(",")]
+    works = {
+        (axis, factor): grown(base, fields, factor)
+        for axis, fields in AXES.items()
+        for factor in factors
+    }
+    cases = {}
+    for work in works.values():  # the workload itself is in every axis
+        if work not in cases:
+            cases[work] = Case(work)
+            print(f"compiled {work}", flush=True)
+    for _ in range(args.rounds):
+        for case in cases.values():
+            case.run()
+    found = [
+        {"axis": axis, "size": vars(work)[AXES[axis][0]], **cases[work].found()}
+        for (axis, _), work in works.items()
+    ]
+    body = f"Workload `{args.workload}`: {base}.\n\n{exponents(found)}\n\n{rows(found)}"
+    results.write("growth", "Growth", body, found, draw(found))
+
+
+def grown(base: workload.Workload, fields, factor: int) -> workload.Workload:
+    """The workload with these sizes multiplied."""
+    changes = {name: vars(base)[name] * factor for name in fields}
+    return dataclasses.replace(base, **changes)
+
+
+class Case:
+    """A compiled program, timed dispatch by dispatch."""
+
+    def __init__(self, work: workload.Workload):
+        built = rljax_program.build(work, STEPS_PER_DISPATCH)
+        self._program, self._stream = built.program, built.stream()
+        self._state = built.start(jax.random.key(0))
+        prompts = next(self._stream)
+        run = self._program.fused()
+        self._compiled = run.lower(self._state, prompts).compile()
+        self.times = []
+        self.run()
+        self.times.clear()
+
+    def run(self) -> None:
+        prompts = next(self._stream)
+        start = time.perf_counter()
+        self._state, _ = jax.block_until_ready(self._compiled(self._state, prompts))
+        self.times.append((time.perf_counter() - start) / STEPS_PER_DISPATCH)
+
+    def found(self) -> dict[str, float]:
+        """Measured, and by arithmetic: state, gradients, keys and values."""
+        memory = plan.memory(self._program, self._compiled)
+        parts = memory.parameters + memory.optimizer + memory.gradients + memory.cache
+        return {
+            "ms": 1e3 * statistics.median(self.times),
+            "gflop": sum(plan.decoder_flops(self._program.sizes)) / 1e9,
+            "mib": memory.total / 2**20,
+            "parts_mib": parts / 2**20,
+        }
+
+
+def exponents(found: list[dict]) -> str:
+    """How each quantity grows from the smallest to the largest size of an axis."""
+
+    def exponent(cases, name):
+        first, last = cases[0], cases[-1]
+        ratio = last["size"] / first["size"]
+        return float(np.log(last[name] / first[name]) / np.log(ratio))
+
+    names = ("ms", "gflop", "mib", "parts_mib")
+    lines = []
+    for axis in AXES:
+        cases = [case for case in found if case["axis"] == axis]
+        if len(cases) > 1:
+            powers = [f"{exponent(cases, name):.2f}" for name in names]
+            span = f"{cases[0]['size']} to {cases[-1]['size']}"
+            lines.append([axis, span, *powers])
+    head = ["", "sizes", "time", "arithmetic", "memory", "state, gradients, cache"]
+    return "Exponents: 1 grows in proportion.\n\n" + results.table(head, lines)
+
+
+def rows(found: list[dict]) -> str:
+    head = ["", "size", "ms/step", "GFLOP", "GFLOP/s", "MiB", "by arithmetic, MiB"]
+    return results.table(
+        head,
+        [
+            (
+                case["axis"],
+                case["size"],
+                case["ms"],
+                case["gflop"],
+                1e3 * case["gflop"] / case["ms"],
+                case["mib"],
+                case["parts_mib"],
+            )
+            for case in found
+        ],
+    )
+
+
+def draw(found: list[dict]):
+    """Time and memory of each axis, dashed what the arithmetic says."""
+    figure, axes = plt.subplots(
+        2, len(AXES), figsize=(3 * len(AXES), 6), layout="constrained"
+    )
+    for column, name in zip(axes.T, AXES, strict=True):
+        cases = [case for case in found if case["axis"] == name]
+        sizes, ms, gflop, mib, parts = (
+            [case[key] for case in cases]
+            for key in ("size", "ms", "gflop", "mib", "parts_mib")
+        )
+        best = max(g / m for g, m in zip(gflop, ms, strict=True))
+        column[0].plot(sizes, ms, "o-", label="measured")
+        column[0].plot(
+            sizes, [g / best for g in gflop], "k--", label="arithmetic, best rate"
+        )
+        column[1].plot(sizes, mib, "o-", label="compiled program")
+        column[1].plot(sizes, parts, "k--", label="state, gradients, cache")
+        for panel in column:
+            panel.loglog(base=2)
+            panel.set_xlabel(name)
+    axes[0, 0].set_ylabel("ms per step")
+    axes[1, 0].set_ylabel("MiB")
+    for panel in axes[:, 0]:
+        panel.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Writes what a benchmark found beside it: NAME.md, NAME.json and NAME.png."""
+
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+HERE = pathlib.Path(__file__).parent
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; numbers are shown with four digits."""
+
+    def text(cell):
+        return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+    lines = [head, ["---"] * len(head), *([text(c) for c in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(name: str, title: str, body: str, data: Any, figure=None) -> None:
+    """Prints the body and writes it, with the command and the machine, to files.
+
+    Args:
+      figure: a matplotlib figure, shown at the end.
+    """
+    device = jax.devices()[0]
+    facts = {
+        "command": f"python {' '.join(sys.orig_argv[1:])}",
+        "device": f"{device.platform} ({device.device_kind})",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}",
+        "jax": jax.__version__,
+    }
+    head = (
+        f"# {title}\n\nWritten by `{facts['command']}`: {facts['device']},"
+        f" {facts['machine']}, jax {facts['jax']}."
+    )
+    if figure is not None:
+        figure.savefig(HERE / f"{name}.png", dpi=120)
+        body += f"\n\n![{title}]({name}.png)"
+    print(body, flush=True)
+    (HERE / f"{name}.md").write_text(f"{head}\n\n{body}\n")
+    found = json.dumps({"facts": facts, "results": data}, indent=1)
+    (HERE / f"{name}.json").write_text(found + "\n")

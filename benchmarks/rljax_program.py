@@ -1,0 +1,171 @@
+"""The workload as an rljax program, for every benchmark that runs one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import workload
+from rljax import advantage, data, loop, loss, plan, train, update
+from rljax.policy import DecoderConfig, decoder_policy
+from rljax.policy.base import Policy
+from rljax.sample import sampler
+from rljax.types import Prompts, TrainState, Verdict
+
+
+class Built(NamedTuple):
+    """A program; `start`: key -> what it starts from; `prompts`: the data set."""
+
+    program: plan.Program
+    start: Callable[[jax.Array], TrainState]
+    prompts: Prompts
+
+    def phase(self, num_steps: int, run: loop.Run | None = None) -> train.Phase:
+        """Training by the host loop; `run`: instead of a new one of the program."""
+        return train.Phase(
+            name="rl",
+            run=self.program.fused() if run is None else run,
+            stream=self.stream(),
+            num_steps=num_steps,
+            steps_per_dispatch=jax.tree.leaves(self.program.prompts)[0].shape[0],
+        )
+
+    def stream(self, seed: int = 0):
+        """Batches [K, P, ...] of the data set."""
+        steps, num_prompts = self.program.prompts.length.shape
+        return data.stream(
+            self.prompts,
+            num_prompts=num_prompts,
+            seed=seed,
+            steps_per_dispatch=steps,
+        )
+
+
+def build(
+    work: workload.Workload,
+    steps_per_dispatch: int,
+    *,
+    shared: bool = True,
+) -> Built:
+    """GRPO with AdamW on a new decoder; `shared`: prompts within their groups."""
+    decoder = DecoderConfig(
+        vocab_size=workload.VOCAB,
+        num_layers=work.num_layers,
+        d_model=work.d_model,
+        num_heads=work.num_heads,
+        num_kv_heads=work.num_heads,
+        head_dim=work.d_model // work.num_heads,
+        d_ff=work.d_ff,
+        qkv_bias=True,
+    )
+    policy = decoder_policy(decoder)
+    if not shared:
+        policy = unshared(policy, work.num_samples)
+    grpo = advantage.algorithm(
+        policy=advantage.Term(
+            loss.clipped_ratio(0.2, 0.2),
+            advantage=advantage.chain(
+                advantage.center_by_group(), advantage.scale_by_group_std()
+            ),
+            weighting=advantage.token_mean(),
+        )
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0)
+    )
+    learner = update.learner(policy.measure, grpo, optimizer)
+    sample = sampler(
+        policy,
+        num_samples=work.num_samples,
+        max_tokens=work.new_tokens,
+        stop_tokens=(),  # every completion has new_tokens tokens
+    )
+    problems = prompts(max(4096, work.num_prompts))
+    shape = (steps_per_dispatch, work.num_prompts)
+
+    def start(key):
+        return learner.init(policy.init(key), key)
+
+    program = plan.Program(
+        act=loop.actor(policy, sample),
+        learner=learner,
+        verify=verify,
+        state=jax.eval_shape(lambda: start(jax.random.key(0))),
+        prompts=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), problems
+        ),
+        sizes=plan.Sizes(
+            decoder=decoder,
+            num_prompts=work.num_prompts,
+            num_samples=work.num_samples,
+            prompt_tokens=workload.PROMPT_TOKENS,
+            max_tokens=work.new_tokens,
+        ),
+    )
+    return Built(program, jax.jit(start), problems)
+
+
+def prompts(count: int) -> Prompts:
+    """The problems as right-padded tokens; the answer as tokens for the verifier."""
+    pairs = workload.problems(count)
+    rows = [workload.token_ids(question) for question, _ in pairs]
+    answers = [workload.token_ids(answer) for _, answer in pairs]
+    tokens = np.zeros((count, workload.PROMPT_TOKENS), np.int32)
+    wanted = np.full((count, 3), -1, np.int32)
+    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        tokens[i, : len(row)] = row
+        wanted[i, : len(answer)] = answer
+    return Prompts(
+        tokens=tokens,
+        length=np.array([len(row) for row in rows], np.int32),
+        id=np.arange(count, dtype=np.int32),
+        data={"answer": wanted},
+    )
+
+
+def verify(prompts, samples):
+    """Exact match of the first tokens: what is asked for here is work, not learning."""
+    want = prompts.data["answer"][:, None]
+    same = (samples.tokens[..., : want.shape[-1]] == want) | (want < 0)
+    return Verdict.binary(jnp.all(same, -1))
+
+
+def unshared(policy: Policy, num_samples: int) -> Policy:
+    """The same policy, every sample with a prompt of its own: groups of one."""
+
+    def apart(tree):  # [P, G, ...] -> [P * G, 1, ...]
+        return jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), tree)
+
+    def flat(tree):  # [P, G, ...] -> [P * G, ...]
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    def together(tree):
+        return jax.tree.map(lambda x: x.reshape(-1, num_samples, *x.shape[2:]), tree)
+
+    def repeat(tree):
+        return jax.tree.map(lambda x: jnp.repeat(x, num_samples, 0), tree)
+
+    def prefill(params, prompts):
+        logits, prompt = policy.prefill(params, repeat(prompts))
+        prompt = jax.tree.map(
+            lambda x: x.reshape(-1, num_samples, *x.shape[1:]), prompt
+        )
+        return logits[::num_samples], prompt
+
+    def start(prompt, num_rows, max_tokens):
+        del num_rows
+        return policy.start(flat(prompt), 1, max_tokens)
+
+    def decode(params, tokens, t, prompt, cache):
+        logits, cache = policy.decode(
+            params, apart(tokens), repeat(t), flat(prompt), cache
+        )
+        return together(logits), cache
+
+    def measure(params, prompts, samples):
+        return together(policy.measure(params, repeat(prompts), apart(samples)))
+
+    return policy._replace(prefill=prefill, start=start, decode=decode, measure=measure)

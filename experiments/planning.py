@@ -1,0 +1,181 @@
+"""What `--plan` does: says what a step of an experiment takes, and runs nothing."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import rich.console
+import rich.table
+
+from rljax import machine, plan
+
+# Numbers of a config that memory falls with.
+_LOWERED = ("num_prompts", "num_samples", "max_tokens")
+_RAISED = "num_microbatches"
+_PARTS = {
+    "parameters": "parameters",
+    "optimizer": "optimiser state",
+    "rest": "rest of the state, prompts",
+    "outputs": "metrics",
+    "temporaries": "temporaries of the program",
+    "code": "code",
+}
+_WITHIN = {
+    "gradients": "gradients",
+    "cache": "keys and values of the sampler",
+    "logits": "logits held at once",
+}
+
+
+def show_plan(
+    program: Callable[[Any], plan.Program] | None,
+    config: Any,
+    *,
+    free: int | None = None,
+) -> plan.Plan:
+    """Prints the plan of a training step on the default device.
+
+    Args:
+      program: config -> the program; None if the experiment has none.
+      free: bytes that the device has; by default what is free there.
+
+    Raises:
+      ValueError: if the memory does not suffice, with what would; if there is no
+        program.
+    """
+    if program is None:
+        raise ValueError(
+            "--plan needs an experiment that says what it runs, which this one does"
+            " not; pass program= to cli.start."
+        )
+    built = program(config)
+    compiled = built.compile()
+    found = plan.make(built, compiled, measure_rates(built.sizes))
+    free = machine.free_memory(jax.devices()[0]) if free is None else free
+    console = rich.console.Console(highlight=False)
+    for table in (work_table(built, found), memory_table(found.memory, free)):
+        console.print(table)
+    console.print(summary(found))
+    if found.memory.total > free:
+        raise ValueError(refusal(program, config, found.memory, free))
+    return found
+
+
+def measure_rates(sizes: plan.Sizes, seconds: float = 0.2) -> plan.Rates:
+    """The machine's rates at the program's shapes; takes 5 times `seconds` at most,
+    beside the compilation."""
+    training, decoding = plan.product_shapes(sizes)
+    dtype = sizes.decoder.dtype
+    return plan.Rates(
+        training=machine.product_rate(*training, dtype, seconds),
+        decoding=machine.product_rate(*decoding, dtype, seconds),
+        memory=machine.memory_rate(2**27, seconds),
+    )
+
+
+def work_table(program: plan.Program, found: plan.Plan) -> rich.table.Table:
+    """Arithmetic and time of a step."""
+    s = program.sizes
+    table = rich.table.Table(
+        title=f"A training step: {s.num_prompts} prompts of {s.prompt_tokens} x"
+        f" {s.num_samples} samples x {s.max_tokens} tokens"
+    )
+    table.add_column("")
+    for name in ("GFLOP at the least", "in the program", "ms at best"):
+        table.add_column(name, justify="right")
+    rows = zip(found.arithmetic, found.traced, found.seconds, strict=True)
+    for name, (least, traced, seconds) in zip(plan.Flops._fields, rows, strict=True):
+        table.add_row(name, *_work(least, traced, seconds))
+    table.add_section()
+    table.add_row(
+        "in all", *_work(sum(found.arithmetic), sum(found.traced), sum(found.seconds))
+    )
+    return table
+
+
+def _work(least, traced, seconds):
+    return f"{least / 1e9:,.3f}", f"{traced / 1e9:,.3f}", f"{1e3 * seconds:,.2f}"
+
+
+def memory_table(memory: plan.Memory, free: int) -> rich.table.Table:
+    """Where the memory goes, against what is free."""
+    table = rich.table.Table(title="Memory")
+    table.add_column("")
+    table.add_column("MiB", justify="right")
+    for name, label in _PARTS.items():
+        table.add_row(label, _mib(memory._asdict()[name]))
+        if name == "temporaries":
+            for inner, label in _WITHIN.items():
+                table.add_row(f"  at some time: {label}", _mib(memory._asdict()[inner]))
+    table.add_section()
+    table.add_row("in all", _mib(memory.total))
+    table.add_row("free", _mib(free))
+    return table
+
+
+def summary(found: plan.Plan) -> str:
+    """What the tables leave out."""
+    rates, (all_once, products_once) = found.rates, found.once
+    return (
+        f"{found.num_parameters:,} parameters."
+        f" At best {1e3 * sum(found.seconds):,.1f} ms per step and"
+        f" {found.tokens_per_second:,.0f} sampled tokens/s: matrix products alone, at"
+        " rates measured just now,"
+        f" {rates.training / 1e9:,.1f} GFLOP/s in training,"
+        f" {rates.decoding / 1e9:,.1f} in decoding, and {rates.memory / 1e9:,.1f} GB/s."
+        "\nWith each loop body once, the compiler counts"
+        f" {all_once / 1e9:,.3f} GFLOP in the whole program, its matrix products are"
+        f" {products_once / 1e9:,.3f} of them."
+        "\nA warm start, evaluations and what the process itself takes are not in this."
+    )
+
+
+def refusal(program, config, memory: plan.Memory, free: int) -> str:
+    """That it does not fit, and what would."""
+    text = f"a training step needs {_mib(memory.total)} MiB, and {_mib(free)} are free"
+    fixed = memory.total - memory.temporaries
+    if fixed >= free:
+        return (
+            f"{text}; parameters and optimiser state alone need {_mib(fixed)}: take a"
+            " smaller model, or a device with more memory."
+        )
+    factor = 2 ** math.ceil(math.log2(memory.temporaries / (free - fixed)))
+    found = [
+        advice(program, config, name, factor, free) for name in (_RAISED, *_LOWERED)
+    ]
+    fitting = [line for line in found if line is not None]
+    if not fitting:
+        return f"{text}; no single number of the config makes it fit: lower several."
+    return f"{text}; it fits with one of\n  " + "\n  ".join(fitting)
+
+
+def advice(program, config, name: str, factor: int, free: int) -> str | None:
+    """The flag that makes it fit by changing one number, and what it then needs.
+
+    Args:
+      factor: by how much the number must change if memory goes with it; one more
+        doubling is tried.
+    """
+    numbers = {field.name for field in dataclasses.fields(config)}
+    if name not in numbers:
+        return None
+    for change in (factor, 2 * factor):
+        old = vars(config)[name]
+        value = old * change if name == _RAISED else old // change
+        if value < 1:
+            return None
+        try:
+            smaller = program(dataclasses.replace(config, **{name: value}))
+            needed = plan.memory(smaller, smaller.compile()).total
+        except ValueError:  # such as prompts that do not divide
+            continue
+        if needed <= free:
+            flag = name.replace("_", "-")
+            return f"--{flag} {value} instead of {old}: {_mib(needed)} MiB"
+    return None
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:,.1f}"

@@ -1,0 +1,51 @@
+"""What the benchmarks say of their measurements; none of the measurements is a test."""
+
+import numpy as np
+import pytest
+
+from benchmarks import endurance, growth, results, workload
+
+
+def test_growth_is_told_from_noise_and_outliers():
+    # A least-squares line through the outlier at the end would rise by 4 %.
+    steps = np.arange(100) * 20
+    noise = np.random.default_rng(0).normal(0, 0.05, 100)
+    still, outlier = 100 + noise, 100 + noise
+    outlier[-1] = 300
+    for values in (still, outlier):
+        *_, said = endurance.verdict("host memory", "MiB", steps, values)
+        assert said == "no growth"
+    _, middle, change, said = endurance.verdict(
+        "host memory", "MiB", steps, still + 0.002 * steps
+    )
+    assert said == "grows by more than 1 %"
+    assert middle == "102.2 MiB"  # the middle of the last 90 points is at 1,090
+    assert change.startswith("+3.5")  # 0.002 x 1,780
+
+
+def test_idle_is_the_time_between_the_end_of_a_dispatch_and_the_next_request():
+    # Asked for while the first still ran, then 3 after the second was done: 3 of 20.
+    watch = endurance.Watch(run=None)
+    watch.asked, watch.done = [0.0, 2.0, 23.0], [10.0, 20.0, 30.0]
+    assert watch.idle_share() == pytest.approx(3 / 20)
+    watch.close()
+
+
+def test_exponents_are_those_of_the_ends_of_an_axis():
+    cases = [
+        {"axis": "G", "size": g, "ms": g**2, "gflop": g, "mib": 5.0, "parts_mib": g}
+        for g in (2, 4, 8)
+    ]
+    assert "| G | 2 to 8 | 2.00 | 1.00 | 0.00 | 1.00 |" in growth.exponents(cases)
+
+
+def test_an_axis_multiplies_its_sizes_and_no_others():
+    work = growth.grown(workload.WORKLOADS["small"], growth.AXES["width"], 2)
+    assert (work.d_model, work.num_heads, work.d_ff) == (128, 8, 256)
+    assert work.num_layers == 1
+
+
+def test_tables_show_four_digits():
+    assert results.table(["a", "b"], [(1, 2.34567)]) == (
+        "| a | b |\n| --- | --- |\n| 1 | 2.346 |"
+    )

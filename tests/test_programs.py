@@ -1,0 +1,62 @@
+"""How many programs a run compiles: few, each once, whatever its length."""
+
+import dataclasses
+import io
+
+import jax
+import pytest
+from rich.console import Console
+
+from experiments import arithmetic
+from rljax import train
+
+TINY = dataclasses.replace(
+    arithmetic.QUICK,
+    num_layers=1,
+    d_model=16,
+    num_heads=2,
+    d_ff=32,
+    num_prompts=8,
+    warm_prompts=8,
+    steps_per_dispatch=2,
+    evaluate_every=2,
+    checkpoint_every=2,
+    num_validation=16,
+    num_test=40,  # no multiple of the batch of 16 in which problems are asked
+)
+
+
+def compiled(compilations, run_dir, **numbers):
+    """How many programs a run compiles: (in training, in the test at its end)."""
+    config = dataclasses.replace(TINY, **numbers)
+    task = arithmetic.build(config)
+    judge = arithmetic.Judge(config, task)
+    phases = arithmetic.phases(config, task, judge, run_dir)
+    learners = (arithmetic.warm_learner, arithmetic.rl_learner)
+    learner = learners[len(phases) == 1](config, task.policy)
+    key = jax.random.key(0)
+    state = jax.jit(lambda key: learner.init(task.init(task.loaded, key), key))(key)
+    compilations.clear()
+    console = Console(file=io.StringIO())
+    state = train.train(phases, state, run_dir, checkpoint_every=2, console=console)
+    training = len(compilations)
+    judge.test(state.params)
+    return training, len(compilations) - training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [2, 6])
+def test_rl_compiles_four_programs_however_many_dispatches(
+    compilations, tmp_path, num_steps
+):
+    # The optimiser's start, the fused loop, and asking problems: 8 samples and
+    # greedily. A weak type would compile the loop again at the second of the three
+    # dispatches, a last batch of another size the asking, an eager operation of the
+    # host a program of its own.
+    run = compiled(compilations, tmp_path, warm_steps=0, num_steps=num_steps)
+    assert run == (4, 0)
+
+
+@pytest.mark.slow
+def test_a_warm_start_is_one_program_more(compilations, tmp_path):
+    assert compiled(compilations, tmp_path, warm_steps=6, num_steps=6) == (5, 0)
