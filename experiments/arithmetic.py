@@ -111,6 +111,10 @@ class Config:
     """Optimiser steps per rollout batch."""
     num_microbatches: int = 1
     """Pieces of a minibatch that are in memory at once."""
+    num_lengths: int = 1
+    """Further pieces by completion length; divides --num-samples. For long tails."""
+    num_slots: int | None = None
+    """Completions sampled at a time, refilled as they end; None: all. For long tails."""
     learning_rate: float = 8e-4
     """Peak; after 10 optimiser steps of warm-up it decays linearly to 10 %."""
     gradient_clip: float = 1.0
@@ -312,6 +316,7 @@ def rl_learner(config: Config, policy: Policy) -> update.Learner:
         optimizer(config, rate),
         num_minibatches=config.num_minibatches,
         num_microbatches=config.num_microbatches,
+        num_lengths=config.num_lengths,
     )
 
 
@@ -334,6 +339,7 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
         max_tokens=config.max_tokens,
         stop_tokens=(task.tokenizer.eos_token_id,),
         temperature=config.temperature,
+        num_slots=config.num_slots,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     shape = (config.steps_per_dispatch, config.num_prompts)
@@ -355,6 +361,7 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
             max_tokens=config.max_tokens,
             num_minibatches=config.num_minibatches,
             num_microbatches=config.num_microbatches,
+            num_slots=config.num_slots,
         ),
     )
 

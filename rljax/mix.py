@@ -124,14 +124,15 @@ def joined(*samplers: Sampler) -> Sampler:
         parts = jax.tree.map(pad, parts)
         behaviour = _join([samples.behaviour for samples, _ in parts])
         old = _join([old for _, old in parts])
-        bare = [samples.replace(behaviour=None) for samples, _ in parts]
+        decoded = _join([samples.decoded for samples, _ in parts])
+        bare = [samples.replace(behaviour=None, decoded=None) for samples, _ in parts]
         samples = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *bare)
-        return samples.replace(behaviour=behaviour), old
+        return samples.replace(behaviour=behaviour, decoded=decoded), old
 
     return sample
 
 
-def _join(stats: list[TokenStats | Missing]) -> TokenStats | Missing:
+def _join(stats: list):
     for part in stats:
         if isinstance(part, Missing):
             return part

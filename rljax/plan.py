@@ -36,7 +36,19 @@ class Sizes(NamedTuple):
     num_passes: int = 1
     num_minibatches: int = 1
     num_microbatches: int = 1
+    num_slots: int | None = None
     max_logits: int = 2**27
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are decoded at a time."""
+        rows = self.num_prompts * self.num_samples
+        return rows if self.num_slots is None else min(rows, self.num_slots)
+
+    @property
+    def num_rounds(self) -> float:
+        """Samples per row that is decoded."""
+        return self.num_prompts * self.num_samples / self.num_rows
 
 
 class Program(NamedTuple):
@@ -210,7 +222,7 @@ def traced_flops(program: Program) -> Flops:
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
         prompts=once,
-        sampling=per_token * (sizes.max_tokens - 1),
+        sampling=per_token * (sizes.max_tokens - 1) * sizes.num_rounds,
         training=outside + per_update * num_updates,
     )
 
@@ -280,20 +292,22 @@ def compiled_memory(compiled) -> dict[str, int]:
 
 
 def bytes_decoded(program: Program) -> float:
-    """Bytes that the sampler's loop reads: for each token all parameters, the prompts'
-    keys and values once per group, and those of the tokens so far."""
+    """Bytes that the sampler's loop reads: at each turn all parameters, the keys and
+    values of the prompts, once per group or slot, and those of the tokens so far."""
     sizes = program.sizes
     prompts, own = _cache_bytes(sizes)
     each = num_bytes(program.state.params) + prompts
-    return (sizes.max_tokens - 1) * each + own * sizes.max_tokens / 2
+    turns = (sizes.max_tokens - 1) * each + own * sizes.max_tokens / 2
+    return sizes.num_rounds * turns
 
 
 def _cache_bytes(sizes: Sizes) -> tuple[int, int]:
-    """Keys and values: of the prompts, and of the samples' own tokens."""
-    c, P = sizes.decoder, sizes.num_prompts
+    """Keys and values of all rows: of their prompts, and of their own tokens."""
+    c = sizes.decoder
     each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
-    own = P * sizes.num_samples * (sizes.max_tokens - 1)
-    return each * P * sizes.prompt_tokens, each * own
+    prompts = sizes.num_prompts if sizes.num_slots is None else sizes.num_rows
+    own = sizes.num_rows * (sizes.max_tokens - 1)
+    return each * prompts * sizes.prompt_tokens, each * own
 
 
 def product_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -301,7 +315,8 @@ def product_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, 
     rows = sizes.num_prompts * sizes.num_samples
     pieces = sizes.num_minibatches * sizes.num_microbatches
     widths = (sizes.decoder.d_model, sizes.decoder.d_ff)
-    return (max(1, rows * sizes.max_tokens // pieces), *widths), (rows, *widths)
+    training = max(1, rows * sizes.max_tokens // pieces)
+    return (training, *widths), (sizes.num_rows, *widths)
 
 
 def num_bytes(tree) -> int:

@@ -129,8 +129,9 @@ def decode(
     begun = jnp.full(D, B, jnp.int32)
     cache = mesh.constrain(policy.start(flat(held), W, max_tokens))
     carry = (slots, begun, held, cache, log, jnp.int32(0))
-    carry = jax.lax.while_loop(pays, advance, carry)
-    if B < N:
+    if B == N:
+        carry = jax.lax.while_loop(pays, advance, carry)
+    else:
         carry = jax.lax.while_loop(
             lambda c: jnp.any(~c[0].idle) | jnp.any(c[1] < N), turn, carry
         )

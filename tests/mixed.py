@@ -133,7 +133,7 @@ def bag(vocab_size: int, num_positions: int) -> Policy:
     def look(params, last, place, bag):
         return params["last"][last] + params["place"][place] + bag
 
-    def start(params, prompts):
+    def read(params, prompts):
         """Last token [P], next place [P], bag [P, V]."""
         there = jnp.arange(prompts.tokens.shape[1]) < prompts.length[:, None]
         held = jnp.where(there[..., None], params["bag"][prompts.tokens], 0)
@@ -141,20 +141,22 @@ def bag(vocab_size: int, num_positions: int) -> Policy:
         last = prompts.tokens[rows, prompts.length - 1]
         return last, prompts.length, jnp.sum(held, 1)
 
-    def prefill(params, prompts, num_samples, max_tokens):
-        del max_tokens
-        last, place, bag = start(params, prompts)
-        shape = (bag.shape[0], num_samples, vocab_size)
-        cache = place, jnp.broadcast_to(bag[:, None], shape)
-        return look(params, last, place, bag), cache
+    def prefill(params, prompts):
+        last, place, bag = read(params, prompts)
+        return look(params, last, place, bag), (place, bag)
 
-    def decode(params, tokens, t, cache):
-        place, bag = cache
-        bag = bag + params["bag"][tokens]
-        return look(params, tokens, (place + t + 1)[:, None], bag), (place, bag)
+    def start(prompt, num_samples, max_tokens):
+        _, bag = prompt
+        return jnp.zeros((bag.shape[0], num_samples, vocab_size))
+
+    def decode(params, tokens, t, prompt, own):
+        place, bag = prompt
+        own = jnp.where(t[:, None, None] == 0, 0, own) + params["bag"][tokens]
+        place = (place + t + 1)[:, None]
+        return look(params, tokens, place, bag[:, None] + own), own
 
     def hidden(params, prompts, samples):
-        last, place, bag = start(params, prompts)
+        last, place, bag = read(params, prompts)
         P, G, T = samples.tokens.shape
         first = jnp.broadcast_to(last[:, None, None], (P, G, 1))
         fed = jnp.concatenate([first, samples.tokens[..., :-1]], 2)
@@ -168,7 +170,7 @@ def bag(vocab_size: int, num_positions: int) -> Policy:
         logp, entropy = numerics.logp_and_entropy(states, samples.tokens)
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, decode, hidden, lambda params, h: h, measure)
+    return Policy(init, prefill, start, decode, hidden, lambda params, h: h, measure)
 
 
 def sampling(policy, num_samples=4):

@@ -77,6 +77,28 @@ def test_fused_and_split_are_the_same_steps():
     close(other_metrics, metrics)
 
 
+def test_slots_and_pieces_by_length_are_the_same_steps():
+    # Not Adam, which makes of a gradient of 0 and one of 1e-9 two different steps.
+    def after(num_slots, **pieces):
+        sample = sampler(
+            POLICY, num_samples=4, max_tokens=T, stop_tokens=(0,), num_slots=num_slots
+        )
+        learner = update.learner(
+            POLICY.measure, METHOD, optax.sgd(1.0), num_minibatches=2, **pieces
+        )
+        run = loop.fused(loop.actor(POLICY, sample), learner, verify)
+        reference = jax.tree.map(lambda x: x + 0.0, POLICY.init(None))
+        state = learner.init(POLICY.init(None), jax.random.key(3), reference)
+        state, metrics = run(state, batches(K))
+        return learned(state), metrics, metrics.pop("samples/useful_share")
+
+    *want, used = after(None)
+    *got, used_more = after(8, num_microbatches=2, num_lengths=2)
+    close(got, want)
+    assert np.all((used > 0) & (used <= used_more) & (used_more <= 1))
+    assert np.any(used < used_more)
+
+
 def test_many_steps_in_a_dispatch_are_as_many_dispatches_of_one():
     prompts = batches(K)
     state, metrics = FUSED(start(), prompts)

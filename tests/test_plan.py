@@ -134,6 +134,14 @@ def test_time_is_arithmetic_over_rates_or_bytes_where_they_take_longer():
     assert slow.seconds.sampling == pytest.approx(read / 1e3)
 
 
+def test_slots_take_turns():
+    # 16 samples in 4 slots: 4 rounds, each with the keys of 4 prompts and 4 samples.
+    program, _ = made()
+    slots = program._replace(sizes=program.sizes._replace(num_slots=4))
+    assert plan.bytes_decoded(slots) == 4 * (3 * (4 * 2864 + 128 * 12) + 2 * 128 * 12)
+    assert plan.decoder_flops(slots.sizes) == plan.decoder_flops(program.sizes)
+
+
 def test_the_logits_limit_is_the_decoders():
     limit = inspect.signature(decoder_policy).parameters["max_logits"].default
     assert plan.Sizes._field_defaults["max_logits"] == limit

@@ -105,6 +105,23 @@ def test_steering_reaches_every_layer_and_leaves_the_embedding():
     assert float(jnp.max(jnp.abs(both[1] - plain[1]))) > 1e-2
 
 
+def test_layers_in_turn_are_seen_and_steered_as_side_by_side():
+    # Two trips of two layers: numbered by trip or by member alone, layers would share a
+    # direction, and states come back in another order.
+    deep = dataclasses.replace(CONFIG, num_layers=4)
+    params = jax.jit(decoder_policy(deep).init)(jax.random.key(0))
+    directions = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16)), jnp.float32)
+
+    def run(unroll):
+        policy = decoder_policy(dataclasses.replace(deep, unroll=unroll))
+        measure = probe.steered(probe.recorded(policy.measure), directions, 0.5)
+        return fakes.jit(measure)(params, PROMPTS, SAMPLES)
+
+    got, want = run(2), run(4)
+    assert [x.shape for x in got[1]] == [(4, 1, 4, 16)] * 5
+    chex.assert_trees_all_close(got, want, atol=1e-5)
+
+
 def test_a_policy_without_layers_is_refused():
     bandit = fakes.bandit(4, 4, 9)
     with pytest.raises(ValueError, match="runs a decoder"):
