@@ -114,7 +114,7 @@ class Config:
     num_lengths: int = 1
     """Further pieces by completion length; divides --num-samples. For long tails."""
     num_slots: int | None = None
-    """Completions sampled at a time, refilled as they end; None: all. For long tails."""
+    """Completions sampled at a time, refilled as they end; None: all at once."""
     learning_rate: float = 8e-4
     """Peak; after 10 optimiser steps of warm-up it decays linearly to 10 %."""
     gradient_clip: float = 1.0

@@ -6,6 +6,7 @@ batch size, padding, order or sharding.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def sampler(
             noise = jax.vmap(jax.vmap(_gumbel, (0, None, None)), (0, 0, None))
             token = jnp.argmax(drawn_from + noise(keys, t, logits.shape[-1]), -1)
         token = token.astype(jnp.int32)
-        row = {"token": token, "mask": jnp.ones(token.shape, bool)}
+        row: dict[str, Any] = {"token": token, "mask": jnp.ones(token.shape, bool)}
         row["old"] = numerics.logp_and_entropy(logits, token)
         if temperature == 0:  # a point mass: log 1, no entropy, nothing truncated
             zero = jnp.zeros(token.shape, jnp.float32)

@@ -141,3 +141,24 @@ def test_entropy_bonus_is_minus_the_exact_entropy_with_its_exact_gradient():
     value, grad = jax.value_and_grad(bonus)(theta)
     close(value, -0.80181855)
     close(grad, jnp.array([0.31160053, -0.16152387, -0.15007665]))
+
+
+def test_times_the_ratio_k3_is_the_kl_off_policy_too():
+    # ../shared/papers/05, A16: drawn from [.6, .3, .1]; without the ratio .08950052.
+    theta = jnp.log(jnp.array([0.7, 0.2, 0.1]))
+    reference = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    drawn_from = jnp.array([0.6, 0.3, 0.1])
+
+    def expected(loss_fn, theta):
+        logp = jax.nn.log_softmax(theta)[None, None]
+        rows = fakes.rollout(1, 1, 3).replace(
+            reference=TokenStats(logp=reference[None, None]),
+            old=TokenStats(logp=jnp.log(drawn_from)[None, None]),
+        )
+        return jnp.sum(drawn_from * loss_fn(TokenStats(logp=logp), None, rows)[0, 0])
+
+    close(expected(loss.kl_k3(), theta), jnp.float32(0.08950052))
+    weighed = loss.times_ratio(loss.kl_k3())
+    value, grad = jax.value_and_grad(lambda x: expected(weighed, x))(theta)
+    close(value, jnp.float32(0.08512283))
+    close(grad, jnp.array([0.17594459, -0.09811759, -0.07782700]))

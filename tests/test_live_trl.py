@@ -56,13 +56,6 @@ def one(loss_fn, *weighting):
 # What rljax has no name for, as its user would write it.
 
 
-def times_ratio(loss_fn):
-    """Its gradient is unbiased off-policy, too (DeepSeek-V3.2)."""
-    return lambda now, credit, rollout: (
-        jnp.exp(loss.log_ratio(now, rollout)) * loss_fn(now, credit, rollout)
-    )
-
-
 def drop_stale(threshold):
     """Weight 0 for bad rows far from what they were drawn from (DeepSeek-V3.2)."""
 
@@ -117,7 +110,7 @@ CASES = {
         adv.algorithm(
             policy=policy(PPO, adv.token_mean()),
             kl=adv.Term(
-                times_ratio(loss.kl_k3()),
+                loss.times_ratio(loss.kl_k3()),
                 adv.chain(adv.token_mean(), adv.scale_weight(0.3)),
             ),
         ),

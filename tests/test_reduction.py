@@ -118,3 +118,16 @@ def test_dropping_verifier_failures_renormalises():
     rows = rows.replace(verdict=rows.verdict.replace(failed=failed))
     credit, _ = laws.apply(adv.token_mean(), rows)
     chex.assert_trees_all_equal(credit.weight[0, :, 0], jnp.array([1.0, 0.0]))
+
+
+def test_a_prompt_mean_gives_every_prompt_the_same_share():
+    # Two prompts of 3 and 6 tokens, a third filtered out: shares 1 / (2 * 3) and
+    # 1 / (2 * 6) per token, where a token mean gives 1 / 9 to all.
+    rows = fakes.rollout(3, 2, 4, length=[[1, 2], [2, 4], [3, 3]])
+    dropped = stateless(
+        lambda c, r: c.replace(weight=c.weight.at[2].set(0.0)),
+    )
+    credit, _ = laws.apply(chain(dropped, adv.prompt_mean()), rows)
+    mask = rows.samples.mask
+    want = jnp.where(mask, jnp.array([1 / 6, 1 / 12, 0.0])[:, None, None], 0.0)
+    chex.assert_trees_all_close(credit.weight, want, atol=1e-7)

@@ -66,6 +66,7 @@ from rljax.advantage.pass_at_k import (
 from rljax.advantage.rate import assign_by_class, center_by_risk, scale_by_rate
 from rljax.advantage.reduction import (
     constant_length,
+    prompt_mean,
     scale_weight,
     sequence_mean,
     token_mean,
@@ -141,6 +142,7 @@ __all__ = [
     "pkpo_leave_one_out",
     "pkpo_minus_one",
     "profile",
+    "prompt_mean",
     "punish_confident_errors",
     "reads_current",
     "reject",

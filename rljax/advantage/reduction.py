@@ -32,6 +32,19 @@ def token_mean() -> AdvantageTransform:
     return _reduction("token_mean()", lambda w: numerics.safe_divide(w, jnp.sum(w)))
 
 
+def prompt_mean() -> AdvantageTransform:
+    """Mean over prompts of each one's token mean (DAPO, 2503.14476, eq. 8 as printed).
+
+    Prompts without weight are not counted: those whose groups were filtered out.
+    """
+
+    def share(w):
+        group = jnp.sum(w, (1, 2), keepdims=True)
+        return numerics.safe_divide(w, group * jnp.sum(group > 0, dtype=jnp.float32))
+
+    return _reduction("prompt_mean()", share)
+
+
 def sequence_mean() -> AdvantageTransform:
     """Mean over rows of each row's token mean (GRPO, arXiv:2402.03300, eq. 3).
 

@@ -24,9 +24,9 @@ def dapo(
       low, high: distances of the clip's bounds from 1.
 
     Source: arXiv:2503.14476, eqs. (8)-(13) (PAPER). Rewards in {0, 1} become -1 and 1.
-    Variants: the paper divides by each group's tokens, verl (as here) by those of the
-      minibatch; verl's script adds a dual clip with 10; resampling until the batch is
-      full of mixed groups is the sampler's matter.
+    Variants: the paper divides by each group's tokens (`adv.prompt_mean`), verl (as
+      here) by those of the minibatch; verl's script adds a dual clip with 10; to
+      resample until the batch is full of mixed groups is the sampler's matter.
     """
     return adv.algorithm(
         policy=adv.Term(

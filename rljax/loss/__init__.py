@@ -1,7 +1,12 @@
 """Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token."""
 
 from rljax.loss import supervised
-from rljax.loss.combine import against_behaviour, against_old, times_advantage
+from rljax.loss.combine import (
+    against_behaviour,
+    against_old,
+    times_advantage,
+    times_ratio,
+)
 from rljax.loss.kl import (
     chi_squared,
     chi_squared_exact,
@@ -59,6 +64,7 @@ __all__ = [
     "sapo",
     "supervised",
     "times_advantage",
+    "times_ratio",
     "turn_ppo",
     "value_loss",
 ]

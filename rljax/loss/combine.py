@@ -1,6 +1,9 @@
 """Loss functions from loss functions."""
 
+import jax.numpy as jnp
+
 from rljax.advantage.algebra import LossFn
+from rljax.loss.surrogate import log_ratio
 
 
 def against_old(loss_fn: LossFn) -> LossFn:
@@ -28,3 +31,14 @@ def times_advantage(loss_fn: LossFn) -> LossFn:
     how often the coefficient changes.
     """
     return lambda now, credit, rollout: credit.advantage * loss_fn(now, credit, rollout)
+
+
+def times_ratio(loss_fn: LossFn) -> LossFn:
+    """The loss times the ratio to `old`, through which its gradient flows, too.
+
+    A sampled KL so weighed estimates the KL of the current policy off-policy, and its
+    gradient too: rho k3 of DeepSeek-V3.2, TRL's default.
+    """
+    return lambda now, credit, rollout: (
+        jnp.exp(log_ratio(now, rollout)) * loss_fn(now, credit, rollout)
+    )
