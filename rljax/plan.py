@@ -203,8 +203,9 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
 def traced_flops(program: Program) -> Flops:
     """The matrix products of the program as traced, before the compiler sees it.
 
-    A `while` of the rollout is the sampler's, and taken to go on to T tokens; one of
-    the learner is over optimiser steps. Of a `cond` the dearer branch counts.
+    The `while`s of the rollout are the sampler's, each one segment of the T tokens, all
+    of which are taken to be sampled; one of the learner is over optimiser steps. Of a
+    `cond` the dearer branch counts.
     """
     sizes = program.sizes
     batch = jax.tree.map(
@@ -218,11 +219,12 @@ def traced_flops(program: Program) -> Flops:
     act, shapes = jax.make_jaxpr(rollout, return_shape=True)(program.state, batch)
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
     once, per_token = products(act.jaxpr)
+    num_segments = max(1, num_loops(act.jaxpr))
     outside, per_update = products(learn.jaxpr)
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
         prompts=once,
-        sampling=per_token * (sizes.max_tokens - 1) * sizes.num_rounds,
+        sampling=per_token / num_segments * (sizes.max_tokens - 1) * sizes.num_rounds,
         training=outside + per_update * num_updates,
     )
 
@@ -256,6 +258,18 @@ def products(jaxpr: core.Jaxpr, repeat=lambda length: length) -> tuple[float, fl
         times = repeat(eqn.params["length"]) if name == "scan" else 1
         outside, inside = outside + times * out, inside + times * looped
     return outside, inside
+
+
+def num_loops(jaxpr: core.Jaxpr) -> int:
+    """How many `while` loops with matrix products follow each other."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        inner = list(core.jaxprs_in_params(eqn.params))
+        if eqn.primitive.name == "while":
+            count += any(sum(products(j)) > 0 for j in inner)
+        else:
+            count += sum(num_loops(j) for j in inner)
+    return count
 
 
 def memory(program: Program, compiled) -> Memory:

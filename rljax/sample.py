@@ -28,6 +28,7 @@ def sampler(
     top_k: int | None = None,
     top_p: float | None = None,
     num_slots: int | None = None,
+    num_segments: int | None = None,
 ) -> Sampler:
     """Makes `sample(params, prompts, key) -> (samples, old)`.
 
@@ -43,6 +44,8 @@ def sampler(
       num_slots: samples decoded at a time over the whole mesh; when one ends, a waiting
         one takes its place. For completions of very different lengths: a sixteenth of
         a batch's samples, say. None decodes all at once, until the longest ends.
+      num_segments: programs by which the cache grows to T while all decode at once: a
+        token costs what it reads. None takes one for each 16 tokens, at most 4.
 
     Returns:
       A pure function of parameters, prompts and the step's key. `samples.behaviour` is
@@ -61,6 +64,9 @@ def sampler(
         check.number("top_p", top_p, above=0, high=1)
     if num_slots is not None:
         check.number("num_slots", num_slots, low=1)
+    if num_segments is None:
+        num_segments = min(max(1, max_tokens // 16), 4)
+    check.number("num_segments", num_segments, low=1, high=max_tokens)
     plain = temperature == 1 and top_k is None and top_p is None
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
@@ -124,6 +130,7 @@ def sampler(
             choose,
             num_slots=B,
             max_tokens=T,
+            num_segments=num_segments,
         )
         log = jax.tree.map(lambda x: jnp.moveaxis(x, 3, 2).reshape(P, G, T), log)
         old = TokenStats(logp=log["old"][0], entropy=log["old"][1])

@@ -51,6 +51,7 @@ def decode(
     *,
     num_slots: int,
     max_tokens: int,
+    num_segments: int = 1,
 ) -> tuple[Any, jax.Array]:
     """Decodes all items to their ends.
 
@@ -65,6 +66,8 @@ def decode(
         log), each [D * B, W]; the items' t is the number of the token to choose.
       num_slots: B, at most N.
       max_tokens: T.
+      num_segments: if all begin together, the cache grows in so many steps, and so does
+        what a token reads of it; each step is a program of its own.
 
     Returns:
       The filled log, and how often every slot was decoded, i32[].
@@ -127,13 +130,34 @@ def decode(
     if share > 1 or B < N:
         held = jax.tree.map(lambda x: x[:, jnp.arange(B) // share], prompt)
     begun = jnp.full(D, B, jnp.int32)
-    cache = mesh.constrain(policy.start(flat(held), W, max_tokens))
-    carry = (slots, begun, held, cache, log, jnp.int32(0))
+
+    def start(size):
+        return mesh.constrain(policy.start(flat(held), W, size))
+
+    num_segments = num_segments if B == N else 1
+    sizes = [-(-max_tokens * (i + 1) // num_segments) for i in range(num_segments)]
+    carry = (slots, begun, held, start(sizes[0]), log, jnp.int32(0))
     if B == N:
-        carry = jax.lax.while_loop(pays, advance, carry)
+        for i, size in enumerate(sizes):
+            if i:
+                carry = (*carry[:3], _grown(carry[3], start(size)), *carry[4:])
+            carry = jax.lax.while_loop(
+                lambda c, size=size: pays(c) & (c[-1] < size - 1), advance, carry
+            )
     else:
         carry = jax.lax.while_loop(
             lambda c: jnp.any(~c[0].idle) | jnp.any(c[1] < N), turn, carry
         )
     *_, log, count = carry
     return log, count
+
+
+def _grown(cache, larger):
+    """The cache in the beginning of a larger one's arrays."""
+    return jax.tree.map(
+        lambda x, y: x if x.shape == y.shape else _put_first(x, y), cache, larger
+    )
+
+
+def _put_first(x, y):
+    return jax.lax.dynamic_update_slice(y, x, (0,) * y.ndim)

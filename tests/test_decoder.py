@@ -134,6 +134,38 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     assert temporary_bytes(32, 2**30) > 2**23
 
 
+def test_a_long_prompt_costs_its_group_once():
+    # 16 samples of 4 tokens after a prompt of 2048: nearly all is the prompt's. By the
+    # compiled programs' own analysis, repeated prompts cost 16 times as much.
+    policy = fakes.decoder(num_layers=2)
+    prompts = fakes.prompts(1, 2048)
+    samples = fakes.rollout(1, 16, 4).samples.replace(behaviour=None)
+    draw = sample.sampler(policy, num_samples=16, max_tokens=4, stop_tokens=(0,))
+    draw_one = sample.sampler(policy, num_samples=1, max_tokens=4, stop_tokens=(0,))
+
+    def gradient(params, prompts, samples):
+        def total(params):
+            return jnp.sum(policy.measure(params, prompts, samples).logp)
+
+        return jax.grad(total)(params)
+
+    def cost(fn, *inputs):
+        program = fakes.jit(fn).lower(*jax.eval_shape(lambda: inputs)).compile()
+        memory = program.memory_analysis().temp_size_in_bytes
+        return np.array([program.cost_analysis()["flops"], memory])
+
+    key = jax.random.key(0)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, 16, 0), prompts)
+    apart = jax.tree.map(lambda x: x.reshape(16, 1, *x.shape[2:]), samples)
+    shared = cost(draw, PARAMS, prompts, key), cost(gradient, PARAMS, prompts, samples)
+    copies = (
+        cost(draw_one, PARAMS, repeated, key),
+        cost(gradient, PARAMS, repeated, apart),
+    )
+    for once, often in zip(shared, copies, strict=True):
+        np.testing.assert_allclose(often / once, 16, rtol=0.1)
+
+
 # The layers are one scan.
 
 DEEP = fakes.decoder(num_layers=4, qkv_bias=True)
