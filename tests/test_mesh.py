@@ -20,7 +20,7 @@ from rljax.sample import sampler
 from rljax.types import Verdict
 
 P, STEPS = 32, 5
-POLICY = fakes.decoder()
+POLICY = fakes.decoder(num_layers=2, unroll=1)  # its layers are a scan
 ACT = loop.actor(POLICY, sampler(POLICY, num_samples=2, max_tokens=6, stop_tokens=(0,)))
 
 
@@ -43,8 +43,11 @@ def prompts(step):
     return jax.tree.map(lambda x: np.asarray(x)[None], batch)
 
 
-def train(devices, weighting, options):
-    """FLOPs per device of one step, and parameters and metrics after some steps."""
+def train(devices, weighting, options, spread=True):
+    """FLOPs per device of one step, and parameters and metrics after some steps.
+
+    spread: whether prompts are put on the mesh, or come as NumPy arrays.
+    """
     method = algorithm(
         policy=Term(loss.clipped_ratio(), weighting, adv.fade_advantage())
     )
@@ -54,7 +57,9 @@ def train(devices, weighting, options):
     with jax.set_mesh(place):
         params = fakes.jit(POLICY.init)(jax.random.key(0))
         state = mesh.replicate(learner.init(params, jax.random.key(1)), place)
-        batches = [mesh.shard_prompts(prompts(k), place, axis=1) for k in range(STEPS)]
+        batches = [prompts(k) for k in range(STEPS)]
+        if spread:
+            batches = [mesh.shard_prompts(batch, place, axis=1) for batch in batches]
         step = run.lower(state, batches[0]).compile(fakes.UNOPTIMISED)
         for batch in batches:  # refuses a state whose sharding has changed
             state, metrics = step(state, batch)
@@ -69,8 +74,9 @@ def train(devices, weighting, options):
             chain(stateless(weigh_by_entropy), adv.token_mean()),
             {"num_passes": 2, "num_minibatches": 2, "num_microbatches": 2},
         ),
+        (adv.token_mean(), {"num_lengths": 2}),
     ],
-    ids=["whole", "pieces"],
+    ids=["whole", "pieces", "lengths"],
 )
 def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     # A minibatch that lost its sharding costs every device all of it: a share of 1;
@@ -83,6 +89,15 @@ def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     start = fakes.jit(POLICY.init)(jax.random.key(0))
     moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), got[0], start)
     assert max(jax.tree.leaves(moved)) > 0.005
+
+
+def test_prompts_from_the_host_are_spread_before_anything_reads_them():
+    # NumPy arrays go to every device whole: sampled there as they are, each device
+    # would do all of the sampling.
+    alone, want = train(jax.devices()[:1], adv.token_mean(), {}, spread=False)
+    shared, got = train(jax.devices(), adv.token_mean(), {}, spread=False)
+    assert 0.115 < shared / alone < 0.14
+    chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
 
 
 def test_without_a_mesh_the_hints_do_nothing():
