@@ -8,6 +8,7 @@ beside sampling in slots, and the update of whole rows beside pieces by length, 
 """
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import scipy.stats
 
-from benchmarks import rljax_program, workload
+from benchmarks import results, rljax_program, workload
 from rljax import algorithms, loop, update
 from rljax.policy import decoder_policy
 from rljax.policy.base import Policy
@@ -39,9 +40,21 @@ def main() -> None:
     policy = scripted(decoder_policy(sizes.decoder), hazard(args.tokens))
     params = jax.jit(policy.init)(jax.random.key(0))
     prompts = rljax_program.prompts(args.prompts)
+    rollout, sampling, drawn = by_slots(policy, params, prompts, args)
+    training, trained = by_lengths(policy, params, rollout, args)
+    lengths = np.asarray(rollout.samples.length, float)
+    body = (
+        f"{args.prompts} prompts x {args.samples} samples, mean length"
+        f" {lengths.mean():.0f} of {args.tokens} tokens, coefficient of variation"
+        f" {lengths.std() / lengths.mean():.2f}; W1's decoder.\n\n{sampling}\n\n{training}"
+    )
+    data = {"slots": drawn, "lengths": trained}
+    results.write("long_tail", "Long tails", body, data)
 
-    total = args.prompts * args.samples
-    slots = [None, *(total // n for n in (4, 8, 16, 32))]
+
+def by_slots(policy: Policy, params, prompts, args):
+    """A rollout, a table, and seconds by number of slots."""
+    total, key = args.prompts * args.samples, jax.random.key(1)
     draws = {
         n: jax.jit(
             sampler(
@@ -52,34 +65,30 @@ def main() -> None:
                 num_slots=n,
             )
         )
-        for n in slots
+        for n in (None, *(total // k for k in (4, 8, 16, 32)))
     }
-    key = jax.random.key(1)
     drawn = {n: draw(params, prompts, key) for n, draw in draws.items()}
+    calls = {n: lambda d=d: d(params, prompts, key) for n, d in draws.items()}
+    times = in_turn(calls, args.rounds)
     first, old = drawn[None]
-    lengths = np.asarray(first.length, float)
-    print(
-        f"{total} samples, mean length {lengths.mean():.0f} of {args.tokens} tokens,"
-        f" coefficient of variation {lengths.std() / lengths.mean():.2f}\n"
-    )
-    times = in_turn(
-        {n: lambda d=d: d(params, prompts, key) for n, d in draws.items()}, args.rounds
-    )
-    print("| slots | seconds | against all at once | useful | other tokens |")
-    print("|---|---|---|---|---|")
+    rows = []
     for n, (samples, _) in drawn.items():
-        ratio = statistics.median(
-            a / b for a, b in zip(times[None], times[n], strict=True)
-        )
-        useful = float(loop.rollout_metrics(rollout(prompts, samples, old))[USEFUL])
+        used = loop.rollout_metrics(Rollout(prompts=prompts, samples=samples, old=old))
         other = int(jnp.sum(samples.tokens != first.tokens))
-        print(
-            f"| {n or 'all'} | {statistics.median(times[n]):.2f} | {ratio:.2f} |"
-            f" {useful:.0%} | {other} |"
-        )
+        useful = f"{float(used['samples/useful_share']):.0%}"
+        rows.append((n or "all at once", *compared(times, n, None), useful, other))
+    head = ("slots", "seconds", "times as fast", "useful slots", "tokens that differ")
+    correct = first.tokens[..., 0] % 2 == 0
+    rollout = Rollout(
+        prompts=prompts, samples=first, old=old, verdict=Verdict.binary(correct)
+    )
+    seconds = {str(n): x for n, x in times.items()}
+    return rollout, results.table(head, rows), seconds
 
-    batch = rollout(prompts, first, old)
-    learns, grads = {}, {}
+
+def by_lengths(policy: Policy, params, rollout: Rollout, args):
+    """A table, and seconds of an update by number of lengths."""
+    learns, after = {}, {}
     for n in (1, 2, 4, 8):
         learner = update.learner(
             policy.measure,
@@ -88,24 +97,23 @@ def main() -> None:
             num_microbatches=4,
             num_lengths=n,
         )
-        state = jax.jit(learner.init)(params, key)
-        learns[n] = jax.jit(learner.learn), state
-        grads[n] = learns[n][0](state, batch)[0].params
-    times = in_turn(
-        {n: lambda f=f, s=s: f(s, batch) for n, (f, s) in learns.items()}, args.rounds
-    )
-    print("\n| sizes of T | seconds | against one | largest gap of a parameter |")
-    print("|---|---|---|---|")
+        state = jax.jit(learner.init)(params, jax.random.key(1))
+        learns[n] = functools.partial(jax.jit(learner.learn), state, rollout)
+        after[n] = learns[n]()[0].params
+    times = in_turn(learns, args.rounds)
+    rows = []
     for n in learns:
-        ratio = statistics.median(
-            a / b for a, b in zip(times[1], times[n], strict=True)
-        )
-        gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), grads[n], grads[1])
+        gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after[n], after[1])
         gap = max(map(float, jax.tree.leaves(gaps)))
-        print(f"| {n} | {statistics.median(times[n]):.2f} | {ratio:.2f} | {gap:.1e} |")
+        rows.append((n, *compared(times, n, 1), f"{gap:.0e}"))
+    head = ("lengths", "seconds", "times as fast", "largest gap of a parameter")
+    return results.table(head, rows), {str(n): x for n, x in times.items()}
 
 
-USEFUL = "samples/useful_share"
+def compared(times: dict, name, base) -> tuple[float, float]:
+    """Median seconds, and the median ratio to the base in the same round."""
+    pairs = zip(times[base], times[name], strict=True)
+    return statistics.median(times[name]), statistics.median(a / b for a, b in pairs)
 
 
 def hazard(max_tokens: int) -> np.ndarray:
@@ -136,15 +144,6 @@ def scripted(policy: Policy, hazard: np.ndarray) -> Policy:
         return write(logits, t + 1), cache
 
     return policy._replace(prefill=prefill, decode=decode)
-
-
-def rollout(prompts, samples, old) -> Rollout:
-    return Rollout(
-        prompts=prompts,
-        samples=samples,
-        old=old,
-        verdict=Verdict.binary(samples.tokens[..., 0] % 2 == 0),
-    )
 
 
 def in_turn(calls: dict, rounds: int) -> dict:
