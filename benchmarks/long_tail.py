@@ -46,7 +46,8 @@ def main() -> None:
     body = (
         f"{args.prompts} prompts x {args.samples} samples, mean length"
         f" {lengths.mean():.0f} of {args.tokens} tokens, coefficient of variation"
-        f" {lengths.std() / lengths.mean():.2f}; W1's decoder.\n\n{sampling}\n\n{training}"
+        f" {lengths.std() / lengths.mean():.2f}; W1's decoder.\n\n"
+        f"{sampling}\n\n{training}"
     )
     data = {"slots": drawn, "lengths": trained}
     results.write("long_tail", "Long tails", body, data)
