@@ -76,7 +76,9 @@ def build(
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0)
     )
-    learner = update.learner(policy.measure, grpo, optimizer)
+    learner = update.learner(
+        policy.measure, grpo, optimizer, num_microbatches=work.num_microbatches
+    )
     sample = sampler(
         policy,
         num_samples=work.num_samples,
@@ -103,6 +105,7 @@ def build(
             num_samples=work.num_samples,
             prompt_tokens=workload.PROMPT_TOKENS,
             max_tokens=work.new_tokens,
+            num_microbatches=work.num_microbatches,
         ),
     )
     return Built(program, jax.jit(start), problems)

@@ -33,6 +33,12 @@ class Workload:
         return self.num_prompts * self.num_samples * self.new_tokens
 
     @property
+    def num_microbatches(self) -> int:
+        """Pieces of a batch whose widest activations, about 1 MiB, stay in a cache."""
+        pieces = self.tokens * self.d_ff * 4 // 2**20
+        return min(1 << max(0, pieces.bit_length() - 1), self.num_prompts)
+
+    @property
     def weights(self) -> int:
         """Weights that multiply each token: projections and the output head."""
         layer = 4 * self.d_model**2 + 3 * self.d_model * self.d_ff
