@@ -42,9 +42,9 @@ CAVEATS = """\
 Caveats: a small CPU machine that may be shared; compare within a round. The peers time
 the gap between optimiser steps, rljax a dispatch of 5 steps over 5. The end token is
 not obeyed, so every step samples exactly the same number of tokens everywhere.
-`unshared` gives every sample its own copy of the prompt, as the peers do. rljax trains in
-microbatches that stay in a core's cache, the same gradient; the peers, as in their best
-settings known to us, in one. The floor is
+`unshared` gives every sample its own copy of the prompt, as the peers do. rljax trains
+in microbatches that stay in a core's cache, the same gradient; the peers, as in their
+best settings known to us, in one. The floor is
 the step's matrix arithmetic, attention left out, at the rate that the same matrix
 products reach alone in the same round. One tiny model on one CPU says nothing about
 accelerators or large models."""
