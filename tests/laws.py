@@ -92,6 +92,7 @@ ALL_TRANSFORMS = {
     ),
     "scale_negative": adv.scale_negative(2.0),
     "scale_weight": adv.scale_weight(0.1),
+    "prompt_mean": adv.prompt_mean(),
     "sequence_mean": adv.sequence_mean(),
     "set_advantage": adv.set_advantage(0.3),
     "silence_spurious": adv.silence_spurious(max_prob=0.5, entropy_quantile=0.6),
