@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     sizes = rljax_program.build(workload.WORKLOADS["W1"], 1).program.sizes
-    policy = scripted(decoder_policy(sizes.decoder), hazard(args.tokens))
+    script = hazard(args.tokens + 1, mean=args.tokens / 6)
+    policy = scripted(decoder_policy(sizes.decoder), script)
     params = jax.jit(policy.init)(jax.random.key(0))
     prompts = rljax_program.prompts(args.prompts)
     rollout, sampling, drawn = by_slots(policy, params, prompts, args)
@@ -117,11 +118,14 @@ def compared(times: dict, name, base) -> tuple[float, float]:
     return statistics.median(times[name]), statistics.median(a / b for a, b in pairs)
 
 
-def hazard(max_tokens: int) -> np.ndarray:
-    """f32[T + 1]: the chance that token t ends a completion that has not ended."""
+def hazard(num_tokens: int, mean: float) -> np.ndarray:
+    """f32[num_tokens]: the chance that token t ends a completion that has not ended.
+
+    Lengths are then lognormal with this mean, tokens.
+    """
     sigma = np.sqrt(np.log(1 + CV**2))
-    law = scipy.stats.lognorm(sigma, scale=max_tokens / 6 * np.exp(-(sigma**2) / 2))
-    t = np.arange(max_tokens + 1)
+    law = scipy.stats.lognorm(sigma, scale=mean * np.exp(-(sigma**2) / 2))
+    t = np.arange(num_tokens)
     chance = (law.cdf(t + 1) - law.cdf(t)) / law.sf(t)
     return np.clip(chance, 1e-6, 1 - 1e-6).astype(np.float32)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import mesh
+from rljax import mesh, numerics
 from rljax.types import Credit, Prompts, Rollout
 
 
@@ -53,7 +53,7 @@ def over_pieces(
     """
     mask = batch.samples.mask
     T = mask.shape[-1]
-    sizes = [-(-T * (i + 1) // num_lengths) for i in range(num_lengths)]
+    sizes = numerics.equal_steps(T, num_lengths)
     order = _by_length(mask, num) if num_lengths > 1 else None
     pieces = _cut(_sort((batch, credits), order), num, num_lengths)
 

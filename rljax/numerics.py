@@ -69,3 +69,12 @@ def all_finite(tree) -> jax.Array:
     """bool[]: every floating-point leaf is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def equal_steps(total: int, num: int) -> list[int]:
+    """Whole numbers in `num` equal steps up to `total`, rounded up.
+
+    >>> equal_steps(10, 4)
+    [3, 5, 8, 10]
+    """
+    return [-(-total * (i + 1) // num) for i in range(num)]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import mesh
+from rljax import mesh, numerics
 from rljax.policy.base import Policy
 
 REFILL = 16
@@ -135,7 +135,7 @@ def decode(
         return mesh.constrain(policy.start(flat(held), W, size))
 
     num_segments = num_segments if B == N else 1
-    sizes = [-(-max_tokens * (i + 1) // num_segments) for i in range(num_segments)]
+    sizes = numerics.equal_steps(max_tokens, num_segments)
     carry = (slots, begun, held, start(sizes[0]), log, jnp.int32(0))
     if B == N:
         for i, size in enumerate(sizes):

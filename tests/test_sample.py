@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from benchmarks import long_tail
 from rljax import mesh, numerics
 from rljax.sample import sampler, truncate
 from rljax.types import Source
@@ -335,10 +336,7 @@ def test_slots_must_divide_among_devices():
 
 def lognormal_ends(num_tokens, mean):
     """Parameters of a bandit whose samples have lognormal lengths, variation 1."""
-    sigma = np.sqrt(np.log(2))
-    law = scipy.stats.lognorm(sigma, scale=mean * np.exp(-(sigma**2) / 2))
-    t = np.arange(num_tokens)
-    end = np.clip((law.cdf(t + 1) - law.cdf(t)) / law.sf(t), 1e-9, 1)
+    end = long_tail.hazard(num_tokens, mean)
     logits = np.full((32, num_tokens, 4), -1e9, np.float32)
     logits[..., STOP], logits[..., 1] = np.log(end), np.log1p(-end)
     return {"logits": jnp.asarray(logits)}
