@@ -1,16 +1,21 @@
 """Completions of very different lengths: what slots and pieces by length are worth.
 
-python -m benchmarks.long_tail [--prompts 64] [--samples 16] [--tokens 256]
+python -m benchmarks.long_tail [--prompts 64] [--samples 16] [--tokens 128]
+    [--model FOLDER --texts FILE --end-token 2]
 
 A real decoder computes; a script ends each sample at a lognormal length of coefficient
 of variation 1, mean a sixth of T, cut at T. Sampling with all samples at once is timed
 beside sampling in slots, and the update of whole rows beside pieces by length, in turn.
+With --model, a folder in Hugging Face layout, the same for a trained model that goes on
+with the texts of a JSONL file and ends its completions itself.
 """
 
 import argparse
 import functools
+import pathlib
 import statistics
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,51 +24,86 @@ import optax
 import scipy.stats
 
 from benchmarks import results, rljax_program, workload
-from rljax import algorithms, loop, update
-from rljax.policy import decoder_policy
+from rljax import algorithms, data, loop, update
+from rljax.policy import decoder_policy, hugging_face
 from rljax.policy.base import Policy
 from rljax.sample import sampler
-from rljax.types import Rollout, Verdict
+from rljax.tokenizer import load_tokenizer
+from rljax.types import Prompts, Rollout, Verdict
 
 STOP = 2
 CV = 1.0
+
+
+class Case(NamedTuple):
+    """What samples; `end`: the token that ends a completion; `tokens`: the longest."""
+
+    name: str
+    policy: Policy
+    params: Any
+    prompts: Prompts
+    end: int
+    tokens: int
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", help="folder of Hugging Face files")
+    parser.add_argument("--texts", help='JSONL file, of which "question" is read')
+    parser.add_argument("--end-token", type=int, default=STOP)
     args = parser.parse_args()
+    cases = [by_script(args)] + ([] if args.model is None else [trained(args)])
+    found = {case.name: measure(case, args) for case in cases}
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, (text, _) in found.items())
+    seconds = {name: data for name, (_, data) in found.items()}
+    results.write("long_tail", "Long tails", body, seconds)
+
+
+def by_script(args) -> Case:
     sizes = rljax_program.build(workload.WORKLOADS["W1"], 1).program.sizes
     script = hazard(args.tokens + 1, mean=args.tokens / 6)
     policy = scripted(decoder_policy(sizes.decoder), script)
     params = jax.jit(policy.init)(jax.random.key(0))
     prompts = rljax_program.prompts(args.prompts)
-    rollout, sampling, drawn = by_slots(policy, params, prompts, args)
-    training, trained = by_lengths(policy, params, rollout, args)
+    return Case("W1's decoder, by a script", policy, params, prompts, STOP, args.tokens)
+
+
+def trained(args) -> Case:
+    config, params = hugging_face.load(args.model)
+    texts = data.read_jsonl(args.texts)[: args.prompts]
+    prompts, _ = data.encode_prompts(texts, load_tokenizer(args.model), 64)
+    policy, name = decoder_policy(config), f"{pathlib.Path(args.model).name}, trained"
+    return Case(name, policy, params, prompts, args.end_token, args.tokens)
+
+
+def measure(case: Case, args) -> tuple[str, dict]:
+    """Text and seconds."""
+    rollout, sampling, drawn = by_slots(case, args)
+    training, learned = by_lengths(case, rollout, args)
     lengths = np.asarray(rollout.samples.length, float)
-    body = (
-        f"{args.prompts} prompts x {args.samples} samples, mean length"
-        f" {lengths.mean():.0f} of {args.tokens} tokens, coefficient of variation"
-        f" {lengths.std() / lengths.mean():.2f}; W1's decoder.\n\n"
-        f"{sampling}\n\n{training}"
+    text = (
+        f"{lengths.shape[0]} prompts x {args.samples} samples, mean length"
+        f" {lengths.mean():.0f} of {case.tokens} tokens, coefficient of variation"
+        f" {lengths.std() / lengths.mean():.2f}.\n\n{sampling}\n\n{training}"
     )
-    data = {"slots": drawn, "lengths": trained}
-    results.write("long_tail", "Long tails", body, data)
+    return text, {"slots": drawn, "lengths": learned}
 
 
-def by_slots(policy: Policy, params, prompts, args):
+def by_slots(case: Case, args):
     """A rollout, a table, and seconds by number of slots."""
-    total, key = args.prompts * args.samples, jax.random.key(1)
+    prompts, params, key = case.prompts, case.params, jax.random.key(1)
+    total = len(prompts.id) * args.samples
     draws = {
         n: jax.jit(
             sampler(
-                policy,
+                case.policy,
                 num_samples=args.samples,
-                max_tokens=args.tokens,
-                stop_tokens=(STOP,),
+                max_tokens=case.tokens,
+                stop_tokens=(case.end,),
                 num_slots=n,
             )
         )
@@ -88,18 +128,18 @@ def by_slots(policy: Policy, params, prompts, args):
     return rollout, results.table(head, rows), seconds
 
 
-def by_lengths(policy: Policy, params, rollout: Rollout, args):
+def by_lengths(case: Case, rollout: Rollout, args):
     """A table, and seconds of an update by number of lengths."""
     learns, after = {}, {}
     for n in (1, 2, 4, 8):
         learner = update.learner(
-            policy.measure,
-            algorithms.dr_grpo(args.tokens),
+            case.policy.measure,
+            algorithms.dr_grpo(case.tokens),
             optax.sgd(1.0),
             num_microbatches=4,
             num_lengths=n,
         )
-        state = jax.jit(learner.init)(params, jax.random.key(1))
+        state = jax.jit(learner.init)(case.params, jax.random.key(1))
         learns[n] = functools.partial(jax.jit(learner.learn), state, rollout)
         after[n] = learns[n]()[0].params
     times = in_turn(learns, args.rounds)

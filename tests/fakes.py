@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import numerics
-from rljax.policy import DecoderConfig, Policy, decoder_policy
+from rljax.policy import DecoderConfig, Policy, against_reference, decoder_policy
 from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
 
 # Tests compile more than they run: half the time without LLVM's optimisations.
@@ -144,6 +144,42 @@ def bandit(num_prompts: int, num_tokens: int, vocab_size: int) -> Policy:
         return TokenStats(logp=logp, entropy=entropy)
 
     return Policy(init, prefill, start, decode, hidden, lambda params, h: h, measure)
+
+
+def bigram_measure(params, reference, prompts, samples) -> TokenStats:
+    """Everything that an algorithm may ask for, of a policy of one token of context.
+
+    All prompts share the parameters, each token costs two small matrix products, and
+    it compiles faster than a decoder. A `ReferencedMeasure`'s function.
+    """
+
+    def hidden(params, prompts, samples):
+        first = jnp.take_along_axis(prompts.tokens, prompts.length[:, None] - 1, 1)
+        first = jnp.broadcast_to(first[:, None], (*samples.tokens.shape[:2], 1))
+        before = jnp.concatenate([first, samples.tokens[..., :-1]], -1)
+        return jnp.tanh(params["embedding"][before] @ params["mix"])
+
+    policy = Policy(*[None] * 4, hidden, lambda params, h: h @ params["logits"], None)
+    now = against_reference(policy).fn(params, reference, prompts, samples)
+    states = hidden(params, prompts, samples)
+    value = states @ params["value"]
+    drift = jnp.mean(jnp.square(states), -1)  # as if layers drifted
+    return now.replace(extra={**now.extra, "value": value, "consistency": drift})
+
+
+def bigram_params(vocab_size=16, d_model=32, seed=0):
+    """Parameters of `bigram_measure`, sharp enough to have opinions."""
+    draw = np.random.default_rng(seed)
+    shapes = {
+        "embedding": (vocab_size, d_model),
+        "mix": (d_model, d_model),
+        "logits": (d_model, vocab_size),
+        "value": (d_model,),
+    }
+    return {
+        name: jnp.asarray(draw.normal(0, 0.5, shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def decoder(vocab_size=16, num_layers=1, max_logits=2**27, **sizes) -> Policy:

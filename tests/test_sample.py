@@ -1,6 +1,7 @@
 """The sampler draws what it says it draws, and the same whatever stands around it."""
 
 import functools
+import pathlib
 import re
 
 import chex
@@ -12,7 +13,8 @@ import pytest
 import scipy.stats
 
 from benchmarks import long_tail
-from rljax import mesh, numerics
+from rljax import data, mesh, numerics, tokenizer
+from rljax.policy import decoder_policy, hugging_face
 from rljax.sample import sampler, truncate
 from rljax.types import Source
 
@@ -362,3 +364,29 @@ def test_slots_keep_at_work_where_lengths_differ():
     assert 0.8 < length.std() / length.mean() < 1.1
     assert used[None] == pytest.approx((length.mean() - 1) / (length.max() - 1), 1e-5)
     assert used[None] < 0.25 and used[32] > 0.85
+
+
+STORIES = pathlib.Path(__file__).parents[1].parent / "shared/models/stories260k"
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="no shared models")
+def test_slots_keep_at_work_where_a_trained_model_ends_its_sentences():
+    config, params = hugging_face.load(STORIES)
+    policy, words = decoder_policy(config), tokenizer.load_tokenizer(STORIES)
+    begins = ["Once upon a time", "Tim was", "One day, Lily", "The big dog"]
+    problems = [data.Problem(begin, "any") for begin in begins]
+    prompts, _ = data.encode_prompts(problems, words, 16)
+    options = {
+        "max_tokens": 64,
+        "num_samples": 16,
+        "stop_tokens": (words.convert_tokens_to_ids("."),),
+    }
+    samples = {
+        n: draw(prompts, policy, params, num_slots=n, **options)[0] for n in (None, 8)
+    }
+    chex.assert_trees_all_equal(samples[None].tokens, samples[8].tokens)
+    assert float(jnp.mean(samples[8].finished)) > 0.9
+    useful = {
+        n: float(jnp.sum(x.length - 1) / jnp.sum(x.decoded)) for n, x in samples.items()
+    }
+    assert useful[None] < 0.45 and useful[8] > 0.8

@@ -145,11 +145,7 @@ BY_LENGTH = {
     "fade": fade(),
     "grpo": grpo_with_kl_and_entropy(),
     "quantile": quantile(),
-    "dr_grpo": algorithms.dr_grpo(16),
-    "gspo": algorithms.gspo(),
-    "gspo_token": algorithms.gspo_token(),
     "minpro": algorithms.minpro(),
-    "stapo": algorithms.stapo(),
 }
 WIDE = fakes.bandit(8, 16, 16)
 

@@ -55,6 +55,7 @@ from rljax.advantage.entropy import (
 from rljax.advantage.fade import fade_advantage, fade_controller
 from rljax.advantage.gae import gae_advantage, value_target
 from rljax.advantage.history import scale_by_history
+from rljax.advantage.kl_control import kl_controller, sampled_kl
 from rljax.advantage.mass import masses
 from rljax.advantage.pass_at_k import (
     best_minus_second,
@@ -129,6 +130,7 @@ __all__ = [
     "keep_incorrect",
     "keep_rows",
     "keep_top_entropy",
+    "kl_controller",
     "leave_one_out",
     "log_mismatch",
     "mass",
@@ -148,6 +150,7 @@ __all__ = [
     "reject",
     "return_to_go",
     "sampled_entropy",
+    "sampled_kl",
     "scale_by_group_norm",
     "scale_by_group_std",
     "scale_by_history",

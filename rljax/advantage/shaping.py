@@ -58,8 +58,8 @@ def drop_equal_groups() -> AdvantageTransform:
     """Weight 0 for groups that are all right or all wrong (DAPO's dynamic sampling).
 
     Placed before a reduction, its divisor counts the groups 0 < #correct < G alone. The
-    paper samples until the batch is full of such groups; that is the sampler's matter,
-    this is what it means for the loss.
+    paper samples until the batch is full of such groups; that is the learner's matter
+    (`rljax.dynamic_sampling`), this is what it means for the loss.
 
     Source: arXiv:2503.14476, eq. (11). Reads `verdict.correct`, logs `dropped_share`.
     """
