@@ -123,7 +123,7 @@ def sampler(
 
         log, count = slots.decode(
             policy,
-            params,
+            policy.weights(params),
             queue,
             jax.tree.map(lambda x: x.reshape(D, -1, *x.shape[1:]), prompt),
             log,

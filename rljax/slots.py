@@ -43,7 +43,7 @@ class Items(NamedTuple):
 
 def decode(
     policy: Policy,
-    params: Any,
+    weights: Any,
     queue: Items,
     prompt: Any,
     log: Any,
@@ -57,7 +57,7 @@ def decode(
 
     Args:
       policy: what decodes.
-      params: its parameters.
+      weights: `policy.weights` of its parameters.
       queue: items [D, N, ...] with t = 0.
       prompt: of `policy.prefill`, with leaves [D, M, ...]; N is a multiple of M, and
         items of one prompt follow each other.
@@ -85,7 +85,7 @@ def decode(
     def advance(carry):
         slots, begun, prompt, cache, log, count = carry
         logits, cache = policy.decode(
-            params, flat(slots.token), flat(slots.t), flat(prompt), cache
+            weights, flat(slots.token), flat(slots.t), flat(prompt), cache
         )
         idle, t = slots.idle, slots.t + 1
         token, done, row = lanes(choose(logits, flat(slots._replace(t=t))))

@@ -4,8 +4,8 @@ Those that do stand with their modules, marked with path and convention: baselin
 test_baseline.py and test_advantages.py, reductions in test_reduction.py, ratios in
 test_ratio.py and test_surrogate.py, divergences in test_kl.py, GAE in test_gae.py,
 returns in test_batch_advantages.py, token filters in test_token_weight.py, lengths in
-test_shaping.py, adaptive KL in test_kl_control.py. What can be installed is compared live: test_live_trl.py,
-test_live_trl_parts.py, test_live_rlax.py.
+test_shaping.py, adaptive KL in test_kl_control.py. What can be installed is compared
+live: test_live_trl.py, test_live_trl_parts.py, test_live_rlax.py.
 """
 
 import fakes

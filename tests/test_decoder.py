@@ -264,3 +264,42 @@ def test_impossible_sizes_are_refused(sizes, message):
     good = {"num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
     with pytest.raises(ValueError, match=message):
         DecoderConfig(vocab_size=8, d_model=8, d_ff=8, **good | sizes)
+
+
+@pytest.mark.parametrize("unroll", [1, 2, 4])
+def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
+    # Cast at each token they would be read in float32; apart they are five products.
+    policy = fakes.decoder(
+        num_layers=4, qkv_bias=True, unroll=unroll, dtype=jnp.bfloat16
+    )
+    weights = policy.weights(DEEP_PARAMS)
+    assert len(weights["layers"]) == unroll
+    for member in weights["layers"].values():
+        assert set(member) >= {"q_k_v", "gate_up"} and not {"q", "up"} & set(member)
+        assert member["q_k_v"]["kernel"].shape == (4 // unroll, 32, 64)
+    kinds = jax.tree_util.tree_leaves_with_path(weights)
+    assert {leaf.dtype.name for path, leaf in kinds if path[-1].key != "scale"} == {
+        "bfloat16"
+    }
+    tokens, t = jnp.ones((8, 2), jnp.int32), jnp.zeros(8, jnp.int32)
+    _, prompt = policy.prefill(DEEP_PARAMS, fakes.prompts(8))
+    cache = policy.start(prompt, 2, 4)
+    got, _ = fakes.jit(policy.decode)(weights, tokens, t, prompt, cache)
+
+    def apart(layer):  # each product by itself
+        q_k_v, gate_up = layer.pop("q_k_v"), layer.pop("gate_up")
+        for name, part in (
+            ("q", np.s_[..., :32]),
+            ("k", np.s_[..., 32:48]),
+            ("v", np.s_[..., 48:]),
+        ):
+            layer[name] = jax.tree.map(lambda x, part=part: x[part], q_k_v)
+        for name, part in (("gate", np.s_[..., :48]), ("up", np.s_[..., 48:])):
+            layer[name] = jax.tree.map(lambda x, part=part: x[part], gate_up)
+        return layer
+
+    layers = {name: apart(dict(layer)) for name, layer in weights["layers"].items()}
+    single = {**weights, "layers": layers}
+    want, _ = fakes.jit(policy.decode)(single, tokens, t, prompt, cache)
+    chex.assert_trees_all_close(got, want, atol=0.02)
+    assert float(jnp.std(want)) > 0.3

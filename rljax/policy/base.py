@@ -15,14 +15,15 @@ class Policy(NamedTuple):
     prefill: (params, prompts) -> (logits f32[P, V], prompt); logits of each
       completion's first token, and what decoding reads of a prompt, leaves [P, ...].
     start: (prompt, num_samples, max_tokens) -> cache, of completions yet to come.
-    decode: (params, tokens i32[P, G], t i32[P], prompt, cache) -> (logits f32[P, G, V],
-      cache); feeds completion token number t (from 0), returns the logits of the next.
-      Where t is 0 a new completion begins, whatever the cache holds.
+    decode: (weights, tokens i32[P, G], t i32[P], prompt, cache) -> (logits
+      f32[P, G, V], cache); feeds completion token number t (from 0), returns the logits
+      of the next. Where t is 0 a new completion begins, whatever the cache holds.
     hidden: (params, prompts, samples) -> [P, G, T, D], normalised final states; the
       state at t predicts completion token t.
     logits: (params, hidden [..., D]) -> f32[..., V].
     measure: (params, prompts, samples) -> TokenStats of the completions' tokens at
       temperature 1; what sampler and learner compute agrees to rounding.
+    weights: params -> what `decode` reads of them, made once for all its tokens.
     """
 
     init: Callable[[jax.Array], Any]
@@ -32,3 +33,4 @@ class Policy(NamedTuple):
     hidden: Callable[[Any, Prompts, Samples], jax.Array]
     logits: Callable[[Any, jax.Array], jax.Array]
     measure: Callable[[Any, Prompts, Samples], TokenStats]
+    weights: Callable[[Any], Any] = lambda params: params

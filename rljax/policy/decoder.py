@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rljax import numerics
 from rljax.policy import attention, score
@@ -144,12 +145,24 @@ class Block(nn.Module):
             return y.transpose(0, 3, 1, 4, 2, 5)
 
         group = c.num_heads // c.num_kv_heads
-        q = attention.rotate(heads(self.q(h), group), rope[:, :, :, None])
-        k = attention.rotate(heads(self.k(h), 1)[:, :, :, 0], rope)
-        out, aside = attend(q, KeyValue(k, heads(self.v(h), 1)[:, :, :, 0]))
+        q, k, v = self.project(h, "q", "k", "v")
+        q = attention.rotate(heads(q, group), rope[:, :, :, None])
+        k = attention.rotate(heads(k, 1)[:, :, :, 0], rope)
+        out, aside = attend(q, KeyValue(k, heads(v, 1)[:, :, :, 0]))
         x = x + self.o(out.transpose(0, 2, 4, 1, 3, 5).reshape(x.shape[0], -1))
         h = self.norm_mlp(x)
-        return x + self.down(nn.silu(self.gate(h)) * self.up(h)), aside
+        gate, up = self.project(h, "gate", "up")
+        return x + self.down(nn.silu(gate) * up), aside
+
+    def project(self, h, *names):
+        """Outputs of the dense layers of one input, one product if they are joined."""
+        layers = [getattr(self, name) for name in names]
+        if not self.has_variable("params", "_".join(names)):
+            return [layer(h) for layer in layers]
+        joined = self.get_variable("params", "_".join(names))
+        out = h @ joined["kernel"] + joined.get("bias", 0)
+        ends = np.cumsum([layer.features for layer in layers])[:-1]
+        return jnp.split(out, ends, -1)
 
 
 class Decoder(nn.Module):
@@ -224,19 +237,15 @@ class Decoder(nn.Module):
 
         def trip(x, inputs):
             n, params, given = inputs
-            leaves, tree = jax.tree.flatten(params)
             made = []
-            for m, mine in enumerate(zip(*map(jnp.unstack, leaves), strict=True)):
+            for m in range(M):
                 part = None if given is None else given[m]
-                x, out = layer(m, x, n, tree.unflatten(mine), part)
+                x, out = layer(m, x, n, params[_member(m)], part)
                 made.append(out)
             return x, tuple(made)
 
-        N = c.num_layers // M
-        params = jax.tree.map(
-            lambda p: p.reshape(N, M, *p.shape[1:]), self.layers.variables["params"]
-        )
-        return jax.lax.scan(trip, x, (jnp.arange(N), params, given))
+        members = self.layers.variables["params"]
+        return jax.lax.scan(trip, x, (jnp.arange(c.num_layers // M), members, given))
 
     def read_prompts(self, tokens, length):
         """Hidden state [P, d_model] after each prompt's last token, and its keys.
@@ -314,6 +323,19 @@ def _side_by_side(x):
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
+def _member(m: int) -> str:
+    return f"member_{m}"
+
+
+def _joined(layer):
+    """A layer's parameters with those that `Block.project` reads together as one."""
+    layer = dict(layer)
+    for names in (("q", "k", "v"), ("gate", "up")):
+        parts = [layer.pop(name) for name in names]
+        layer["_".join(names)] = jax.tree.map(lambda *p: jnp.concatenate(p, -1), *parts)
+    return layer
+
+
 def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
     """The policy of a decoder.
 
@@ -327,12 +349,27 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
     def apply(params, method, *args):
         return model.apply({"params": params}, *args, method=method)
 
+    def members(params):  # layers [L, ...] -> [N, ...] of each member
+        M = config.num_members
+        apart = [
+            jax.tree.map(lambda p, m=m: p[m::M], params["layers"]) for m in range(M)
+        ]
+        return {**params, "layers": dict(zip(map(_member, range(M)), apart))}
+
+    def weights(params):
+        def cast(path, p):  # as every product would
+            return p if path[-1].key == "scale" else p.astype(config.dtype)
+
+        params = members(jax.tree.map_with_path(cast, params))
+        joined = {name: _joined(layer) for name, layer in params["layers"].items()}
+        return {**params, "layers": joined}
+
     def init(key):
         return model.init(key)["params"]
 
     def prefill(params, prompts):
         hidden, keys = apply(
-            params, Decoder.read_prompts, prompts.tokens, prompts.length
+            members(params), Decoder.read_prompts, prompts.tokens, prompts.length
         )
         keys = jax.tree.map(_side_by_side, keys)
         return logits(params, hidden), Prompt(keys, prompts.length)
@@ -345,14 +382,14 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
 
         return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0))
 
-    def decode(params, tokens, t, prompt, cache):
-        hidden, cache = apply(params, Decoder.step, tokens, t, prompt, cache)
+    def decode(weights, tokens, t, prompt, cache):
+        hidden, cache = apply(weights, Decoder.step, tokens, t, prompt, cache)
         P, G, _ = hidden.shape
-        out = logits(params, hidden.reshape(P * G, -1))
+        out = logits(weights, hidden.reshape(P * G, -1))
         return out.reshape(P, G, -1), cache
 
     def hidden(params, prompts, samples):
-        tokens = samples.tokens
+        tokens, params = samples.tokens, members(params)
         first, keys = apply(
             params, Decoder.read_prompts, prompts.tokens, prompts.length
         )
@@ -384,4 +421,4 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         logp, entropy = score.by_chunks(stats, num_chunks, states, tokens)
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, start, decode, hidden, logits, measure)
+    return Policy(init, prefill, start, decode, hidden, logits, measure, weights)

@@ -52,13 +52,14 @@ def with_value_head(
     def prefill(params, prompts):
         return policy.prefill(params["policy"], prompts)
 
-    def decode(params, tokens, t, prompt, cache):
-        return policy.decode(params["policy"], tokens, t, prompt, cache)
-
     def hidden(params, prompts, samples):
         return policy.hidden(params["policy"], prompts, samples)
 
     def logits(params, states):
         return policy.logits(params["policy"], states)
 
-    return Policy(init, prefill, policy.start, decode, hidden, logits, measure)
+    def weights(params):
+        return policy.weights(params["policy"])
+
+    start, decode = policy.start, policy.decode
+    return Policy(init, prefill, start, decode, hidden, logits, measure, weights)
