@@ -9,6 +9,7 @@ live: test_live_trl.py, test_live_trl_parts.py, test_live_rlax.py.
 """
 
 import fakes
+import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
@@ -65,6 +66,49 @@ def test_skyrls_divergences_do_not_read_what_is_masked(loss_fn, want, outside):
     # .1, .2 and a masked token; .1 at both others, divided by both.
     logp, reference = [0.2, 0.3, 0.5], [0.1, 0.2, outside]
     close(against(loss_fn, logp, reference, [1, 1, 0], adv.token_mean()), want)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "want"),
+    [
+        (
+            loss.kl_k1(),
+            [
+                [0.38486493, 0.7469206, 0.3495195, 0.5621129],
+                [-0.4474684, -0.13095665, 0.46064317, -0.19887352],
+                [0.43108296, 0.53564644, -0.25296474, 0.44137287],
+                [-0.06834459, -0.12115264, -0.61533415, 0.15468943],
+            ],
+        ),
+        (
+            loss.kl_k2(),
+            [
+                [0.07406051, 0.27894518, 0.06108194, 0.15798548],
+                [0.10011399, 0.00857482, 0.10609607, 0.01977534],
+                [0.09291626, 0.14345856, 0.03199558, 0.09740501],
+                [0.00233549, 0.00733898, 0.18931806, 0.01196441],
+            ],
+        ),
+        (
+            loss.kl_k3(),
+            [
+                [0.0654075, 0.220744, 0.0545462, 0.1321163],
+                [0.1168784, 0.0089617, 0.0915209, 0.0211542],
+                [0.080888, 0.1209372, 0.0348731, 0.0845257],
+                [0.0023897, 0.0076445, 0.2349406, 0.0113707],
+            ],
+        ),
+    ],
+    ids=["kl", "mse_kl", "low_var_kl"],
+)
+def test_tunixs_divergences(loss_fn, want):
+    # tunix tests/rl/common_test.py, per token; its "log-probabilities" are uniform.
+    with jax.threefry_partitionable(False):
+        keys = jax.random.split(jax.random.PRNGKey(0))
+        logp, reference = (jax.random.uniform(k, (1, 4, 4)) for k in keys)
+    rows = fakes.rollout(1, 4, 4)
+    rows = rows.replace(reference=rows.reference.replace(logp=reference))
+    close(loss_fn(rows.old.replace(logp=logp), None, rows)[0], np.array(want))
 
 
 @pytest.mark.parametrize(
