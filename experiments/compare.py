@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments import arithmetic, cli, compare_report, population
 from experiments import column_addition as addition
+from experiments.task import Task, build_addition
 from rljax import advantage as adv
 from rljax import algorithms, folder, loss, mix
 from rljax.advantage import Algorithm
@@ -159,7 +160,7 @@ class World(NamedTuple):
     """What all contenders share."""
 
     config: Config
-    task: arithmetic.Task
+    task: Task
     keys: jax.Array
     validation: Callable[[Any], population.Asked]
     test: Callable[[Any], population.Asked]
@@ -183,7 +184,7 @@ def base(config: Config) -> arithmetic.Config:
 
 def build(config: Config, run_dir: pathlib.Path) -> World:
     """The task, the seeds and the judges."""
-    task = arithmetic.build_addition(base(config))
+    task = build_addition(base(config))
 
     def judge(prompts):
         return population.judge(
@@ -199,7 +200,7 @@ def build(config: Config, run_dir: pathlib.Path) -> World:
     return World(config, task, keys, judge(task.validation), judge(task.test), run_dir)
 
 
-def careless(config: Config, task: arithmetic.Task):
+def careless(config: Config, task: Task):
     """(prompts, rng) -> prompts with careless demonstrations: carries are forgotten,
     and then digits slip."""
     digits = np.array(task.tokenizer.convert_tokens_to_ids(list("0123456789")))
@@ -216,7 +217,7 @@ def careless(config: Config, task: arithmetic.Task):
     return demonstrate
 
 
-def two_answers(config: Config, task: arithmetic.Task):
+def two_answers(config: Config, task: Task):
     """(prompts, rng) -> prompts that store a right and a careless answer."""
     demonstrate = careless(config, task)
 

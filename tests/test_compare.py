@@ -15,9 +15,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import arithmetic, compare, population
 from experiments import column_addition as addition
+from experiments import compare, population
 from experiments import compare_report as report
+from experiments.task import build_addition
 from rljax import algorithms, loop
 from rljax.sample import sampler
 from rljax.types import Prompts, Verdict
@@ -228,7 +229,7 @@ def test_what_is_saved_comes_back(tmp_path):
 
 # Demonstrations and the command line.
 
-TASK = arithmetic.build_addition(compare.base(compare.Config()))
+TASK = build_addition(compare.base(compare.Config()))
 SOME = jax.tree.map(lambda x: x[:400], TASK.train)
 
 

@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from experiments import arithmetic
+from experiments.judge import Judge
+from experiments.task import build
 from rljax import train
 
 TINY = dataclasses.replace(
@@ -29,8 +31,8 @@ TINY = dataclasses.replace(
 def compiled(compilations, run_dir, **numbers):
     """How many programs a run compiles: (in training, in the test at its end)."""
     config = dataclasses.replace(TINY, **numbers)
-    task = arithmetic.build(config)
-    judge = arithmetic.Judge(config, task)
+    task = build(config)
+    judge = Judge(config, task)
     phases = arithmetic.phases(config, task, judge, run_dir)
     learners = (arithmetic.warm_learner, arithmetic.rl_learner)
     learner = learners[len(phases) == 1](config, task.policy)

@@ -1,0 +1,81 @@
+"""Held-out problems put to a policy, for curves and for the table at the end."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from experiments.task import Task
+from rljax import evaluate, report
+from rljax.sample import sampler
+
+if TYPE_CHECKING:
+    from experiments.arithmetic import Config
+
+
+class Judge:
+    """Asks a policy held-out problems, in batches of one shape: two programs in all."""
+
+    def __init__(self, config: "Config", task: Task):
+        self._task, self._size = task, config.num_validation
+        common = {
+            "max_tokens": config.max_tokens,
+            "stop_tokens": (task.tokenizer.eos_token_id,),
+        }
+        policy = task.policy
+        self._sampled = self._program(sampler(policy, num_samples=8, **common))
+        self._greedy = self._program(
+            sampler(policy, num_samples=1, temperature=0, **common)
+        )
+
+    def _program(self, sample):
+        def ask(params, prompts):
+            # One fixed key: stages of a run are compared on the same noise.
+            samples, _ = sample(params, prompts, jax.random.key(20_000))
+            return self._task.verify(prompts, samples).correct, samples
+
+        return jax.jit(ask)
+
+    def _ask(self, program, params, prompts):
+        rows = len(prompts.id)
+        size = min(self._size, rows)
+        # The last batch is moved back to have full size: some rows are asked twice.
+        starts = [min(i, rows - size) for i in range(0, rows, size)]
+        out = [
+            jax.device_get(
+                program(params, jax.tree.map(lambda x, i=i: x[i : i + size], prompts))
+            )
+            for i in starts
+        ]
+        new = [slice(max(0, i - s), None) for i, s in zip(range(0, rows, size), starts)]
+        return jax.tree.map(
+            lambda *x: np.concatenate([y[n] for y, n in zip(x, new, strict=True)]), *out
+        )
+
+    def validation(self, params) -> Mapping[str, float]:
+        """Metrics for the curves."""
+        correct, samples = self._ask(self._sampled, params, self._task.validation)
+        length = np.mean(np.sum(samples.mask, -1))
+        return evaluate.summary(correct) | {"length_mean": float(length)}
+
+    def test(self, params) -> tuple[evaluate.Stage, list[report.Completion]]:
+        """The stage for the table at the end, and some completions with verdicts."""
+        task = self._task
+        correct, samples = self._ask(self._sampled, params, task.test)
+        greedy, _ = self._ask(self._greedy, params, task.test)
+        shown = [
+            report.Completion(
+                stage="after RL",
+                prompt=_text(task, task.test.tokens[i][: task.test.length[i]]),
+                text=_text(task, samples.tokens[i, 0][samples.mask[i, 0]]),
+                answer=bytes(task.test.data["answer"][i]).rstrip(b"\0").decode(),
+                correct=bool(correct[i, 0]),
+            )
+            for i in range(min(12, len(correct)))
+        ]
+        return evaluate.Stage(correct, greedy[:, 0]), shown
+
+
+def _text(task: Task, tokens) -> str:
+    return task.tokenizer.decode(tokens, skip_special_tokens=False)
