@@ -38,15 +38,23 @@ PEERS = {
         "transformers==5.12.1",
     ),
 }
+PARTS = {  # the peers' functions that are timed
+    "_generate_single_turn": "sample",
+    "compute_loss": "measure and weigh",
+    "generate": "sample",
+    "update_actor": "measure, weigh and update",
+}
 CAVEATS = """\
 Caveats: a small CPU machine that may be shared; compare within a round. The peers time
 the gap between optimiser steps, rljax a dispatch of 5 steps over 5. The end token is
 not obeyed, so every step samples exactly the same number of tokens everywhere.
 `unshared` gives every sample its own copy of the prompt, as the peers do. rljax trains
 in microbatches that stay in a core's cache, the same gradient; the peers, as in their
-best settings known to us, in one. The floor is
-the step's matrix arithmetic, attention left out, at the rate that the same matrix
-products reach alone in the same round. One tiny model on one CPU says nothing about
+best settings known to us, in one. The floor is the step's matrix arithmetic, attention
+left out, at the rate that forward products of a whole batch reach alone in the same
+round; `products alone` is the time of the step's own products, each at its own shape
+and rate. The parts of rljax's step are programs of their own, timed apart, so that
+their sum may differ from the step. One tiny model on one CPU says nothing about
 accelerators or large models."""
 
 
@@ -164,8 +172,23 @@ def markdown(name: str, rounds: list[dict]) -> str:
     gflops = " / ".join(f"{r['floor']['gflops']:.0f}" for r in rounds)
     versions = {k: v for n in names for k, v in rounds[0][n]["versions"].items()}
     told = ", ".join(f"{k} {v}" for k, v in versions.items())
+    places = "; ".join(whereabouts(n, rounds) for n in names)
+    lines.append(f"\nWhere the time goes, ms: {places}.")
     lines.append(f"\nMatrix products by round: {gflops} GFLOP/s. Versions: {told}.")
     return "\n".join(lines)
+
+
+def whereabouts(name: str, rounds: list[dict]) -> str:
+    """The parts that were timed, and what is left of the step."""
+    parts = {
+        part: statistics.median(r[name]["parts_ms"][part] for r in rounds)
+        for part in rounds[0][name]["parts_ms"]
+    }
+    parts["rest"] = statistics.median(r[name]["median"] for r in rounds) - sum(
+        parts.values()
+    )
+    told = ", ".join(f"{PARTS.get(part, part)} {ms:.1f}" for part, ms in parts.items())
+    return f"{name}: {told}"
 
 
 UNSHARED = ("unshared_ms", "unshared_alone_ms")

@@ -19,6 +19,7 @@ from rljax.types import Prompts, TrainState, Verdict
 class Built(NamedTuple):
     """A program; `start`: key -> what it starts from; `prompts`: the data set."""
 
+    policy: Policy
     program: plan.Program
     start: Callable[[jax.Array], TrainState]
     prompts: Prompts
@@ -108,7 +109,7 @@ def build(
             num_microbatches=work.num_microbatches,
         ),
     )
-    return Built(program, jax.jit(start), problems)
+    return Built(policy, program, jax.jit(start), problems)
 
 
 def prompts(count: int) -> Prompts:

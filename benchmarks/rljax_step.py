@@ -7,6 +7,7 @@ python -m benchmarks.rljax_step W1 [--steps 40] [--unshared]
 import argparse
 import pathlib
 import resource
+import statistics
 import tempfile
 import time
 
@@ -16,7 +17,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import rljax_program, workload  # noqa: E402
-from rljax import metrics, train  # noqa: E402
+from rljax import metrics, microbatch, train  # noqa: E402
 
 STEPS_PER_DISPATCH = 5
 
@@ -50,6 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = train.train([phase], state, folder, checkpoint_every=args.steps)
         records = metrics.read_metrics(pathlib.Path(folder) / metrics.FILE)
+    parts = time_parts(built, work.num_microbatches, state)
     seconds = np.array([r["seconds"] for r in records if r["kind"] == "step"])
     ends = seconds[STEPS_PER_DISPATCH - 1 :: STEPS_PER_DISPATCH]
     per_step = np.diff(ends)[1:] / STEPS_PER_DISPATCH * 1e3
@@ -58,9 +60,46 @@ def main() -> None:
         per_step.tolist(),
         first_step_s=first[0],
         compile_s=sum(compiling),
+        parts_ms=parts,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         versions={"jax": jax.__version__},
     )
+
+
+def time_parts(built: rljax_program.Built, pieces: int, state) -> dict[str, float]:
+    """Milliseconds of a step's parts, each a program of its own; medians of 5.
+
+    Weighing and updating is the update less its forward pass, which measures.
+    """
+    program = built.program
+    prompts = jax.tree.map(lambda x: x[0], next(built.stream(1)))
+
+    def measure(params, rollout):
+        def one(_, rows, credits):
+            return (), (), built.policy.measure(params, rows.prompts, rows.samples)
+
+        return microbatch.over_pieces(one, (), rollout, (), num=pieces)[2]
+
+    act, verify = jax.jit(program.act), jax.jit(program.verify)
+    rollout = act(state, prompts)
+    rollout = rollout.replace(verdict=verify(prompts, rollout.samples))
+    parts = {
+        "sample": (act, state, prompts),
+        "verify": (verify, prompts, rollout.samples),
+        "measure": (jax.jit(measure), state.params, rollout),
+        "update": (jax.jit(program.learner.learn), state, rollout),
+    }
+    found = {}
+    for name, (call, *args) in parts.items():
+        jax.block_until_ready(call(*args))
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            jax.block_until_ready(call(*args))
+            times.append(1e3 * (time.perf_counter() - begun))
+        found[name] = statistics.median(times)
+    found["weigh and update"] = found.pop("update") - found["measure"]
+    return found
 
 
 if __name__ == "__main__":
