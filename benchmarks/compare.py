@@ -109,7 +109,7 @@ def environment(name: str) -> pathlib.Path:
 
 def commands(name: str, steps: int, pythons: dict) -> dict[str, list[str]]:
     """What is run in each round, in this order."""
-    ours = [sys.executable, "-m", "benchmarks.rljax_step", name]
+    ours = [sys.executable, "-m", "benchmarks.rljax_step", name, "--steps", "25"]
     runs = {"floor": [sys.executable, "-m", "benchmarks.floor", name]}
     for peer, python in pythons.items():
         script = HERE / f"{peer}_step.py"

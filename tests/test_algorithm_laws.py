@@ -59,7 +59,11 @@ def rollout(case: Case) -> Rollout:
 
 
 def learn(case: Case, num_devices=1, **pieces):
-    """FLOPs per device of the update, its parameters, algorithm state and metrics."""
+    """FLOPs of the update, those of one device, and what it makes.
+
+    The first are of the program before it is compiled, within 2 % of those of one that
+    is compiled for one device.
+    """
     learner = update.learner(
         update.ReferencedMeasure(fakes.bigram_measure),
         case.algorithm,
@@ -73,21 +77,20 @@ def learn(case: Case, num_devices=1, **pieces):
         state = learner.init(PARAMS, jax.random.key(0), reference=REFERENCE)
         state = mesh.replicate(state, place)
         rows = mesh.shard_prompts(rollout(case), place)
-        step = jax.jit(learner.learn).lower(state, rows).compile(fakes.BARELY)
+        lowered = jax.jit(learner.learn).lower(state, rows)
+        step = lowered.compile(fakes.BARELY)
         state, metrics = step(state, rows)
     end = jax.device_get((state.params, state.algorithm, metrics))
-    return step.cost_analysis()["flops"], end
+    return lowered.cost_analysis()["flops"], step.cost_analysis()["flops"], end
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_pieces_and_devices_change_nothing(case):
-    # Weighing each piece alone would average quantiles and divisors; a piece that lost
+    # Weighing each piece alone would average quantiles and divisors; a batch that lost
     # its sharding would cost every device all of it.
-    alone, want = learn(case)
-    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), want[0], PARAMS)
+    _, _, pieces = learn(case, num_microbatches=4, num_lengths=2)
+    whole, share, spread = learn(case, num_devices=8)
+    chex.assert_trees_all_close(pieces, spread, atol=1e-5, rtol=1e-5)
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), spread[0], PARAMS)
     assert max(jax.tree.leaves(moved)) > 1e-3
-    _, pieces = learn(case, num_microbatches=4, num_lengths=2)
-    chex.assert_trees_all_close(pieces, want, atol=1e-5, rtol=1e-5)
-    shared, spread = learn(case, num_devices=8)
-    chex.assert_trees_all_close(spread, want, atol=1e-5, rtol=1e-5)
-    assert 0.11 < shared / alone < 0.14
+    assert 0.11 < share / whole < 0.14

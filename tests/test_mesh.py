@@ -66,6 +66,13 @@ def train(devices, weighting, options, spread=True):
     return step.cost_analysis()["flops"], jax.device_get((state.params, metrics))
 
 
+def assert_same(got, want):
+    """Parameters and metrics but the gap, a maximum of rounding errors."""
+    for _, metrics in (got, want):
+        assert np.max(metrics.pop("gap/sampler_learner_max")) < 1e-4
+    chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("weighting", "options"),
     [
@@ -85,7 +92,7 @@ def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     shared, got = train(jax.devices(), weighting, options)
     assert jax.device_count() == 8
     assert 0.115 < shared / alone < 0.14
-    chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
+    assert_same(got, want)
     start = fakes.jit(POLICY.init)(jax.random.key(0))
     moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), got[0], start)
     assert max(jax.tree.leaves(moved)) > 0.005
@@ -97,7 +104,7 @@ def test_prompts_from_the_host_are_spread_before_anything_reads_them():
     alone, want = train(jax.devices()[:1], adv.token_mean(), {}, spread=False)
     shared, got = train(jax.devices(), adv.token_mean(), {}, spread=False)
     assert 0.115 < shared / alone < 0.14
-    chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
+    assert_same(got, want)
 
 
 def test_without_a_mesh_the_hints_do_nothing():

@@ -24,10 +24,10 @@ CONFIG = DecoderConfig(
     initializer_std=0.5,
 )
 POLICY = decoder_policy(CONFIG)  # the learners' programs compile twice as fast
-PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
+PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
 DEEP = decoder_policy(dataclasses.replace(CONFIG, num_layers=2))
-DEEP_PARAMS = jax.jit(DEEP.init)(jax.random.key(0))
-STATES = jax.jit(probe.recorded(DEEP.measure))
+DEEP_PARAMS = fakes.jit(DEEP.init)(jax.random.key(0))
+STATES = fakes.jit(probe.recorded(DEEP.measure))
 
 
 def shown(seed, num_prompts=4, num_tokens=4):
@@ -57,7 +57,7 @@ SAMPLES, _ = mix.stored()(None, PROMPTS, None)
 def test_recorded_states_are_those_of_the_decoder():
     # First and last of them are known; an off-by-one would shift them by a token.
     out, states = STATES(DEEP_PARAMS, PROMPTS, SAMPLES)
-    hidden, plain = jax.jit(lambda *args: (DEEP.hidden(*args), DEEP.measure(*args)))(
+    hidden, plain = fakes.jit(lambda *args: (DEEP.hidden(*args), DEEP.measure(*args)))(
         DEEP_PARAMS, PROMPTS, SAMPLES
     )
     assert [x.shape for x in states] == [(4, 1, 4, 16)] * 3
@@ -109,7 +109,7 @@ def test_layers_in_turn_are_seen_and_steered_as_side_by_side():
     # Two trips of two layers: numbered by trip or by member alone, layers would share a
     # direction, and states come back in another order.
     deep = dataclasses.replace(CONFIG, num_layers=4)
-    params = jax.jit(decoder_policy(deep).init)(jax.random.key(0))
+    params = fakes.jit(decoder_policy(deep).init)(jax.random.key(0))
     directions = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16)), jnp.float32)
 
     def run(unroll):
@@ -214,7 +214,7 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
         radius=radius,
         num_microbatches=2,
     )
-    state, metrics = jax.jit(learner.learn)(start(learner), rollout_of(PROMPTS))
+    state, metrics = fakes.jit(learner.learn)(start(learner), rollout_of(PROMPTS))
     got = jax.tree.map(jnp.subtract, PARAMS, state.params)
     grads, loss = want(PARAMS)
     chex.assert_trees_all_close(got, grads, atol=2e-5, rtol=1e-3)
@@ -231,7 +231,7 @@ def test_steering_vectors_harm_persist_and_regularise():
     )
     state = start(learner)
     assert state.algorithm.vectors.shape == (1, 16)
-    run = jax.jit(
+    run = fakes.jit(
         lambda s: jax.lax.scan(
             lambda s, _: learner.learn(s, rollout_of(PROMPTS)), s, length=20
         )
@@ -267,9 +267,9 @@ def test_the_gradient_of_steering_reaches_the_clean_side_alone():
         value = jnp.where(SAMPLES.mask, -now.logp + 2.0 * drift / 2, 0)
         return jnp.sum(value) / jnp.sum(SAMPLES.mask)
 
-    state, _ = jax.jit(learner.learn)(state, rollout_of(PROMPTS))
+    state, _ = fakes.jit(learner.learn)(state, rollout_of(PROMPTS))
     got = jax.tree.map(jnp.subtract, PARAMS, state.params)
-    want = jax.jit(jax.grad(objective))(PARAMS)
+    want = fakes.jit(jax.grad(objective))(PARAMS)
     chex.assert_trees_all_close(got, want, atol=2e-5, rtol=1e-3)
 
 
