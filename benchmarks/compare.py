@@ -73,9 +73,13 @@ def main() -> None:
     results = {}
     for name in args.workloads.split(","):
         runs = commands(name, args.steps, pythons)
-        rounds = [measure(runs) for _ in range(args.rounds)]
-        results[name] = rounds
-        print(markdown(name, rounds), flush=True)
+        results[name] = [measure(runs) for _ in range(args.rounds)]
+        print(markdown(name, results[name]), flush=True)
+        write(results)  # at once: the largest may take an hour
+
+
+def write(results: dict[str, list[dict]]) -> None:
+    """The tables and what they were made from."""
     facts = {"machine": platform.processor() or platform.machine()}
     facts |= {"cores": os.cpu_count(), "command": " ".join(sys.orig_argv[1:])}
     (HERE / "results.json").write_text(
