@@ -51,6 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = train.train([phase], state, folder, checkpoint_every=args.steps)
         records = metrics.read_metrics(pathlib.Path(folder) / metrics.FILE)
+    compiled = sum(compiling)
     parts = time_parts(built, work.num_microbatches, state)
     seconds = np.array([r["seconds"] for r in records if r["kind"] == "step"])
     ends = seconds[STEPS_PER_DISPATCH - 1 :: STEPS_PER_DISPATCH]
@@ -59,7 +60,7 @@ def main() -> None:
         "rljax unshared" if args.unshared else "rljax",
         per_step.tolist(),
         first_step_s=first[0],
-        compile_s=sum(compiling),
+        compile_s=compiled,
         parts_ms=parts,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         versions={"jax": jax.__version__},

@@ -76,7 +76,7 @@ class Recorder:
         self._lines = AppendFile(run_dir / FILE)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._events = AppendFile(run_dir / "tensorboard" / name)
-        self._header = tensorboard_header(purge_step)
+        self._purge_step: int | None = purge_step
         self._failing = False
 
     def write(self, records: Iterable[Record]) -> str | None:
@@ -89,7 +89,12 @@ class Recorder:
         records = list(records)
         lines = b"".join(map(line, records))
         points = [tensorboard_event(r) for r in records if r["kind"] != "event"]
-        events, self._header = b"".join([self._header, *points]), b""
+        # Made with the first of them: tensorboardX imports torch, where there is one,
+        # which takes seconds, and meanwhile the device has its first work.
+        if points and self._purge_step is not None:
+            points.insert(0, tensorboard_header(self._purge_step))
+            self._purge_step = None
+        events = b"".join(points)
         problems = [
             _problem(lambda: self._lines.append(lines)),
             _problem(lambda: self._events.append(events)),
