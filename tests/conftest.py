@@ -1,6 +1,5 @@
 """Tests run on the CPU as 8 devices; warnings are errors; compilations are kept."""
 
-import datetime
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -26,29 +25,6 @@ def pytest_configure(config):
     cache = config.rootpath / ".pytest_cache" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--turn",
-        default=str(datetime.date.today().toordinal()),
-        help="a number, or all: which of the tests marked by_turns(n) run",
-    )
-
-
-def pytest_collection_modifyitems(config, items):
-    turn = config.getoption("--turn")
-    if turn == "all":
-        return
-    count, kept, waiting = 0, [], []
-    for item in items:
-        marker = item.get_closest_marker("by_turns")
-        if marker is not None:
-            count += 1
-        due = marker is None or (count - int(turn)) % marker.args[0] == 0
-        (kept if due else waiting).append(item)
-    items[:] = kept
-    config.hook.pytest_deselected(items=waiting)
 
 
 @pytest.fixture
