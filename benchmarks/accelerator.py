@@ -9,15 +9,14 @@ accelerator the cells of the table stay empty, unless --size tiny is asked for.
 """
 
 import argparse
-import statistics
-import time
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import results
+from benchmarks import clock, results
 from rljax import algorithms, machine, update
 from rljax.policy import DecoderConfig, decoder_policy
 from rljax.sample import sampler
@@ -83,17 +82,17 @@ def measured(sizes: dict, rounds: int) -> list[tuple]:
         UPDATE[0] * UPDATE[1], config.d_model, config.d_ff, jnp.bfloat16, 1.0
     )
     keys = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes
+    sample = jax.jit(
+        sampler(policy, num_samples=1, max_tokens=NEW_TOKENS, stop_tokens=())
+    )
     found = []
     for batch in BATCHES:
-        sample = jax.jit(
-            sampler(policy, num_samples=1, max_tokens=NEW_TOKENS, stop_tokens=())
-        )
         args = (params, prompts(batch, config.vocab_size), jax.random.key(1))
-        seconds = timed(lambda s=sample, a=args: s(*a), rounds)
+        seconds = clock.median(functools.partial(sample, *args), rounds)
         read = 2 * weights + batch * keys * (PROMPT_TOKENS + NEW_TOKENS / 2)
         limit = NEW_TOKENS * read / bandwidth
         found.append((batch * NEW_TOKENS / seconds, limit / seconds, peak()))
-    seconds = timed(updating(policy, params, config.vocab_size), rounds)
+    seconds = clock.median(updating(policy, params, config.vocab_size), rounds)
     tokens = UPDATE[0] * UPDATE[1]
     found.append((tokens / seconds, 6.0 * weights * tokens / rate / seconds, peak()))
     return found
@@ -125,17 +124,6 @@ def updating(policy, params, vocab_size: int):
     state = jax.jit(learner.init)(params, jax.random.key(3))
     learn = jax.jit(learner.learn)
     return lambda: learn(state, rollout)
-
-
-def timed(call, rounds: int) -> float:
-    """Median seconds."""
-    jax.block_until_ready(call())
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
 
 
 def peak() -> float:

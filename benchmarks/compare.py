@@ -38,24 +38,19 @@ PEERS = {
         "transformers==5.12.1",
     ),
 }
-PARTS = {  # the peers' functions that are timed
-    "_generate_single_turn": "sample",
-    "compute_loss": "measure and weigh",
-    "generate": "sample",
-    "update_actor": "measure, weigh and update",
-}
+RATES = ("XLA's products", "torch's products")  # of the latter if trl is a peer
 CAVEATS = """\
 Caveats: a small CPU machine that may be shared; compare within a round. The peers time
 the gap between optimiser steps, rljax a dispatch of 5 steps over 5. The end token is
 not obeyed, so every step samples exactly the same number of tokens everywhere.
 `unshared` gives every sample its own copy of the prompt, as the peers do. rljax trains
 in microbatches that stay in a core's cache, the same gradient; the peers, as in their
-best settings known to us, in one. The floor is the step's matrix arithmetic, attention
+best settings known to us, in one. A floor is the step's matrix arithmetic, attention
 left out, at the rate that forward products of a whole batch reach alone in the same
-round; `products alone` is the time of the step's own products, each at its own shape
-and rate. The parts of rljax's step are programs of their own, timed apart, so that
-their sum may differ from the step. One tiny model on one CPU says nothing about
-accelerators or large models."""
+round, by XLA's own code and by torch's; `products alone` is the time of the step's own
+products, each at its own shape and rate. The parts of rljax's step are programs of
+their own, timed apart, so that their sum may differ from the step. One tiny model on
+one CPU says nothing about accelerators or large models."""
 
 
 def main() -> None:
@@ -114,7 +109,9 @@ def environment(name: str) -> pathlib.Path:
 def commands(name: str, steps: int, pythons: dict) -> dict[str, list[str]]:
     """What is run in each round, in this order."""
     ours = [sys.executable, "-m", "benchmarks.rljax_step", name, "--steps", "25"]
-    runs = {"floor": [sys.executable, "-m", "benchmarks.floor", name]}
+    runs = {RATES[0]: [sys.executable, "-m", "benchmarks.floor", name]}
+    if "trl" in pythons:
+        runs[RATES[1]] = [str(pythons["trl"]), str(HERE / "torch_rate.py"), name]
     for peer, python in pythons.items():
         script = HERE / f"{peer}_step.py"
         runs[peer] = [str(python), str(script), name, "--steps", str(steps)]
@@ -133,10 +130,18 @@ def measure(runs: dict[str, list[str]]) -> dict[str, dict]:
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
         found = json.loads(done.stdout.strip().splitlines()[-1])
-        found["median"] = statistics.median(found["ms"])
-        print(f"{name:16s} {found['median']:8.1f} ms", flush=True)
+        if "ms" in found:
+            found["median"] = statistics.median(found["ms"])
         out[name] = found
+        print(f"{name:16s} {told(found)}", flush=True)
     return out
+
+
+def told(found: dict) -> str:
+    """A measurement in a few words."""
+    if "median" in found:
+        return f"{found['median']:8.1f} ms"
+    return f"{found['gflops']:8.0f} GFLOP/s"
 
 
 def markdown(name: str, rounds: list[dict]) -> str:
@@ -145,41 +150,53 @@ def markdown(name: str, rounds: list[dict]) -> str:
     head = (
         f"## {name}: {work.num_layers} layers x {work.d_model}, {work.num_prompts}"
         f" prompts x {work.num_samples} samples x {work.new_tokens} tokens\n\n"
-        "| | ms/step by round | tokens/s | peak MB | first step, s | floor / time |"
-        " products alone / time |"
+        "| | ms/step by round | tokens/s | peak MB | first step, s |"
     )
-    names = [n for n in rounds[0] if n != "floor"]
+    rates = [n for n in rounds[0] if n in RATES]
+    names = [n for n in rounds[0] if n not in RATES]
     peers = [n for n in names if not n.startswith("rljax")]
+    head += "".join(f" floor by {rate} / time |" for rate in rates)
+    head += " products alone / time |"
     head += "".join(f" speed against {p}, by round |" for p in peers)
-    lines = [head, "|---" * (7 + len(peers)) + "|"]
+    lines = [head, "|---" * (head.splitlines()[-1].count("|") - 1) + "|"]
     for n in names:
         times = [r[n]["median"] for r in rounds]
-        keys = ("ms", "alone_ms") if n == "rljax" else UNSHARED
-        limits = [
-            statistics.median(
-                limit(r["floor"][key]) / t for r, t in zip(rounds, times, strict=True)
-            )
-            for key in keys
-        ]
         cells = [
             n,
             " / ".join(f"{t:.0f}" for t in times),
             f"{1e3 * work.tokens / statistics.median(times):,.0f}",
             f"{statistics.median(r[n]['peak_mb'] for r in rounds):.0f}",
             f"{statistics.median(r[n]['first_step_s'] for r in rounds):.1f}",
-            *(f"{share:.0%}" for share in limits),
+            *(f"{share:.0%}" for share in shares(work, n, rounds)),
         ]
         for peer in peers:
             ratios = [r[peer]["median"] / r[n]["median"] for r in rounds]
             cells.append(" / ".join(f"{x:.2f}" for x in ratios))
         lines.append("| " + " | ".join(cells) + " |")
-    gflops = " / ".join(f"{r['floor']['gflops']:.0f}" for r in rounds)
+    gflops = [
+        " / ".join(f"{r[rate]['gflops']:.0f}" for r in rounds) + f" ({rate})"
+        for rate in rates
+    ]
     versions = {k: v for n in names for k, v in rounds[0][n]["versions"].items()}
-    told = ", ".join(f"{k} {v}" for k, v in versions.items())
+    made = ", ".join(f"{k} {v}" for k, v in versions.items())
     places = "; ".join(whereabouts(n, rounds) for n in names)
     lines.append(f"\nWhere the time goes, ms: {places}.")
-    lines.append(f"\nMatrix products by round: {gflops} GFLOP/s. Versions: {told}.")
+    lines.append(f"\nGFLOP/s by round: {', '.join(gflops)}. Versions: {made}.")
     return "\n".join(lines)
+
+
+def shares(work: workload.Workload, name: str, rounds: list[dict]) -> list[float]:
+    """Medians of each limit by the time of the same round."""
+    shared = name == "rljax"
+    alone = "alone_ms" if shared else "unshared_alone_ms"
+    found = []
+    for r in rounds:
+        floors = [
+            1e-6 * work.flops(shared) / r[rate]["gflops"] for rate in RATES if rate in r
+        ]
+        limits = [*floors, r[RATES[0]][alone]]
+        found.append([limit / r[name]["median"] for limit in limits])
+    return [statistics.median(share) for share in zip(*found, strict=True)]
 
 
 def whereabouts(name: str, rounds: list[dict]) -> str:
@@ -191,15 +208,7 @@ def whereabouts(name: str, rounds: list[dict]) -> str:
     parts["rest"] = statistics.median(r[name]["median"] for r in rounds) - sum(
         parts.values()
     )
-    told = ", ".join(f"{PARTS.get(part, part)} {ms:.1f}" for part, ms in parts.items())
-    return f"{name}: {told}"
-
-
-UNSHARED = ("unshared_ms", "unshared_alone_ms")
-
-
-def limit(milliseconds) -> float:
-    return milliseconds[0] if isinstance(milliseconds, list) else milliseconds
+    return f"{name}: " + ", ".join(f"{part} {ms:.1f}" for part, ms in parts.items())
 
 
 if __name__ == "__main__":

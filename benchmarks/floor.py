@@ -2,8 +2,8 @@
 
 python -m benchmarks.floor W1
 
-Two limits, attention left out of both. The floor: all of the step's arithmetic at the
-rate of the forward products of a whole batch, called one by one. Its products alone:
+Attention is left out. The rate of forward products of a whole batch, called one by one:
+the floor is all of the step's arithmetic at this rate. And the step's products alone:
 each at its own shape (decoding has few rows, the gradient of a weight is transposed)
 and at its own rate, one after another in one program that computes nothing else.
 """
@@ -12,12 +12,11 @@ import argparse
 import collections
 import functools
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import workload
+from benchmarks import clock, workload
 
 REPEATS = 10  # in one call, which costs as much as a small product
 KINDS = {
@@ -31,14 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workload", choices=workload.WORKLOADS)
     work = workload.WORKLOADS[parser.parse_args().workload]
-    width = work.d_model
-    shapes = ((width, width), (width, work.d_ff), (work.d_ff, width))
-    rate = statistics.mean(called_rate(work.tokens, *shape) for shape in shapes)
+    rates = [called_rate(work.tokens, *shape) for shape in work.products]
     workload.report(
-        "floor",
-        [1e3 * work.flops(shared=True) / rate],
-        gflops=rate / 1e9,
-        unshared_ms=1e3 * work.flops(shared=False) / rate,
+        "XLA's products",
+        gflops=statistics.mean(rates) / 1e9,
         alone_ms=alone(work, shared=True),
         unshared_alone_ms=alone(work, shared=False),
     )
@@ -47,12 +42,8 @@ def main() -> None:
 def alone(work: workload.Workload, shared: bool) -> float:
     """Milliseconds of the step's products, each measured alone."""
     products = collections.Counter()
-    layer = {
-        (work.d_model, work.d_model): 4,
-        (work.d_model, work.d_ff): 2,
-        (work.d_ff, work.d_model): 1,
-    }
-    each = {shape: work.num_layers * count for shape, count in layer.items()}
+    layer = zip(work.products, (4, 2, 1), strict=True)
+    each = {shape: work.num_layers * count for shape, count in layer}
     each[work.d_model, workload.VOCAB] = 1
     rows = work.num_prompts * work.num_samples
     prompts = work.num_prompts * (1 if shared else work.num_samples)
@@ -71,7 +62,7 @@ def called_rate(rows: int, inner: int, outer: int) -> float:
     """FLOP/s of forward products, each a call of its own."""
     x, w = jnp.ones((rows, inner)), jnp.ones((inner, outer))
     product = jax.jit(lambda x, w: x @ w)
-    return 2 * rows * inner * outer / timed(lambda: product(x, w), 30)
+    return 2 * rows * inner * outer / clock.median(lambda: product(x, w), 30)
 
 
 @functools.cache
@@ -88,18 +79,7 @@ def seconds(kind: str, rows: int, inner: int, outer: int) -> float:
 
         return jax.lax.fori_loop(0, REPEATS, once, last)
 
-    return timed(lambda: repeated(jnp.float32(0)), 15) / REPEATS
-
-
-def timed(call, times: int) -> float:
-    """Median seconds."""
-    jax.block_until_ready(call())
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+    return clock.median(lambda: repeated(jnp.float32(0)), 15) / REPEATS
 
 
 if __name__ == "__main__":

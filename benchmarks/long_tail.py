@@ -14,7 +14,6 @@ import argparse
 import functools
 import pathlib
 import statistics
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ import numpy as np
 import optax
 import scipy.stats
 
-from benchmarks import results, rljax_program, workload
+from benchmarks import clock, results, rljax_program, workload
 from rljax import algorithms, data, loop, update
 from rljax.policy import decoder_policy, hugging_face
 from rljax.policy.base import Policy
@@ -111,7 +110,7 @@ def by_slots(case: Case, args):
     }
     drawn = {n: draw(params, prompts, key) for n, draw in draws.items()}
     calls = {n: lambda d=d: d(params, prompts, key) for n, d in draws.items()}
-    times = in_turn(calls, args.rounds)
+    times = clock.in_turn(calls, args.rounds)
     first, old = drawn[None]
     rows = []
     for n, (samples, _) in drawn.items():
@@ -142,7 +141,7 @@ def by_lengths(case: Case, rollout: Rollout, args):
         state = jax.jit(learner.init)(case.params, jax.random.key(1))
         learns[n] = functools.partial(jax.jit(learner.learn), state, rollout)
         after[n] = learns[n]()[0].params
-    times = in_turn(learns, args.rounds)
+    times = clock.in_turn(learns, args.rounds)
     rows = []
     for n in learns:
         gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after[n], after[1])
@@ -189,19 +188,6 @@ def scripted(policy: Policy, hazard: np.ndarray) -> Policy:
         return write(logits, t + 1), cache
 
     return policy._replace(prefill=prefill, decode=decode)
-
-
-def in_turn(calls: dict, rounds: int) -> dict:
-    """Seconds of each call, the calls taking turns."""
-    times = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 if __name__ == "__main__":

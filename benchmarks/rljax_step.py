@@ -5,6 +5,7 @@ python -m benchmarks.rljax_step W1 [--steps 40] [--unshared]
 """
 
 import argparse
+import functools
 import pathlib
 import resource
 import statistics
@@ -16,7 +17,7 @@ START = time.perf_counter()
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks import rljax_program, workload  # noqa: E402
+from benchmarks import clock, rljax_program, workload  # noqa: E402
 from rljax import metrics, microbatch, train  # noqa: E402
 
 STEPS_PER_DISPATCH = 5
@@ -58,7 +59,7 @@ def main() -> None:
     per_step = np.diff(ends)[1:] / STEPS_PER_DISPATCH * 1e3
     workload.report(
         "rljax unshared" if args.unshared else "rljax",
-        per_step.tolist(),
+        ms=per_step.tolist(),
         first_step_s=first[0],
         compile_s=compiled,
         parts_ms=parts,
@@ -90,15 +91,9 @@ def time_parts(built: rljax_program.Built, pieces: int, state) -> dict[str, floa
         "measure": (jax.jit(measure), state.params, rollout),
         "update": (jax.jit(program.learner.learn), state, rollout),
     }
-    found = {}
-    for name, (call, *args) in parts.items():
-        jax.block_until_ready(call(*args))
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            jax.block_until_ready(call(*args))
-            times.append(1e3 * (time.perf_counter() - begun))
-        found[name] = statistics.median(times)
+    calls = {name: functools.partial(*part) for name, part in parts.items()}
+    times = clock.in_turn(calls, 5)
+    found = {name: 1e3 * statistics.median(times[name]) for name in parts}
     found["weigh and update"] = found.pop("update") - found["measure"]
     return found
 

@@ -93,14 +93,14 @@ def main() -> None:
         processing_class=workload.hugging_face_tokenizer(),
         callbacks=[clock],
     )
-    for name in ("_generate_single_turn", "compute_loss"):
-        timed(trainer, name, parts)
+    timed(trainer, "_generate_single_turn", "sample", parts)
+    timed(trainer, "compute_loss", "measure and weigh", parts)
     trainer.train()
     gaps = [b - a for a, b in itertools.pairwise(clock.times[2:])]
     assert set(lengths) == {work.tokens}, lengths  # all implementations do equal work
     workload.report(
         "trl defaults" if args.defaults else "trl best",
-        [1e3 * gap for gap in gaps],
+        ms=[1e3 * gap for gap in gaps],
         first_step_s=clock.times[0] - START,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         parts_ms={k: 1e3 * statistics.median(v) for k, v in parts.items()},
@@ -108,14 +108,14 @@ def main() -> None:
     )
 
 
-def timed(owner, name: str, parts: dict) -> None:
-    """Replaces a method by one that also notes how long it took."""
+def timed(owner, name: str, part: str, parts: dict) -> None:
+    """Replaces a method by one that also notes how long this part of a step took."""
     method = getattr(owner, name)
 
     def call(*args, **kwargs):
         start = time.perf_counter()
         out = method(*args, **kwargs)
-        parts.setdefault(name, []).append(time.perf_counter() - start)
+        parts.setdefault(part, []).append(time.perf_counter() - start)
         return out
 
     setattr(owner, name, call)

@@ -97,7 +97,7 @@ def main() -> None:
     version = importlib.metadata.version("google-tunix")
     workload.report(
         "tunix",
-        [1e3 * gap for gap in gaps],
+        ms=[1e3 * gap for gap in gaps],
         first_step_s=ticks[1] - START,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         parts_ms={k: 1e3 * statistics.median(v[2:]) for k, v in parts.items()},
@@ -153,8 +153,8 @@ def time_parts(cluster, parts: dict, lengths: list) -> None:
     def wait(out):
         jax.block_until_ready(jax.tree.leaves(nnx.state(cluster.actor_trainer.model)))
 
-    cluster.rollout.generate = timed("generate", generate, count)
-    cluster.update_actor = timed("update_actor", update, wait)
+    cluster.rollout.generate = timed("sample", generate, count)
+    cluster.update_actor = timed("measure, weigh and update", update, wait)
 
 
 if __name__ == "__main__":

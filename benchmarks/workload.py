@@ -44,6 +44,12 @@ class Workload:
         layer = 4 * self.d_model**2 + 3 * self.d_model * self.d_ff
         return self.num_layers * layer + VOCAB * self.d_model
 
+    @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """Shapes of a layer's weights."""
+        width, wide = self.d_model, self.d_ff
+        return (width, width), (width, wide), (wide, width)
+
     def flops(self, shared: bool) -> float:
         """Arithmetic of a step, attention left out: 2 per weight and token forward,
         6 forward and backward; `shared`: each prompt once instead of per sample."""
@@ -99,6 +105,6 @@ def hugging_face_tokenizer():
     )
 
 
-def report(name: str, milliseconds: list[float], **facts) -> None:
+def report(name: str, **facts) -> None:
     """Prints the measurement as one line of JSON, the last line of the script."""
-    print(json.dumps({"name": name, "ms": milliseconds, **facts}), flush=True)
+    print(json.dumps({"name": name, **facts}), flush=True)

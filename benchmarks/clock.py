@@ -1,0 +1,28 @@
+"""Seconds of calls on the device; the first of each compiles and is not counted."""
+
+import statistics
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+
+
+def in_turn(
+    calls: dict[Hashable, Callable[[], Any]], rounds: int
+) -> dict[Hashable, list[float]]:
+    """Seconds of each call by round, the calls taking turns."""
+    times = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median(call: Callable[[], Any], rounds: int) -> float:
+    """Median seconds of one call."""
+    return statistics.median(in_turn({"": call}, rounds)[""])
