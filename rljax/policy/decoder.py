@@ -255,11 +255,10 @@ class Decoder(nn.Module):
         P, S = tokens.shape
         x = self.embed(tokens.reshape(-1))
         rope = self._rope((jnp.arange(S)[None], S))
-        causal = jnp.tril(jnp.ones((S, S), bool))
 
         def attend(q, own, n, m, given):
             del n, m, given
-            out = attention.attend(q, own, causal)
+            out = attention.attend_causally(q, own)
             return out, KeyValue(own.key[:, :, 0], own.value[:, :, 0])
 
         x, keys = self.walk(x, (P, 1, S), rope, attend)
@@ -274,12 +273,10 @@ class Decoder(nn.Module):
         S = num_prompt_tokens
         x = self.embed(tokens.reshape(-1))
         rope = self._rope((length[:, None] + jnp.arange(T), S + T))
-        causal = jnp.tril(jnp.ones((T, T), bool))
-        seen = jnp.arange(S) < length[:, None]
 
         def attend(q, own, n, m, prompt):
             del n, m
-            return attention.attend(q, own, causal, prompt, seen), None
+            return attention.attend_causally(q, own, prompt, length), None
 
         x, _ = self.walk(x, (P, G, T), rope, attend, prompt)
         return self.norm(x).reshape(P, G, T, -1)
