@@ -210,37 +210,40 @@ class Decoder(nn.Module):
             return self.embed.attend(hidden).astype(jnp.float32)
         return self.head(hidden).astype(jnp.float32)
 
-    def walk(self, x, shape, rope, attend, given=None):
+    def walk(self, x, shape, rope, attend, given=None, fixed=None):
         """Takes activations through all layers.
 
         Args:
           x, shape, rope: as a `Block` takes them.
-          attend: (q, own KeyValue, n, m, the layer's given) -> (out like q, made), for
-            member m of trip n, an i32[].
+          attend: (q, own KeyValue, n, the layer's given, its member's fixed) -> (out
+            like q, made), in trip n, an i32[].
           given: a tree [N, ...] per member, of which each layer gets its own part.
+          fixed: a tree per member, which all its layers get.
 
         Returns:
           x, and what the layers made: a tree [N, ...] per member.
         """
         c, M = self.config, self.config.num_members
         block = Block(c, parent=None)
+        given = (None,) * M if given is None else given
+        fixed = (None,) * M if fixed is None else fixed
 
-        def layer(m, x, n, params, given):
+        @jax.jit  # so that layers side by side are traced and differentiated once
+        def layer(x, n, m, params, given, fixed):
             def attend_here(q, own):
-                return attend(q, own, n, m, given)
+                return attend(q, own, n, given, fixed)
 
             number = n * M + m
             return block.apply({"params": params}, x, number, shape, rope, attend_here)
 
         if c.remat:
-            layer = jax.checkpoint(layer, static_argnums=0)
+            layer = jax.checkpoint(layer)
 
         def trip(x, inputs):
             n, params, given = inputs
             made = []
             for m in range(M):
-                part = None if given is None else given[m]
-                x, out = layer(m, x, n, params[_member(m)], part)
+                x, out = layer(x, n, m, params[_member(m)], given[m], fixed[m])
                 made.append(out)
             return x, tuple(made)
 
@@ -256,8 +259,8 @@ class Decoder(nn.Module):
         x = self.embed(tokens.reshape(-1))
         rope = self._rope((jnp.arange(S)[None], S))
 
-        def attend(q, own, n, m, given):
-            del n, m, given
+        def attend(q, own, n, given, fixed):
+            del n, given, fixed
             out = attention.attend_causally(q, own)
             return out, KeyValue(own.key[:, :, 0], own.value[:, :, 0])
 
@@ -274,8 +277,8 @@ class Decoder(nn.Module):
         x = self.embed(tokens.reshape(-1))
         rope = self._rope((length[:, None] + jnp.arange(T), S + T))
 
-        def attend(q, own, n, m, prompt):
-            del n, m
+        def attend(q, own, n, prompt, fixed):
+            del n, fixed
             return attention.attend_causally(q, own, prompt, length), None
 
         x, _ = self.walk(x, (P, G, T), rope, attend, prompt)
@@ -298,16 +301,16 @@ class Decoder(nn.Module):
             )
             return jax.tree.map(write, old, new)
 
-        def attend(q, new, n, m, given):
+        def attend(q, new, n, given, fixed):
             del given
             H = new.key.shape[1]
             shared, own = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, n * H, H, 1),
-                (prompt.keys[m], cache.keys[m]),
+                lambda x: jax.lax.dynamic_slice_in_dim(x, n * H, H, 1), fixed
             )
             return attention.attend(q, put(own, new), own_mask, shared, seen), new
 
-        x, new = self.walk(x, (P, G, 1), rope, attend)
+        fixed = tuple(zip(prompt.keys, cache.keys, strict=True))
+        x, new = self.walk(x, (P, G, 1), rope, attend, fixed=fixed)
         # Layers only read the caches, which are written here, all at once and in place:
         # of caches that are written within the scan, XLA makes copies at each layer.
         keys = put(cache.keys, jax.tree.map(_side_by_side, new))
