@@ -1,6 +1,7 @@
 """The host loop: phases, resuming, stopping, faults. The run is that of toy_run."""
 
 import dataclasses
+import datetime
 import io
 import json
 import os
@@ -292,8 +293,10 @@ def test_a_run_killed_at_some_file_operations_goes_on_bit_for_bit(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_file_operation_goes_on_bit_for_bit(tmp_path):
-    result = _sweep(tmp_path, 0, 4)
-    assert len(result["tried"]) >= 20
+    # A tenth of the operations, of which there are some hundred; by turns, day by day.
+    today = datetime.datetime.now(datetime.UTC).toordinal()
+    result = _sweep(tmp_path, today % 10, 10)
+    assert len(result["tried"]) >= 8
     assert result["wrong"] == []
 
 
