@@ -20,7 +20,7 @@ def inputs(num_tokens, prompt_tokens, seed=0):
     def normal(*shape):
         return jnp.asarray(draw.normal(size=shape), jnp.float32)
 
-    own = KeyValue(*(normal(P, H, G, num_tokens, D) for _ in range(2)))
+    own = KeyValue(*(normal(P, H * G, num_tokens, D) for _ in range(2)))
     prompt = KeyValue(*(normal(P, H, prompt_tokens, D) for _ in range(2)))
     length = jnp.array([1, prompt_tokens])
     return normal(P, H, G, R, num_tokens, D), own, prompt, length
@@ -30,9 +30,10 @@ def textbook(q, own, prompt, length):
     """One softmax over each row's whole sequence."""
     S, T = prompt.key.shape[2], q.shape[-2]
     k, v = (
-        jnp.concatenate([jnp.repeat(shared[:, :, None], G, 2), mine], -2)
+        jnp.concatenate([jnp.repeat(shared, G, 1), mine], -2)
         for shared, mine in zip(prompt, own, strict=True)
     )
+    k, v = (x.reshape(P, H, G, S + T, D) for x in (k, v))
     scores = jnp.einsum("phgrtd,phgud->phgrtu", q, k) / jnp.sqrt(D)
     place = jnp.arange(S + T)
     seen = (place < length[:, None]) | (place >= S)

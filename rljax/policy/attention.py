@@ -16,7 +16,11 @@ from rljax import numerics
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer; own: [P, H, G, U, D], of prompts: [P, H, S, D]."""
+    """Keys and values of one layer.
+
+    Of prompts [P, H, S, D], of rows [P, H * G, U, D]. Were G an axis of its own, XLA on
+    CPUs would write the caches of single samples twice, and copy them first.
+    """
 
     key: jax.Array
     value: jax.Array
@@ -30,7 +34,7 @@ def attend(
     Args:
       q: [P, H, G, R, T, D] queries.
       own: keys and values of the row itself.
-      own_mask: bool, broadcasts to [P, H, G, T, U]: the own keys each query sees, at
+      own_mask: bool, broadcasts to [P, H * G, T, U]: the own keys each query sees, at
         least one.
       prompt: keys and values shared by the group, or None.
       prompt_mask: bool[P, S].
@@ -41,7 +45,7 @@ def attend(
     P, H, G, R, T, D = q.shape
     scaled = q * jnp.asarray(D**-0.5, q.dtype)
     mask = jnp.concatenate([own_mask] * R, -2)
-    scores = _scores(scaled.reshape(P, H, G, R * T, D), own.key, mask)
+    scores = _scores(scaled.reshape(P, H * G, R * T, D), own.key, mask)
     top = jnp.max(scores, -1, keepdims=True)
     if prompt is None or prompt_mask is None:
         exp, total = _exp(scores, jax.lax.stop_gradient(top))
@@ -50,7 +54,7 @@ def attend(
     # One softmax over both sets without joining them: same maximum, sums added.
     scaled = scaled.reshape(P, H, G * R * T, D)
     shared = _scores(scaled, prompt.key, prompt_mask[:, None, None])
-    shared = shared.reshape(P, H, G, R * T, -1)
+    shared = shared.reshape(P, H * G, R * T, -1)
     top = jnp.maximum(top, jnp.max(shared, -1, keepdims=True))
     exp, total = _exp(scores, jax.lax.stop_gradient(top))
     shared, more = _exp(shared, jax.lax.stop_gradient(top))
@@ -87,23 +91,22 @@ def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, length=Non
     out, start = [], 0
     for end in numerics.equal_steps(T, min(-(-T // 64), 4)):
         keys = jax.tree.map(lambda x, end=before + end: x[..., :end, :], own)
-        rows = mask[..., start:end, : before + end]
-        out.append(attend(q[..., start:end, :], keys, rows, prompt, seen))
+        part = mask[..., start:end, : before + end]
+        out.append(attend(q[..., start:end, :], keys, part, prompt, seen))
         start = end
     return jnp.concatenate(out, -2)
 
 
 def _in_front(prompt: KeyValue, seen, own: KeyValue, mask):
     """Keys, values and mask of rows that begin with a copy of the prompt."""
-    P, H, G, T, _ = own.key.shape
-    S = seen.shape[-1]
+    T, S = own.key.shape[2], seen.shape[-1]
 
     def join(shared, own):
-        shared = jnp.broadcast_to(shared[:, :, None], (P, H, G, *shared.shape[2:]))
-        return jnp.concatenate([shared, own], -2)
+        copies = jnp.repeat(shared, own.shape[1] // shared.shape[1], 1)
+        return jnp.concatenate([copies, own], -2)
 
-    seen = jnp.broadcast_to(seen[:, None, None, None], (P, 1, 1, T, S))
-    mask = jnp.broadcast_to(mask, (P, 1, 1, T, T))
+    seen = jnp.broadcast_to(seen[:, None, None], (len(seen), 1, T, S))
+    mask = jnp.broadcast_to(mask, (len(seen), 1, T, T))
     return jax.tree.map(join, prompt, own), jnp.concatenate([seen, mask], -1)
 
 

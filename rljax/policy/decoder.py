@@ -90,7 +90,7 @@ class Prompt(NamedTuple):
 class Cache(NamedTuple):
     """The completions' own keys: a ring, so that rows may begin at any time.
 
-    keys: as a prompt's, [P, N * H, G, T - 1, D]; the last token is never fed.
+    keys: as a prompt's, [P, N * H * G, T - 1, D]; the last token is never fed.
     written: i32[] tokens fed so far, by any row.
     """
 
@@ -148,7 +148,8 @@ class Block(nn.Module):
         q, k, v = self.project(h, "q", "k", "v")
         q = attention.rotate(heads(q, group), rope[:, :, :, None])
         k = attention.rotate(heads(k, 1)[:, :, :, 0], rope)
-        out, aside = attend(q, KeyValue(k, heads(v, 1)[:, :, :, 0]))
+        own = KeyValue(k, heads(v, 1)[:, :, :, 0])
+        out, aside = attend(q, jax.tree.map(rows, own))
         x = x + self.o(out.transpose(0, 2, 4, 1, 3, 5).reshape(x.shape[0], -1))
         h = self.norm_mlp(x)
         gate, up = self.project(h, "gate", "up")
@@ -261,8 +262,7 @@ class Decoder(nn.Module):
 
         def attend(q, own, n, given, fixed):
             del n, given, fixed
-            out = attention.attend_causally(q, own)
-            return out, KeyValue(own.key[:, :, 0], own.value[:, :, 0])
+            return attention.attend_causally(q, own), own
 
         x, keys = self.walk(x, (P, 1, S), rope, attend)
         last = jnp.take_along_axis(
@@ -287,26 +287,29 @@ class Decoder(nn.Module):
     def step(self, tokens, t, prompt: Prompt, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
-        S, U = prompt.keys[0].key.shape[2], cache.keys[0].key.shape[3]
+        S, U = prompt.keys[0].key.shape[2], cache.keys[0].key.shape[2]
+        num_trips = self.config.num_layers // self.config.num_members
         x = self.embed(tokens.reshape(-1))
         rope = self._rope(((prompt.length + t)[:, None], S + U))
         place = cache.written % U
         age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written
-        own_mask = (age <= t[:, None])[:, None, None, None, :]
+        own_mask = (age <= t[:, None])[:, None, None, :]
         seen = jnp.arange(S) < prompt.length[:, None]
 
         def put(old, new):
             write = functools.partial(
-                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=3
+                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=2
             )
             return jax.tree.map(write, old, new)
 
         def attend(q, new, n, given, fixed):
             del given
-            H = new.key.shape[1]
-            shared, own = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, n * H, H, 1), fixed
-            )
+
+            def part(x):  # of trip n
+                size = x.shape[1] // num_trips
+                return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
+
+            shared, own = jax.tree.map(part, fixed)
             return attention.attend(q, put(own, new), own_mask, shared, seen), new
 
         fixed = tuple(zip(prompt.keys, cache.keys, strict=True))
@@ -316,6 +319,11 @@ class Decoder(nn.Module):
         keys = put(cache.keys, jax.tree.map(_side_by_side, new))
         hidden = self.norm(x).reshape(P, G, -1)
         return hidden, Cache(keys, cache.written + 1)
+
+
+def rows(x):
+    """[P, H, G, T, D] -> [P, H * G, T, D]."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def _side_by_side(x):
@@ -375,9 +383,9 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         return logits(params, hidden), Prompt(keys, prompts.length)
 
     def start(prompt, num_samples, max_tokens):
-        def empty(x):  # [P, N * H, S, D] -> [P, N * H, G, T - 1, D]
+        def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
             P, heads, _, D = x.shape
-            size = (P, heads, num_samples, max(max_tokens - 1, 1), D)
+            size = (P, heads * num_samples, max(max_tokens - 1, 1), D)
             return jnp.zeros(size, x.dtype)
 
         return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0))
