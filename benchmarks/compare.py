@@ -3,11 +3,13 @@
 python -m benchmarks.compare --peers trl,tunix [--workloads W1] [--rounds 3]
 
 Makes .peers/<peer> with pinned versions on first use, runs every implementation once
-per round in turn, and writes RESULTS.md and results.json beside this file. Compare
-within a round: a shared host's speed drifts by up to 1.6 within minutes.
+per round in turn, and writes RESULTS.md and results.json beside this file, in which the
+tables of other workloads stay. Compare within a round: a shared host's speed drifts by
+up to 1.6 within minutes.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -65,29 +67,32 @@ def main() -> None:
     if unknown:
         sys.exit(f"--peers knows {', '.join(PEERS)}, got {', '.join(unknown)}")
     pythons = {name: environment(name) for name in peers}
-    results = {}
     for name in args.workloads.split(","):
         runs = commands(name, args.steps, pythons)
-        results[name] = [measure(runs) for _ in range(args.rounds)]
-        print(markdown(name, results[name]), flush=True)
-        write(results)  # at once: the largest may take an hour
+        rounds = [measure(runs) for _ in range(args.rounds)]
+        print(markdown(name, rounds), flush=True)
+        write(name, rounds)  # at once: the largest may take an hour
 
 
-def write(results: dict[str, list[dict]]) -> None:
-    """The tables and what they were made from."""
-    facts = {"machine": platform.processor() or platform.machine()}
-    facts |= {"cores": os.cpu_count(), "command": " ".join(sys.orig_argv[1:])}
-    (HERE / "results.json").write_text(
-        json.dumps({"facts": facts, "results": results}, indent=1)
-    )
-    tables = "\n\n".join(markdown(*item) for item in results.items())
-    head = (
-        f"# Speed\n\nWritten by `python {facts['command']}` on {facts['cores']} cores"
-        f" of {facts['machine']}, {platform.system()}.\n\n{CAVEATS}"
-    )
+def write(name: str, rounds: list[dict]) -> None:
+    """The workload's table beside those of the others, measured before."""
+    path = HERE / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}",
+        "command": f"python {' '.join(sys.orig_argv[1:])}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "rounds": rounds,
+    }
+    path.write_text(json.dumps(results, indent=1))
+    tables = [
+        f"{markdown(name, results[name]['rounds'])}\n\nWritten by `{found['command']}`"
+        f" on {found['date']}, {found['machine']}."
+        for name, found in results.items()
+    ]
     notes = HERE / "NOTES.md"
-    tail = f"\n\n{notes.read_text()}" if notes.exists() else "\n"
-    (HERE / "RESULTS.md").write_text(f"{head}\n\n{tables}{tail}")
+    parts = ["# Speed", CAVEATS, *tables, notes.read_text() if notes.exists() else ""]
+    (HERE / "RESULTS.md").write_text("\n\n".join(parts).strip() + "\n")
 
 
 def environment(name: str) -> pathlib.Path:
