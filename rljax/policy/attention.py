@@ -3,7 +3,8 @@
 Symbols beyond rljax.types: `H` key/value heads, `R` query heads per key/value head,
 `D` head width, `U` own keys. Everything is head-major, [P, H, G, ...]: then both score
 products are plain batched matrix products and no cache is ever transposed, and a
-prompt's keys exist once, read by all its G samples in a single product.
+prompt's keys exist once, read by all its G samples in a single product (but a short
+one's in training, see `attend_causally`).
 """
 
 from typing import NamedTuple
