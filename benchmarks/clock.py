@@ -2,15 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 
-def in_turn(
-    calls: dict[Hashable, Callable[[], Any]], rounds: int
-) -> dict[Hashable, list[float]]:
+def in_turn(calls: dict, rounds: int) -> dict:
     """Seconds of each call by round, the calls taking turns."""
     times = {name: [] for name in calls}
     for call in calls.values():

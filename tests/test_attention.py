@@ -14,7 +14,7 @@ P, H, G, R, D = 2, 2, 3, 2, 8
 
 
 def inputs(num_tokens, prompt_tokens, seed=0):
-    """Queries, own and prompt's keys and values, the prompts' lengths."""
+    """Queries, own and prompt's keys and values, and which of the latter count."""
     draw = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -22,11 +22,11 @@ def inputs(num_tokens, prompt_tokens, seed=0):
 
     own = KeyValue(*(normal(P, H * G, num_tokens, D) for _ in range(2)))
     prompt = KeyValue(*(normal(P, H, prompt_tokens, D) for _ in range(2)))
-    length = jnp.array([1, prompt_tokens])
-    return normal(P, H, G, R, num_tokens, D), own, prompt, length
+    seen = jnp.arange(prompt_tokens) < jnp.array([[1], [prompt_tokens]])
+    return normal(P, H, G, R, num_tokens, D), own, prompt, seen
 
 
-def textbook(q, own, prompt, length):
+def textbook(q, own, prompt, seen):
     """One softmax over each row's whole sequence."""
     S, T = prompt.key.shape[2], q.shape[-2]
     k, v = (
@@ -36,17 +36,17 @@ def textbook(q, own, prompt, length):
     k, v = (x.reshape(P, H, G, S + T, D) for x in (k, v))
     scores = jnp.einsum("phgrtd,phgud->phgrtu", q, k) / jnp.sqrt(D)
     place = jnp.arange(S + T)
-    seen = (place < length[:, None]) | (place >= S)
+    seen = jnp.concatenate([seen, jnp.ones((P, T), bool)], -1)
     mask = seen[:, None] & (place <= S + jnp.arange(T)[:, None])
     weight = jax.nn.softmax(jnp.where(mask[:, None, None, None], scores, -jnp.inf))
     return jnp.einsum("phgrtu,phgud->phgrtd", weight, v)
 
 
 def out_and_gradients(attend, num_tokens, prompt_tokens):
-    *arrays, length = inputs(num_tokens, prompt_tokens)
+    *arrays, seen = inputs(num_tokens, prompt_tokens)
 
     def total(q, own, prompt):
-        out = attend(q, own, prompt, length)
+        out = attend(q, own, prompt, seen)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
 
     return fakes.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
@@ -66,7 +66,7 @@ def test_blocks_and_shared_prompts_are_one_softmax(num_tokens, prompt_tokens):
 def test_without_a_prompt_tokens_see_those_before_them():
     q, own, _, _ = inputs(130, 1)
     nothing = KeyValue(*(jnp.zeros((P, H, 0, D)) for _ in range(2)))
-    want = textbook(q, own, nothing, jnp.zeros(P, jnp.int32))
+    want = textbook(q, own, nothing, jnp.zeros((P, 0), bool))
     got = fakes.jit(attention.attend_causally)(q, own)
     chex.assert_trees_all_close(got, want, atol=2e-6)
 

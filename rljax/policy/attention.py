@@ -65,7 +65,7 @@ def attend(
     return (out / (total + more).astype(q.dtype)).reshape(q.shape)
 
 
-def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, length=None):
+def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mask=None):
     """Attention of tokens over those before them, themselves and a shared prompt.
 
     Queries go in at most 4 blocks, each of which reads the keys up to its own end: of
@@ -75,25 +75,23 @@ def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, length=Non
       q: [P, H, G, R, T, D] queries.
       own: T keys and values of the row itself.
       prompt: keys and values shared by the group, or None.
-      length: i32[P], how many of a prompt's keys count.
+      prompt_mask: bool[P, S].
 
     Returns:
       [P, H, G, R, T, D] in q's dtype.
     """
     T = q.shape[-2]
-    mask, seen = jnp.tril(jnp.ones((T, T), bool)), None
-    if prompt is not None:
-        seen = jnp.arange(prompt.key.shape[2]) < length[:, None]
-        if 2 * seen.shape[-1] <= T:
-            # A copy for each row of so short a prompt costs less than two sums in one.
-            own, mask = _in_front(prompt, seen, own, mask)
-            prompt = None
+    mask = jnp.tril(jnp.ones((T, T), bool))
+    if prompt is not None and 2 * prompt.key.shape[2] <= T:
+        # A copy for each row of so short a prompt costs less than two sums in one.
+        own, mask = _in_front(prompt, prompt_mask, own, mask)
+        prompt = None
     before = own.key.shape[-2] - T
     out, start = [], 0
     for end in numerics.equal_steps(T, min(-(-T // 64), 4)):
         keys = jax.tree.map(lambda x, end=before + end: x[..., :end, :], own)
         part = mask[..., start:end, : before + end]
-        out.append(attend(q[..., start:end, :], keys, part, prompt, seen))
+        out.append(attend(q[..., start:end, :], keys, part, prompt, prompt_mask))
         start = end
     return jnp.concatenate(out, -2)
 

@@ -276,10 +276,11 @@ class Decoder(nn.Module):
         S = num_prompt_tokens
         x = self.embed(tokens.reshape(-1))
         rope = self._rope((length[:, None] + jnp.arange(T), S + T))
+        seen = jnp.arange(S) < length[:, None]
 
         def attend(q, own, n, prompt, fixed):
             del n, fixed
-            return attention.attend_causally(q, own, prompt, length), None
+            return attention.attend_causally(q, own, prompt, seen), None
 
         x, _ = self.walk(x, (P, G, T), rope, attend, prompt)
         return self.norm(x).reshape(P, G, T, -1)
