@@ -86,9 +86,9 @@ def write(name: str, rounds: list[dict]) -> None:
     }
     path.write_text(json.dumps(results, indent=1))
     tables = [
-        f"{markdown(name, results[name]['rounds'])}\n\nWritten by `{found['command']}`"
+        f"{markdown(title, found['rounds'])}\n\nWritten by `{found['command']}`"
         f" on {found['date']}, {found['machine']}."
-        for name, found in results.items()
+        for title, found in results.items()
     ]
     notes = HERE / "NOTES.md"
     parts = ["# Speed", CAVEATS, *tables, notes.read_text() if notes.exists() else ""]

@@ -136,10 +136,11 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
 
 def test_a_long_prompt_costs_its_group_once():
     # 16 samples of 4 tokens after a prompt of 2048: nearly all is the prompt's. By the
-    # compiled programs' own analysis, repeated prompts cost 16 times the arithmetic.
+    # compiled programs' own analysis, repeated prompts cost 16 times as much. (Of a
+    # single prompt, XLA keeps more blocks of scores at a time.)
     policy = fakes.decoder(num_layers=2)
-    prompts = fakes.prompts(1, 2048)
-    samples = fakes.rollout(1, 16, 4).samples.replace(behaviour=None)
+    prompts = fakes.prompts(2, 2048)
+    samples = fakes.rollout(2, 16, 4).samples.replace(behaviour=None)
     draw = sample.sampler(policy, num_samples=16, max_tokens=4, stop_tokens=(0,))
     draw_one = sample.sampler(policy, num_samples=1, max_tokens=4, stop_tokens=(0,))
 
@@ -156,18 +157,14 @@ def test_a_long_prompt_costs_its_group_once():
 
     key = jax.random.key(0)
     repeated = jax.tree.map(lambda x: jnp.repeat(x, 16, 0), prompts)
-    apart = jax.tree.map(lambda x: x.reshape(16, 1, *x.shape[2:]), samples)
+    apart = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), samples)
     shared = cost(draw, PARAMS, prompts, key), cost(gradient, PARAMS, prompts, samples)
     copies = (
         cost(draw_one, PARAMS, repeated, key),
         cost(gradient, PARAMS, repeated, apart),
     )
     for once, often in zip(shared, copies, strict=True):
-        flops, memory = often / once
-        assert flops == pytest.approx(16, rel=0.1)
-        # Temporaries are scores, too, in blocks, of which XLA keeps more at a time
-        # where they are small.
-        assert 8 < memory < 17.6
+        np.testing.assert_allclose(often / once, 16, rtol=0.1)
     keys, many = (
         sum(x.size for x in jax.tree.leaves(jax.eval_shape(policy.prefill, *inputs)))
         for inputs in ((PARAMS, prompts), (PARAMS, repeated))

@@ -74,6 +74,11 @@ class DecoderConfig:
             return self.unroll
         return self.num_layers if self.num_layers <= 8 else 1
 
+    @property
+    def num_trips(self) -> int:
+        """N, how often the scan runs its body."""
+        return self.num_layers // self.num_members
+
 
 class Prompt(NamedTuple):
     """What decoding reads of prompts, computed once and shared by the group.
@@ -249,7 +254,7 @@ class Decoder(nn.Module):
             return x, tuple(made)
 
         members = self.layers.variables["params"]
-        return jax.lax.scan(trip, x, (jnp.arange(c.num_layers // M), members, given))
+        return jax.lax.scan(trip, x, (jnp.arange(c.num_trips), members, given))
 
     def read_prompts(self, tokens, length):
         """Hidden state [P, d_model] after each prompt's last token, and its keys.
@@ -289,7 +294,6 @@ class Decoder(nn.Module):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
         S, U = prompt.keys[0].key.shape[2], cache.keys[0].key.shape[2]
-        num_trips = self.config.num_layers // self.config.num_members
         x = self.embed(tokens.reshape(-1))
         rope = self._rope(((prompt.length + t)[:, None], S + U))
         place = cache.written % U
@@ -307,7 +311,7 @@ class Decoder(nn.Module):
             del given
 
             def part(x):  # of trip n
-                size = x.shape[1] // num_trips
+                size = x.shape[1] // self.config.num_trips
                 return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
 
             shared, own = jax.tree.map(part, fixed)
