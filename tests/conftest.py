@@ -34,6 +34,15 @@ def strict():
         yield
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A toy run that nothing disturbed, and its outcome."""
+    import toy_run
+
+    run_dir = tmp_path_factory.mktemp("train") / "whole"
+    return run_dir, toy_run.outcome(toy_run.go_silently(run_dir), run_dir)
+
+
 @pytest.fixture
 def compilations():
     """A list that grows by one with every program that is compiled."""

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from experiments import column_addition as addition
-from experiments import compare, population
+from experiments import compare, contest, contest_warm, population
 from experiments import compare_report as report
 from experiments.task import build_addition
 from rljax import algorithms, loop
@@ -229,13 +229,13 @@ def test_what_is_saved_comes_back(tmp_path):
 
 # Demonstrations and the command line.
 
-TASK = build_addition(compare.base(compare.Config()))
+TASK = build_addition(contest.base(contest.Config()))
 SOME = jax.tree.map(lambda x: x[:400], TASK.train)
 
 
 def demonstrated(**numbers):
-    config = dataclasses.replace(compare.Config(), **numbers)
-    return compare.careless(config, TASK)(SOME, np.random.default_rng(0))
+    config = dataclasses.replace(contest.Config(), **numbers)
+    return contest_warm.careless(config, TASK)(SOME, np.random.default_rng(0))
 
 
 def test_slips_replace_digits_alone():
@@ -255,7 +255,7 @@ def test_slips_replace_digits_alone():
 
 
 def test_of_two_stored_answers_the_first_is_right():
-    store = compare.two_answers(compare.Config(forget=1.0), TASK)
+    store = contest_warm.two_answers(contest.Config(forget=1.0), TASK)
     data = store(SOME, np.random.default_rng(0)).data
     assert data["answers"].shape == (400, 2, 12)
 
@@ -268,13 +268,13 @@ def test_of_two_stored_answers_the_first_is_right():
 
 
 def test_names_are_checked():
-    assert compare.names("fade, grpo", compare.ALGORITHMS, "--algorithms") == [
+    assert contest.names("fade, grpo", compare.ALGORITHMS, "--algorithms") == [
         "fade",
         "grpo",
     ]
     for text in ("fade,gropo", "fade,fade"):
         with pytest.raises(ValueError, match="--algorithms must name some of fade"):
-            compare.names(text, compare.ALGORITHMS, "--algorithms")
+            contest.names(text, compare.ALGORITHMS, "--algorithms")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_names_are_checked():
 )
 def test_numbers_that_do_not_fit_are_refused_first(numbers, match):
     with pytest.raises(ValueError, match=match):
-        compare.check(dataclasses.replace(compare.Config(), **numbers))
+        compare.check(dataclasses.replace(contest.Config(), **numbers))
 
 
 def test_a_setting_is_where_other_flags_start_from():

@@ -1,67 +1,16 @@
-"""The host loop: phases, resuming, stopping, faults. The run is that of toy_run."""
+"""The host loop: phases, evaluations, records, faults. The run is that of toy_run."""
 
 import dataclasses
-import datetime
-import io
-import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
 import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_run
-from rich.console import Console
+from toy_run import go_silently as go
+from toy_run import records
 
-from rljax import checkpoint, fault, folder, metrics, train
-
-
-def go(run_dir, **options):
-    return toy_run.go(run_dir, console=Console(file=io.StringIO()), **options)
-
-
-def records(run_dir, kind, *names):
-    found = metrics.read_metrics(run_dir / metrics.FILE)
-    return [tuple(r[n] for n in names) for r in found if r["kind"] == kind]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing disturbed, and its outcome."""
-    run_dir = tmp_path_factory.mktemp("train") / "whole"
-    return run_dir, toy_run.outcome(go(run_dir), run_dir)
-
-
-class Disturbed(toy_run.Stream):
-    """A stream that calls `disturb` before it gives its `at`-th item."""
-
-    def __init__(self, seed, at, disturb):
-        super().__init__(seed)
-        self.at, self.disturb = at, disturb
-
-    def __next__(self):
-        if self.count == self.at:
-            self.disturb()
-        return super().__next__()
-
-
-class Crash(Exception):
-    pass
-
-
-def crash():
-    raise Crash
-
-
-def disturbed(index, at, disturb):
-    phases = toy_run.phases()
-    stream = Disturbed(phases[index].stream.seed, at, disturb)
-    phases[index] = dataclasses.replace(phases[index], stream=stream)
-    return phases
+from rljax import checkpoint, fault
 
 
 def test_each_step_is_recorded_once_with_its_phase(whole):
@@ -152,185 +101,6 @@ def test_metrics_are_read_while_the_next_dispatch_runs(tmp_path):
     assert written == [0, 0, 4, 4, 6, 8]
 
 
-@pytest.mark.parametrize(("index", "at"), [(0, 0), (0, 1), (1, 0), (1, 1), (1, 3)])
-def test_a_run_that_crashed_goes_on_bit_for_bit(tmp_path, whole, index, at):
-    # (1, 0) is within the change of phases: `begin` applied twice would add 2 to b.
-    run_dir = tmp_path / "run"
-    with pytest.raises(Crash):
-        go(run_dir, phases=disturbed(index, at, crash))
-    state = go(run_dir, resume=True)
-    assert toy_run.outcome(state, run_dir) == whole[1]
-
-
-@pytest.mark.parametrize("every", [1, 3, 100])
-def test_steps_after_the_checkpoint_are_done_and_recorded_again(tmp_path, whole, every):
-    run_dir = tmp_path / "run"
-    with pytest.raises(Crash):
-        go(run_dir, phases=disturbed(1, 3, crash), checkpoint_every=every)
-    before = len(records(run_dir, "event"))
-    with open(run_dir / metrics.FILE, "ab") as file:
-        file.write(b'{"kind": "st')
-    state = go(run_dir, resume=True, checkpoint_every=every)
-    assert toy_run.outcome(state, run_dir) == whole[1]
-    assert len(records(run_dir, "event")) == before + 1  # run/started
-
-
-def test_a_finished_run_resumes_to_its_end(tmp_path, whole):
-    run_dir = tmp_path / "run"
-    go(run_dir)
-
-    def never(state, prompts):
-        raise AssertionError("a step was run")
-
-    state = go(run_dir, resume=True, phases=toy_run.phases(run=never))
-    assert toy_run.outcome(state, run_dir) == whole[1]
-
-
-def test_a_corrupt_newest_checkpoint_costs_only_its_steps(tmp_path, whole):
-    run_dir = tmp_path / "run"
-    with pytest.raises(Crash):
-        go(run_dir, phases=disturbed(1, 3, crash), keep=3)
-    newest = run_dir / "checkpoints" / "00000010"
-    (file,) = (newest / "state" / "ocdbt.process_0" / "d").iterdir()
-    file.write_bytes(file.read_bytes()[:-1])
-    state = go(run_dir, resume=True, keep=3)
-    assert toy_run.outcome(state, run_dir) == whole[1]
-    events = records(run_dir, "event", "event", "step")
-    assert ("checkpoint/corrupt", 8) in events
-    assert newest.exists()  # written again
-
-
-@pytest.mark.parametrize(("by", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_saves_and_leaves_with_its_code(tmp_path, whole, by, code):
-    def kill():
-        os.kill(os.getpid(), signal.Signals[by])
-        time.sleep(0.2)  # the thread that hears of it
-
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    run_dir = tmp_path / "run"
-    with pytest.raises(train.Stopped) as stopped:
-        # No checkpoint is due: the one of the signal is after the dispatch it came in.
-        go(run_dir, phases=disturbed(1, 1, kill), checkpoint_every=100)
-    assert stopped.value.code == code
-    found, _ = checkpoint.newest(run_dir / "checkpoints")
-    assert found.info["step"] == 8
-    ((name, message),) = records(run_dir, "event", "event", "message")[1:]
-    assert name == "run/stopped"
-    assert f"by {by} after step 8; saved in {found.path}" in message
-    after = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    assert after == handlers
-    state = go(run_dir, resume=True, checkpoint_every=100)
-    assert toy_run.outcome(state, run_dir) == whole[1]
-
-
-@pytest.mark.parametrize("call", [0, 3])
-def test_a_signal_in_an_evaluation_is_heard(tmp_path, whole, call):
-    # The first evaluation is before the phase's first dispatch, where `begin` is
-    # done: saving there would apply it twice. The last is after the last dispatch.
-    calls = []
-
-    def evaluate(state):
-        calls.append(0)
-        if len(calls) == call + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.2)
-        return toy_run.evaluate(state)
-
-    phases = toy_run.phases()
-    phases[1] = dataclasses.replace(phases[1], evaluate=evaluate)
-    run_dir = tmp_path / "run"
-    with pytest.raises(train.Stopped):
-        go(run_dir, phases=phases)
-    assert toy_run.outcome(go(run_dir, resume=True), run_dir) == whole[1]
-
-
-def test_a_second_ctrl_c_leaves_at_once(tmp_path):
-    # The dispatch it would have to wait for takes a minute.
-    program = """if True:
-        import sys, time, toy_run
-        def run(state, prompts):
-            print("running", flush=True)
-            time.sleep(60)
-        toy_run.go(sys.argv[1], phases=toy_run.phases(run=run))
-    """
-    with _python(program, tmp_path / "run") as process:
-        while b"running" not in process.stdout.readline():
-            pass
-        process.send_signal(signal.SIGINT)
-        while b"Ctrl-C leaves at once" not in process.stdout.readline():
-            pass
-        start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
-        assert time.monotonic() - start < 5
-
-
-def _python(program, *args):
-    tests = pathlib.Path(__file__).parent
-    env = os.environ | {
-        "PYTHONPATH": f"{tests}:{tests.parent}",
-        "XLA_FLAGS": "",
-        "COLUMNS": "200",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, args)],
-        stdout=subprocess.PIPE,
-        env=env,
-    )
-
-
-def _sweep(root, first, step):
-    program = "import sys, toy_run; toy_run.sweep(sys.argv[1], *map(int, sys.argv[2:]))"
-    with _python(program, root, first, step) as process:
-        return json.loads(process.communicate()[0])
-
-
-def test_a_run_killed_at_some_file_operations_goes_on_bit_for_bit(tmp_path):
-    result = _sweep(tmp_path, 7, 45)
-    assert len(result["tried"]) >= 2
-    assert result["wrong"] == []
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_any_file_operation_goes_on_bit_for_bit(tmp_path):
-    # A tenth of the operations, of which there are some hundred; by turns, day by day.
-    today = datetime.datetime.now(datetime.UTC).toordinal()
-    result = _sweep(tmp_path, today % 10, 10)
-    assert len(result["tried"]) >= 8
-    assert result["wrong"] == []
-
-
-_LIMITED = """if True:
-    import resource, sys, toy_run
-    class Limited(toy_run.Stream):
-        def __next__(self):
-            # While steps 7 to 10 are given out, files may be 1 kB long.
-            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            soft = 1000 if self.count in (1, 2) else hard
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            return super().__next__()
-    phases = toy_run.phases()
-    phases[1] = toy_run.dataclasses.replace(phases[1], stream=Limited(2))
-    state = toy_run.go(sys.argv[1], phases=phases, keep=9)
-    print("OUTCOME" + "|".join(toy_run.outcome(state, sys.argv[1])))
-"""
-
-
-def test_a_full_disk_does_not_stop_a_run(tmp_path, whole):
-    # A real limit: every write past it fails in Python and in tensorstore alike.
-    run_dir = tmp_path / "run"
-    with _python(_LIMITED, run_dir) as process:
-        output = process.communicate()[0].decode()
-    assert process.returncode == 0
-    assert output.split("OUTCOME")[1].strip().split("|") == whole[1]
-    events = [name for (name,) in records(run_dir, "event", "event")]
-    assert "checkpoint/failed" in events
-    assert events.count("metrics/failed") == 1
-    # The saves of steps 6 and 10 run while the limit comes and goes.
-    names = {int(p.name) for p in (run_dir / "checkpoints").iterdir()}
-    assert names - {6, 10} == {2, 4, 12}
-
-
 def test_a_fault_stops_the_run_and_keeps_the_checkpoint_before(tmp_path):
     def run(state, prompts):
         state, found = toy_run.run(state, prompts)
@@ -375,38 +145,6 @@ def test_too_many_refused_updates_in_a_row_stop_the_run(tmp_path):
     assert "00000006" in message
 
 
-def test_a_folder_in_use_needs_resume(tmp_path):
-    folder.open_run(tmp_path / "run", {"seed": 0}, resume=False)
-    with pytest.raises(ValueError, match=r"pass --resume .* another --run-dir"):
-        folder.open_run(tmp_path / "run", {"seed": 0}, resume=False)
-    (tmp_path / "empty").mkdir()
-    folder.open_run(tmp_path / "empty", {"seed": 0}, resume=False)
-
-
-def test_resume_of_nothing_starts_anew(tmp_path, whole):
-    (tmp_path / "made").mkdir()  # killed before the configuration was written
-    for run_dir in (tmp_path / "absent", tmp_path / "made"):
-        state = go(run_dir, resume=True)
-        assert toy_run.outcome(state, run_dir) == whole[1]
-
-
-def test_resume_with_another_configuration_names_the_fields(tmp_path):
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        rate: float = 1e-3
-        sizes: tuple = (1, 2)
-        where: pathlib.Path = pathlib.Path("data")
-
-    folder.open_run(tmp_path, Config(), resume=False)
-    folder.open_run(tmp_path, Config(), resume=True)  # a tuple comes back as a list
-    with pytest.raises(ValueError, match=r"rate: 0.001 there, 0.1 now\. Pass"):
-        folder.open_run(tmp_path, Config(rate=0.1), resume=True)
-    with pytest.raises(ValueError, match="extra: 1 there, nothing now; rate"):
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps({"extra": 1, **json.loads(path.read_text())}))
-        folder.open_run(tmp_path, Config(rate=0.1), resume=True)
-
-
 def test_phases_that_cannot_run_are_refused(tmp_path):
     (warm, rl) = toy_run.phases()
     with pytest.raises(ValueError, match="num_steps must be a multiple"):
@@ -427,7 +165,7 @@ def test_streams_and_loops_that_do_not_fit_are_refused(tmp_path):
         raise StopIteration
 
     with pytest.raises(ValueError, match=r"stream of phase 'rl' .* ended after 2"):
-        go(tmp_path / "a", phases=disturbed(1, 1, ends))
+        go(tmp_path / "a", phases=toy_run.disturbed(1, 1, ends))
     with pytest.raises(ValueError, match=r"must be f32\[2\].* of shape \(4,\)"):
         phases = toy_run.phases(stream=toy_run.Stream(1, steps=4))
         go(tmp_path / "b", phases=phases)
@@ -443,8 +181,8 @@ def test_the_state_may_have_another_structure_in_each_phase(tmp_path, whole):
         warm, rl = toy_run.phases()
         return [warm, dataclasses.replace(rl, begin=begin, **changes)]
 
-    stream = Disturbed(2, 2, crash)
-    with pytest.raises(Crash):
+    stream = toy_run.Disturbed(2, 2, toy_run.crash)
+    with pytest.raises(toy_run.Crash):
         go(tmp_path / "run", phases=phases(stream=stream))
     state = go(tmp_path / "run", phases=phases(), resume=True)
     assert int(state.gate["seen"]) == 0

@@ -6,6 +6,7 @@ its own that can be killed: see `sweep`.
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich.console import Console
 
 from rljax import folder, metrics, train
 from rljax.types import Prompts, TrainState
@@ -121,6 +123,34 @@ def phases(**changes) -> list[train.Phase]:
     return [dataclasses.replace(phase, **changes) for phase in (warm, rl)]
 
 
+class Disturbed(Stream):
+    """A stream that calls `disturb` before it gives its `at`-th item."""
+
+    def __init__(self, seed, at, disturb):
+        super().__init__(seed)
+        self.at, self.disturb = at, disturb
+
+    def __next__(self):
+        if self.count == self.at:
+            self.disturb()
+        return super().__next__()
+
+
+class Crash(Exception):
+    pass
+
+
+def crash():
+    raise Crash
+
+
+def disturbed(index, at, disturb):
+    made = phases()
+    stream = Disturbed(made[index].stream.seed, at, disturb)
+    made[index] = dataclasses.replace(made[index], stream=stream)
+    return made
+
+
 def go(run_dir, *, resume=False, checkpoint_every=2, **options) -> TrainState:
     run_dir = folder.open_run(run_dir, {"seed": 0}, resume=resume)
     return train.train(
@@ -131,6 +161,16 @@ def go(run_dir, *, resume=False, checkpoint_every=2, **options) -> TrainState:
         keep=options.pop("keep", 2),
         **options,
     )
+
+
+def go_silently(run_dir, **options) -> TrainState:
+    return go(run_dir, console=Console(file=io.StringIO()), **options)
+
+
+def records(run_dir, kind, *names):
+    """The named fields of all records of a kind."""
+    found = metrics.read_metrics(run_dir / metrics.FILE)
+    return [tuple(r[n] for n in names) for r in found if r["kind"] == kind]
 
 
 def outcome(state: TrainState, run_dir) -> list[str]:

@@ -23,7 +23,8 @@ import safetensors
 import safetensors.numpy
 
 from rljax.policy import hugging_face_config
-from rljax.policy.decoder import DecoderConfig, decoder_policy
+from rljax.policy.decoder import decoder_policy
+from rljax.policy.transformer import DecoderConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rljax.policy.decoder import DecoderConfig
+from rljax.policy.transformer import DecoderConfig
 
 
 class Family(NamedTuple):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rljax.policy.decoder import Block, Decoder
+from rljax.policy.transformer import Block, Decoder
 from rljax.types import Prompts, Samples
 
 
