@@ -155,7 +155,7 @@ def markdown(name: str, rounds: list[dict]) -> str:
     head = (
         f"## {name}: {work.num_layers} layers x {work.d_model}, {work.num_prompts}"
         f" prompts x {work.num_samples} samples x {work.new_tokens} tokens\n\n"
-        "| | ms/step by round | tokens/s | peak MB | first step, s |"
+        "| | ms/step by round (least, most) | tokens/s | peak MB | first step, s |"
     )
     rates = [n for n in rounds[0] if n in RATES]
     names = [n for n in rounds[0] if n not in RATES]
@@ -168,7 +168,7 @@ def markdown(name: str, rounds: list[dict]) -> str:
         times = [r[n]["median"] for r in rounds]
         cells = [
             n,
-            " / ".join(f"{t:.0f}" for t in times),
+            " / ".join(spread(r[n]["ms"]) for r in rounds),
             f"{1e3 * work.tokens / statistics.median(times):,.0f}",
             f"{statistics.median(r[n]['peak_mb'] for r in rounds):.0f}",
             f"{statistics.median(r[n]['first_step_s'] for r in rounds):.1f}",
@@ -188,6 +188,12 @@ def markdown(name: str, rounds: list[dict]) -> str:
     lines.append(f"\nWhere the time goes, ms: {places}.")
     lines.append(f"\nGFLOP/s by round: {', '.join(gflops)}. Versions: {made}.")
     return "\n".join(lines)
+
+
+def spread(times: list[float]) -> str:
+    """Median, and in brackets the least and the most."""
+    middle = statistics.median(times)
+    return f"{middle:.0f} ({min(times):.0f}, {max(times):.0f})"
 
 
 def shares(work: workload.Workload, name: str, rounds: list[dict]) -> list[float]:
