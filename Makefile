@@ -1,7 +1,8 @@
 # Needs make and Python 3.11 or newer; everything else is installed into .venv.
 #
 #   make train [ARGS="--num-steps 400"]   the main experiment
-#   make test [ARGS="tests/test_fade.py"] the tests; they run every notebook, too
+#   make test [ARGS="tests/test_fade.py"] the tests; they run every notebook, too; of a
+#                                         few long ones a part each day, ARGS=--all-turns all
 #   make lint                             ruff and pyrefly
 #   make quick                            every experiment at tiny size
 

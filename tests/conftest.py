@@ -1,5 +1,7 @@
 """Tests run on the CPU as 8 devices; warnings are errors; compilations are kept."""
 
+import collections
+import datetime
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,6 +27,32 @@ def pytest_configure(config):
     cache = config.rootpath / ".pytest_cache" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all-turns", action="store_true", help="all cases of tests marked by_turns"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of a test marked `by_turns(n)`, leaves every n-th case, others each day.
+
+    Unless all are asked for, or some by name.
+    """
+    named = config.option.keyword or any("::" in arg for arg in config.args)
+    if config.option.all_turns or named:
+        return
+    day = datetime.datetime.now(datetime.UTC).toordinal()
+    counts, left_out = collections.Counter(), []
+    for item in items:
+        mark = item.get_closest_marker("by_turns")
+        if mark is not None:
+            counts[item.function] += 1
+            if (counts[item.function] + day) % mark.args[0]:
+                left_out.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture
