@@ -6,6 +6,8 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "")
+# Most of the tests' time is compilation, a tenth of it the passes left out here.
+flags += " --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 # Collectives block a thread each, in any order: with as few threads as a small machine
 # has cores, 8 devices deadlock.
