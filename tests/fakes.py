@@ -16,10 +16,7 @@ from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
 # Tests compile more than they run: half the time without LLVM's optimisations.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 # A fifth of the time, for programs of milliseconds that need no last digits.
-BARELY = UNOPTIMISED | {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_llvm_disable_expensive_passes": True,
-}
+BARELY = UNOPTIMISED | {"xla_cpu_use_fusion_emitters": False}
 jit = functools.partial(jax.jit, compiler_options=UNOPTIMISED)
 
 STATISTICS = ("old", "reference", "teacher", "current")

@@ -84,7 +84,7 @@ def learn(case: Case, num_devices=1, **pieces):
     return lowered.cost_analysis()["flops"], step.cost_analysis()["flops"], end
 
 
-@pytest.mark.by_turns(2)
+@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_pieces_and_devices_change_nothing(case):
     # Weighing each piece alone would average quantiles and divisors; a batch that lost

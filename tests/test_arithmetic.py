@@ -108,7 +108,7 @@ def test_sampler_and_learner_agree_in_every_step(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.by_turns(2)
+@pytest.mark.by_turns(4)
 @pytest.mark.parametrize(
     "phase, step", [("warm start", 4), ("warm start", 24), ("rl", 28), ("rl", 36)]
 )

@@ -73,6 +73,7 @@ def assert_same(got, want):
     chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.by_turns(3)
 @pytest.mark.parametrize(
     ("weighting", "options"),
     [
