@@ -163,7 +163,7 @@ def test_a_run_killed_at_some_file_operations_goes_on_bit_for_bit(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_file_operation_goes_on_bit_for_bit(tmp_path):
-    # A twentieth of the operations, of which there are some hundred; by turns, day by day.
+    # A twentieth of the operations, some hundred in all; by turns, day by day.
     today = datetime.datetime.now(datetime.UTC).toordinal()
     result = _sweep(tmp_path, today % 20, 20)
     assert len(result["tried"]) >= 4
