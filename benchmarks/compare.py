@@ -168,7 +168,7 @@ def markdown(name: str, rounds: list[dict]) -> str:
         times = [r[n]["median"] for r in rounds]
         cells = [
             n,
-            " / ".join(spread(r[n]["ms"]) for r in rounds),
+            " / ".join(spread(r[n]) for r in rounds),
             f"{1e3 * work.tokens / statistics.median(times):,.0f}",
             f"{statistics.median(r[n]['peak_mb'] for r in rounds):.0f}",
             f"{statistics.median(r[n]['first_step_s'] for r in rounds):.1f}",
@@ -190,10 +190,9 @@ def markdown(name: str, rounds: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def spread(times: list[float]) -> str:
+def spread(found: dict) -> str:
     """Median, and in brackets the least and the most."""
-    middle = statistics.median(times)
-    return f"{middle:.0f} ({min(times):.0f}, {max(times):.0f})"
+    return f"{found['median']:.0f} ({min(found['ms']):.0f}, {max(found['ms']):.0f})"
 
 
 def shares(work: workload.Workload, name: str, rounds: list[dict]) -> list[float]:

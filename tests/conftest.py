@@ -46,15 +46,15 @@ def pytest_collection_modifyitems(config, items):
     if config.option.all_turns or named:
         return
     day = datetime.datetime.now(datetime.UTC).toordinal()
-    counts, left_out = collections.Counter(), []
+    counts, kept, left_out = collections.Counter(), [], []
     for item in items:
         mark = item.get_closest_marker("by_turns")
         if mark is not None:
             counts[item.function] += 1
-            if (counts[item.function] + day) % mark.args[0]:
-                left_out.append(item)
+        due = mark is None or (counts[item.function] + day) % mark.args[0] == 0
+        (kept if due else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    items[:] = kept
 
 
 @pytest.fixture

@@ -307,7 +307,7 @@ def test_the_whole_path_from_the_command_line_and_again(tmp_path):
     env.pop("XLA_FLAGS", None)
 
     def start(*flags):
-        given = ["--quick", "--warm", "gft", "--algorithms", "fade"]
+        given = ["--quick", "--warm", "gft,sft", "--algorithms", "fade"]
         given += ["--run-dir", tmp_path / "run", *flags]
         process = subprocess.run(
             [sys.executable, "-m", "experiments.compare", *given],
@@ -329,7 +329,7 @@ def test_the_whole_path_from_the_command_line_and_again(tmp_path):
         "warm/table.md",
     ):
         assert (tmp_path / "run" / name).exists(), name
-    for shown in ("| gft |", "| gft+fade |", "0.0004: "):
+    for shown in ("| gft |", "| sft |", "| gft+fade |", "| sft+fade |", "0.0004: "):
         assert shown in first
     # Nothing is trained again, and the tables are the same.
     again = start("--resume")
