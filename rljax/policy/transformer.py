@@ -295,8 +295,8 @@ class Decoder(nn.Module):
         rope = self._rope(((prompt.length + t)[:, None], S + U))
         place = cache.written % U
         age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written
-        own_mask = (age <= t[:, None])[:, None, None, :]
-        seen = jnp.arange(S) < prompt.length[:, None]
+        own_mask = (age <= t[:, None])[:, None, None]
+        seen = (jnp.arange(S) < prompt.length[:, None])[:, None, None]
 
         def put(old, new):
             write = functools.partial(
@@ -312,7 +312,8 @@ class Decoder(nn.Module):
                 return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
 
             shared, own = jax.tree.map(part, fixed)
-            return attention.attend(q, put(own, new), own_mask, shared, seen), new
+            sets = (put(own, new), own_mask), (shared, seen)
+            return attention.attend(q, *sets), new
 
         fixed = tuple(zip(prompt.keys, cache.keys, strict=True))
         x, new = self.walk(x, (P, G, 1), rope, attend, fixed=fixed)
