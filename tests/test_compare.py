@@ -142,7 +142,7 @@ def test_a_member_trains_as_it_would_alone():
         learner = make_learner(rate)
         run = loop.fused(loop.actor(BANDIT, SAMPLE), learner, verify)
         for s in seeds:
-            key = jax.random.fold_in(jax.random.key(5 + s), 1)
+            key = keys_of.stream(jax.random.key(5 + s), keys_of.Stream.PHASE, 1)
             state = learner.init(BANDIT.init(None), key)
             for _ in range(2):
                 state, metrics = run(state, problems(s))
