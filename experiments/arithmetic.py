@@ -27,6 +27,7 @@ from rljax import (
     data,
     evaluate,
     folder,
+    keys,
     loop,
     loss,
     plan,
@@ -35,7 +36,7 @@ from rljax import (
     update,
 )
 from rljax.advantage import Term, algorithm, token_mean
-from rljax.policy import Policy, hugging_face
+from rljax.policy import Policy, decoder_policy, hugging_face
 from rljax.sample import sampler
 from rljax.types import TrainState
 
@@ -103,7 +104,8 @@ class Config:
     max_tokens: int = 12
     """Longest completion, tokens, the end token included."""
     temperature: float = 1.0
-    """Of sampling."""
+    """Of the policy that RL samples and trains, softmax(logits / temperature); above 0.
+    Use what was trained at this temperature."""
     num_minibatches: int = 2
     """Optimiser steps per rollout batch."""
     num_microbatches: int = 1
@@ -124,6 +126,8 @@ class Config:
     # Evaluation and checkpoints
     evaluate_every: int = 40
     """Training steps between evaluations on the validation problems."""
+    evaluation_temperature: float = 1.0
+    """Of the samples that are judged, above 0; greedy answers are judged, too."""
     num_validation: int = 256
     """Held-out problems of each evaluation."""
     num_test: int = 1024
@@ -191,23 +195,28 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
     )
 
 
+def trained_policy(config: Config, task: Task) -> Policy:
+    """The task's decoder at the temperature of RL."""
+    return decoder_policy(task.decoder, temperature=config.temperature)
+
+
 def program(config: Config | None = None, task: Task | None = None) -> plan.Program:
     """RL: sampler, verifier and update, and what they start from."""
     config = Config() if config is None else config
     task = build(config) if task is None else task
-    learner = rl_learner(config, task.policy)
+    policy = trained_policy(config, task)
+    learner = rl_learner(config, policy)
     sample = sampler(
-        task.policy,
+        policy,
         num_samples=config.num_samples,
         max_tokens=config.max_tokens,
         stop_tokens=(task.tokenizer.eos_token_id,),
-        temperature=config.temperature,
         num_slots=config.num_slots,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     shape = (config.steps_per_dispatch, config.num_prompts)
     return plan.Program(
-        act=loop.actor(task.policy, sample),
+        act=loop.actor(policy, sample),
         learner=learner,
         verify=task.verify,
         state=jax.eval_shape(
@@ -238,9 +247,10 @@ def phases(config: Config, task: Task, judge: Judge, run_dir) -> list[train.Phas
             _save_stage(run_dir, judge.test(state.params)[0])
         return judge.validation(state.params)
 
-    learner = rl_learner(config, task.policy)
+    learner = rl_learner(config, trained_policy(config, task))
     begin = jax.jit(
-        lambda s: learner.init(s.params, jax.random.fold_in(s.key, 1)), donate_argnums=0
+        lambda s: learner.init(s.params, keys.stream(s.key, keys.Stream.PHASE, 1)),
+        donate_argnums=0,
     )
     rl = train.Phase(
         name="rl",
@@ -287,13 +297,15 @@ def main(
     program: 3-digit addition with working after a careless warm start, or your own
     Hugging Face model on your own problems."""
     task = build(config)
+    judge, policy = Judge(config, task), trained_policy(config, task)
     run_dir = folder.open_run(run_dir, config, resume=resume)
-    judge = Judge(config, task)
     parts = phases(config, task, judge, run_dir)
-    first = (warm_learner if len(parts) > 1 else rl_learner)(config, task.policy)
+    warm = len(parts) > 1
+    first = warm_learner(config, task.policy) if warm else rl_learner(config, policy)
+    stream, of = keys.stream, keys.Stream
     make = jax.jit(
         lambda loaded, key: first.init(
-            task.init(loaded, key), jax.random.fold_in(key, 0)
+            task.init(loaded, stream(key, of.PARAMETERS)), stream(key, of.PHASE, 0)
         )
     )
     state = train.train(
@@ -308,9 +320,9 @@ def main(
             run_dir / "policy", task.decoder, state.params, tokenizer=task.tokenizer
         )
     after, completions = judge.test(state.params)
-    before = "warm start" if len(parts) > 1 else "before"
+    before = "warm start" if warm else "before"
     stages = {before: _load_stage(run_dir), "after RL": after}
-    tables = [evaluate.compare(stages)]
+    tables = [judge.compare(stages)]
     if task.group is not None:
         tables.append(evaluate.compare_by_group(stages, task.group[1], task.group[0]))
     path = report.write_report(

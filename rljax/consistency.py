@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rljax import check, mix, numerics, update
+from rljax import check, keys, mix, numerics, update
 from rljax.advantage.algebra import Algorithm
 from rljax.policy import probe
 from rljax.policy.base import Policy
@@ -152,7 +152,8 @@ def steering_learner(
 
     def init(params, key, reference=None):
         state = learner(None).init(params, key, reference)
-        vectors = jax.random.normal(jax.random.fold_in(key, 0), shape, jnp.float32)
+        own = keys.stream(key, keys.Stream.STEERING)
+        vectors = jax.random.normal(own, shape, jnp.float32)
         steering = SteeringState(
             state.algorithm, vectors, vector_optimizer.init(vectors)
         )
@@ -166,8 +167,11 @@ def steering_learner(
             return -aside_nll(run)(state.params, rollout)
 
         loss, grads = jax.value_and_grad(harm)(vectors)
-        updates, moments = vector_optimizer.update(grads, moments, vectors)
-        vectors = vectors + updates
+        updates, new = vector_optimizer.update(grads, moments, vectors)
+        # As in any update: one NaN would stay for the whole run.
+        old, new = (vectors, moments), (vectors + updates, new)
+        finite = numerics.stays_finite(old, new)
+        vectors, moments = jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new)
         state, metrics = learner(vectors).learn(state.replace(algorithm=inner), rollout)
         state = state.replace(
             algorithm=SteeringState(state.algorithm, vectors, moments)

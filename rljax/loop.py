@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import mesh
+from rljax import keys, mesh, origin
 from rljax.policy.base import Policy
 from rljax.sample import Sampler
 from rljax.types import (
@@ -23,6 +23,7 @@ from rljax.types import (
     TokenStats,
     TrainState,
     Verdict,
+    is_measured,
 )
 from rljax.update import Learner, Measure
 
@@ -50,11 +51,13 @@ def actor(
     """
 
     def act(state, prompts):
-        key = jax.random.fold_in(state.key, state.step)
+        key = keys.of_step(state.key, state.step)
         samples, old = sample(state.params, prompts, key)
         if measure_old is not None:
             old = measure_old(state.params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
+        if is_measured(old):
+            rollout = rollout.replace(origin=origin.of(state.params, old))
         if teacher is not None:
             rollout = rollout.replace(teacher=teacher(state, prompts, samples))
         if state.reference is not None:
@@ -131,12 +134,12 @@ def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
         "samples/length_mean": jnp.mean(samples.length, dtype=jnp.float32),
         "samples/finished_share": jnp.mean(samples.finished, dtype=jnp.float32),
     }
-    if isinstance(samples.decoded, jax.Array):
+    if is_measured(samples.decoded):
         # Each sample's first token comes with its prompt.
         used = jnp.sum(jnp.maximum(samples.length - 1, 0), dtype=jnp.float32)
         spent = jnp.sum(samples.decoded)
         metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
-    if isinstance(rollout.verdict, Verdict):
+    if is_measured(rollout.verdict):
         verdict = rollout.verdict
         solved = jnp.mean(verdict.correct, 1, dtype=jnp.float32)
         metrics |= {

@@ -71,6 +71,22 @@ def all_finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
+def stays_finite(old, new) -> jax.Array:
+    """bool[]: no number of `new` became infinite or NaN.
+
+    Some states begin with such numbers, as the best loss so far does: they may stay.
+    """
+
+    def stays(old, new):
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return jnp.ones((), bool)
+        same = (new == old) | (jnp.isnan(new) & jnp.isnan(old))
+        return jnp.all(jnp.isfinite(new) | same)
+
+    leaves = jax.tree.leaves(jax.tree.map(stays, old, new))
+    return jnp.all(jnp.stack([jnp.ones((), bool), *leaves]))
+
+
 def equal_steps(total: int, num: int) -> list[int]:
     """Whole numbers in `num` equal steps up to `total`, rounded up.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.types import Credit, NotMeasured, Rollout, TokenStats
+from rljax.types import Credit, NotMeasured, Rollout, TokenStats, is_measured
 
 
 class AdvantageTransform(NamedTuple):
@@ -97,9 +97,9 @@ def start(rollout: Rollout) -> Credit:
     nothing.
     """
     mask = rollout.samples.mask
-    try:
+    if is_measured(rollout.verdict):
         reward, valid = rollout.verdict.reward, ~rollout.verdict.failed
-    except NotMeasured:
+    else:
         reward = jnp.ones(mask.shape[:2], jnp.float32)
         valid = jnp.ones(mask.shape[:2], bool)
     valid &= jnp.any(mask, -1)
@@ -171,9 +171,8 @@ def algorithm(**terms: Term) -> Algorithm:
 
 def reads_current(algorithm: Algorithm, credits, rollout: Rollout, state) -> bool:
     """Whether the weighting reads the current policy's statistics; found by tracing."""
-    blind = rollout.replace(current=Rollout.__dataclass_fields__["current"].default)
     try:
-        jax.eval_shape(algorithm.weigh, credits, blind, state)
+        jax.eval_shape(algorithm.weigh, credits, rollout.without("current"), state)
     except NotMeasured as missing:
         if missing.name != "current":
             raise

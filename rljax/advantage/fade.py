@@ -25,7 +25,7 @@ from rljax import check, numerics
 from rljax.advantage import baseline
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
-from rljax.types import Credit, NotMeasured, Rollout
+from rljax.types import Credit, Rollout, is_measured
 
 
 class FadeState(NamedTuple):
@@ -208,8 +208,6 @@ def mean_entropy(rollout: Rollout) -> jax.Array:
 
     Without measured entropies, the mean of -logp, its sampled estimate.
     """
-    try:
-        entropy = rollout.old.entropy * 1.0
-    except NotMeasured:
-        entropy = -rollout.old.logp
+    old = rollout.old
+    entropy = old.entropy if is_measured(old.entropy) else -old.logp
     return numerics.masked_mean(entropy, rollout.samples.mask)

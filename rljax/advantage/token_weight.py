@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import check, numerics
+from rljax import check, keys, numerics
 from rljax.advantage import order
 from rljax.advantage.algebra import AdvantageTransform, stateless
 from rljax.types import Credit, Rollout
@@ -180,7 +180,7 @@ def drop_covariant(
         valid = credit.weight > 0
         cov = covariance(credit, rollout)
         candidate = valid & (cov > low) & (cov < high) & ~clipped_fn(credit, rollout)
-        key = jax.random.fold_in(jax.random.key(seed), count)
+        key = keys.stream(jax.random.key(seed), keys.Stream.TOKEN_FILTER, count)
         noise = _noise(key, rollout.prompts.id, cov.shape)
         number = jnp.maximum(jnp.floor(order.share(valid, fraction)), 1)
         dropped = order.smallest(noise, candidate, number)
@@ -193,9 +193,8 @@ def _noise(key, prompt_id, shape):
     """f32[P, G, T] in [0, 1); each entry depends on its identity, not on the shape."""
 
     def row(prompt, sample):
-        own = jax.random.fold_in(jax.random.fold_in(key, prompt), sample)
         # Threefry is counter-based: a longer draw begins with the shorter one.
-        return jax.random.uniform(own, shape[2:])
+        return jax.random.uniform(keys.at(key, prompt, sample), shape[2:])
 
     rows = jax.vmap(jax.vmap(row, (None, 0)), (0, None))
     return rows(prompt_id, jnp.arange(shape[1]))

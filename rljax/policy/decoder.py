@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy import score
 from rljax.policy.base import Policy
 from rljax.policy.transformer import (
@@ -17,14 +17,30 @@ from rljax.policy.transformer import (
 from rljax.types import TokenStats
 
 
-def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
-    """The policy of a decoder.
+def decoder_policy(
+    config: DecoderConfig,
+    *,
+    temperature: jax.typing.ArrayLike = 1.0,
+    max_logits: int = 2**27,
+) -> Policy:
+    """The policy of a decoder: softmax(logits / temperature).
 
     Args:
       config: sizes.
+      temperature: of the policy itself: samples, log-probabilities, entropies, KLs and
+        values, for sampler and learner alike. So what is trained is what is sampled,
+        and a policy trained at T is to be used at T. Above 0; may be traced.
       max_logits: float32 logits that scoring may hold at once, over the whole mesh;
         beyond it, tokens are scored in chunks and their logits recomputed backward.
     """
+    known = not isinstance(temperature, jax.core.Tracer)
+    if known and temperature == 0:
+        raise ValueError(
+            "temperature must be above 0, got 0: a policy without chance has no policy"
+            " gradient; for the most likely tokens use rljax.sample.greedy."
+        )
+    check.number("temperature", temperature, above=0)
+    plain = known and temperature == 1
     model = Decoder(config)
 
     def apply(params, method, *args):
@@ -89,7 +105,8 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         return jnp.concatenate([states, rest], 2)
 
     def logits(params, hidden):
-        return apply(params, Decoder.logits, hidden)
+        raw = apply(params, Decoder.logits, hidden)
+        return raw if plain else raw / temperature
 
     def measure(params, prompts, samples):
         states = hidden(params, prompts, samples)
