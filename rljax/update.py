@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rljax import mesh, microbatch, numerics
-from rljax.advantage import mass
+from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.gate import Gate, finite
 from rljax.types import NotMeasured, Rollout, TokenStats, TrainState
@@ -259,7 +259,8 @@ def _now_metrics(now, batch, first):
     except NotMeasured:
         return metrics
     gap = jnp.abs(log_ratio)
-    k3 = numerics.masked_mean(jnp.expm1(log_ratio) - log_ratio, mask)
+    reach = numerics.bounded(log_ratio)
+    k3 = numerics.masked_mean(jnp.expm1(reach) - reach, mask)
     # Before the first optimiser step both are one policy: what differs is rounding.
     return metrics | {
         "gap/sampler_learner_max": jnp.where(first, jnp.max(gap), 0.0),
@@ -272,7 +273,7 @@ def _now_metrics(now, batch, first):
 
 def _mass_metrics(coefficient, credits, rollout):
     try:
-        p = jnp.mean(rollout.verdict.correct, 1, dtype=jnp.float32)
+        p = solve_rate.by_correct(rollout).p[:, 0, 0]
     except NotMeasured:  # supervised: all mass is positive, and nothing is difficult
         return {}
     pushed = jnp.zeros(coefficient.shape, bool)
