@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, mesh
+from rljax.advantage import solve_rate
 from rljax.types import Rollout, TrainState
 from rljax.update import Learner
 
 
 def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
     """Trains on the first `num_prompts` groups that are not all right nor all wrong.
+
+    Rows whose verifier failed are neither: of their group the others decide.
 
     The paper samples until a batch is full. In a compiled loop the stream gives each
     step more prompts than are trained on instead, a constant factor: where a share m of
@@ -33,14 +36,14 @@ def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
     check.number("num_prompts", num_prompts, low=1)
 
     def learn(state: TrainState, rollout: Rollout):
-        correct = rollout.verdict.correct
-        if correct.shape[0] < num_prompts:
+        available = rollout.samples.mask.shape[0]
+        if available < num_prompts:
             raise ValueError(
                 "dynamic sampling must be given more prompts than it keeps, num_prompts"
-                f" = {num_prompts}, got a rollout of {correct.shape[0]}; let the stream"
+                f" = {num_prompts}, got a rollout of {available}; let the stream"
                 " draw more per step."
             )
-        mixed = jnp.any(correct, 1) & ~jnp.all(correct, 1)
+        mixed = solve_rate.by_correct(rollout).mixed[:, 0, 0]
         kept = jnp.argsort(~mixed, stable=True)[:num_prompts]
         rollout = mesh.constrain(jax.tree.map(lambda x: x[kept], rollout))
         state, metrics = learner.learn(state, rollout)

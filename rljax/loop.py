@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import keys, mesh, origin
+from rljax import keys, mesh, numerics, origin
+from rljax.advantage import solve_rate
 from rljax.policy.base import Policy
 from rljax.sample import Sampler
 from rljax.types import (
@@ -127,7 +128,10 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
-    """What every run reports of its rollouts; lengths in tokens, shares in [0, 1]."""
+    """What every run reports of its rollouts; lengths in tokens, shares in [0, 1].
+
+    Rewards and solve rates are of verified samples, over groups that have any.
+    """
     samples = rollout.samples
     metrics = {
         "samples/tokens": jnp.sum(samples.mask, dtype=jnp.float32),
@@ -141,13 +145,12 @@ def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
         metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
     if is_measured(rollout.verdict):
         verdict = rollout.verdict
-        solved = jnp.mean(verdict.correct, 1, dtype=jnp.float32)
+        member = solve_rate.members(rollout)
+        group = solve_rate.by_correct(rollout)
         metrics |= {
-            "reward/mean": jnp.mean(verdict.reward),
-            "reward/solved": jnp.mean(solved),
-            "reward/mixed_share": jnp.mean(
-                (solved > 0) & (solved < 1), dtype=jnp.float32
-            ),
+            "reward/mean": numerics.masked_mean(verdict.reward[..., None], member),
+            "reward/solved": numerics.masked_mean(group.p, group.n > 0),
+            "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
             "verify/failed": jnp.sum(verdict.failed, dtype=jnp.float32),
         }
     return metrics

@@ -13,6 +13,27 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
 
 
+# A log ratio of two policies, nats, beyond which e^d is not taken further: e^20 is
+# 5e8, so products, squares and sums over a batch of it stay finite in float32.
+FARTHEST = 20.0
+
+# What two evaluations of one policy differ by, nats: float32 on other shapes or
+# another program gives 1e-6 to 1e-5. A difference up to this is none. (bfloat16
+# differs by far more: there let the learner measure `old`.)
+ROUNDING = 1e-4
+
+
+def bounded(log_ratio: jax.Array) -> jax.Array:
+    """min(log_ratio, 20), for an exponential of it: exact up to 20 nats, bit for bit.
+
+    Beyond, e^d is e^20 and has no gradient, so one token that has moved out of reach
+    neither makes a loss infinite nor outweighs a batch; verl clamps at 20, too. Masking
+    the result instead would be too late: the gradient is then 0 * inf. There is no
+    bound below, where e^d goes to 0 by itself. NaN stays NaN.
+    """
+    return jnp.where(log_ratio > FARTHEST, FARTHEST, log_ratio)
+
+
 def masked_mean(values: jax.Array, mask: jax.Array, axis=None, keepdims=False):
     """Mean of `values` where `mask` holds; 0 over an empty mask.
 

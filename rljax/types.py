@@ -208,7 +208,9 @@ class Rollout(_Replaceable):
         "teacher", "pass a teacher to the actor of the loop"
     )
     current: TokenStats | Missing = _missing(
-        "current", "only `weighting` chains may read it; a loss function is given `now`"
+        "current",
+        "it belongs to `weighting` chains alone; a loss function has `now`, an"
+        " advantage chain `old`",
     )
     origin: jax.Array | Missing = _missing(
         "origin", "the actor of the loop supplies it"
@@ -231,6 +233,11 @@ class Credit(_Replaceable):
     member: jax.Array
     metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     reduced: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def weighs(self) -> jax.Array:
+        """bool[P, G, T]: tokens with a weight; NaN is one, so that it is not lost."""
+        return self.weight != 0
 
     def log(self, **metrics) -> "Credit":
         """A copy that also reports these float32 scalars."""

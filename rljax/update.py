@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rljax import keys, master_weights, mesh, microbatch, numerics, origin
-from rljax.advantage import mass
+from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.gate import Gate, Guarded, every
 from rljax.types import Rollout, TokenStats, TrainState, is_measured, over_tokens, take
@@ -297,14 +297,15 @@ def _now_metrics(now, batch, first):
     }
 
 
-def _k3(log_ratio):  # finite: one far token hides no other
-    return jnp.expm1(jnp.minimum(log_ratio, 60.0)) - log_ratio
+def _k3(log_ratio):
+    reach = numerics.bounded(log_ratio)  # one far token hides no other
+    return jnp.expm1(reach) - reach
 
 
 def _mass_metrics(coefficient, credits, rollout):
     if not is_measured(rollout.verdict):
         return {}  # supervised: all mass is positive, and nothing is difficult
-    p = jnp.mean(rollout.verdict.correct, 1, dtype=jnp.float32)
+    p = solve_rate.by_correct(rollout).p[:, 0, 0]
     pushed = jnp.zeros(coefficient.shape, bool)
     for c in credits:
         pushed |= (c.weight > 0) & (c.advantage != 0)

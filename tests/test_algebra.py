@@ -63,7 +63,8 @@ def test_start_is_reward_and_mask_without_failed_rows():
     rows = fakes.rollout(1, 2, 3, reward=[[1, 0.5]], length=[[3, 2]])
     rows = rows.replace(verdict=rows.verdict.replace(failed=jnp.array([[False, True]])))
     credit = adv.start(rows)
-    chex.assert_trees_all_equal(credit.advantage, jnp.array([[[1.0], [0.5]]]))
+    # The failed row says 0.5, which nobody may read.
+    chex.assert_trees_all_equal(credit.advantage, jnp.array([[[1.0], [0.0]]]))
     chex.assert_trees_all_equal(credit.weight, jnp.array([[[1.0, 1, 1], [0, 0, 0]]]))
     chex.assert_trees_all_equal(credit.member, jnp.array([[[True], [False]]]))
 

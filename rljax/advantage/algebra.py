@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import numerics
+from rljax.advantage import seam, solve_rate
 from rljax.types import Credit, NotMeasured, Rollout, TokenStats, is_measured
 
 
@@ -25,7 +26,12 @@ class AdvantageTransform(NamedTuple):
 
 def stateless(fn: Callable[[Credit, Rollout], Credit]) -> AdvantageTransform:
     """The transform that applies `fn` and remembers nothing."""
-    return AdvantageTransform(lambda: (), lambda c, s, r: (fn(c, r), s))
+
+    def update(credit, state, rollout):
+        return fn(credit, rollout), state
+
+    update.__qualname__ = getattr(fn, "__qualname__", "stateless")
+    return AdvantageTransform(lambda: (), update)
 
 
 def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
@@ -42,8 +48,9 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
                 f" got {len(state)}; make it with this chain's own init()."
             )
         new_state = []
-        for transform, part in zip(transforms, state, strict=True):
-            credit, part = transform.update(credit, part, rollout)
+        for i, (transform, part) in enumerate(zip(transforms, state, strict=True)):
+            place = f"link {i + 1} of {len(transforms)}"
+            credit, part = seam.transformed(transform, credit, part, rollout, place)
             new_state.append(part)
         return credit, tuple(new_state)
 
@@ -94,19 +101,17 @@ def start(rollout: Rollout) -> Credit:
 
     Without a verdict (supervised terms) the reward is 1. Rows whose verifier failed,
     and those without any token (of groups that are short), are no members and weigh
-    nothing.
+    nothing; their reward is not read and counts as 0.
     """
-    mask = rollout.samples.mask
+    mask, member = rollout.samples.mask, solve_rate.members(rollout)
     if is_measured(rollout.verdict):
-        reward, valid = rollout.verdict.reward, ~rollout.verdict.failed
+        reward = rollout.verdict.reward[..., None].astype(jnp.float32)
     else:
-        reward = jnp.ones(mask.shape[:2], jnp.float32)
-        valid = jnp.ones(mask.shape[:2], bool)
-    valid &= jnp.any(mask, -1)
+        reward = jnp.ones(member.shape, jnp.float32)
     return Credit(
-        advantage=reward.astype(jnp.float32)[..., None],
-        weight=(mask & valid[..., None]).astype(jnp.float32),
-        member=valid[..., None],
+        advantage=jnp.where(member, reward, 0.0),
+        weight=(mask & member).astype(jnp.float32),
+        member=member,
     )
 
 
@@ -114,18 +119,27 @@ def algorithm(**terms: Term) -> Algorithm:
     """An algorithm from named terms; a term's name prefixes its metrics.
 
     Raises:
-      ValueError: without terms; and, when traced, if a weighting contains no reduction.
+      ValueError: without terms; and, when traced, if a weighting contains no reduction
+        or an advantage chain one, and if a transform or loss function breaks its law
+        (`seam.BrokenLaw`).
     """
     if not terms:
         raise ValueError("algorithm needs at least one term, got none; pass name=Term.")
     names, parts = tuple(terms), tuple(terms.values())
 
-    def run(transforms, credits, states, rollout):
+    def run(chain_name, credits, states, rollout):
+        rollout = solve_rate.only_verified(rollout)
         done = [
-            t.update(c.replace(metrics={}), s, rollout)
-            for t, c, s in zip(transforms, credits, states, strict=True)
+            seam.transformed(
+                getattr(term, chain_name),
+                c.replace(metrics={}),
+                s,
+                rollout,
+                f"term {name!r}, {chain_name}",
+            )
+            for name, term, c, s in zip(names, parts, credits, states, strict=True)
         ]
-        credits = tuple(c for c, _ in done)
+        credits = tuple(_lawful(c, rollout) for c, _ in done)
         metrics = {
             f"{name}/{key}": value
             for name, c in zip(names, credits, strict=True)
@@ -144,13 +158,18 @@ def algorithm(**terms: Term) -> Algorithm:
 
     def credit(rollout, state):
         credits = (start(rollout),) * len(parts)
-        transforms = [t.advantage for t in parts]
-        credits, new, metrics = run(transforms, credits, state.advantage, rollout)
+        credits, new, metrics = run("advantage", credits, state.advantage, rollout)
+        for name, c in zip(names, credits, strict=True):
+            if c.reduced:
+                raise ValueError(
+                    f"term {name!r} needs its one reduction in its weighting, its"
+                    " advantage chain has one; move it there, or exchange the chains"
+                    " if they are swapped."
+                )
         return credits, state._replace(advantage=new), metrics
 
     def weigh(credits, rollout, state):
-        transforms = [t.weighting for t in parts]
-        credits, new, metrics = run(transforms, credits, state.weighting, rollout)
+        credits, new, metrics = run("weighting", credits, state.weighting, rollout)
         for name, c in zip(names, credits, strict=True):
             if not c.reduced:
                 raise ValueError(
@@ -160,13 +179,35 @@ def algorithm(**terms: Term) -> Algorithm:
         return credits, state._replace(weighting=new), metrics
 
     def loss(now, credits, rollout):
+        rollout = solve_rate.only_verified(rollout).replace(current=_NOT_CURRENT)
         total = jnp.zeros((), jnp.float32)
-        for term, c in zip(parts, credits, strict=True):
-            value = term.loss_fn(now, c, rollout)
-            total += jnp.sum(jnp.where(c.weight > 0, c.weight * value, 0.0))
+        for name, term, c in zip(names, parts, credits, strict=True):
+            c = _without_idle_rows(c)
+            value = seam.loss_of(term.loss_fn, now, c, rollout, f"term {name!r}")
+            # Not by sign: a weight of NaN must show, as an update that is refused.
+            total += jnp.sum(jnp.where(c.weighs, c.weight * value, 0.0))
         return total
 
     return Algorithm(init, credit, weigh, loss)
+
+
+_NOT_CURRENT = Rollout.__dataclass_fields__["current"].default
+
+
+def _lawful(credit: Credit, rollout: Rollout) -> Credit:
+    """Nothing weighs outside the mask, and a negative weight is NaN.
+
+    A coefficient that is negative when traced must not lose its term without a word:
+    its updates are refused, and counted.
+    """
+    weight = jnp.where(credit.weight < 0, jnp.nan, credit.weight)
+    return credit.replace(weight=jnp.where(rollout.samples.mask, weight, 0.0))
+
+
+def _without_idle_rows(credit: Credit) -> Credit:
+    """Advantage 0 in rows without weight: a NaN there would be 0 * NaN in gradients."""
+    idle = ~jnp.any(credit.weighs, -1, keepdims=True)
+    return credit.replace(advantage=jnp.where(idle, 0.0, credit.advantage))
 
 
 def reads_current(algorithm: Algorithm, credits, rollout: Rollout, state) -> bool:

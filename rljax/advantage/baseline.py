@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
+from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.types import Credit, Rollout, Source
+from rljax.types import Credit, Source
 
 
 def require_group(credit: Credit, num_samples: int, name: str) -> None:
@@ -27,15 +28,6 @@ def require_group(credit: Credit, num_samples: int, name: str) -> None:
 def group_mean(credit: Credit) -> jax.Array:
     """f32[P, 1, 1 or T]: mean advantage over the members of each group."""
     return numerics.masked_mean(credit.advantage, credit.member, 1, keepdims=True)
-
-
-def solve_rate(credit: Credit, rollout: Rollout) -> jax.Array:
-    """f32[P, 1, 1]: mean reward, as given by the verifier, over each group's members.
-
-    The `p` of the difficulty axis; for rewards in [0, 1].
-    """
-    reward = rollout.verdict.reward[..., None]
-    return numerics.masked_mean(reward, credit.member, 1, keepdims=True)
 
 
 def equal_groups(credit: Credit) -> jax.Array:
@@ -110,10 +102,8 @@ def focal(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
     """
 
     def apply(credit, rollout):
-        return credit.replace(
-            advantage=credit.advantage
-            * focal_factor(solve_rate(credit, rollout), exponent)
-        )
+        p = solve_rate.by_reward(rollout, credit.member).p
+        return credit.replace(advantage=credit.advantage * focal_factor(p, exponent))
 
     return stateless(apply)
 

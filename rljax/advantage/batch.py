@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import baseline, gae
+from rljax.advantage import baseline, gae, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
 from rljax.types import Credit
 
@@ -127,7 +127,7 @@ def anneal_by_batch_rate(k0: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
     check.number("k0", k0, above=0)
 
     def apply(credit, rollout):
-        p = baseline.solve_rate(credit, rollout)
+        p = solve_rate.by_reward(rollout, credit.member).p
         known = jnp.any(credit.member, 1, keepdims=True)
         batch = numerics.masked_mean(p, known)
         root = jnp.sqrt(jnp.maximum(p, 0.0))

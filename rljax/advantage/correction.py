@@ -12,8 +12,8 @@ and rows by a statistic. Importance weights stand after the reduction, whose div
 they leave alone; rejections before it renormalise.
 
 Source: verl rollout_corr_helper.py and docs/algo/rollout_corr_math.md, OpenRLHF
-  models/loss.py, TRL grpo_trainer.py (SECONDARY). verl clamps d to +-20 first; the
-  bounds here make that superfluous.
+  models/loss.py, TRL grpo_trainer.py (SECONDARY). verl clamps d to +-20; here
+  exponents have that bound above alone (`numerics.bounded`).
 """
 
 from collections.abc import Callable
@@ -37,21 +37,24 @@ def mismatch(rollout: Rollout) -> jax.Array:
 def per_token(d: jax.Array, mask: jax.Array) -> jax.Array:
     """w_t = e^d f32[P, G, T]."""
     del mask
-    return jnp.exp(d)
+    return jnp.exp(numerics.bounded(d))
 
 
 def per_sequence(d: jax.Array, mask: jax.Array) -> jax.Array:
     """Product of a row's w, f32[P, G, 1]."""
-    return jnp.exp(jnp.sum(jnp.where(mask, d, 0.0), -1, keepdims=True))
+    total = jnp.sum(jnp.where(mask, d, 0.0), -1, keepdims=True)
+    return jnp.exp(numerics.bounded(total))
 
 
 def geometric(d: jax.Array, mask: jax.Array) -> jax.Array:
     """Geometric mean of a row's w, f32[P, G, 1]."""
-    return jnp.exp(numerics.masked_mean(d, mask, -1, keepdims=True))
+    mean = numerics.masked_mean(d, mask, -1, keepdims=True)
+    return jnp.exp(numerics.bounded(mean))
 
 
 def at_most(cap: jax.typing.ArrayLike) -> Callable[[jax.Array], jax.Array]:
     """min(w, cap): truncated importance sampling."""
+    check.number("cap", cap, above=0, high=jnp.inf)
     return lambda w: jnp.minimum(w, cap)
 
 
@@ -123,6 +126,7 @@ def k2(d: jax.Array) -> jax.Array:
 
 def k3(d: jax.Array) -> jax.Array:
     """e^d - 1 - d: its mean is KL(mu, pi_old), never negative."""
+    d = numerics.bounded(d)
     return jnp.expm1(d) - d
 
 
@@ -169,7 +173,7 @@ def reject(
     check.ordered(low=low, high=high)
 
     def apply(credit, rollout):
-        valid = credit.weight > 0
+        valid = credit.weighs
         s = statistic_fn(mismatch(rollout), rollout.samples.mask)
         kept = valid & (s >= low) & (s <= high)
         share = numerics.masked_mean((valid & ~kept).astype(jnp.float32), valid)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import baseline
+from rljax.advantage import baseline, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
 from rljax.types import Credit, Rollout, is_measured
@@ -115,7 +115,7 @@ def fade_controller(
 def group_rate(credit: Credit, reward: jax.Array, value: FadeValue) -> jax.Array:
     """The focal factor's p: each group's own solve rate (the default)."""
     del value
-    return numerics.masked_mean(reward, credit.member, 1, keepdims=True)
+    return solve_rate.of(reward, credit.member).p
 
 
 def run_rate(credit: Credit, reward: jax.Array, value: FadeValue) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import rate
+from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform
 
 
@@ -58,12 +58,11 @@ def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransfor
                 f" advantage of shape {credit.advantage.shape} ([P, G, 1]); pass G as"
                 " num_samples."
             )
-        group = rate.group_of(credit, rollout)
+        group = solve_rate.by_correct(rollout, credit.member)
         c, n = group.c.astype(jnp.int32), group.n.astype(jnp.int32)
-        mixed = (c > 0) & (c < n)  # [P, 1, 1]
         index = (c * (num_samples + 1)) // jnp.maximum(n, 1)
         bins = jnp.arange(num_samples + 1, dtype=jnp.int32)[None, None]
-        chosen = (index == bins) & mixed  # [P, 1, G + 1]
+        chosen = (index == bins) & group.mixed  # [P, 1, G + 1]
         now = jnp.sum(chosen, (0, 1), dtype=jnp.int32)
         past = jnp.sum(state.counts, 0)
         past = jnp.where(jnp.sum(past) > 0, past, now).astype(jnp.float32)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
+from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.row import keep_rows
 from rljax.types import Rollout, Source
@@ -92,8 +93,9 @@ def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransf
     """
 
     def apply(credit, rollout):
-        own = of_source(rollout, Source.OWN) & rollout.verdict.correct
-        kept = select_fn(jnp.sum(own, 1, dtype=jnp.int32))[:, None, None]
+        own = of_source(rollout, Source.OWN)[..., None] & solve_rate.members(rollout)
+        solved = solve_rate.by_correct(rollout, own).c[:, 0, 0].astype(jnp.int32)
+        kept = select_fn(solved)[:, None, None]
         credit = credit.replace(weight=jnp.where(kept, credit.weight, 0.0))
         return credit.log(kept_prompts=jnp.mean(kept, dtype=jnp.float32))
 

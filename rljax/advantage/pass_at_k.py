@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.advantage import baseline, rate
+from rljax.advantage import baseline, rate, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
+from rljax.advantage.solve_rate import Group
 
 
 def all_from(part: jax.Array, total: jax.Array, k: int) -> jax.Array:
@@ -56,18 +57,18 @@ def _silence_short_groups(k: int) -> AdvantageTransform:
     """Groups with fewer than k members (verifier failures) have no subset: A = 0."""
 
     def apply(credit, rollout):
-        enough = rate.group_of(credit, rollout).n >= k
+        enough = solve_rate.by_correct(rollout, credit.member).n >= k
         return credit.replace(advantage=jnp.where(enough, credit.advantage, 0.0))
 
     return stateless(apply)
 
 
-def _miss_beside_success(group: rate.Group, k: int) -> jax.Array:
+def _miss_beside_success(group: Group, k: int) -> jax.Array:
     """a: chance that k - 1 other members all fail, for a correct sample."""
     return all_from(group.n - group.c, group.n - 1, k - 1)
 
 
-def _miss_beside_failure(group: rate.Group, k: int) -> jax.Array:
+def _miss_beside_failure(group: Group, k: int) -> jax.Array:
     """b: chance that k - 1 other members all fail, for a failed sample."""
     return all_from(group.n - group.c - 1, group.n - 1, k - 1)
 
@@ -113,7 +114,7 @@ def pkpo_leave_one_out(k: int) -> AdvantageTransform:
     _check_k(k)
 
     def scale(credit, rollout):
-        factor = _miss_beside_success(rate.group_of(credit, rollout), k)
+        factor = _miss_beside_success(solve_rate.by_correct(rollout, credit.member), k)
         return credit.replace(advantage=credit.advantage * factor)
 
     return chain(

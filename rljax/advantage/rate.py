@@ -8,41 +8,14 @@ members.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import baseline
+from rljax.advantage import baseline, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.types import Credit, Rollout
-
-
-class Group(NamedTuple):
-    """What a group of samples says about its prompt; each f32[P, 1, 1]."""
-
-    c: jax.Array  # successes among the members, count
-    n: jax.Array  # members, count
-
-    @property
-    def p(self) -> jax.Array:
-        """Solve rate c / n; 0 without members."""
-        return numerics.safe_divide(self.c, self.n)
-
-    @property
-    def q(self) -> jax.Array:
-        """Failure rate (n - c) / n; 0 without members."""
-        return numerics.safe_divide(self.n - self.c, self.n)
-
-
-def group_of(credit: Credit, rollout: Rollout) -> Group:
-    """Counts of `verdict.correct` over the members of each group."""
-    correct = credit.member & rollout.verdict.correct[..., None]
-    return Group(
-        jnp.sum(correct, 1, keepdims=True, dtype=jnp.float32),
-        jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.float32),
-    )
+from rljax.advantage.solve_rate import Group
 
 
 def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
@@ -60,7 +33,7 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
     """
 
     def apply(credit, rollout):
-        factor = jnp.asarray(fn(baseline.solve_rate(credit, rollout)))
+        factor = jnp.asarray(fn(solve_rate.by_reward(rollout, credit.member).p))
         factor = jnp.where(jnp.isinf(factor), 0.0, factor)
         reward = rollout.verdict.reward[..., None]
         outside = credit.member & ~((reward >= 0) & (reward <= 1))
@@ -84,7 +57,7 @@ def assign_by_class(
     """
 
     def apply(credit, rollout):
-        group = group_of(credit, rollout)
+        group = solve_rate.by_correct(rollout, credit.member)
         correct = rollout.verdict.correct[..., None]
         value = jnp.where(correct, success_fn(group), failure_fn(group))
         value = jnp.where(jnp.isfinite(value), value, 0.0)
@@ -112,7 +85,8 @@ def center_by_risk(beta: jax.typing.ArrayLike) -> AdvantageTransform:
         a, m = credit.advantage, credit.member
         top = jnp.max(jnp.where(m, a, -jnp.inf), 1, keepdims=True)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
-        tilt = jnp.exp(beta * (a - top))
+        # Members are at most the top; another row's reward may lie far above it.
+        tilt = jnp.exp(numerics.bounded(beta * (a - top)))
         mean = numerics.masked_mean(tilt, m, 1, keepdims=True)
         ratio = numerics.safe_divide(tilt, mean)
         centred = jnp.where(baseline.equal_groups(credit), 0.0, (ratio - 1) / beta)

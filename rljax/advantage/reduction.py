@@ -75,5 +75,11 @@ def constant_length(num_tokens: int) -> AdvantageTransform:
 
 
 def scale_weight(coefficient: jax.typing.ArrayLike) -> AdvantageTransform:
-    """Multiplies the weight: a term's coefficient, placed after its reduction."""
+    """Multiplies the weight: a term's coefficient, placed after its reduction.
+
+    Args:
+      coefficient: not negative, for a weight is not: of a traced one that is, or is
+        NaN, updates are refused. To turn a term round, negate its loss function.
+    """
+    check.number("coefficient", coefficient, low=0)
     return stateless(lambda c, r: c.replace(weight=c.weight * coefficient))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import order, row
+from rljax.advantage import order, row, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
@@ -65,10 +65,7 @@ def drop_equal_groups() -> AdvantageTransform:
     """
 
     def apply(credit, rollout):
-        correct = rollout.verdict.correct[..., None]
-        right = jnp.any(credit.member & correct, 1, keepdims=True)
-        wrong = jnp.any(credit.member & ~correct, 1, keepdims=True)
-        mixed = right & wrong
+        mixed = solve_rate.by_correct(rollout, credit.member).mixed
         weight = jnp.where(mixed, credit.weight, 0.0)
         return credit.replace(weight=weight).log(dropped_share=jnp.mean(~mixed))
 
@@ -138,7 +135,9 @@ def follow_teacher_by_entropy(
 
     def apply(credit, rollout):
         mask, entropy = rollout.samples.mask, rollout.old.entropy
-        gap = jnp.where(mask, rollout.teacher.logp - rollout.old.logp, 0.0)
+        gap = rollout.teacher.logp - rollout.old.logp
+        # d is relative to its mean: of a teacher that agrees it would be all rounding.
+        gap = jnp.where(mask & (jnp.abs(gap) > numerics.ROUNDING), gap, 0.0)
         d = gap / jnp.maximum(averaged(jnp.abs(gap), mask), 1e-8)
         tau = order.quantile(entropy, mask, entropy_quantile)
         deviation = averaged(jnp.abs(entropy - averaged(entropy, mask)), mask)

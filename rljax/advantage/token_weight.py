@@ -2,7 +2,7 @@
 
 They stand in `weighting=` and change `weight` alone. Before a reduction what they drop
 leaves its divisor, too; after it, it does not: each docstring says what the paper does.
-A token is valid if its weight is positive. Selections carry no gradient.
+A token is valid if it has a weight. Selections carry no gradient.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from rljax.types import Credit, Rollout
 
 
 def _keep(credit: Credit, kept: jax.Array) -> Credit:
-    valid = credit.weight > 0
+    valid = credit.weighs
     share = numerics.masked_mean((valid & ~kept).astype(jnp.float32), valid)
     weight = jnp.where(kept, credit.weight, 0.0)
     return credit.replace(weight=weight).log(dropped_share=share)
@@ -62,7 +62,7 @@ def silence_spurious(
     check.number("entropy_quantile", entropy_quantile, low=0, high=1)
 
     def apply(credit, rollout):
-        now, valid = rollout.current, credit.weight > 0
+        now, valid = rollout.current, credit.weighs
         rare = valid & (credit.advantage > 0) & (now.logp < jnp.log(max_prob))
         threshold = order.quantile_of_all(
             now.entropy, population_fn(rare, valid), entropy_quantile
@@ -105,7 +105,7 @@ def keep_top_entropy(
     check.number("fraction", fraction, above=0, high=1)
 
     def apply(credit, rollout):
-        valid = credit.weight > 0
+        valid = credit.weighs
         return _keep(credit, select_fn(rollout.current.entropy, valid, fraction))
 
     return stateless(apply)
@@ -118,7 +118,7 @@ def covariance(credit: Credit, rollout: Rollout) -> jax.Array:
 
     Source: arXiv:2505.22617, eq. (10).
     """
-    valid = credit.weight > 0
+    valid = credit.weighs
     logp = rollout.current.logp
     a = jnp.broadcast_to(credit.advantage, logp.shape)
     centred = logp - numerics.masked_mean(logp, valid)
@@ -137,7 +137,7 @@ def keep_covariant(fraction: jax.typing.ArrayLike = 2e-3) -> AdvantageTransform:
     check.number("fraction", fraction, low=0, high=1)
 
     def apply(credit, rollout):
-        valid = credit.weight > 0
+        valid = credit.weighs
         count = jnp.maximum(jnp.floor(order.share(valid, fraction)), 1)
         return _keep(credit, order.largest(covariance(credit, rollout), valid, count))
 
@@ -177,7 +177,7 @@ def drop_covariant(
     check.ordered(low=low, high=high)
 
     def update(credit, count, rollout):
-        valid = credit.weight > 0
+        valid = credit.weighs
         cov = covariance(credit, rollout)
         candidate = valid & (cov > low) & (cov < high) & ~clipped_fn(credit, rollout)
         key = keys.stream(jax.random.key(seed), keys.Stream.TOKEN_FILTER, count)

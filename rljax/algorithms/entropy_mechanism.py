@@ -4,8 +4,6 @@ Entropy falls with the covariance of log-probability and advantage; both methods
 back the few tokens where it is largest. `rljax.entropy_law` fits R = -a exp(H) + b.
 """
 
-import jax.numpy as jnp
-
 from rljax import advantage as adv
 from rljax import loss
 from rljax.algorithms.clip_higher import group_normalised
@@ -31,7 +29,7 @@ def clip_cov(
     """
 
     def clipped(credit, rollout):
-        ratio = jnp.exp(loss.log_ratio(rollout.current, rollout))
+        ratio = loss.token_ratio(rollout.current, rollout)
         return loss.is_clipped(ratio, credit.advantage, low, high)
 
     drop = adv.drop_covariant(
@@ -49,8 +47,8 @@ def clip_cov(
 def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
     """Tokens of the highest covariance pay for leaving the old policy (KL-Cov).
 
-    No clip at all. The penalty |log rho| has no gradient at rho = 1: on the first,
-    on-policy step it does nothing.
+    No clip at all. The penalty |log rho| has no gradient at rho = 1, up to rounding
+    (`loss.kl_absolute`): on the first, on-policy step it does nothing.
 
     Args:
       fraction: of the minibatch's tokens; 2e-3 (7B), 2e-4 (32B).

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import advantage as adv
+from rljax import check
 from rljax.advantage import mixing
 from rljax.algorithms.clip_higher import group_normalised
 from rljax.hint import is_hint
@@ -123,7 +124,15 @@ def mixture(
     clip: float = 0.2,
     weight_fn: supervised.WeightFn = supervised.uncertainty,
 ) -> adv.Algorithm:
-    """(1 - mu) GRPO on own rows + mu tokmean[-sg[w(p)] log p] on stored rows."""
+    """(1 - mu) GRPO on own rows + mu tokmean[-sg[w(p)] log p] on stored rows.
+
+    Args:
+      mu: share of the supervised loss, a fraction; a traced one outside [0, 1] makes a
+        weight negative, and the update is refused.
+      clip: of the GRPO term.
+      weight_fn: of a stored token, under stop-gradient.
+    """
+    check.number("mu", mu, low=0, high=1)
     imitate = supervised.rectified(surrogate.nll(), weight_fn)
     return adv.algorithm(
         policy=_grpo(clip, adv.scale_weight(1 - mu)),
@@ -217,7 +226,7 @@ def hpt(
             surrogate.nll(),
             weighting=adv.chain(
                 mixing.keep_stored(),
-                mixing.keep_prompts(lambda solved: solved <= gate),
+                mixing.keep_prompts(lambda solved: ~(solved > gate)),
                 adv.token_mean(),
                 adv.scale_weight(coefficient),
             ),

@@ -29,6 +29,7 @@ from rljax.loss.surrogate import (
     log_ratio,
     nll,
     reinforce,
+    token_ratio,
 )
 from rljax.loss.value import value_loss
 
@@ -65,6 +66,7 @@ __all__ = [
     "supervised",
     "times_advantage",
     "times_ratio",
+    "token_ratio",
     "turn_ppo",
     "value_loss",
 ]

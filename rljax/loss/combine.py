@@ -1,9 +1,7 @@
 """Loss functions from loss functions."""
 
-import jax.numpy as jnp
-
 from rljax.advantage.algebra import LossFn
-from rljax.loss.surrogate import log_ratio
+from rljax.loss.surrogate import token_ratio
 
 
 def against_old(loss_fn: LossFn) -> LossFn:
@@ -40,5 +38,5 @@ def times_ratio(loss_fn: LossFn) -> LossFn:
     gradient too: rho k3 of DeepSeek-V3.2, TRL's default.
     """
     return lambda now, credit, rollout: (
-        jnp.exp(log_ratio(now, rollout)) * loss_fn(now, credit, rollout)
+        token_ratio(now, rollout) * loss_fn(now, credit, rollout)
     )

@@ -17,6 +17,9 @@ most codebases do not say so: both columns are tested by exact enumeration.
 
 KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.
 
+Exponentials are taken up to 20 nats (`numerics.bounded`): a token out of that reach has
+a finite value and no gradient on the side that grows.
+
 Source: Schulman, "Approximating KL divergence" (2020); gradients DERIVED. chi2:
   arXiv:2403.03185, code cassidylaidlaw/llm_optimization (PAPER), there per sequence.
 """
@@ -24,6 +27,7 @@ Source: Schulman, "Approximating KL divergence" (2020); gradients DERIVED. chi2:
 import jax
 import jax.numpy as jnp
 
+from rljax import numerics
 from rljax.advantage.algebra import LossFn
 from rljax.types import NotMeasured
 
@@ -39,7 +43,7 @@ def kl_k2() -> LossFn:
 
 
 def _k3(now, rollout):
-    d = rollout.reference.logp - now.logp
+    d = numerics.bounded(rollout.reference.logp - now.logp)
     # expm1: e^d - 1 - d near 0 is d^2 / 2, lost in float32 if 1 is subtracted late.
     return jnp.expm1(d) - d
 
@@ -60,11 +64,16 @@ def kl_k3_straight() -> LossFn:
 
 
 def kl_absolute() -> LossFn:
-    """|log(pi / pi_ref)|: no gradient where they agree; KL-Cov's penalty."""
+    """|log(pi / pi_ref)|: no gradient where they agree; KL-Cov's penalty.
+
+    To agree is to differ by at most `numerics.ROUNDING`, where value and slope are 0:
+    of one policy evaluated twice the rounding's sign would be the slope, +-1.
+    """
 
     def loss(now, credit, rollout):
         x = now.logp - rollout.reference.logp
-        return jnp.sign(x) * x  # jax gives abs the slope 1 at 0
+        slope = jnp.where(jnp.abs(x) > numerics.ROUNDING, jnp.sign(x), 0.0)
+        return slope * x
 
     return loss
 
@@ -72,7 +81,7 @@ def kl_absolute() -> LossFn:
 def _chi_squared(now, rollout):
     x = now.logp - rollout.reference.logp
     # E[e^-x - 1] = 0: a control variate that makes every token's value non-negative.
-    return jnp.expm1(x) + jnp.expm1(-x)
+    return jnp.expm1(numerics.bounded(x)) + jnp.expm1(numerics.bounded(-x))
 
 
 def chi_squared() -> LossFn:
@@ -84,7 +93,8 @@ def chi_squared_straight() -> LossFn:
     """The value of `chi_squared` with the gradient of the divergence."""
 
     def loss(now, credit, rollout):
-        slope = 2 * jnp.expm1(now.logp - rollout.reference.logp)
+        x = now.logp - rollout.reference.logp
+        slope = jnp.where(x > numerics.FARTHEST, 0.0, 2 * jnp.expm1(x))
         line = jax.lax.stop_gradient(slope) * now.logp
         return line + jax.lax.stop_gradient(_chi_squared(now, rollout) - line)
 

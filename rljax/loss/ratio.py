@@ -8,16 +8,14 @@ named `low` and `high`, and absolute where they are named `floor` and `cap`.
 import jax
 import jax.numpy as jnp
 
-from rljax import check
+from rljax import check, numerics
 from rljax.advantage.algebra import LossFn
-from rljax.loss.surrogate import clip_loss, log_ratio
+from rljax.loss.surrogate import clip_loss, log_ratio, token_ratio
 
 
 def plain_ratio() -> LossFn:
     """-A rho, nothing clipped: coefficient A rho (conservative policy iteration)."""
-    return lambda now, credit, rollout: (
-        -credit.advantage * jnp.exp(log_ratio(now, rollout))
-    )
+    return lambda now, credit, rollout: -credit.advantage * token_ratio(now, rollout)
 
 
 def dual_clip(
@@ -41,7 +39,7 @@ def dual_clip(
     check.number("cap", cap, above=1)
 
     def loss(now, credit, rollout):
-        a, ratio = credit.advantage, jnp.exp(log_ratio(now, rollout))
+        a, ratio = credit.advantage, token_ratio(now, rollout)
         capped = (a < 0) & (ratio > cap)
         return jnp.where(capped, -cap * a, clip_loss(ratio, a, low, high))
 
@@ -61,7 +59,7 @@ def cispo(
     check.ordered(floor=floor, cap=cap)
 
     def loss(now, credit, rollout):
-        weight = jnp.clip(jnp.exp(log_ratio(now, rollout)), floor, cap)
+        weight = jnp.clip(token_ratio(now, rollout), floor, cap)
         return -jax.lax.stop_gradient(weight) * credit.advantage * now.logp
 
     return loss
@@ -88,13 +86,13 @@ def sapo(
       positive, negative: tau for A > 0 and for the rest, > 0.
 
     Source: arXiv:2511.20347 (SECONDARY; verl, TRL, ms-swift agree). verl clamps log rho
-      to +-20.
+      to +-20 (here above alone).
     """
     check.number("positive", positive, above=0)
     check.number("negative", negative, above=0)
 
     def loss(now, credit, rollout):
-        ratio = jnp.exp(log_ratio(now, rollout))
+        ratio = token_ratio(now, rollout)
         tau = jnp.where(credit.advantage > 0, positive, negative)
         return -credit.advantage * 4 / tau * jax.nn.sigmoid(tau * (ratio - 1))
 
@@ -134,8 +132,8 @@ def minpro(
 
     def loss(now, credit, rollout):
         d = log_ratio(now, rollout)
-        product = jnp.exp(d + prefix_minimum(d, rollout.samples.mask))
-        weight = jax.lax.stop_gradient(jnp.clip(product, 1 - low, 1 + high))
+        d = numerics.bounded(d + prefix_minimum(d, rollout.samples.mask))
+        weight = jax.lax.stop_gradient(jnp.clip(jnp.exp(d), 1 - low, 1 + high))
         return -weight * credit.advantage * now.logp
 
     return loss

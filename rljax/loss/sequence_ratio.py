@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rljax import check, numerics
 from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import clip_loss, is_clipped, log_ratio
+from rljax.loss.surrogate import token_ratio as token_ratio
 from rljax.types import Rollout
 
 
@@ -30,7 +31,8 @@ def gspo(low: jax.typing.ArrayLike = 3e-4, high: jax.typing.ArrayLike = 4e-4) ->
     check.number("high", high, low=0)
 
     def loss(now, credit, rollout):
-        s = jnp.exp(_row_mean(log_ratio(now, rollout), rollout.samples.mask))
+        mean = _row_mean(log_ratio(now, rollout), rollout.samples.mask)
+        s = jnp.exp(numerics.bounded(mean))
         return clip_loss(s, credit.advantage, low, high)
 
     return loss
@@ -50,7 +52,7 @@ def gspo_token(
     def loss(now, credit, rollout):
         mean = _row_mean(log_ratio(now, rollout), rollout.samples.mask)
         own = now.logp - jax.lax.stop_gradient(now.logp)
-        s = jnp.exp(jax.lax.stop_gradient(mean) + own)
+        s = jnp.exp(numerics.bounded(jax.lax.stop_gradient(mean) + own))
         return clip_loss(s, credit.advantage, low, high)
 
     return loss
@@ -61,8 +63,9 @@ LogRatio = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def _clip_by_sign(d, a, low, high):
     # Masks, not minimum and maximum: a log-ratio on an edge keeps its whole gradient.
-    over = (a > 0) & (d > high)
-    under = (a < 0) & (d < -low)
+    moved = jnp.abs(d) > numerics.ROUNDING  # see `surrogate.is_clipped`
+    over = (a > 0) & (d > high) & moved
+    under = (a < 0) & (d < -low) & moved
     return jnp.where(over, high, jnp.where(under, -low, d))
 
 
@@ -117,7 +120,7 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
 
     def loss(now, credit, rollout):
         mask, a = rollout.samples.mask, credit.advantage
-        s = jnp.exp(log_s(log_ratio(now, rollout), a, mask))
+        s = jnp.exp(numerics.bounded(log_s(log_ratio(now, rollout), a, mask)))
         return -a * jnp.where(jnp.any(mask, -1, keepdims=True), s, 0.0)
 
     return loss
@@ -149,12 +152,8 @@ def turn_mean(d: jax.Array, mask: jax.Array, turn: jax.Array) -> jax.Array:
 def turn_ratio(now, rollout, turn_fn: Callable[[Rollout], jax.Array] = turns):
     """w f32[P, G, T]: geometric mean of the ratios of each token's turn."""
     d = log_ratio(now, rollout)
-    return jnp.exp(turn_mean(d, rollout.samples.mask, turn_fn(rollout)))
-
-
-def token_ratio(now, rollout):
-    """rho f32[P, G, T]."""
-    return jnp.exp(log_ratio(now, rollout))
+    mean = turn_mean(d, rollout.samples.mask, turn_fn(rollout))
+    return jnp.exp(numerics.bounded(mean))
 
 
 def turn_ppo(

@@ -113,7 +113,7 @@ def sequence_importance(
         log_ratio = now.logp - rollout.reference.logp
         mask = rollout.samples.mask
         mean = numerics.masked_mean(log_ratio, mask, -1, keepdims=True)
-        return jnp.minimum(jnp.exp(exponent * mean), high)
+        return jnp.minimum(jnp.exp(numerics.bounded(exponent * mean)), high)
 
     return weight
 
@@ -126,7 +126,8 @@ def token_importance(
 
     def weight(now, credit, rollout):
         del credit
-        return jnp.clip(jnp.exp(now.logp - rollout.reference.logp), low, high)
+        log_ratio = numerics.bounded(now.logp - rollout.reference.logp)
+        return jnp.clip(jnp.exp(log_ratio), low, high)
 
     return weight
 

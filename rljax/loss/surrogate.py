@@ -7,7 +7,7 @@ Weights and reductions are the term's; a surrogate knows only ratio and advantag
 import jax
 import jax.numpy as jnp
 
-from rljax import check
+from rljax import check, numerics
 from rljax.advantage.algebra import LossFn
 from rljax.types import Rollout, TokenStats
 
@@ -15,6 +15,11 @@ from rljax.types import Rollout, TokenStats
 def log_ratio(now: TokenStats, rollout: Rollout) -> jax.Array:
     """log(pi / pi_old) f32[P, G, T], nats."""
     return now.logp - rollout.old.logp
+
+
+def token_ratio(now: TokenStats, rollout: Rollout) -> jax.Array:
+    """rho = pi / pi_old f32[P, G, T]; beyond e^20 it is e^20, without a gradient."""
+    return jnp.exp(numerics.bounded(log_ratio(now, rollout)))
 
 
 def reinforce() -> LossFn:
@@ -38,16 +43,21 @@ def clipped_ratio(low: float = 0.2, high: float = 0.2) -> LossFn:
     check.number("high", high, low=0)
 
     def loss(now, credit, rollout):
-        ratio = jnp.exp(log_ratio(now, rollout))
+        ratio = token_ratio(now, rollout)
         return clip_loss(ratio, credit.advantage, low, high)
 
     return loss
 
 
 def is_clipped(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
-    """bool: where the clip takes a ratio's gradient; strict, an edge is not clipped."""
+    """bool: where the clip takes a ratio's gradient; strict, an edge is not clipped.
+
+    A ratio within `numerics.ROUNDING` of 1 is never clipped, however narrow the clip:
+    the first step's ratios are 1 up to rounding, whose sign must not decide.
+    """
     above = (advantage > 0) & (ratio > 1 + high)
-    return above | ((advantage < 0) & (ratio < 1 - low))
+    outside = above | ((advantage < 0) & (ratio < 1 - low))
+    return outside & (jnp.abs(ratio - 1) > numerics.ROUNDING)
 
 
 def clip_loss(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:

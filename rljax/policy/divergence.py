@@ -31,7 +31,7 @@ def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]
         "kl_reverse": jnp.sum(p * gap, -1),
         "kl_forward": -jnp.sum(jnp.exp(ref) * gap, -1),
         # Not sum p^2 / q - 1, of which near equality only rounding is left.
-        "chi_squared": jnp.sum(p * jnp.expm1(gap), -1),
+        "chi_squared": jnp.sum(p * jnp.expm1(numerics.bounded(gap)), -1),
     }
 
 

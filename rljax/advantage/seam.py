@@ -1,0 +1,193 @@
+"""The seam where users' functions enter: what they return is checked after the call.
+
+An array that lacks an axis broadcasts, and where P = G or G = T nothing complains: the
+run trains on another objective. So what transforms and loss functions return must have
+the shapes and dtypes of its type, and where sizes coincide they are traced once more
+with sizes that do not. All of this happens when traced and costs nothing at run time.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax.types import Credit, Prompts, Rollout
+
+Sizes = tuple[int, int, int]
+
+
+class BrokenLaw(ValueError):
+    """A transform or loss function broke the law of its type; says which and where."""
+
+    def __init__(self, place: str, what: str):
+        super().__init__(f"{place} {what}")
+        self.place, self.what = place, what
+
+
+def transformed(transform, credit: Credit, state, rollout: Rollout, place: str):
+    """(credit, state) of the transform's update, checked.
+
+    Args:
+      place: whose update it is, for the message.
+
+    Raises:
+      BrokenLaw: when traced, if what comes back is no (credit, state) of the right
+        shapes and dtypes, for these sizes of P, G and T or for unequal ones.
+    """
+    place = f"{place} ({name_of(transform.update)})"
+
+    def require(result, sizes):
+        new, after = _pair(result, place)
+        _require_credit(new, sizes, place)
+        _require_state(state, after, place)
+
+    return _called(transform.update, (credit, state, rollout), require, place)
+
+
+def loss_of(loss_fn, now, credit: Credit, rollout: Rollout, place: str) -> jax.Array:
+    """The loss function's value, checked: f32[P, G, T], or [P, G, 1] for whole rows."""
+    place = f"{place}, loss function ({name_of(loss_fn)})"
+
+    def require(value, sizes):
+        _require(place, "a loss", value, jnp.float32, "[P, G, T] or [P, G, 1]", sizes)
+
+    return _called(loss_fn, (now, credit, rollout), require, place)
+
+
+def name_of(fn) -> str:
+    """The name of the factory that made a function, else its own."""
+    name = getattr(fn, "__qualname__", type(fn).__name__)
+    return name.split(".<locals>")[0].removeprefix("_")
+
+
+def _called(fn: Callable, args: tuple, require: Callable, place: str):
+    sizes = args[-1].samples.mask.shape
+    with _watching(place):
+        result = fn(*args)
+    require(result, sizes)
+    other = unequal(sizes)
+    if other != sizes:
+        with _watching(place):
+            probe = jax.eval_shape(fn, *_resized(args, sizes, other))
+        require(probe, other)
+    return result
+
+
+def unequal(sizes: Sizes) -> Sizes:
+    """Sizes of P, G and T that differ where these do not; G stays, it may be fixed.
+
+    Multiples, so that P still divides by what it is sharded over.
+
+    >>> unequal((4, 4, 4))
+    (12, 4, 8)
+    """
+    P, G, T = sizes
+    if T == G > 1:
+        T = 2 * T
+    num = 1
+    while num * P in (G, T) and P > 1:
+        num += 1
+    return num * P, G, T
+
+
+def _resized(tree, old: Sizes, new: Sizes):
+    """Shapes of the tree's arrays had its rollout the new sizes; state stays."""
+
+    def rows(x, token_axis=2):
+        shape = list(x.shape)
+        if shape[:1] == [old[0]]:
+            shape[0] = new[0]
+            if len(shape) > token_axis and shape[token_axis] == old[2]:
+                shape[token_axis] = new[2]
+        return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+
+    def prompts(x):
+        data = {k: rows(v, max(v.ndim - 1, 1)) for k, v in x.data.items()}
+        return jax.tree.map(lambda v: rows(v, v.ndim), x).replace(data=data)
+
+    def of_type(x):
+        if isinstance(x, Prompts):
+            return prompts(x)
+        metrics = x.metrics if isinstance(x, Credit) else None
+        shapes = jax.tree.map(rows, x)
+        return shapes if metrics is None else shapes.replace(metrics=metrics)
+
+    def known(x):
+        return isinstance(x, Prompts | Credit)
+
+    first, second, rollout = tree
+    if not isinstance(first, Credit):  # (now, credit, rollout)
+        first, second = (jax.tree.map(of_type, x, is_leaf=known) for x in tree[:2])
+    else:  # (credit, state, rollout)
+        first = of_type(first)
+    return first, second, jax.tree.map(of_type, rollout, is_leaf=known)
+
+
+@contextlib.contextmanager
+def _watching(place: str):
+    try:
+        yield
+    except BrokenLaw as error:  # of a link further in
+        raise BrokenLaw(f"{place}, {error.place}", error.what) from error.__cause__
+    except (TypeError, ValueError) as error:
+        if "broadcast" not in str(error):
+            raise
+        raise BrokenLaw(
+            place,
+            "must combine arrays of [P, G, 1] and [P, G, T], or scalars, got:"
+            f" {error} Keep all axes, by keepdims=True or [..., None].",
+        ) from error
+
+
+def _pair(result, place):
+    if not isinstance(result, tuple) or len(result) != 2:
+        _refuse(place, "a pair (credit, state)", _shown(result))
+    if not isinstance(result[0], Credit):
+        _refuse(place, "a pair (credit, state)", f"({_shown(result[0])}, ...)")
+    return result
+
+
+def _require_credit(credit, sizes, place):
+    either = "[P, G, 1] or [P, G, T]"
+    _require(place, "an advantage", credit.advantage, jnp.float32, either, sizes)
+    _require(place, "a weight", credit.weight, jnp.float32, "[P, G, T]", sizes)
+    _require(place, "a member", credit.member, jnp.bool_, "[P, G, 1]", sizes)
+    for metric, value in credit.metrics.items():
+        _require(place, f"a metric {metric!r}", value, jnp.float32, "[]", sizes)
+
+
+def _require(place, what, value, dtype, layouts, sizes):
+    letters = dict(zip("PGT", sizes, strict=True)) | {"1": 1}
+    shapes = [
+        tuple(letters[c] for c in layout if c in letters)
+        for layout in layouts.split(" or ")
+    ]
+    if getattr(value, "shape", None) in shapes and value.dtype == dtype:
+        return
+    wanted = " or ".join(map(str, shapes))
+    _refuse(
+        place, f"{what} {jnp.dtype(dtype).name}{layouts}, shape {wanted}", _shown(value)
+    )
+
+
+def _require_state(before, after, place):
+    wanted, got = _types(before), _types(after)
+    if jax.tree.structure(before) != jax.tree.structure(after) or wanted != got:
+        _refuse(place, f"a state of its init()'s type, {wanted}", f"{got}")
+
+
+def _refuse(place, wanted, got):
+    raise BrokenLaw(
+        place, f"must return {wanted}, got {got}; keep all axes, dtypes and fields."
+    )
+
+
+def _shown(x) -> str:
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{jnp.dtype(x.dtype).name} of shape {tuple(x.shape)}"
+    return f"{type(x).__name__} {x!r}"[:80]
+
+
+def _types(state):
+    return [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in jax.tree.leaves(state)]
