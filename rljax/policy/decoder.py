@@ -70,7 +70,7 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         return out.reshape(P, G, -1), cache
 
     def hidden(params, prompts, samples):
-        tokens, params = samples.tokens, members(params)
+        tokens, mask, params = samples.tokens, samples.mask, members(params)
         first, keys = apply(
             params, Decoder.read_prompts, prompts.tokens, prompts.length
         )
@@ -82,6 +82,7 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
             params,
             Decoder.read_completions,
             tokens[:, :, :-1],
+            mask[:, :, :-1],
             prompts.length,
             prompts.tokens.shape[1],
             keys,
@@ -93,7 +94,7 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
 
     def measure(params, prompts, samples):
         states = hidden(params, prompts, samples)
-        tokens = samples.tokens
+        tokens = numerics.readable_ids(samples.tokens, samples.mask, config.vocab_size)
 
         def stats(states, tokens):
             return numerics.logp_and_entropy(logits(params, states), tokens)

@@ -1,0 +1,107 @@
+"""What a Hugging Face folder says beside weights and tokenizer.
+
+The configuration's other keys, how to generate and to chat, and the licence: nothing of
+it is computed with, and whoever loads the trained policy needs it as before.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rljax import strict_json, token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+_KEPT = (
+    GENERATION,
+    "chat_template.*",
+    "additional_chat_templates/*",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+class Metadata(NamedTuple):
+    """What `hugging_face.save` hands on.
+
+    folder: where it is from, for messages.
+    config: all entries of config.json.
+    generation: all entries of generation_config.json; empty if there is none.
+    files: path within the folder -> content, of files that are kept as they are.
+    """
+
+    folder: pathlib.Path
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+
+def read(path: str | os.PathLike) -> Metadata:
+    """Reads it into memory: a run may outlive the folder it started from.
+
+    Raises:
+      ValueError: with the file, if there is no config.json, or it or
+        generation_config.json is broken.
+    """
+    folder = pathlib.Path(path)
+    found = sorted(x for kind in _KEPT for x in folder.glob(kind) if x.is_file())
+    generation = folder / GENERATION
+    return Metadata(
+        folder,
+        strict_json.read_file(folder / CONFIG),
+        strict_json.read_file(generation) if generation.is_file() else {},
+        {x.relative_to(folder).as_posix(): x.read_bytes() for x in found},
+    )
+
+
+def write_files(folder: pathlib.Path, metadata: Metadata) -> None:
+    """Writes the kept files; those that the tokenizer already wrote stay."""
+    for name, content in metadata.files.items():
+        file = folder / name
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+
+
+def stop_tokens(
+    tokenizer: "PreTrainedTokenizerBase", metadata: Metadata, vocab_size: int
+) -> tuple[int, ...]:
+    """Every token that ends a text: the tokenizer's, and those the two configs name.
+
+    Chat models have several: one ends a turn, one a document, and any of them may be
+    the tokenizer's.
+
+    Raises:
+      ValueError: with the file, for what is no id of the vocabulary.
+    """
+    said = {"the tokenizer": tokenizer.eos_token_id}
+    for name, entries in ((CONFIG, metadata.config), (GENERATION, metadata.generation)):
+        said[str(metadata.folder / name)] = entries.get("eos_token_id")
+    stops: list[int] = []
+    for source, ids in said.items():
+        ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        token_ids.check_stops(ids, vocab_size, f"eos_token_id of {source}")
+        stops.extend(ids)
+    return tuple(dict.fromkeys(stops))
+
+
+def max_positions(metadata: Metadata) -> int | None:
+    """The longest text the model was trained on, tokens; None if it does not say.
+
+    Raises:
+      ValueError: with the file, if it is no number of tokens.
+    """
+    limit = metadata.config.get("max_position_embeddings")
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(
+            f"{metadata.folder / CONFIG}: max_position_embeddings must be a whole"
+            f" number above 0, got {limit!r}; take the file published with the weights."
+        )
+    return limit
