@@ -200,7 +200,7 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
         task.policy,
         num_samples=config.num_samples,
         max_tokens=config.max_tokens,
-        stop_tokens=(task.tokenizer.eos_token_id,),
+        stop_tokens=task.stop_tokens,
         temperature=config.temperature,
         num_slots=config.num_slots,
     )
@@ -305,7 +305,11 @@ def main(
     )
     if not (run_dir / "policy").exists():  # a finished run that was resumed has it
         hugging_face.save(
-            run_dir / "policy", task.decoder, state.params, tokenizer=task.tokenizer
+            run_dir / "policy",
+            task.decoder,
+            state.params,
+            tokenizer=task.tokenizer,
+            metadata=task.metadata,
         )
     after, completions = judge.test(state.params)
     before = "warm start" if len(parts) > 1 else "before"

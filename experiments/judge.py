@@ -21,7 +21,7 @@ class Judge:
         self._task, self._size = task, config.num_validation
         common = {
             "max_tokens": config.max_tokens,
-            "stop_tokens": (task.tokenizer.eos_token_id,),
+            "stop_tokens": task.stop_tokens,
         }
         policy = task.policy
         self._sampled = self._program(sampler(policy, num_samples=8, **common))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    import tokenizers
     from transformers import PreTrainedTokenizerBase
 
 QUESTION = "{question}"

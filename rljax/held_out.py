@@ -60,7 +60,7 @@ def by_question(questions: Sequence[str], sizes: Sequence[int], *, seed: int) ->
     if len(first) <= sum(sizes):
         raise ValueError(
             f"there must be more different questions than the {sum(sizes)} to hold"
-            f" out, got {len(first)} in {len(words)} problems; hold out fewer."
+            f" out, got {len(first)} in {len(words)} problems; bring more."
         )
     rows = np.array(list(first.values()))
     *held_out, _ = np.split(rows, np.cumsum(sizes))

@@ -59,7 +59,7 @@ def no_text(text: str) -> str | None:
     if found is None:
         return None
     kind = "a zero byte" if found[0] == "\0" else "half of a surrogate pair"
-    return f"character {found.start()} is {kind}, {ascii(found[0])}"
+    return f"character {found.start()} is {kind}, {found[0]!a}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {ascii(twice)} is there twice")
+        raise ValueError(f"the key {twice!a} is there twice")
     return out
 
 

@@ -15,6 +15,7 @@ from rljax.types import Prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
     """Raises ValueError if the tokenizer has a token that the embedding has no row for.
 
@@ -26,9 +27,9 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> No
     if beyond:
         shown = ", ".join(f"{beyond[i]!r} ({i})" for i in sorted(beyond)[:4])
         raise ValueError(
-            f"the tokenizer must have at most vocab_size={vocab_size} tokens, ids below"
-            f" the rows of the policy's embedding, got {len(tokens)} with {shown};"
-            " take the tokenizer the model was trained with, or train with a model"
+            f"tokenizer must have at most vocab_size={vocab_size} tokens, got"
+            f" {len(tokens)}, and ids below that, but the policy's embedding has no row"
+            f" for {shown}; take the tokenizer the model was trained with, or a model"
             " whose embedding was made larger."
         )
 

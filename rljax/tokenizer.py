@@ -7,12 +7,20 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from rljax import strict_json
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, END = "<pad>", "<end>"
 SPECIAL_TOKENS = (PAD, END)  # ids 0 and 1; the i-th character has id 2 + i
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_DESCRIPTIONS = (
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def character_tokenizer(characters: str) -> "PreTrainedTokenizerFast":
@@ -59,8 +67,9 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
     """The tokenizer of a local Hugging Face folder; never asks the network.
 
     Raises:
-      ValueError: if the folder is missing, holds no tokenizer, or its tokenizer has
-        no end token (without one no completion could ever finish).
+      ValueError: with the folder or file, if the folder is missing, holds no tokenizer
+        or a broken one, or its tokenizer has no end token (without one no completion
+        could ever finish).
     """
     folder = pathlib.Path(path)
     if not folder.is_dir():
@@ -76,9 +85,21 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
             f" {found}; copy the tokenizer files of the model there, or write them"
             " with tokenizer.save_pretrained(folder)."
         )
+    # transformers reads these as well, and names none of them when it fails.
+    for name in _DESCRIPTIONS:
+        if (folder / name).is_file():
+            strict_json.read_file(folder / name)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises no finer kind
+        read = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+        raise ValueError(
+            f"{folder / read[0]}: must be a tokenizer that transformers reads, but"
+            f" {type(error).__name__}: {error}; copy the tokenizer files of the model"
+            " again."
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer in {str(folder)!r} must have an end token, got none; set"

@@ -234,7 +234,9 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
         # A path that leaves the folder is no shard of it.
         if shard == pathlib.Path(shard).name and (folder / shard).is_file():
             files[shard] = _open_file(folder / shard, stack)
-        elif not all(_is_spare(name) for name, s in shard_of.items() if s == shard):
+        elif not all(
+            _is_spare(name) for name, s in shard_of.items() if str(s) == shard
+        ):
             raise ValueError(f"{index}: shard {shard!r} is missing; download it again.")
     listed = {x for x in shard_of.items() if x[1] in files}
     held = {(name, s) for s, file in files.items() for name in sorted(file.keys())}
