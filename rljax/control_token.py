@@ -118,8 +118,9 @@ def _as_text(tokenizer, questions: dict[int, str], template: str) -> list[list[i
     names = {t["content"]: f"{mark}{n}>" for n, t in enumerate(special)}
     backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(description, names)))
     ours = {backend.token_to_id(names[t["content"]]): t["id"] for t in special}
-    longest_first = sorted(map(re.escape, names), key=len, reverse=True)
-    template = re.sub("|".join(longest_first), lambda m: names[m[0]], template)
+    longest_first = sorted(names, key=len, reverse=True)
+    known = "|".join(re.escape(name) for name in longest_first)
+    template = re.sub(known, lambda m: names[m[0]], template)
     texts = {n: template.replace(QUESTION, text) for n, text in questions.items()}
     rows = _encoded(lambda t: backend.encode_batch(t, add_special_tokens=False), texts)
     return [[ours.get(i, i) for i in row.ids] for row in rows]

@@ -96,9 +96,9 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
     except Exception as error:  # tokenizers raises no finer kind
         read = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
         raise ValueError(
-            f"{folder / read[0]}: must be a tokenizer that transformers reads, but"
-            f" {type(error).__name__}: {error}; copy the tokenizer files of the model"
-            " again."
+            f"{folder / read[0]}: must be a tokenizer that transformers reads, but it"
+            f" raised {type(error).__name__}: {error}; copy the tokenizer files of the"
+            " model again."
         ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(

@@ -55,7 +55,7 @@ def test_every_row_is_in_one_part_or_repeats_a_held_out_question(names, sizes, s
     split = held_out.by_question(questions, sizes, seed=seed)
     assert [len(rows) for rows in split.held_out] == sizes
     parts = [rows.tolist() for rows in (*split.held_out, split.train)]
-    used = sum(parts, [])
+    used = [row for rows in parts for row in rows]
     assert len(used) == len(set(used))
     tested = {questions[i] for rows in parts[:-1] for i in rows}
     assert not tested & {questions[i] for i in parts[-1]}

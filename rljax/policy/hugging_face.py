@@ -229,14 +229,13 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
     shard_of = strict_json.read_file(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise ValueError(f"{index}: must hold an object weight_map, got {shard_of!r}.")
+    shard_of = {name: str(shard) for name, shard in shard_of.items()}
     files = {}
-    for shard in sorted({str(shard) for shard in shard_of.values()}):
+    for shard in sorted(set(shard_of.values())):
         # A path that leaves the folder is no shard of it.
         if shard == pathlib.Path(shard).name and (folder / shard).is_file():
             files[shard] = _open_file(folder / shard, stack)
-        elif not all(
-            _is_spare(name) for name, s in shard_of.items() if str(s) == shard
-        ):
+        elif not all(_is_spare(name) for name, s in shard_of.items() if s == shard):
             raise ValueError(f"{index}: shard {shard!r} is missing; download it again.")
     listed = {x for x in shard_of.items() if x[1] in files}
     held = {(name, s) for s, file in files.items() for name in sorted(file.keys())}

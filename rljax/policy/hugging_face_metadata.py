@@ -6,7 +6,6 @@ it is computed with, and whoever loads the trained policy needs it as before.
 
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rljax import strict_json, token_ids
@@ -36,9 +35,9 @@ class Metadata(NamedTuple):
     """
 
     folder: pathlib.Path
-    config: Mapping[str, Any]
-    generation: Mapping[str, Any]
-    files: Mapping[str, bytes]
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    files: dict[str, bytes]
 
 
 def read(path: str | os.PathLike) -> Metadata:
