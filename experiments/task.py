@@ -84,6 +84,9 @@ def build_own(config: "Config") -> Task:
             f"--model and --data go together, got --model {config.model} and --data"
             f" {config.data}; pass both, or neither for column addition."
         )
+    metadata = hugging_face_metadata.read(config.model)
+    decoder = hugging_face_config.read(metadata.config, config.model / "config.json")
+    require_positions(config, metadata)
     tokenizer = load_tokenizer(config.model)
     problems = data.read_jsonl(
         config.data, config.question, config.answer, answer_after=config.answer_after
@@ -95,9 +98,6 @@ def build_own(config: "Config") -> Task:
     )
     print(f"{config.data}: {encoding}")
     parts = split(config, problems, prompts)
-    metadata = hugging_face_metadata.read(config.model)
-    require_positions(config, metadata)
-    decoder = hugging_face_config.read(metadata.config, config.model / "config.json")
     # What saving would refuse is refused before the work.
     hugging_face.config_entries(decoder, tokenizer, metadata)
     token_ids.check_prompts(prompts, decoder.vocab_size)

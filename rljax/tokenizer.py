@@ -94,11 +94,9 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises no finer kind
-        read = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
         raise ValueError(
-            f"{folder / read[0]}: must be a tokenizer that transformers reads, but it"
-            f" raised {type(error).__name__}: {error}; copy the tokenizer files of the"
-            " model again."
+            f"{_blamed(folder)}: transformers must be able to read the tokenizer, but"
+            f" {type(error).__name__}: {error}; copy the files of the model again."
         ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -107,3 +105,18 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
             " answer."
         )
     return tokenizer
+
+
+def _blamed(folder: pathlib.Path) -> str:
+    """The file that is broken, or all that may be: transformers does not say."""
+    import tokenizers
+
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            tokenizers.Tokenizer.from_file(str(file))
+        except Exception:  # tokenizers raises no finer kind
+            return str(file)
+    read = (*_DESCRIPTIONS, *_TOKENIZER_FILES)
+    names = [name for name in read if (folder / name).is_file() and name != file.name]
+    return f"{folder}: {' or '.join(names)}"

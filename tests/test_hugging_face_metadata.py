@@ -129,6 +129,11 @@ def test_what_saving_would_refuse_is_known_before_the_run(folder):
         hugging_face.config_entries(SMALL, wide, said)
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere', which is missing; download"):
+        metadata.read(tmp_path / "nowhere")
+
+
 # End tokens
 
 

@@ -78,12 +78,7 @@ def load(
         broken, if the decoder does not compute what the configuration asks for, or if
         tensors are missing, unexpected, quantised or of a wrong shape.
     """
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise ValueError(
-            f"path must be a local folder, got {str(folder)!r}, which is"
-            f" {'a file' if folder.exists() else 'missing'}; download the model first."
-        )
+    folder = hugging_face_metadata.local_folder(path)
     entries = strict_json.read_file(folder / CONFIG)
     config = hugging_face_config.read(entries, folder / CONFIG)
     shapes = _shapes(config)

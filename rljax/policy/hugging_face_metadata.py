@@ -40,14 +40,25 @@ class Metadata(NamedTuple):
     files: dict[str, bytes]
 
 
+def local_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The folder that a path names; raises ValueError if there is none."""
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"path must be a local folder, got {str(folder)!r}, which is"
+            f" {'a file' if folder.exists() else 'missing'}; download the model first."
+        )
+    return folder
+
+
 def read(path: str | os.PathLike) -> Metadata:
     """Reads it into memory: a run may outlive the folder it started from.
 
     Raises:
-      ValueError: with the file, if there is no config.json, or it or
-        generation_config.json is broken.
+      ValueError: if there is no folder; with the file, if there is no config.json, or
+        it or generation_config.json is broken.
     """
-    folder = pathlib.Path(path)
+    folder = local_folder(path)
     found = sorted(x for kind in _KEPT for x in folder.glob(kind) if x.is_file())
     generation = folder / GENERATION
     return Metadata(
