@@ -308,7 +308,7 @@ def main(
             run_dir / "policy",
             task.decoder,
             state.params,
-            tokenizer=task.tokenizer,
+            tokenizer=task.tokenizer if task.metadata is None else None,
             metadata=task.metadata,
         )
     after, completions = judge.test(state.params)

@@ -105,6 +105,8 @@ def build_own(config: "Config") -> Task:
     names = tokenizer.convert_ids_to_tokens(list(stops))
     shown = (f"{name} ({i})" for name, i in zip(names, stops, strict=True))
     print(f"{config.model}: a completion ends with {' or '.join(shown)}")
+    if unused := metadata.generation.get("stop_strings"):
+        print(f"{config.model}: stop_strings end no completion here, got {unused}")
     decoder, params = hugging_face.load(config.model)
     return Task(
         tokenizer,

@@ -118,7 +118,7 @@ def _as_text(tokenizer, questions: dict[int, str], template: str) -> list[list[i
     names = {t["content"]: f"{mark}{n}>" for n, t in enumerate(special)}
     backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(description, names)))
     ours = {backend.token_to_id(names[t["content"]]): t["id"] for t in special}
-    longest_first = sorted(names, key=len, reverse=True)
+    longest_first = sorted(names, key=lambda name: -len(name))
     known = "|".join(re.escape(name) for name in longest_first)
     template = re.sub(known, lambda m: names[m[0]], template)
     texts = {n: template.replace(QUESTION, text) for n, text in questions.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rljax import check, mesh, numerics, slots
+from rljax import check, mesh, numerics, slots, token_ids
 from rljax.policy.base import Policy
 from rljax.types import Missing, Prompts, Samples, Source, TokenStats
 
@@ -101,6 +101,7 @@ def sampler(
 
         keys = sample_keys(key, prompts.id, G)
         logits, prompt = policy.prefill(params, prompts)
+        token_ids.check_stops(stop_tokens, logits.shape[-1])
         logits = jnp.broadcast_to(logits[:, None], (P, G, logits.shape[-1]))
         first = jax.tree.map(lanes, draw(logits, keys, jnp.zeros(P, jnp.int32)))
         log = jax.tree.map(

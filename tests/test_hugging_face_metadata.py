@@ -67,9 +67,8 @@ def saved(folder, out):
     """What saving the policy of `folder` again, after a run, leaves."""
     said = metadata.read(folder)
     config, params = hugging_face.load(folder)
-    words = tokenizer.load_tokenizer(folder)
     (folder / "config.json").unlink()  # a run may outlive what it started from
-    hugging_face.save(out, config, params, tokenizer=words, metadata=said)
+    hugging_face.save(out, config, params, metadata=said)
     return json.loads((out / "config.json").read_text())
 
 
@@ -95,6 +94,26 @@ def test_generation_chat_templates_and_licence_come_along(folder, tmp_path):
     assert before == {name: (tmp_path / "out" / name).read_bytes() for name in kept}
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
     assert tokenizer.load_tokenizer(tmp_path / "out").chat_template is not None
+
+
+def test_the_tokenizers_files_stay_as_they_are_unless_another_is_given(
+    folder, tmp_path
+):
+    # Written by transformers 5 they name classes that transformers 4 does not have,
+    # lose keys (add_bos_token) and whole files (tokenizer.model).
+    kept = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    entries = json.loads((folder / "tokenizer_config.json").read_text())
+    entries |= {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}
+    write_json(folder / "tokenizer_config.json", entries)
+    (folder / "tokenizer.model").write_bytes(b"of sentencepiece")
+    before = {name: (folder / name).read_bytes() for name in kept}
+    said = metadata.read(folder)
+    hugging_face.save(tmp_path / "same", SMALL, PARAMS, metadata=said)
+    assert before == {name: (tmp_path / "same" / name).read_bytes() for name in kept}
+    other = tokenizer.character_tokenizer("abc")
+    hugging_face.save(tmp_path / "new", SMALL, PARAMS, tokenizer=other, metadata=said)
+    assert not (tmp_path / "new" / "tokenizer.model").exists()
+    assert tokenizer.load_tokenizer(tmp_path / "new").get_vocab() == other.get_vocab()
 
 
 def test_a_chat_template_of_the_tokenizers_own_is_not_overwritten(folder, tmp_path):

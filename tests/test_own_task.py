@@ -106,7 +106,7 @@ def test_all_end_tokens_are_used_and_shown(model, tmp_path, capsys):
         (
             "config.json",
             {"eos_token_id": "</s>"},
-            r"config.json.*'</s>'",
+            r"(?s)config.json.*'</s>'",
         ),
         ("config.json", {"max_position_embeddings": "48"}, "config.json: max_position"),
         ("config.json", {"max_position_embeddings": 13}, "must be at most 13"),
@@ -146,8 +146,8 @@ def test_what_the_folder_says_survives_a_run(model, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "ends with <end> (1) or = (13)" in done.stdout
     policy = tmp_path / "run" / "policy"
-    name = "generation_config.json"
-    assert (policy / name).read_bytes() == (model / name).read_bytes()
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (policy / name).read_bytes() == (model / name).read_bytes()
     before, after = (
         json.loads((folder / "config.json").read_text()) for folder in (model, policy)
     )

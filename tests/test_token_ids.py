@@ -1,10 +1,13 @@
 """Every id that a run can meet has a row in the embedding, or is named before it."""
 
+import functools
+
 import fakes
+import jax
 import numpy as np
 import pytest
 
-from rljax import data, token_ids, tokenizer
+from rljax import data, sample, token_ids, tokenizer
 
 LETTERS = tokenizer.character_tokenizer("abc")  # ids 0 to 4
 
@@ -50,6 +53,15 @@ def test_an_end_token_without_a_row_is_refused(stop):
         ValueError, match=r"here: an end token must be an id in \[0, 5\)"
     ):
         token_ids.check_stops((1, stop), 5, "here")
+
+
+def test_a_sampler_refuses_it_when_traced():
+    # No completion could end with it, and 1.5 would silently be 1.
+    policy = fakes.bandit(1, 3, 5)
+    params, key = policy.init(None), jax.random.key(0)
+    draw = functools.partial(sample.sampler, policy, num_samples=2, max_tokens=2)
+    with pytest.raises(ValueError, match=r"stop_tokens: an end token .*, got 5;"):
+        draw(stop_tokens=(1, 5))(params, fakes.prompts(1), key)
 
 
 def put(prompts, name, place, token):

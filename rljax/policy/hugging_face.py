@@ -124,8 +124,8 @@ def save(
       extra: further keys of config.json, such as {"max_position_embeddings": 32768};
         they win over the tokenizer's and must not contradict `config`.
       metadata: `hugging_face_metadata.read` of the folder the policy comes from: all
-        its keys of config.json (`extra` wins), its generation_config.json, its chat
-        templates unless the tokenizer has some, and its licence.
+        its keys of config.json (`extra` wins), its generation_config.json and licence,
+        and, as they are there, its tokenizer, unless one is given, and chat templates.
       shard_bytes: where weights are cut into several files, bytes; so much is copied
         to the host at a time.
 
@@ -152,7 +152,9 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         if metadata is not None:
-            hugging_face_metadata.write_files(partial, metadata)
+            hugging_face_metadata.write_files(
+                partial, metadata, with_tokenizer=tokenizer is None
+            )
         _write_json(partial / CONFIG, entries)
         partial.rename(target)
     except BaseException:

@@ -23,6 +23,16 @@ _KEPT = (
     "NOTICE*",
     "USE_POLICY*",
 )
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
 
 
 class Metadata(NamedTuple):
@@ -32,12 +42,15 @@ class Metadata(NamedTuple):
     config: all entries of config.json.
     generation: all entries of generation_config.json; empty if there is none.
     files: path within the folder -> content, of files that are kept as they are.
+    tokenizer: the same of the tokenizer's, for a policy that keeps it: written anew by
+      transformers 5 they would lose keys, and older releases could not read them.
     """
 
     folder: pathlib.Path
     config: dict[str, Any]
     generation: dict[str, Any]
     files: dict[str, bytes]
+    tokenizer: dict[str, bytes]
 
 
 def local_folder(path: str | os.PathLike) -> pathlib.Path:
@@ -59,19 +72,27 @@ def read(path: str | os.PathLike) -> Metadata:
         it or generation_config.json is broken.
     """
     folder = local_folder(path)
-    found = sorted(x for kind in _KEPT for x in folder.glob(kind) if x.is_file())
+
+    def contents(kinds):
+        found = sorted(x for kind in kinds for x in folder.glob(kind) if x.is_file())
+        return {x.relative_to(folder).as_posix(): x.read_bytes() for x in found}
+
     generation = folder / GENERATION
     return Metadata(
         folder,
         strict_json.read_file(folder / CONFIG),
         strict_json.read_file(generation) if generation.is_file() else {},
-        {x.relative_to(folder).as_posix(): x.read_bytes() for x in found},
+        contents(_KEPT),
+        contents(_TOKENIZER),
     )
 
 
-def write_files(folder: pathlib.Path, metadata: Metadata) -> None:
-    """Writes the kept files; those that the tokenizer already wrote stay."""
-    for name, content in metadata.files.items():
+def write_files(
+    folder: pathlib.Path, metadata: Metadata, *, with_tokenizer: bool
+) -> None:
+    """Writes the kept files; what another tokenizer already wrote stays."""
+    tokenizer = metadata.tokenizer if with_tokenizer else {}
+    for name, content in {**metadata.files, **tokenizer}.items():
         file = folder / name
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
