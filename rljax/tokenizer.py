@@ -117,6 +117,6 @@ def _blamed(folder: pathlib.Path) -> str:
             tokenizers.Tokenizer.from_file(str(file))
         except Exception:  # tokenizers raises no finer kind
             return str(file)
-    read = (*_DESCRIPTIONS, *_TOKENIZER_FILES)
+    read = (*_DESCRIPTIONS, *_TOKENIZER_FILES, "merges.txt", "chat_template.jinja")
     names = [name for name in read if (folder / name).is_file() and name != file.name]
     return f"{folder}: {' or '.join(names)}"

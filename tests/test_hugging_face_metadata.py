@@ -82,6 +82,16 @@ def test_every_key_of_the_configuration_survives(folder, tmp_path):
     assert hugging_face.load(tmp_path / "out")[0] == SMALL
 
 
+def test_keys_that_the_folder_leaves_out_stay_out(folder, tmp_path):
+    # A null of eos_token_id would say that nothing ends a text.
+    entries = json.loads((folder / "config.json").read_text())
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        del entries[key]
+    write_json(folder / "config.json", entries)
+    after = saved(folder, tmp_path / "out")
+    assert after.keys() == entries.keys()
+
+
 def test_generation_chat_templates_and_licence_come_along(folder, tmp_path):
     kept = (
         "generation_config.json",

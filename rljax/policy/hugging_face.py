@@ -176,12 +176,14 @@ def config_entries(
     Raises:
       ValueError: as `save` does.
     """
+    said = {} if metadata is None else dict(metadata.config)
     # Without explicit nulls, transformers ends any Llama at token 2.
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
         token_ids.check_tokenizer(tokenizer, config.vocab_size)
         ids = {key: getattr(tokenizer, key) for key in ids}
-    said = {} if metadata is None else dict(metadata.config)
+    elif metadata is not None:  # what its folder leaves out it goes on leaving out
+        ids = {}
     model_type = said.get("model_type") if model_type is None else model_type
     extra = {**ids, **said, **({} if extra is None else extra)}
     return hugging_face_config.entries(config, model_type=model_type, extra=extra)
