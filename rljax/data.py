@@ -84,8 +84,9 @@ def read_jsonl(
         without surrounding white space: "####" for GSM8K. None takes the field as is.
 
     Raises:
-      ValueError: with file and line, if a line is not a JSON object, a field is
-        missing, not a string or blank, or the marker is not there; if no line is left.
+      ValueError: with file and line, if a line is not a JSON object (see
+        `strict_json`), a field is missing, not a string, blank, or no text (half a
+        surrogate pair), or the marker is not there; if no line is left.
     """
     problems = []
     with open(path, "rb") as lines:  # bytes, so that bad UTF-8 is found in its line
@@ -191,8 +192,7 @@ def answer_bytes(answers: Sequence[str]) -> np.ndarray:
     """u8[N, A]: the answers in UTF-8, zero-padded to the longest.
 
     Raises:
-      ValueError: if an answer contains the zero byte, which would end it there, or
-        what is no UTF-8.
+      ValueError: if an answer is no UTF-8 or holds a zero byte, which would end it.
     """
     for answer in answers:
         if why := strict_json.no_text(answer):

@@ -45,7 +45,7 @@ def loads(text: bytes) -> Any:
     """
     try:
         return json.loads(
-            text.decode("utf-8-sig").strip(),
+            text.decode("utf-8-sig").strip(" \t\n\r\v\f"),  # not all blanks of Unicode
             object_pairs_hook=_object,
             parse_constant=_no_number,
         )
