@@ -210,7 +210,7 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
         policy,
         num_samples=config.num_samples,
         max_tokens=config.max_tokens,
-        stop_tokens=(task.tokenizer.eos_token_id,),
+        stop_tokens=task.stop_tokens,
         num_slots=config.num_slots,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -317,7 +317,11 @@ def main(
     )
     if not (run_dir / "policy").exists():  # a finished run that was resumed has it
         hugging_face.save(
-            run_dir / "policy", task.decoder, state.params, tokenizer=task.tokenizer
+            run_dir / "policy",
+            task.decoder,
+            state.params,
+            tokenizer=task.tokenizer if task.metadata is None else None,
+            metadata=task.metadata,
         )
     after, completions = judge.test(state.params)
     before = "warm start" if warm else "before"

@@ -128,7 +128,7 @@ def build(config: Config, run_dir: pathlib.Path) -> World:
             prompts,
             size=config.num_validation,
             max_tokens=config.max_tokens,
-            stop_tokens=(task.tokenizer.eos_token_id,),
+            stop_tokens=task.stop_tokens,
         )
 
     keys = population.keys(config.seed, config.seeds)
@@ -155,7 +155,7 @@ def samples(world: World, num: int) -> Sampler:
         world.task.policy,
         num_samples=num,
         max_tokens=world.config.max_tokens,
-        stop_tokens=(world.task.tokenizer.eos_token_id,),
+        stop_tokens=world.task.stop_tokens,
     )
 
 

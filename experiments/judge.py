@@ -22,7 +22,7 @@ class Judge:
         self._task, self._size = task, config.num_validation
         common = {
             "max_tokens": config.max_tokens,
-            "stop_tokens": (task.tokenizer.eos_token_id,),
+            "stop_tokens": task.stop_tokens,
         }
         self._temperature = config.evaluation_temperature
         policy = decoder_policy(task.decoder, temperature=self._temperature)

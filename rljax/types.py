@@ -129,7 +129,7 @@ class Source:
 class Samples(_Replaceable):
     """Completions.
 
-    tokens: i32[P, G, T] token ids.
+    tokens: i32[P, G, T] token ids. Outside the mask, what is no id counts as token 0.
     mask: bool[P, G, T] tokens the policy answers for, the end token included. Born in
       the sampler; may have holes (tool output). Attention does not read it.
     source: i32[P, G] one of `Source`.

@@ -86,7 +86,7 @@ def decoder_policy(
         return out.reshape(P, G, -1), cache
 
     def hidden(params, prompts, samples):
-        tokens, params = samples.tokens, members(params)
+        tokens, mask, params = samples.tokens, samples.mask, members(params)
         first, keys = apply(
             params, Decoder.read_prompts, prompts.tokens, prompts.length
         )
@@ -98,6 +98,7 @@ def decoder_policy(
             params,
             Decoder.read_completions,
             tokens[:, :, :-1],
+            mask[:, :, :-1],
             prompts.length,
             prompts.tokens.shape[1],
             keys,
@@ -110,7 +111,7 @@ def decoder_policy(
 
     def measure(params, prompts, samples):
         states = hidden(params, prompts, samples)
-        tokens = samples.tokens
+        tokens = numerics.readable_ids(samples.tokens, samples.mask, config.vocab_size)
 
         def stats(states, tokens):
             return numerics.logp_and_entropy(logits(params, states), tokens)

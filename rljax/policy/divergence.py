@@ -57,10 +57,9 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
             known = numerics.logp_and_entropy(logits, tokens)
             return known, divergences(logits, policy.logits(reference, other))
 
-        chunks = score.num_chunks(policy.logits, params, own, max_logits // 2)
-        (logp, entropy), extra = score.by_chunks(
-            stats, chunks, own, other, samples.tokens
-        )
+        half = max_logits // 2  # there are two of each
+        chunks, tokens = score.plan(policy.logits, params, own, samples, half)
+        (logp, entropy), extra = score.by_chunks(stats, chunks, own, other, tokens)
         return TokenStats(logp=logp, entropy=entropy, extra=extra)
 
     return ReferencedMeasure(measure)

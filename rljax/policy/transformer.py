@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import numerics
 from rljax.policy import attention
 from rljax.policy.attention import KeyValue
 
@@ -207,6 +208,11 @@ class Decoder(nn.Module):
         table = attention.rotary_table(size, c.head_dim, c.rope_theta)
         return table[positions][:, None, None]
 
+    def _embed(self, tokens, read):
+        """Flat rows; only where `read` holds must tokens be ids of the vocabulary."""
+        ids = numerics.readable_ids(tokens, read, self.config.vocab_size)
+        return self.embed(ids.reshape(-1))
+
     def logits(self, hidden):
         """f32[..., V] from normalised hidden states [..., d_model]."""
         if self.config.tie_embeddings:
@@ -259,7 +265,7 @@ class Decoder(nn.Module):
         The keys are a `KeyValue` [N, P, H, S, D] per member.
         """
         P, S = tokens.shape
-        x = self.embed(tokens.reshape(-1))
+        x = self._embed(tokens, jnp.arange(S) < length[:, None])
         rope = self._rope((jnp.arange(S)[None], S))
 
         def attend(q, own, n, given, fixed):
@@ -272,11 +278,14 @@ class Decoder(nn.Module):
         )[:, 0]
         return self.norm(last), keys
 
-    def read_completions(self, tokens, length, num_prompt_tokens, prompt):
-        """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt."""
+    def read_completions(self, tokens, mask, length, num_prompt_tokens, prompt):
+        """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt.
+
+        Tokens outside the mask are read, too (tool output); what is no id there is 0.
+        """
         P, G, T = tokens.shape
         S = num_prompt_tokens
-        x = self.embed(tokens.reshape(-1))
+        x = self._embed(tokens, mask)
         rope = self._rope((length[:, None] + jnp.arange(T), S + T))
         seen = jnp.arange(S) < length[:, None]
 

@@ -43,8 +43,8 @@ def with_value_head(
         def stats(states, tokens):
             return numerics.logp_and_entropy(policy.logits(trunk, states), tokens)
 
-        chunks = score.num_chunks(policy.logits, trunk, states, max_logits)
-        logp, entropy = score.by_chunks(stats, chunks, states, samples.tokens)
+        chunks, tokens = score.plan(policy.logits, trunk, states, samples, max_logits)
+        logp, entropy = score.by_chunks(stats, chunks, states, tokens)
         features = features_fn(states).astype(jnp.float32)
         value = features @ head["kernel"] + head["bias"]
         return TokenStats(logp=logp, entropy=entropy, extra={"value": value})
