@@ -16,10 +16,10 @@ and a number stands alone if, read away from it,
     on its right come  closing*, then a space or an edge, then the same.
 
 A word is letters, no LaTeX command (`\\times 10`), and none of those that make another
-number of it (`minus 5`, `5 million`); before `(` or `[` it is a function. Everything
-else, an operator, a brace, a further digit, a character beyond ASCII, makes the number
-a piece: of `1/2`, `10 000`, `x^2`, `f(2)`, `3, 5`, `5!`. Two digits between which only
-such marks stand are one thing, and that is no number.
+number of it (`minus 5`, `5 million`, `3 to 5`); before `(` or `[` it is a function.
+Everything else, an operator, a brace, a further digit, a character beyond ASCII, makes
+the number a piece: of `1/2`, `10 000`, `x^2`, `f(2)`, `3, 5`, `5!`. Two numbers between
+which only such marks stand are one thing, and that is no number.
 
 Asterisks open and close where two or more stand together (bold), but not two between
 whitespace; otherwise they multiply.
@@ -39,11 +39,12 @@ OPENING = b"\"'`([$#"
 CLOSING = b"\"'`)]$%.,;?"
 ESCAPED = b"()[]$%"  # marks also with a backslash before them
 WORDS_BEFORE = (b"minus", b"negative", b"plus", b"times", b"over", b"point", b"x")
+WORDS_BETWEEN = (b"and", b"or", b"to", b"by")  # before a number, but after a digit
 WORDS_AFTER = (
     *(b"hundred", b"thousand", b"million", b"billion", b"trillion", b"dozen"),
     *(b"hundreds", b"thousands", b"millions", b"billions", b"trillions", b"dozens"),
     *(b"plus", b"minus", b"times", b"x", b"divided", b"over", b"point"),
-    *(b"squared", b"cubed", b"factorial", b"and", b"or", b"to"),
+    *(b"squared", b"cubed", b"factorial", b"and", b"or", b"to", b"by"),
 )
 _LONGEST = 1 + max(len(word) for word in WORDS_BEFORE + WORDS_AFTER)
 _MARK = ord("'")  # opens and closes: what stands for marks of more than one byte
@@ -116,6 +117,9 @@ def _left_is_free(some: Marks, left) -> jax.Array:
     plain = ~is_in(take(some.bytes, far + 1), b"([")
     plain &= (word < some.begin) | (take(some.bytes, word) != ord("\\"))
     plain &= ~_is_word(some, word + 1, far + 1, WORDS_BEFORE)
+    earlier = some.before(word + 1, passed)
+    after_digit = (earlier >= some.begin) & is_digit(take(some.bytes, earlier))
+    plain &= ~(after_digit & _is_word(some, word + 1, far + 1, WORDS_BETWEEN))
     attached = (near < some.begin) | take(some.space | some.edge, near)
     return attached & (
         (far < some.begin) | take(some.edge, far) | (take(some.letter, far) & plain)
@@ -152,6 +156,11 @@ def is_in(byte, members: bytes):
     for member in members[1:]:
         found |= byte == member
     return found
+
+
+def is_digit(byte):
+    """Whether each byte is one of 0-9."""
+    return (byte >= ord("0")) & (byte <= ord("9"))
 
 
 def _is_letter(byte):

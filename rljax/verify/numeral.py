@@ -24,7 +24,7 @@ import numpy as np
 
 from rljax.verify import neighbours
 from rljax.verify import text as texts
-from rljax.verify.neighbours import is_in, take
+from rljax.verify.neighbours import is_digit, is_in, take
 from rljax.verify.text import Text, Verifier
 from rljax.verify.vocabulary import TokenBytes, require_bytes
 
@@ -184,7 +184,7 @@ def _only(text: Text, begin) -> Numeral:
 def _last(text: Text, begin, finished) -> Numeral:
     """The number in the last box, else the one at the last digit, if it is alone."""
     index = jnp.arange(text.bytes.size, dtype=jnp.int32)
-    digit = _is_digit(text.bytes) & (index >= begin)
+    digit = is_digit(text.bytes) & (index >= begin)
     end = jnp.max(jnp.where(digit, index, -1))
     some = neighbours.marks(text, begin)
     if text.bytes.size <= len(BOX):  # has room for no box with a number
@@ -211,7 +211,7 @@ def _announced(text: Text, place, marker: bytes, finished) -> Numeral:
         left, right = place, close + 1
     else:
         some = neighbours.marks(text, inner)
-        between = some.opening | is_in(some.bytes, texts.WHITESPACE + texts.GAP)
+        between = some.opening | some.space | is_in(some.bytes, texts.WHITESPACE)
         reached = some.before(found.start, between) < inner
         left, right = found.start, found.end + 1
     found = found._replace(valid=found.valid & reached & (place >= 0))
@@ -226,7 +226,7 @@ def _if_alone(found: Numeral, some: neighbours.Marks, left, right, finished) -> 
 def _end_of_first(text: Text, begin) -> jax.Array:
     """i32[]: the last digit of the first run of digits, points and commas, or -1."""
     index = jnp.arange(text.bytes.size, dtype=jnp.int32)
-    digit = _is_digit(text.bytes)
+    digit = is_digit(text.bytes)
     first = jnp.min(jnp.where(digit & (index >= begin), index, index.size))
     stop = ~(digit | is_in(text.bytes, b".,")) & (index > first)
     stop = jnp.min(jnp.where(stop, index, index.size))
@@ -252,17 +252,17 @@ def _ending_at(text: Text, begin, end) -> Numeral:
     index = end - jnp.arange(_WINDOW, dtype=jnp.int32)
     back = jnp.where(index >= begin, take(text.bytes, index), 0)  # [i]: i before `end`
 
-    run = _leading(_is_digit(back))
+    run = _leading(is_digit(back))
     point = take(back, run) == ord(".")
-    bare = point & ~_is_digit(take(back, run + 1))
+    bare = point & ~is_digit(take(back, run + 1))
     skip = jnp.where(point, run + 1, 0)  # to the last digit of the whole part
     byte, place, span = _whole_part(back, skip)
     span = jnp.where(bare, 0, span)
-    whole = _is_digit(byte) & (jnp.arange(byte.size, dtype=jnp.int32) < span)
+    whole = is_digit(byte) & (jnp.arange(byte.size, dtype=jnp.int32) < span)
 
     size = skip + span  # bytes from the first digit or point to `end`
     before = take(back, size + jnp.arange(2, dtype=jnp.int32))
-    whole_run = ~(_is_digit(before[0]) | is_in(before[0], b".,"))
+    whole_run = ~(is_digit(before[0]) | is_in(before[0], b".,"))
     dollar = before[0] == ord("$")
     mark = size + jnp.where(dollar, 1 + (before[1] == ord("\\")).astype(jnp.int32), 0)
     sign = take(back, mark + jnp.arange(3, dtype=jnp.int32))
@@ -277,7 +277,7 @@ def _ending_at(text: Text, begin, end) -> Numeral:
         _limbs(back[:MAX_DIGITS], MAX_DIGITS - run + offset, fractional),
     )
     num_digits = jnp.sum(whole, dtype=jnp.int32) + jnp.where(point, run, 0)
-    is_one = (end >= 0) & _is_digit(back[0]) & whole_run
+    is_one = (end >= 0) & is_digit(back[0]) & whole_run
     return Numeral(
         valid=is_one & (num_digits <= MAX_DIGITS),
         start=end + 1 - jnp.where(signed, mark + width, size),
@@ -297,7 +297,7 @@ def _whole_part(back, skip):
     """
     offset = np.arange(_ROWS * 4, dtype=np.int32)
     byte = take(back, skip + offset)
-    digit = _is_digit(byte)
+    digit = is_digit(byte)
 
     lead = _leading(digit.reshape(_ROWS, 4))
     opens = (lead >= 1) & (lead <= 3)
@@ -329,7 +329,3 @@ def _leading(flags) -> jax.Array:
     index = jnp.arange(flags.shape[-1], dtype=jnp.int32)
     fails = jnp.where(flags, index.size, jnp.broadcast_to(index, flags.shape))
     return jnp.min(fails, axis=-1)
-
-
-def _is_digit(byte):
-    return (byte >= ord("0")) & (byte <= ord("9"))

@@ -33,9 +33,10 @@ _OPENING, _CLOSING = b"\"'`([$#", b"\"'`)]$%.,;?"
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PASSED = _OPENING + _CLOSING + _SPACE
 _BEFORE = re.compile(rb"minus|negative|plus|times|over|point|x", re.IGNORECASE)
+_BETWEEN = re.compile(rb"and|or|to|by", re.IGNORECASE)
 _AFTER = re.compile(
     rb"(?:hundred|thousand|million|billion|trillion|dozen)s?"
-    rb"|plus|minus|times|x|divided|over|point|squared|cubed|factorial|and|or|to",
+    rb"|plus|minus|times|x|divided|over|point|squared|cubed|factorial|and|or|to|by",
     re.IGNORECASE,
 )
 _NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
@@ -148,7 +149,7 @@ def read_number_after(
         free = closed is not None and _alone(plain, place, closed, finished)
     else:
         plain = _plain(rest)
-        reached = not plain[:left].strip(_OPENING + WHITESPACE + GAP)
+        reached = not plain[:left].strip(_OPENING + _SPACE + WHITESPACE)
         free = reached and _alone(plain, left, right, finished)
     return _value(match) if free else None
 
@@ -179,7 +180,9 @@ def _alone(plain: bytes, left: int, right: int, finished: bool) -> bool:
     far = near.rstrip(_PASSED)
     stem = far.rstrip(_LETTERS)
     word, opens = far[len(stem) :], plain[len(far) : len(far) + 1] in (b"(", b"[")
-    is_word = word and not (opens or stem.endswith(b"\\") or _BEFORE.fullmatch(word))
+    joins = stem.rstrip(_PASSED)[-1:].isdigit() and _BETWEEN.fullmatch(word)
+    other = _BEFORE.fullmatch(word) or joins or stem.endswith(b"\\")
+    is_word = word and not opens and not other
     if near and near[-1] not in _BLANK or far and far[-1] not in _EDGE and not is_word:
         return False
 
