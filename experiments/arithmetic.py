@@ -63,10 +63,13 @@ class Config:
     template: str = "{question}"
     """Text of the prompt around the question."""
     verifier: Literal["number", "last-number", "exact", "contains"] = "number"
-    """number: the completion is the answer's number; last-number: its last number is;
+    """number: the completion is the answer's number; last-number: its last number is, or
+    the one in its last box;
     exact: the same text; contains: the completion contains --needle."""
     after: str = ""
-    """number, last-number: read only what follows the first occurrence of this."""
+    """number: read the number right after the last occurrence of this, whatever text
+    follows it (#### for GSM8K, \\boxed{ for LaTeX); last-number: read only what follows
+    the first occurrence."""
     needle: str = ""
     """contains: the text to look for."""
     max_prompt_tokens: int = 256

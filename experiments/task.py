@@ -182,8 +182,10 @@ def own_verifier(config: "Config", table: verify.TokenBytes) -> verify.Verifier:
         return verify.exact(table)
     if config.verifier == "contains":
         return verify.contains(table, config.needle.encode())
-    number = verify.number if config.verifier == "number" else verify.last_number
-    return number(table, after=config.after.encode())
+    after = config.after.encode()
+    if config.verifier == "last-number":
+        return verify.last_number(table, after=after)
+    return verify.number_after(table, after) if after else verify.number(table)
 
 
 def build(config: "Config") -> Task:

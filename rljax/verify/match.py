@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify import text as texts
 from rljax.verify.text import Text, Verifier
-from rljax.verify.vocabulary import TokenBytes
+from rljax.verify.vocabulary import TokenBytes, require_bytes
 
 
 def exact(
@@ -25,7 +25,11 @@ def exact(
     Returns:
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`. Unfinished samples
       are wrong: their text is not all they would have said.
+
+    Raises:
+      ValueError: if `strip` is no `bytes`.
     """
+    require_bytes("exact's strip", strip)
 
     def judge(text, answer, finished):
         text_first, text_size = _core(text, strip)
@@ -53,14 +57,19 @@ def contains(
       (prompts, samples) -> Verdict. Reads nothing of the prompts.
 
     Raises:
-      ValueError: if `needle` is empty; when traced, if no completion has room for it.
+      ValueError: if `needle` is empty or no `bytes`; when traced, if no completion has
+        room for it.
     """
+    texts.require_table(table, max_bytes)
+    require_bytes("contains's needle", needle)
     if not needle:
         raise ValueError("contains needs a needle of at least one byte, got b''.")
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         del prompts
-        text = texts.decode(table, samples.tokens, samples.mask, max_bytes=max_bytes)
+        text = texts.decode(
+            table, samples.tokens, samples.mask, max_bytes=max_bytes, gap=texts.GAP
+        )
         found = jax.vmap(jax.vmap(lambda one: texts.find(one, needle)))(text)
         return Verdict.binary((found >= 0) & text.fits)
 
