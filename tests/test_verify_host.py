@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import verify_fakes
+import worker_fakes
 
 from rljax.verify import exact, pooled
 
@@ -15,7 +16,7 @@ BYTES = verify_fakes.BYTES
 @pytest.fixture(scope="module")
 def verify():
     with pooled(
-        verify_fakes.misbehave, BYTES, num_workers=2, timeout_s=1.0
+        worker_fakes.misbehave, BYTES, num_workers=2, timeout_s=1.0
     ) as verifier:
         yield verifier
 

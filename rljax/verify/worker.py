@@ -346,12 +346,10 @@ def _limit_memory(extra: int) -> None:
 
 
 def _number(result) -> float:
-    shape = getattr(result, "shape", ())  # NumPy makes a number of a list of one
-    try:
-        if shape == ():
-            return struct.unpack("<d", struct.pack("<d", result))[0]
-    except struct.error:
-        pass
+    shape = getattr(result, "shape", ())  # NumPy makes a number of an array of one
+    if shape == () and not isinstance(result, str | bytes | bytearray):
+        with contextlib.suppress(TypeError):
+            return float(result)
     kind = f"{type(result).__module__}.{type(result).__qualname__}"
     raise TypeError(
         f"a reward must be one number, got {kind.removeprefix('builtins.')}"
