@@ -188,7 +188,9 @@ def test_a_function_of_the_script_itself_is_found_and_a_missing_guard_said(tmp_p
                 print(pool.run([("four", "")]))
     """
     path = tmp_path / "script.py"
-    path.write_text(textwrap.dedent(head) + '\nif __name__ == "__main__":\n    main()\n')
+    path.write_text(
+        textwrap.dedent(head) + '\nif __name__ == "__main__":\n    main()\n'
+    )
     run = subprocess.run([sys.executable, path], capture_output=True, text=True)
     assert run.stdout == "[4.0]\n", run.stderr
     path.write_text(textwrap.dedent(head) + "\nmain()\n")

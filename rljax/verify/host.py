@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 
@@ -70,7 +71,8 @@ def pooled(
             " pass token_bytes(tokenizer)."
         )
     check.number("correct_at", correct_at)
-    name = getattr(fn, "__qualname__", repr(fn))
+    inner = fn.func if isinstance(fn, functools.partial) else fn
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
     with pools.Pool(
         fn, num_workers=num_workers, timeout_s=timeout_s, memory_bytes=memory_bytes
     ) as pool:
