@@ -171,8 +171,9 @@ def _refuse(verify: Verify, what: str, got, shape: tuple[int, ...]) -> NoReturn:
         what += f" as {_VERDICT[what]} {size}"
     fields = ", ".join(f"{field}={dtype}" for field, dtype in _VERDICT.items())
     raise ValueError(
-        f"the verifier {fn.__module__}.{name} must return {what}, got {_described(got)}; return"
-        f" Verdict({fields}), each an array {size}, or Verdict.binary(correct)."
+        f"the verifier {fn.__module__}.{name} must return {what}, got"
+        f" {_described(got)}; return Verdict({fields}), each an array {size}, or"
+        " Verdict.binary(correct)."
     )
 
 

@@ -83,8 +83,15 @@ def test_each_call_has_a_process_of_its_own_and_the_file_is_loaded_once():
     assert len(set(ids)) == len(GOOD) and os.getpid() not in ids
     with pytest.raises(ValueError, match="the pool is closed"):
         running.run(GOOD)
-    with Pool(worker_fakes.loads, num_workers=2, timeout_s=5.0) as running:
+    with Pool(worker_fakes.loader_id, num_workers=2, timeout_s=5.0) as running:
         assert len({os.getpid(), *running.run(GOOD)}) == 2
+
+
+def test_processes_have_only_what_the_function_needs():
+    # Each of them would copy JAX's memory map, and wait for its import.
+    names = ["worker_fakes", "jax", "numpy", "rljax", "pytest"]
+    with Pool(worker_fakes.has_imported, num_workers=1, timeout_s=5.0) as running:
+        assert running.run([(name, "") for name in names]) == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_function_that_cannot_be_loaded_stops_the_start(monkeypatch, tmp_path):

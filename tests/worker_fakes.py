@@ -19,13 +19,21 @@ def same(completion: str, answer: str) -> float:
     return float(completion == answer)
 
 
+def fraction(completion: str, answer: str) -> float:
+    return float(completion)
+
+
 def process_id(completion: str, answer: str) -> float:
     return float(os.getpid())
 
 
-def loads(completion: str, answer: str) -> float:
-    """In how many processes this file was loaded for the calls: the same for all."""
+def loader_id(completion: str, answer: str) -> float:
+    """The process in which this file was loaded."""
     return float(LOADED_IN)
+
+
+def has_imported(completion: str, answer: str) -> float:
+    return float(completion in sys.modules)
 
 
 class Mute(Exception):

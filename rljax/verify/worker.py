@@ -90,11 +90,7 @@ def receive_exactly(line: socket.socket, size: int) -> bytes:
 
 
 def serve(control: socket.socket) -> None:
-    """Starts workers until the trainer closes the line; then ends all of them.
-
-    A request is the process id of the worker to replace, or 0, with the line of the
-    new one.
-    """
+    """Starts workers until the trainer closes the line; then ends all of them."""
     _become_subreaper()
     work = Work(*pickle.loads(receive(control)))
     try:
@@ -105,38 +101,48 @@ def serve(control: socket.socket) -> None:
     _settle()
     helpers = _children()  # that the function's module has started, for all calls
     workers: set[int] = set()
-    control.sendall(pack(READY))
-    while True:
-        request, lines, _, _ = socket.recv_fds(control, 8, 1)
-        if not lines:
-            break
-        workers.discard(int.from_bytes(request, "little"))
-        workers -= end_children(but=workers | helpers).keys()
-        with socket.socket(fileno=lines[0]) as line:
-            try:
-                process = _fork(work_on, line, call, work, control)
-            except OSError as error:  # no memory or no process left
-                control.sendall(pack(ERROR, text=_text(error)))
-                continue
-        workers.add(process)
-        control.sendall(pack(STARTED, process))
-    give_up = time.monotonic() + _END_S
-    while workers and time.monotonic() < give_up:  # their lines are closed, too
-        workers -= end_children(but=workers).keys()
-        time.sleep(0.001)
-    end_children()
+    try:
+        control.sendall(pack(READY))
+        while (start := _request(control)) is not None:
+            instead_of, line = start
+            if instead_of in workers:
+                os.kill(instead_of, signal.SIGKILL)
+                workers.remove(instead_of)
+            workers -= end_children(but=workers | helpers).keys()
+            with line:
+                try:
+                    process = _fork(work_on, line, call, work, control)
+                except OSError as error:  # no memory or no process left
+                    control.sendall(pack(ERROR, text=_text(error)))
+                    continue
+            workers.add(process)
+            control.sendall(pack(STARTED, process))
+    finally:
+        give_up = time.monotonic() + _END_S
+        while workers and time.monotonic() < give_up:  # their lines are closed, too
+            workers -= end_children(but=workers).keys()
+            time.sleep(0.001)
+        end_children()
+
+
+def _request(control: socket.socket) -> tuple[int, socket.socket] | None:
+    """The worker to replace, or 0, and the line of the new one; None at the end."""
+    instead_of, lines, _, _ = socket.recv_fds(control, 8, 1)
+    if not lines:
+        return None
+    return int.from_bytes(instead_of, "little"), socket.socket(fileno=lines[0])
 
 
 def _load(work: Work) -> Callable:
     # As in a child of `multiprocessing`, which refuses to start processes while it
     # imports a script that has no `if __name__ == "__main__":`.
     process = multiprocessing.current_process()
-    process._inheriting = True
+    process._inheriting = True  # pyrefly: ignore
     try:
         spawn.prepare(work.setting)
         return pickle.loads(work.fn)
     finally:
-        del process._inheriting
+        del process._inheriting  # pyrefly: ignore
 
 
 def _settle() -> None:
