@@ -187,15 +187,17 @@ def test_steps_without_a_verifier_are_no_failures():
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(1.0, "100 %"), (0.125, "12.5 %"), (1e-3, "0.1 %")]
+    ("failed", "share", "text"),
+    [(64, 1.0, "64 (100 %)"), (8, 0.125, "8 (12.5 %)"), (1, 1e-3, "1 (0.1 %)")],
 )
-def test_the_display_shows_the_share_that_failed(share, text):
-    board = display.Board("run", last=3, metrics={"verify/failed_share": share})
+def test_the_display_shows_how_many_failed(failed, share, text):
+    metrics = {"verify/failed": failed, "verify/failed_share": share}
+    board = display.Board("run", last=3, metrics=metrics)
     assert ("verifier failed", text) in display.values(board)
 
 
 def test_the_display_says_nothing_of_a_verifier_that_works():
-    board = display.Board("run", last=3, metrics={"verify/failed_share": 0.0})
+    board = display.Board("run", last=3, metrics={"verify/failed": 0.0})
     assert display.values(board) == []
 
 
@@ -204,7 +206,9 @@ def test_a_run_whose_verifier_always_fails_ends_with_an_error_that_says_so(tmp_p
     # to 4, has no verifier.
     def failing(state, prompts):
         state, found = toy_run.run(state, prompts)
-        return state, {**found, "verify/failed_share": jnp.ones(toy_run.K)}
+        all_failed = {"verify/failed": 8.0, "verify/failed_share": 1.0}
+        every_step = {name: jnp.full(toy_run.K, x) for name, x in all_failed.items()}
+        return state, found | every_step
 
     warm, rl = toy_run.phases()
     console = Console(file=io.StringIO(), width=500)
@@ -217,4 +221,4 @@ def test_a_run_whose_verifier_always_fails_ends_with_an_error_that_says_so(tmp_p
         if found[0] == "run/fault"
     ]
     assert event == "run/fault" and "failed for every sample" in message
-    assert "verifier failed 100 %" in console.file.getvalue()
+    assert "verifier failed 8 (100 %)" in console.file.getvalue()

@@ -5,8 +5,8 @@ that nothing it changes is there for the next. That takes about 1 ms, and 3 ms m
 where the function's module imports JAX. A call that raises, hangs, exits, takes too
 much memory or writes nonsense fails alone; no call is run twice. What it has started is
 killed with it: on Linux all descendants, also in sessions of their own; elsewhere its
-process group, so that what leaves the group survives, and a call its worker. On macOS some system frameworks
-do not work in a forked process.
+process group, so that what leaves the group survives, and a call that kills its worker.
+On macOS some system frameworks do not work in a forked process.
 
 It is no sandbox. A call may use the network, change files, fork faster than it can be
 killed, and signal any process of its user, the trainer included. Code that means harm
