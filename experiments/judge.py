@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments.task import Task
-from rljax import evaluate, report
+from rljax import evaluate, loop, report
 from rljax.policy import decoder_policy
 from rljax.sample import greedy, sampler
 
@@ -39,7 +39,8 @@ class Judge:
         def ask(params, prompts):
             # One fixed key: stages of a run are compared on the same noise.
             samples, _ = sample(params, prompts, jax.random.key(20_000))
-            return self._task.verify(prompts, samples).correct, samples
+            verdict = loop.verdict_of(self._task.verify, prompts, samples)
+            return verdict.correct, samples
 
         return jax.jit(ask)
 

@@ -158,7 +158,7 @@ def judge(
     def ask(params, prompts):
         def correct(sample):
             samples, _ = sample(params, prompts, jax.random.key(20_000))
-            return verify(prompts, samples).correct
+            return loop.verdict_of(verify, prompts, samples).correct
 
         return correct(samplers[0]), correct(samplers[1])[:, 0]
 

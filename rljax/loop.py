@@ -6,7 +6,10 @@ numbers. An experiment whose dataflow differs copies this file's few lines and e
 them.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +100,8 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
     def step(state, prompts):
         rollout = act(state, mesh.constrain(prompts))
         if verify is not None:
-            rollout = rollout.replace(verdict=verify(rollout.prompts, rollout.samples))
+            verdict = verdict_of(verify, rollout.prompts, rollout.samples)
+            rollout = rollout.replace(verdict=verdict)
         state, metrics = learner.learn(state, mesh.constrain(rollout))
         return state, metrics | rollout_metrics(rollout)
 
@@ -106,6 +110,11 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
     """The same steps around a Python verifier, `(prompts, samples)` of numpy arrays."""
+    if isinstance(verify, contextlib.AbstractContextManager):
+        raise ValueError(
+            f"verify must be a function, got the context manager {verify!r}; pass what"
+            " `with` gives: `with pooled(...) as verify:`."
+        )
     start = jax.jit(lambda state, prompts: act(state, mesh.constrain(prompts)))
 
     def finish(state, rollout):
@@ -119,12 +128,66 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
         for k in range(prompts.tokens.shape[0]):
             rollout = start(state, jax.tree.map(lambda x, k=k: x[k], prompts))
             host = jax.device_get((rollout.prompts, rollout.samples))
-            verdict = jax.tree.map(np.asarray, verify(*host))
+            verdict = verdict_of(verify, *host)
             state, metrics = finish(state, rollout.replace(verdict=verdict))
             rows.append(metrics)
         return state, jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
     return run
+
+
+def verdict_of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
+    """The verifier's verdict, checked: when traced in a graph, at each call on a host.
+
+    Rewards of another floating type become float32.
+
+    Raises:
+      ValueError: unless it is a `Verdict` of arrays [P, G].
+    """
+    verdict = verify(prompts, samples)
+    shape, xp = samples.tokens.shape[:2], jnp
+    if isinstance(samples.tokens, np.ndarray):
+        xp = np
+    if not isinstance(verdict, Verdict):
+        _refuse(verify, "a Verdict", verdict, shape)
+    arrays = {}
+    for field, dtype in _VERDICT.items():
+        value = getattr(verdict, field)
+        try:
+            array = xp.asarray(value)
+        except (TypeError, ValueError):  # text, None, lists of different lengths
+            _refuse(verify, field, value, shape)
+        kind = jnp.floating if field == "reward" else jnp.bool_
+        if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
+            _refuse(verify, field, value, shape)
+        arrays[field] = array.astype(dtype)
+    return Verdict(**arrays)
+
+
+_VERDICT = {"reward": "float32", "correct": "bool", "failed": "bool"}
+
+
+def _refuse(verify: Verify, what: str, got, shape: tuple[int, ...]) -> NoReturn:
+    fn = verify.func if isinstance(verify, functools.partial) else verify
+    name = getattr(fn, "__qualname__", type(fn).__qualname__)  # an object has none
+    size = f"[P, G] = {list(shape)}"
+    if what in _VERDICT:
+        what += f" as {_VERDICT[what]} {size}"
+    fields = ", ".join(f"{field}={dtype}" for field, dtype in _VERDICT.items())
+    raise ValueError(
+        f"the verifier {fn.__module__}.{name} must return {what}, got"
+        f" {_described(got)}; return Verdict({fields}), each an array {size}, or"
+        " Verdict.binary(correct)."
+    )
+
+
+def _described(value) -> str:
+    """Type and shape of anything."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
@@ -144,13 +207,20 @@ def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
         spent = jnp.sum(samples.decoded)
         metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
     if is_measured(rollout.verdict):
-        verdict = rollout.verdict
-        member = solve_rate.members(rollout)
-        group = solve_rate.by_correct(rollout)
-        metrics |= {
-            "reward/mean": numerics.masked_mean(verdict.reward[..., None], member),
-            "reward/solved": numerics.masked_mean(group.p, group.n > 0),
-            "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
-            "verify/failed": jnp.sum(verdict.failed, dtype=jnp.float32),
-        }
+        metrics |= _verdict_metrics(rollout)
     return metrics
+
+
+def _verdict_metrics(rollout: Rollout) -> dict[str, jax.Array]:
+    """Rows whose verifier failed are counted, and take no part in anything else."""
+    verdict, member = rollout.verdict, solve_rate.members(rollout)
+    group = solve_rate.by_correct(rollout)
+    judged = jnp.mean(~verdict.failed, dtype=jnp.float32)
+    return {
+        "reward/mean": numerics.masked_mean(verdict.reward[..., None], member),
+        "reward/solved": numerics.masked_mean(group.p, group.n > 0),
+        "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
+        "verify/failed": jnp.sum(verdict.failed, dtype=jnp.float32),
+        # Exactly 1 if all have failed, however a device divides.
+        "verify/failed_share": 1 - judged,
+    }

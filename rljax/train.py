@@ -115,7 +115,8 @@ def train(
     Raises:
       ValueError: for phases that cannot run, and checkpoints that do not fit them.
       RunFault: if a metric with `fault` in its path is not 0, or `max_refused` updates
-        in a row were refused; the last good checkpoint is kept.
+        in a row were refused, or the verifier failed for all samples of
+        `fault.MAX_FAILED` steps in a row; the last good checkpoint is kept.
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)

@@ -145,17 +145,7 @@ def answers(prompts: Prompts) -> Text:
     Raises:
       ValueError: unless `prompts.data["answer"]` is u8[P, A] with A >= 1.
     """
-    if "answer" not in prompts.data:
-        raise ValueError(
-            'this verifier reads prompts.data["answer"], u8[P, A] zero-padded UTF-8;'
-            f" the prompts carry {sorted(prompts.data)}."
-        )
-    data = jnp.asarray(prompts.data["answer"])
-    if data.dtype != jnp.uint8 or data.ndim != 2 or data.shape[1] < 1:
-        raise ValueError(
-            'prompts.data["answer"] must be u8[P, A], zero-padded UTF-8 bytes, got'
-            f" {data.dtype} of shape {data.shape}."
-        )
+    data = jnp.asarray(_answer_data(prompts))
     inside = jnp.cumprod((data != 0).astype(jnp.int32), axis=-1)
     length = jnp.sum(inside, axis=-1, dtype=jnp.int32)
     return Text(jnp.where(inside == 1, data, 0).astype(jnp.uint8), length)
@@ -163,8 +153,23 @@ def answers(prompts: Prompts) -> Text:
 
 def answers_host(prompts: Prompts) -> list[bytes]:
     """Twin of `answers` on the host: one byte string per prompt."""
-    rows = np.asarray(prompts.data["answer"])
+    rows = np.asarray(_answer_data(prompts))
     return [row.tobytes().split(b"\0", 1)[0] for row in rows]
+
+
+def _answer_data(prompts: Prompts):
+    if "answer" not in prompts.data:
+        raise ValueError(
+            'this verifier reads prompts.data["answer"], u8[P, A] zero-padded UTF-8;'
+            f" the prompts carry {sorted(prompts.data)}."
+        )
+    data = prompts.data["answer"]
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] < 1:
+        raise ValueError(
+            'prompts.data["answer"] must be u8[P, A], zero-padded UTF-8 bytes, got'
+            f" {data.dtype} of shape {data.shape}."
+        )
+    return data
 
 
 Judge = Callable[[Text, Text, jax.Array], jax.Array]
