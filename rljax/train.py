@@ -23,7 +23,17 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from rljax import check, checkpoint, display, fault, folder, interrupt, metrics
+from rljax import (
+    check,
+    checkpoint,
+    digest,
+    display,
+    fault,
+    folder,
+    interrupt,
+    metrics,
+    ownership,
+)
 from rljax.types import Prompts, TrainState
 
 Metrics = Mapping[str, jax.Array]
@@ -113,9 +123,11 @@ def train(
       The state after the last phase.
 
     Raises:
-      ValueError: for phases that cannot run, and checkpoints that do not fit them.
-      RunFault: if a metric with `fault` in its path is not 0, or `max_refused` updates
-        in a row were refused; the last good checkpoint is kept.
+      ValueError: for phases that cannot run, checkpoints that do not fit them, and a
+        folder that another process trains in.
+      RunFault: if a metric with `fault` in its path is not 0, `max_refused` updates
+        in a row were refused, or parameters or optimiser hold NaN when they are to be
+        saved; the last good checkpoint is kept.
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
@@ -123,27 +135,41 @@ def train(
     check.number("checkpoint_every", checkpoint_every, low=1)
     check.number("keep", keep, low=1)
     check.number("max_refused", max_refused, low=1)
-    found, problems = checkpoint.newest(run_dir / "checkpoints")
-    index, done, seconds = 0, 0, 0.0
-    if found is not None:
-        index, done, seconds = _position(phases, found)
-        for phase in phases[: index + 1]:  # not to train on, only for its structure
-            state = phase.begin(state)
-        state = checkpoint.template(state)  # which lets go of its memory
-        state = checkpoint.restore(found.path, state)
-        phases[index].stream.set_state(found.info["stream"])
-    with _open_host(
-        phases, run_dir, found, seconds, keep, max_refused, console
-    ) as host:
-        for problem in problems:
-            host.report("checkpoint/corrupt", problem)
-        for i in range(index, len(phases)):
-            state = _run_phase(host, i, state, done, checkpoint_every)
-            done = 0
-        host.checkpoints.wait()
-        if host.asked.by is not None:
-            _stop(host, host.asked.by, host.board.step)
+    _require_finite(state, "to begin with")
+    directory = run_dir / "checkpoints"
+    with ownership.kept(run_dir):
+        templates, state = _templates(phases, state, checkpoint.newest(directory))
+        found, restored, problems = checkpoint.restore_newest(
+            directory, lambda found: templates[_position(phases, found)]
+        )
+        index, done = 0, 0
+        if found is not None:
+            state = restored
+            index, done = found.info["phase"], found.info["phase_step"]
+            phases[index].stream.set_state(found.info["stream"])
+        with _open_host(phases, run_dir, found, keep, max_refused, console) as host:
+            for problem in problems:
+                host.report("checkpoint/corrupt", problem)
+            for i in range(index, len(phases)):
+                state = _run_phase(host, i, state, done, checkpoint_every)
+                done = 0
+            host.checkpoints.wait()
+            if host.asked.by is not None:
+                _stop(host, host.asked.by, host.board.step)
     return state
+
+
+def _templates(phases, state: TrainState, newest: checkpoint.Found | None):
+    """The templates of the phases up to a checkpoint's, whose state is not needed.
+
+    All at once and in order, as `begin` may consume the state.
+    """
+    templates = []
+    if newest is not None:
+        for phase in phases[: _position(phases, newest) + 1]:
+            state = phase.begin(state)  # not to train on, only for its structure
+            templates.append(checkpoint.template(state))
+    return templates, None if templates else state
 
 
 def _run_phase(host: "_Host", index: int, state, done: int, checkpoint_every: int):
@@ -204,6 +230,7 @@ class _Host:
     """What the loop uses: where it writes to, shows on and hears from."""
 
     phases: Sequence[Phase]
+    run_dir: pathlib.Path
     clock: Callable[[], float]
     recorder: metrics.Recorder
     checkpoints: checkpoint.Checkpoints
@@ -237,12 +264,14 @@ class _Host:
 
 
 @contextlib.contextmanager
-def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
+def _open_host(phases, run_dir, found, keep, max_refused, console):
     """Opens all that the loop uses and closes it again, whatever happens."""
-    step = -1 if found is None else found.info["step"]
+    step, seconds = -1, 0.0
+    if found is not None:
+        step, seconds = found.info["step"], found.info["seconds"]
     reached = [] if found is None else phases[: found.info["phase"] + 1]
     names = {phase.name for phase in reached}
-    records = metrics.rewind(
+    records, unread = metrics.rewind(
         run_dir / metrics.FILE, lambda r: r["step"] <= step and r["phase"] in names
     )
     board = display.Board(run_dir.name, last=sum(p.num_steps for p in phases))
@@ -266,6 +295,7 @@ def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
         start = time.perf_counter() - seconds
         host = _Host(
             phases=phases,
+            run_dir=run_dir,
             clock=lambda: time.perf_counter() - start,
             recorder=recorder,
             checkpoints=checkpoints,
@@ -277,6 +307,8 @@ def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
         )
         where = "from the start" if found is None else f"from {found.path}"
         host.report("run/started", where, **folder.provenance())
+        for problem in unread:
+            host.report("metrics/dropped", problem)
         yield host
 
 
@@ -323,10 +355,14 @@ def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
     host.screen.update()
     problem = fault.problem(before, read) or host.refusals.check(before, read)
     if problem is not None:
-        host.checkpoints.wait()
-        problem += f"; last good checkpoint: {host.checkpoints.latest}"
-        host.report("run/fault", problem)
-        raise fault.RunFault(problem)
+        _fault(host, problem)
+
+
+def _fault(host: _Host, problem: str) -> NoReturn:
+    host.checkpoints.wait()
+    problem += f"; last good checkpoint: {host.checkpoints.latest}"
+    host.report("run/fault", problem)
+    raise fault.RunFault(problem)
 
 
 def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
@@ -343,6 +379,15 @@ def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
 
 def _save(host: _Host, index: int, done: int, state: TrainState) -> None:
     phase, step = host.phases[index], host.offset(index) + done
+    other = ownership.lost(host.run_dir)
+    if other is not None:  # not a word into files that are another's
+        raise fault.RunFault(
+            f"{host.run_dir} was taken over by {other}, so this run stops after step"
+            f" {step}; nothing of it is saved since {host.checkpoints.latest}"
+        )
+    problem = _not_finite(state)
+    if problem is not None:
+        _fault(host, f"{problem} after step {step}")
     # The metrics first, so that no checkpoint is ahead of them.
     host.recorder.sync()
     info = {
@@ -356,8 +401,28 @@ def _save(host: _Host, index: int, done: int, state: TrainState) -> None:
     host.checkpoints.save(step, state, info)
 
 
-def _position(phases: Sequence[Phase], found: checkpoint.Found):
-    """Where a checkpoint stands: (phase, its steps done, seconds of training)."""
+def _not_finite(state: TrainState) -> str | None:
+    """Why nothing could be learnt from a state on, or None.
+
+    An infinity is no fault in an optimiser, where some begin a minimum with it.
+    """
+    leaves = [f"params{leaf}" for leaf in digest.not_finite(state.params)]
+    wrong = digest.not_finite(state.optimizer, infinite=False)
+    leaves += [f"optimizer{leaf}" for leaf in wrong]
+    if not leaves:
+        return None
+    more = f" and {len(leaves) - 1} more" if len(leaves) > 1 else ""
+    return f"the state must hold finite numbers, but {leaves[0]}{more} does not"
+
+
+def _require_finite(state: TrainState, when: str) -> None:
+    problem = _not_finite(state)
+    if problem is not None:
+        raise ValueError(f"{problem} {when}; check what it was read or made from.")
+
+
+def _position(phases: Sequence[Phase], found: checkpoint.Found) -> int:
+    """The phase that a checkpoint was saved in."""
     info = found.info
     index, done = info["phase"], info["phase_step"]
     if index >= len(phases) or (
@@ -368,7 +433,7 @@ def _position(phases: Sequence[Phase], found: checkpoint.Found):
             f" {done} steps of phase {info['phase_name']!r}, got"
             f" {[(p.name, p.num_steps) for p in phases]}; pass another --run-dir."
         )
-    return index, done, info["seconds"]
+    return index
 
 
 def _stop(host: _Host, by: signal.Signals, step: int) -> NoReturn:

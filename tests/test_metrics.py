@@ -73,19 +73,26 @@ def test_reading_drops_a_torn_last_line_and_knows_an_absent_file(tmp_path):
     assert metrics.read_metrics(path) == [step(1, a=1.0)]
 
 
-@pytest.mark.parametrize("bad", [b"{half\n", b"[1]\n", b"\xff\n"])
-def test_a_broken_line_in_between_is_named(tmp_path, bad):
+@pytest.mark.parametrize("bad", [b"{half\n", b"[1]\n", b"\xff\n", b'{"step": 1}\n'])
+def test_a_broken_line_in_between_is_named_and_rewind_drops_it(tmp_path, bad):
+    # Two processes in one folder left such lines, and then no resume ever succeeded.
     path = tmp_path / metrics.FILE
     path.write_bytes(metrics.line(step(1)) + bad + metrics.line(step(2)))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 must be a JSON object"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 must be a record, but"):
         metrics.read_metrics(path)
+    left, (problem,) = metrics.rewind(path, lambda r: True)
+    assert left == [step(1), step(2)] == metrics.read_metrics(path)
+    assert "line 2 of metrics.jsonl was no record" in problem
+    assert repr(bad[:-1]) in problem
+    assert metrics.rewind(path, lambda r: True) == (left, [])
 
 
 def test_rewind_keeps_events_and_what_the_predicate_keeps(tmp_path):
     path = tmp_path / metrics.FILE
     records = [step(1), evaluation(1, a=math.inf), event(1), step(2), event(2)]
     path.write_bytes(b"".join(map(metrics.line, records)) + b'{"torn')
-    left = metrics.rewind(path, lambda r: r["step"] <= 1)
+    left, problems = metrics.rewind(path, lambda r: r["step"] <= 1)
+    assert problems == []
     assert [(r["kind"], r["step"]) for r in left] == [
         ("step", 1),
         ("evaluation", 1),
