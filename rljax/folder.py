@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import jax
 from rljax import metrics, ownership
 
 _CONFIG = "config.json"
+_PARTIAL = re.compile(r"\.policy\.[0-9a-f]{8}")  # of policy.hugging_face.save
 
 
 @contextlib.contextmanager
@@ -49,6 +52,9 @@ def open_run(
     config = json.loads(json.dumps(config, default=str))
     with ownership.owned(run_dir):
         _require_fitting(run_dir, resume)
+        for path in run_dir.iterdir():  # what a killed export of a policy left
+            if _PARTIAL.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
         if (run_dir / _CONFIG).exists():
             _require_same(run_dir, config)
         else:

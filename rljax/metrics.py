@@ -189,13 +189,21 @@ def _read_lines(path: pathlib.Path):
 
 
 def replace_file(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file in one piece: a kill leaves the old one or the new one."""
+    """Writes a file in one piece: a kill or a full disk leaves the old or the new one.
+
+    Raises:
+      OSError: if it cannot be written; the old one is there and no part of the new.
+    """
     new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        with open(new, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def series(records: Sequence[Record], name: str, kind: str = "step") -> np.ndarray:

@@ -1,40 +1,16 @@
 """What a run writes down, on good disks and full ones."""
 
-import errno
 import math
 import os
 import struct
 
 import numpy as np
 import pytest
+from full_disk import FullDisk
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from rljax import metrics
-
-
-class FullDisk:
-    """Opens files that take `room` more bytes in all, then fail as a full disk does."""
-
-    def __init__(self, room):
-        self.room = room
-
-    def open(self, path, mode, buffering=-1):
-        disk = self
-        file = open(path, mode, buffering=buffering)  # noqa: SIM115
-
-        class File:
-            def write(self, data):
-                data = bytes(data)[: disk.room]
-                if not data:
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                disk.room -= len(data)
-                return file.write(data)
-
-            def __getattr__(self, name):
-                return getattr(file, name)
-
-        return File()
 
 
 def step(number, **values):
@@ -197,10 +173,15 @@ def test_tokens_per_second_are_those_of_the_whole_dispatch():
     assert metrics.tokens_per_second({}, 4.0) is None
 
 
-def test_replacing_a_file_leaves_nothing_else(tmp_path):
+def test_replacing_a_file_leaves_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file"
     metrics.replace_file(path, b"old")
     metrics.replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+    monkeypatch.setattr(metrics, "open", FullDisk(3).open, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        metrics.replace_file(path, b"newer")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["file"]
 

@@ -22,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rljax import digest
 from rljax.policy import hugging_face_config
 from rljax.policy.decoder import decoder_policy
 from rljax.policy.transformer import DecoderConfig
@@ -128,8 +129,8 @@ def save(
 
     Raises:
       ValueError: before anything is written, if `path` is taken, `params` are not
-        those of `config`, the tokenizer has more tokens than the model, the model type
-        cannot express `config`, or `extra` contradicts it.
+        those of `config` or not finite, the tokenizer has more tokens than the model,
+        the model type cannot express `config`, or `extra` contradicts it.
     """
     target = pathlib.Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -138,6 +139,13 @@ def save(
             " choose another, or remove it first."
         )
     tensors = _named(config, params)
+    bad = digest.not_finite(params)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"params must be finite, but {bad[0]}{more} hold NaN or infinity; save"
+            " those of the last good checkpoint."
+        )
     # Without explicit nulls, transformers ends any Llama at token 2.
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
@@ -322,7 +330,12 @@ def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
             # safetensors writes memory as it lies: of a view, the wrong order.
             arrays[name] = np.ascontiguousarray(x)
         # Versions of transformers refuse files that do not name a framework.
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(
+                arrays, folder / file, metadata={"format": "pt"}
+            )
+        except safetensors.SafetensorError as error:  # a full disk
+            raise OSError(f"{folder / file} could not be written: {error}") from error
         shard_of |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(num_bytes.values())
