@@ -90,7 +90,7 @@ class Checkpoints:
                 "step": step,
                 "info": _json(info),
                 "leaves": _describe(template(state)),
-                "digests": digest.of_leaves(state),
+                "digests": _digests(state),
             }
         )
         try:
@@ -254,7 +254,7 @@ def restore(path: epath.PathLike, like: Any) -> Any:
         raise Corrupt("its leaves have changed since it was saved")
     changed = [
         leaf
-        for leaf, number in digest.of_leaves(loaded).items()
+        for leaf, number in _digests(loaded).items()
         if number != beside["digests"][leaf]
     ]
     if changed:
@@ -292,6 +292,10 @@ def _describe(state: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(state)
     }
+
+
+def _digests(state: Any) -> dict[str, int]:
+    return {leaf: found.digest for leaf, found in digest.examine(state).items()}
 
 
 def _json(info: dict[str, Any]) -> dict[str, Any]:

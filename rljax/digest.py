@@ -1,24 +1,81 @@
 """Digests of arrays: of a state's bits, on the device; of a data set's, on the host."""
 
-import functools
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def of_leaves(state: Any) -> dict[str, int]:
-    """A number in [0, 2**32) per leaf, by its place; on any mesh the same."""
-    digests = {
-        jax.tree_util.keystr(path): _digest(leaf)
-        for path, leaf in jax.tree.leaves_with_path(state)
-    }
-    return {leaf: int(digest) for leaf, digest in jax.device_get(digests).items()}
+class Leaf(NamedTuple):
+    """What one pass over an array finds.
+
+    digest: in [0, 2**32), by its bits and their places.
+    nan, infinite: whether a number in it is so.
+    """
+
+    digest: int
+    nan: bool
+    infinite: bool
+
+
+def examine(tree: Any) -> dict[str, Leaf]:
+    """A pass over every leaf where it lies, by its place in the tree.
+
+    One program, and the same digests, whatever the mesh.
+    """
+    groups: dict[Any, dict[str, jax.Array]] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        bound = isinstance(leaf, jax.Array) and leaf.committed
+        devices = frozenset(leaf.sharding.device_set) if bound else None
+        groups.setdefault(devices, {})[jax.tree_util.keystr(path)] = leaf
+    free = groups.pop(None, {})  # goes with any others
+    first, *rest = groups.values() or [{}]
+    found: dict[str, Leaf] = {}
+    for group in (first | free, *rest):
+        for name, values in jax.device_get(_examine(group)).items():
+            digest, nan, infinite = values
+            found[name] = Leaf(int(digest), bool(nan), bool(infinite))
+    return found
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The leaves in which a number is NaN or infinite."""
+    return [name for name, x in examine(tree).items() if x.nan or x.infinite]
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest of host arrays: of their places in the tree, dtypes, shapes and bytes.
+
+    Two data sets of the same fingerprint are the same, in the same order.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = f"{jax.tree_util.keystr(path)} {array.dtype}{list(array.shape)}\n"
+        digest.update(name.encode())
+        digest.update(array.data.cast("B") if array.size else b"")
+    return digest.hexdigest()[:16]
 
 
 @jax.jit
+def _examine(leaves: dict[str, jax.Array]):
+    no = jnp.zeros((), bool)
+    return {
+        name: (
+            _digest(x),
+            jnp.any(jnp.isnan(x)) if _is_float(x) else no,
+            jnp.any(jnp.isinf(x)) if _is_float(x) else no,
+        )
+        for name, x in leaves.items()
+    }
+
+
+def _is_float(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
 def _digest(x: jax.Array) -> jax.Array:
     """u32: the sum of x's words, each times an odd number that its place gives.
 
@@ -48,32 +105,3 @@ def _words(x: jax.Array) -> jax.Array:
         return _words(x.astype(jnp.float32))  # which holds them exactly
     words = {8: jnp.uint8, 16: jnp.uint16}.get(bits, jnp.uint32)
     return jax.lax.bitcast_convert_type(x, words).astype(jnp.uint32)
-
-
-def not_finite(tree: Any, *, infinite: bool = True) -> list[str]:
-    """The leaves in which a number is NaN or, unless `infinite` is false, infinite."""
-    floats = {
-        jax.tree_util.keystr(path): _is_bad(leaf, infinite)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
-    return [leaf for leaf, bad in jax.device_get(floats).items() if bad]
-
-
-def fingerprint(tree: Any) -> str:
-    """A digest of host arrays: of their places in the tree, dtypes, shapes and bytes.
-
-    Two data sets of the same fingerprint are the same, in the same order.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        name = f"{jax.tree_util.keystr(path)} {array.dtype}{list(array.shape)}\n"
-        digest.update(name.encode())
-        digest.update(array.data.cast("B") if array.size else b"")
-    return digest.hexdigest()[:16]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _is_bad(x: jax.Array, infinite: bool) -> jax.Array:
-    return ~jnp.all(jnp.isfinite(x)) if infinite else jnp.any(jnp.isnan(x))

@@ -16,8 +16,8 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from rich.console import Console
 from rljax import (
     check,
     checkpoint,
-    digest,
     display,
     fault,
     folder,
@@ -34,59 +33,8 @@ from rljax import (
     metrics,
     ownership,
 )
+from rljax.phase import Metrics, Phase, check_phases, phase_of, templates_of
 from rljax.types import Prompts, TrainState
-
-Metrics = Mapping[str, jax.Array]
-
-
-class Stream(Protocol):
-    """An endless iterator over Prompts of NumPy arrays [K, P, ...] that can be saved.
-
-    The state is JSON-able and says how many items were handed out.
-    """
-
-    def __next__(self) -> Prompts: ...
-
-    def get_state(self) -> dict[str, Any]: ...
-
-    def set_state(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A part of a run: such as the warm start, then reinforcement learning.
-
-    name: shown and recorded; unique in a run.
-    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K]); the state is donated.
-    stream: where the prompts come from.
-    num_steps: training steps, a multiple of steps_per_dispatch.
-    steps_per_dispatch: `K`.
-    begin: applied to the state once, when the phase is entered: a new optimiser state.
-      It must not change anything else than the state it returns.
-    evaluate: state -> metrics by name, or None; must not donate the state.
-    evaluate_every: training steps between evaluations; at the first dispatch boundary
-      from there on. The last step of a phase is always evaluated, and the start of a
-      phase if no phase before it has just done so.
-    """
-
-    name: str
-    run: Callable[[TrainState, Prompts], tuple[TrainState, Metrics]]
-    stream: Stream
-    num_steps: int
-    steps_per_dispatch: int
-    begin: Callable[[TrainState], TrainState] = lambda state: state
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
-    evaluate_every: int = 1
-
-    def __post_init__(self):
-        for name in ("num_steps", "steps_per_dispatch", "evaluate_every"):
-            check.number(name, getattr(self, name), low=1)
-        if self.num_steps % self.steps_per_dispatch:
-            raise ValueError(
-                "num_steps must be a multiple of steps_per_dispatch, got"
-                f" {self.num_steps} and {self.steps_per_dispatch} in phase"
-                f" {self.name!r}; change one of them."
-            )
 
 
 class Stopped(SystemExit):
@@ -131,19 +79,21 @@ def train(
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
-    _check_phases(phases)
+    check_phases(phases)
     check.number("checkpoint_every", checkpoint_every, low=1)
     check.number("keep", keep, low=1)
     check.number("max_refused", max_refused, low=1)
-    _require_finite(state, "to begin with")
     directory = run_dir / "checkpoints"
     with ownership.kept(run_dir):
-        templates, state = _templates(phases, state, checkpoint.newest(directory))
+        newest = checkpoint.newest(directory)
+        templates, state = templates_of(phases, state, newest)  # frees its memory
         found, restored, problems = checkpoint.restore_newest(
-            directory, lambda found: templates[_position(phases, found)]
+            directory, lambda found: templates[phase_of(phases, found)]
         )
         index, done = 0, 0
-        if found is not None:
+        if found is None:
+            fault.require_finite(state)
+        else:
             state = restored
             index, done = found.info["phase"], found.info["phase_step"]
             phases[index].stream.set_state(found.info["stream"])
@@ -157,19 +107,6 @@ def train(
             if host.asked.by is not None:
                 _stop(host, host.asked.by, host.board.step)
     return state
-
-
-def _templates(phases, state: TrainState, newest: checkpoint.Found | None):
-    """The templates of the phases up to a checkpoint's, whose state is not needed.
-
-    All at once and in order, as `begin` may consume the state.
-    """
-    templates = []
-    if newest is not None:
-        for phase in phases[: _position(phases, newest) + 1]:
-            state = phase.begin(state)  # not to train on, only for its structure
-            templates.append(checkpoint.template(state))
-    return templates, None if templates else state
 
 
 def _run_phase(host: "_Host", index: int, state, done: int, checkpoint_every: int):
@@ -385,7 +322,7 @@ def _save(host: _Host, index: int, done: int, state: TrainState) -> None:
             f"{host.run_dir} was taken over by {other}, so this run stops after step"
             f" {step}; nothing of it is saved since {host.checkpoints.latest}"
         )
-    problem = _not_finite(state)
+    problem = fault.not_finite(state)
     if problem is not None:
         _fault(host, f"{problem} after step {step}")
     # The metrics first, so that no checkpoint is ahead of them.
@@ -399,41 +336,6 @@ def _save(host: _Host, index: int, done: int, state: TrainState) -> None:
         "stream": phase.stream.get_state(),
     }
     host.checkpoints.save(step, state, info)
-
-
-def _not_finite(state: TrainState) -> str | None:
-    """Why nothing could be learnt from a state on, or None.
-
-    An infinity is no fault in an optimiser, where some begin a minimum with it.
-    """
-    leaves = [f"params{leaf}" for leaf in digest.not_finite(state.params)]
-    wrong = digest.not_finite(state.optimizer, infinite=False)
-    leaves += [f"optimizer{leaf}" for leaf in wrong]
-    if not leaves:
-        return None
-    more = f" and {len(leaves) - 1} more" if len(leaves) > 1 else ""
-    return f"the state must hold finite numbers, but {leaves[0]}{more} does not"
-
-
-def _require_finite(state: TrainState, when: str) -> None:
-    problem = _not_finite(state)
-    if problem is not None:
-        raise ValueError(f"{problem} {when}; check what it was read or made from.")
-
-
-def _position(phases: Sequence[Phase], found: checkpoint.Found) -> int:
-    """The phase that a checkpoint was saved in."""
-    info = found.info
-    index, done = info["phase"], info["phase_step"]
-    if index >= len(phases) or (
-        phases[index].name != info["phase_name"] or phases[index].num_steps < done
-    ):
-        raise ValueError(
-            f"the phases must be those that {found.path} was saved in, after"
-            f" {done} steps of phase {info['phase_name']!r}, got"
-            f" {[(p.name, p.num_steps) for p in phases]}; pass another --run-dir."
-        )
-    return index
 
 
 def _stop(host: _Host, by: signal.Signals, step: int) -> NoReturn:
@@ -455,12 +357,3 @@ def _next_prompts(phase: Phase, done: int) -> Prompts:
             f"the stream of phase {phase.name!r} must last for num_steps ="
             f" {phase.num_steps}, but ended after {done}; make it repeat."
         ) from end
-
-
-def _check_phases(phases: Sequence[Phase]) -> None:
-    names = [phase.name for phase in phases]
-    if not names or len(set(names)) != len(names):
-        raise ValueError(
-            f"phases must be at least one and have different names, got {names}; name"
-            " each after what it does."
-        )

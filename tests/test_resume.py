@@ -1,6 +1,7 @@
 """Runs that crash, are stopped or killed, or fill the disk, and go on from there."""
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -59,6 +60,7 @@ def test_a_finished_run_resumes_to_its_end(tmp_path, whole):
     assert toy_run.outcome(state, run_dir) == whole[1]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_corrupt_newest_checkpoint_costs_only_its_steps(tmp_path, whole):
     run_dir = tmp_path / "run"
     with pytest.raises(toy_run.Crash):
@@ -71,6 +73,7 @@ def test_a_corrupt_newest_checkpoint_costs_only_its_steps(tmp_path, whole):
     events = records(run_dir, "event", "event", "step")
     assert ("checkpoint/corrupt", 8) in events
     assert newest.exists()  # written again
+    gc.collect()  # what orbax leaves of reads beside one that failed
 
 
 @pytest.mark.parametrize(("by", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
