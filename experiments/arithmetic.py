@@ -14,17 +14,18 @@ import pathlib
 from typing import Literal
 
 import jax
-import numpy as np
 import optax
 import rich.console
 
 from experiments import cli
 from experiments import column_addition as addition
+from experiments.first_stage import FirstStage
 from experiments.judge import Judge
 from experiments.task import Task, build
 from rljax import (
     algorithms,
     data,
+    digest,
     evaluate,
     folder,
     keys,
@@ -241,13 +242,16 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
     )
 
 
-def phases(config: Config, task: Task, judge: Judge, run_dir) -> list[train.Phase]:
+def phases(
+    config: Config, task: Task, judge: Judge, before: FirstStage
+) -> list[train.Phase]:
     """Warm start, if the policy needs one, and RL."""
     warm = config.warm_steps > 0 and config.model is None
 
     def evaluation(state: TrainState, start_of_rl: bool):
         if start_of_rl:
-            _save_stage(run_dir, judge.test(state.params)[0])
+            before.keep(judge.test(state.params)[0])
+        before.write()  # what a full disk did not take
         return judge.validation(state.params)
 
     learner = rl_learner(config, trained_policy(config, task))
@@ -300,9 +304,18 @@ def main(
     program: 3-digit addition with working after a careless warm start, or your own
     Hugging Face model on your own problems."""
     task = build(config)
-    judge, policy = Judge(config, task), trained_policy(config, task)
-    run_dir = folder.open_run(run_dir, config, resume=resume)
-    parts = phases(config, task, judge, run_dir)
+    problems = digest.fingerprint((task.train, task.validation, task.test))
+    made_of = {**dataclasses.asdict(config), "problems": problems}
+    with folder.open_run(run_dir, made_of, resume=resume) as run_dir:
+        return train_and_compare(config, task, run_dir)
+
+
+def train_and_compare(
+    config: Config, task: Task, run_dir: pathlib.Path
+) -> dict[str, evaluate.Estimate]:
+    """The run, its policy and its report, in a folder that is ours."""
+    judge, before = Judge(config, task), FirstStage(run_dir)
+    parts, policy = phases(config, task, judge, before), trained_policy(config, task)
     warm = len(parts) > 1
     first = warm_learner(config, task.policy) if warm else rl_learner(config, policy)
     stream, of = keys.stream, keys.Stream
@@ -318,7 +331,7 @@ def main(
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
     )
-    if not (run_dir / "policy").exists():  # a finished run that was resumed has it
+    if not any((run_dir / "policy").glob("*")):  # a finished run that was resumed has
         hugging_face.save(
             run_dir / "policy",
             task.decoder,
@@ -327,14 +340,18 @@ def main(
             metadata=task.metadata,
         )
     after, completions = judge.test(state.params)
-    before = "warm start" if warm else "before"
-    stages = {before: _load_stage(run_dir), "after RL": after}
+    first = before.read()
+    stages = {} if first is None else {parts[0].name if warm else "before": first}
+    stages["after RL"] = after
     tables = [judge.compare(stages)]
     if task.group is not None:
         tables.append(evaluate.compare_by_group(stages, task.group[1], task.group[0]))
-    path = report.write_report(
-        run_dir, title="RL with FADE", tables=tables, completions=completions
-    )
+    try:
+        path = report.write_report(
+            run_dir, title="RL with FADE", tables=tables, completions=completions
+        )
+    except OSError as error:  # a full disk must not take the tables with it
+        path = f"none, {error}; --resume writes it"
     show(run_dir, tables, completions, path)
     return {name: evaluate.pass_at_k(s.correct, 1) for name, s in stages.items()}
 
@@ -352,17 +369,6 @@ def show(run_dir, tables, completions, report_path) -> None:
         f"\npolicy, a Hugging Face folder: {run_dir / 'policy'}\nreport: {report_path}",
         markup=False,
     )
-
-
-def _save_stage(run_dir: pathlib.Path, stage: evaluate.Stage) -> None:
-    new = run_dir / "before.new.npz"
-    np.savez(new, correct=stage.correct, greedy=stage.greedy)
-    new.rename(run_dir / "before.npz")
-
-
-def _load_stage(run_dir: pathlib.Path) -> evaluate.Stage:
-    with np.load(run_dir / "before.npz") as file:
-        return evaluate.Stage(file["correct"], file["greedy"])
 
 
 if __name__ == "__main__":

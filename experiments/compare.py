@@ -91,7 +91,14 @@ def main(
     learning rates tuned on validation problems, bootstrap intervals on test problems.
     """
     found = check(config)
-    run_dir = folder.open_run(run_dir, config, resume=resume)
+    with folder.open_run(run_dir, config, resume=resume) as run_dir:
+        return compare(config, found, run_dir)
+
+
+def compare(
+    config: Config, found: list[str], run_dir: pathlib.Path
+) -> dict[str, compare_report.Outcome]:
+    """The comparison, in a folder that is ours."""
     world = contest.build(config, run_dir)
     params = contest_warm.warm_start(world)
     starts = {"": params}

@@ -9,12 +9,12 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rljax import control_token, held_out, strict_json
+from rljax import control_token, digest, held_out, strict_json
 from rljax.types import Prompts
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def stream(
     map_fn: MapFn = _unchanged,
     process_index: int = 0,
     process_count: int = 1,
-) -> "grain.DatasetIterator":
+) -> "Stream":
     """The endless shuffled stream of training batches over a data set.
 
     Each epoch is a new permutation, cut into steps of `num_prompts` prompts. No prompt
@@ -235,9 +235,10 @@ def stream(
 
     Returns:
       An iterator over `Prompts` of NumPy arrays [K, num_prompts / process_count, ...].
-      `get_state()` is a small JSON-able dict, the number of steps handed out; after
-      `set_state(state)` on an equally built stream the continuation is exact, also
-      with another steps_per_dispatch.
+      `get_state()` is a small JSON-able dict, the number of steps handed out and a
+      fingerprint of `prompts`; after `set_state(state)` on an equally built stream the
+      continuation is exact, also with another steps_per_dispatch. A state of other
+      prompts is a ValueError.
 
     Raises:
       ValueError: for sizes that do not fit each other.
@@ -260,7 +261,33 @@ def stream(
     # asynchrony hides, and threads do not go with processes forked by a verifier.
     # Batching after to_iter_dataset keeps the state in steps, whatever K is.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(steps.to_iter_dataset(options).batch(steps_per_dispatch))
+    batches = iter(steps.to_iter_dataset(options).batch(steps_per_dispatch))
+    return Stream(batches, digest.fingerprint(prompts))
+
+
+class Stream:
+    """What `stream` returns: grain's iterator, and the data it is a position in."""
+
+    def __init__(self, batches: "grain.DatasetIterator", fingerprint: str):
+        self._batches, self._fingerprint = batches, fingerprint
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Prompts:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"prompts": self._fingerprint, "place": self._batches.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state["prompts"] != self._fingerprint:
+            raise ValueError(
+                "the encoded prompts must be those that the state was saved with, of"
+                f" fingerprint {state['prompts']}, got {self._fingerprint}; bring back"
+                " the data, tokenizer and template, or start another run."
+            )
+        self._batches.set_state(state["place"])
 
 
 class _Steps:

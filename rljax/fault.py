@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rljax import digest
+from rljax.types import TrainState
+
 
 class RunFault(FloatingPointError):
     """The device reported numbers that training must not go on with."""
@@ -62,3 +65,27 @@ class Refusals:
                     " completion"
                 )
         return None
+
+
+def not_finite(state: TrainState) -> str | None:
+    """Why nothing could be learnt from a state on, or None.
+
+    An infinity is no fault in an optimiser, where some begin a minimum with it.
+    """
+    leaves = [
+        leaf.removeprefix(".")
+        for leaf, found in digest.examine(state).items()
+        if (leaf.startswith(".params") and (found.nan or found.infinite))
+        or (leaf.startswith(".optimizer") and found.nan)
+    ]
+    if not leaves:
+        return None
+    more = f" and {len(leaves) - 1} more" if len(leaves) > 1 else ""
+    return f"the state must hold finite numbers, but {leaves[0]}{more} does not"
+
+
+def require_finite(state: TrainState) -> None:
+    """Raises ValueError for a state that a run cannot begin with."""
+    problem = not_finite(state)
+    if problem is not None:
+        raise ValueError(f"{problem} to begin with; check what it was read from.")

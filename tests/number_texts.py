@@ -19,11 +19,36 @@ SPACE, EDGE = {" ", "\t", ":", GAP}, set("=<>\n\r\v\f")
 OPENING = {*"\"'`([$#", "bold", "escaped"}
 CLOSING = {*"\"'`)]$%.,;?", "bold", "escaped"}
 OTHER_NUMBER_AFTER = set(
-    "hundred thousand million billion trillion dozen hundreds thousands millions"
-    " billions trillions dozens plus minus times x divided over point squared cubed"
-    " factorial and or to by".split()
+    [
+        "hundred",
+        "thousand",
+        "million",
+        "billion",
+        "trillion",
+        "dozen",
+        "hundreds",
+        "thousands",
+        "millions",
+        "billions",
+        "trillions",
+        "dozens",
+        "plus",
+        "minus",
+        "times",
+        "x",
+        "divided",
+        "over",
+        "point",
+        "squared",
+        "cubed",
+        "factorial",
+        "and",
+        "or",
+        "to",
+        "by",
+    ]
 )
-OTHER_NUMBER_BEFORE = set("minus negative plus times over point x".split())
+OTHER_NUMBER_BEFORE = set(["minus", "negative", "plus", "times", "over", "point", "x"])
 
 
 def last_number(text: str, finished: bool = True) -> fractions.Fraction | None:
@@ -123,7 +148,7 @@ def _symbols(text: str) -> list[str]:
             before = first == 0 or text[first - 1] in WHITE | {GAP}
             after = last + 1 == len(text) or text[last + 1] in WHITE | {GAP}
             size = last - first + 1
-            if size >= 3 or size == 2 and not (before and after):
+            if size >= 3 or (size == 2 and not (before and after)):
                 names[i] = "bold"
     return names
 
@@ -200,17 +225,38 @@ _TEMPLATES = st.sampled_from(
     + ["{a}-{b}", "{a} - {b}", "{a}\u2013{b}", "{a} to {b}", "{a}:{b}", "{a} : {b}"]
     + ["{b} or {a}", "{b} and {a}", "{b}, and {a}", "3m by {a}", "equal to {a}"]
     + ["{a}.{b}.{c}", "v{a}.{b}", "{a}-{b}-{c}", "{a}/{b}/{c}", "{a},{b}", "{a}, {b}"]
-    + ["{a}st", "{a}k", "{a} million", "{a} dozen", "{a}\u00bd", "{a}\u00b2", "{a}\u00b0"]
+    + [
+        "{a}st",
+        "{a}k",
+        "{a} million",
+        "{a} dozen",
+        "{a}\u00bd",
+        "{a}\u00b2",
+        "{a}\u00b0",
+    ]
     + ["{a}!", "{a}^{b}", "{a} ^ {b}", "\\sqrt{{{a}}}", "\\sqrt {a}", "f({a})", "|{a}|"]
     + ["{a} + {b}", "{a}+x", "x + {a}", "x*{a}", "x * {a}", "x ** {a}", "{a} \\pi"]
-    + ["-({a})", "-\\boxed{{{a}}}", "\\boxed{{{a}}}^2", "2\\boxed{{{a}}}", "\\text{{{a}}}"]
+    + [
+        "-({a})",
+        "-\\boxed{{{a}}}",
+        "\\boxed{{{a}}}^2",
+        "2\\boxed{{{a}}}",
+        "\\text{{{a}}}",
+    ]
     + ["\\boxed{{{a}, {b}}}", "\\boxed{{{a} \\text{{ cm}}}}", "\\boxed{{x={a}}}"]
     + ["<answer>{a}</answer>", "<<{a}*{b}={c}>>{c}", "{a}<{b}", "Step {a}: {b}"]
     + ["({a}, {b})", "[{a}, {b}]", "{a}\\{b}", "{a};{b}", "{a}\\\\", "{a} and {b}/{c}"]
 )
 _BEFORE = st.sampled_from(
     ["", "", " ", "The answer is ", "so ", "is", "x = ", "\n", "$", "(", "= -", "5 "]
-    + ["I checked 2 ways.\n", "\\boxed{7} and ", "#### 7\n", "caf\u00e9 ", "\u2248 ", "* "]
+    + [
+        "I checked 2 ways.\n",
+        "\\boxed{7} and ",
+        "#### 7\n",
+        "caf\u00e9 ",
+        "\u2248 ",
+        "* ",
+    ]
 )
 _AFTER = st.sampled_from(
     ["", "", ".", " ", "\n", " dollars.", "\nI checked it in 2 ways.", " so", ")", "}"]
@@ -219,7 +265,19 @@ _AFTER = st.sampled_from(
 _PIECES = st.sampled_from(
     [*"0123456789", *"..,,--++$$##()[]{}\\\\**==:;%/^_|!?'\"`~ \n\t<>&", MINUS, "**"]
     + ["\u2009", "\u00bd", "\u00b2", "a", "x", "so", "10", "000", "\\boxed{", "####"]
-    + ["\\frac", "million", "minus", "\\$", "\\(", "\\)", "\\,", "{,}", "\0", GAP, "\xe9"]
+    + [
+        "\\frac",
+        "million",
+        "minus",
+        "\\$",
+        "\\(",
+        "\\)",
+        "\\,",
+        "{,}",
+        "\0",
+        GAP,
+        "\xe9",
+    ]
 )
 
 

@@ -139,7 +139,7 @@ def test_sigterm_saves_and_leaves_and_resume_goes_on(cache, whole, tmp_path):
     code, out = finish(process)
     assert code == 128 + signal.SIGTERM, out
     assert "--resume" in out
-    assert list((folder / "checkpoints").glob("0*/checksums.json"))
+    assert list((folder / "checkpoints").glob("0*/commit_success.txt"))
     code, out = finish(start(cache, *TINY, "--run-dir", folder, "--resume"))
     assert code == 0, out
     assert weights(folder) == weights(whole[0])

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import strict_json, token_ids
+from rljax import digest, strict_json, token_ids
 from rljax.policy import hugging_face_config, hugging_face_metadata
 from rljax.policy.decoder import decoder_policy
 from rljax.policy.hugging_face_metadata import CONFIG, Metadata
@@ -131,8 +131,8 @@ def save(
 
     Raises:
       ValueError: before anything is written, if `path` is taken, `params` are not
-        those of `config`, the tokenizer has more tokens than the model, the model type
-        cannot express `config`, or `extra` contradicts it.
+        those of `config` or not finite, the tokenizer has more tokens than the model,
+        the model type cannot express `config`, or `extra` contradicts it.
     """
     target = pathlib.Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -141,6 +141,13 @@ def save(
             " choose another, or remove it first."
         )
     tensors = _named(config, params)
+    bad = digest.not_finite(params)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"params must be finite, but {bad[0]}{more} hold NaN or infinity; save"
+            " those of the last good checkpoint."
+        )
     some = jax.tree.leaves(params)[0]
     dtypes = dict.fromkeys(("dtype", "torch_dtype"), some.dtype.name)
     extra = {**({} if extra is None else extra), **dtypes}
@@ -361,7 +368,12 @@ def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
             # safetensors writes memory as it lies: of a view, the wrong order.
             arrays[name] = np.ascontiguousarray(x)
         # Versions of transformers refuse files that do not name a framework.
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(
+                arrays, folder / file, metadata={"format": "pt"}
+            )
+        except safetensors.SafetensorError as error:  # a full disk
+            raise OSError(f"{folder / file} could not be written: {error}") from error
         shard_of |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(num_bytes.values())
