@@ -99,7 +99,9 @@ def gradient_gate(
     check.number("window", window, low=1)
 
     def init():
-        return GradientGateState(jnp.zeros(window), jnp.int32(-1), jnp.zeros(()))
+        zero = jnp.zeros((), jnp.float32)
+        increments = jnp.zeros(window, jnp.float32)
+        return GradientGateState(increments, jnp.int32(-1), zero)
 
     def update(grads, metrics, reuse, state):
         del metrics
@@ -162,7 +164,8 @@ def target_kl_per_pass(limit: jax.typing.ArrayLike) -> Gate:
         over = (reuse > state.reuse) & (state.kl > limit)
         return ~over, over, PassState(jnp.asarray(reuse, jnp.int32), _kl(metrics)), {}
 
-    return Gate(lambda: PassState(jnp.zeros((), jnp.int32), jnp.zeros(())), update)
+    start = PassState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+    return Gate(lambda: start, update)
 
 
 def _kl(metrics):

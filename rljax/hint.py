@@ -67,7 +67,9 @@ def hinted_act(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
         ends = _require(prompts, "solution_ends")
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 2)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.id)
-        draws = jax.vmap(lambda k: jax.random.uniform(k, ends.shape[1:]))(keys)
+        draws = jax.vmap(lambda k: jax.random.uniform(k, ends.shape[1:], jnp.float32))(
+            keys
+        )
         revealed = (draws < probability_fn(state.step)) & (ends > 0)
         count = jnp.sum(revealed, -1, keepdims=True, dtype=jnp.int32)
         at = jnp.take_along_axis(ends, jnp.maximum(count - 1, 0), -1)

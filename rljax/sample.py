@@ -71,7 +71,7 @@ def sampler(
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def draw(logits, keys, t):  # f32[P, G, V], key[P, G], i32[P]
-        drawn_from, kept = logits, jnp.ones(logits.shape[:-1])
+        drawn_from, kept = logits, jnp.ones(logits.shape[:-1], jnp.float32)
         if temperature == 0:
             token = jnp.argmax(logits, -1)
         else:
@@ -146,7 +146,7 @@ def sampler(
             source=jnp.full((P, G), source, jnp.int32),
             finished=jnp.any(jnp.isin(log["token"], stops) & log["mask"], -1),
             behaviour=behaviour,
-            decoded=jnp.full((P, G), D * B * W / (P * G)) * count,
+            decoded=jnp.full((P, G), D * B * W / (P * G), jnp.float32) * count,
         )
         return samples, old
 
@@ -163,7 +163,7 @@ def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.A
 
 
 def _gumbel(key, t, num):
-    return jax.random.gumbel(jax.random.fold_in(key, t), (num,))
+    return jax.random.gumbel(jax.random.fold_in(key, t), (num,), jnp.float32)
 
 
 def _require_slots(P, D, B, num_slots):

@@ -223,13 +223,14 @@ def _repeat(one, state, num_steps):
     if num_steps == 1:
         state, _, metrics = one(state, jnp.zeros((), jnp.int32))
         metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
-        return state, metrics | {"update/steps": jnp.ones(())}
+        return state, metrics | {"update/steps": jnp.ones((), jnp.float32)}
     shapes = jax.eval_shape(lambda: one(state, jnp.zeros((), jnp.int32))[2])
     total = {k: jnp.zeros((), jnp.float32) for k in shapes}
 
     def body(carry):
         state, i, _, total = carry
         state, stop, metrics = one(state, i)
+        metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
         total = {
             k: jnp.maximum(v, metrics[k]) if _is_peak(k) else v + metrics[k]
             for k, v in total.items()

@@ -195,7 +195,7 @@ def _noise(key, prompt_id, shape):
     def row(prompt, sample):
         own = jax.random.fold_in(jax.random.fold_in(key, prompt), sample)
         # Threefry is counter-based: a longer draw begins with the shorter one.
-        return jax.random.uniform(own, shape[2:])
+        return jax.random.uniform(own, shape[2:], jnp.float32)
 
     rows = jax.vmap(jax.vmap(row, (None, 0)), (0, None))
     return rows(prompt_id, jnp.arange(shape[1]))

@@ -33,7 +33,10 @@ def with_value_head(
     """
 
     def init(key):
-        head = {"kernel": jnp.zeros(d_model), "bias": jnp.zeros(())}
+        head = {
+            "kernel": jnp.zeros(d_model, jnp.float32),
+            "bias": jnp.zeros((), jnp.float32),
+        }
         return {"policy": policy.init(key), "value": head}
 
     def measure(params, prompts, samples):
