@@ -68,6 +68,15 @@ def count(name: str, value, *, low: int = 1, high: int | None = None):
         )
 
 
+def seed(name: str, value):
+    """Raises ValueError unless `value` is an integer in [0, 2**32); may be traced."""
+    if isinstance(value, jax.Array):
+        if not (value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)):
+            refuse(name, "be an integer", value)
+    else:
+        count(name, value, low=0, high=2**32 - 1)
+
+
 def ordered(**values):
     """Raises ValueError unless the concrete ones of these numbers do not decrease."""
     for name, value in values.items():

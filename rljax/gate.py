@@ -45,6 +45,8 @@ def every(*gates: Gate) -> Gate:
     A gate sees only what those before it accept: after `finite()` no gate's memory
     takes in a gradient that is not.
     """
+    for i, gate in enumerate(gates):
+        check.kind(f"gates[{i}] of every", gate, Gate, "finite()")
 
     def update(grads, metrics, reuse, state):
         accept, stop = jnp.ones((), bool), jnp.zeros((), bool)
@@ -96,7 +98,9 @@ def gradient_gate(
     Source: arXiv:2605.19425 (rule SECONDARY; energy as a square, population standard
       deviation plus 1e-8 and what enters the window RECONSTRUCTED).
     """
-    check.number("window", window, low=1)
+    check.function("select_fn", select_fn, "grads")
+    check.number("threshold", threshold)
+    check.count("window", window)
 
     def init():
         zero = jnp.zeros((), jnp.float32)

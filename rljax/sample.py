@@ -55,18 +55,23 @@ def sampler(
     Raises:
       ValueError: if a number is outside its range.
     """
-    check.number("num_samples", num_samples, low=1)
-    check.number("max_tokens", max_tokens, low=1)
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.count("num_samples", num_samples)
+    check.count("max_tokens", max_tokens)
+    if not isinstance(stop_tokens, (tuple, list)):
+        check.refuse("stop_tokens", "be a tuple of token ids", stop_tokens)
+    for token in stop_tokens:
+        check.count("stop_tokens", token, low=0, high=2**31 - 1)
     check.number("temperature", temperature, low=0)
     if top_k is not None:
-        check.number("top_k", top_k, low=1)
+        check.count("top_k", top_k)
     if top_p is not None:
         check.number("top_p", top_p, above=0, high=1)
     if num_slots is not None:
-        check.number("num_slots", num_slots, low=1)
+        check.count("num_slots", num_slots)
     if num_segments is None:
         num_segments = min(max(1, max_tokens // 16), 4)
-    check.number("num_segments", num_segments, low=1, high=max_tokens)
+    check.count("num_segments", num_segments, high=max_tokens)
     plain = temperature == 1 and top_k is None and top_p is None
     stops = jnp.asarray(stop_tokens, jnp.int32)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rljax import mesh, microbatch, numerics
+from rljax import check, mesh, microbatch, numerics
 from rljax.advantage import mass
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.gate import Gate, finite
@@ -64,6 +64,18 @@ def learner(
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
     """
+    if not isinstance(measure, ReferencedMeasure):
+        check.function("measure", measure, "params, prompts, samples")
+    check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
+    check.kind(
+        "optimizer", optimizer, optax.GradientTransformation, "optax.adamw(1e-5)"
+    )
+    if gate is not None:
+        check.kind("gate", gate, Gate, "finite()")
+    check.count("num_passes", num_passes)
+    check.count("num_minibatches", num_minibatches)
+    check.count("num_microbatches", num_microbatches)
+    check.count("num_lengths", num_lengths)
     gate = finite() if gate is None else gate
     num_steps = num_passes * num_minibatches
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import pathlib
 import re
-import sys
 import typing
 
 import hypothesis
@@ -12,7 +11,7 @@ import jax
 import pytest
 from hypothesis import strategies as st
 
-from experiments import arithmetic, cli, compare, contest, ranges
+from experiments import arithmetic, compare, contest, ranges
 
 EXPERIMENTS = {
     "arithmetic": (arithmetic.Config, arithmetic.check),

@@ -1,13 +1,13 @@
-"""With JAX_ENABLE_X64 nothing of the library becomes float64: it asks for its dtypes."""
+"""With JAX_ENABLE_X64 nothing becomes float64: the library asks for its dtypes."""
 
+import fakes
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 import test_algorithm_laws as laws
 from algorithm_cases import CASES
 
-import fakes
-import optax
 from rljax import update
 
 

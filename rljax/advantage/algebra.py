@@ -5,13 +5,14 @@ Every policy-gradient method is a field of coefficients over tokens. A transform
 its own; an `Algorithm` is a sum of named terms.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.types import Credit, NotMeasured, Rollout, TokenStats
 
 
@@ -25,6 +26,7 @@ class AdvantageTransform(NamedTuple):
 
 def stateless(fn: Callable[[Credit, Rollout], Credit]) -> AdvantageTransform:
     """The transform that applies `fn` and remembers nothing."""
+    check.function("fn", fn, "credit, rollout")
     return AdvantageTransform(lambda: (), lambda c, s, r: (fn(c, r), s))
 
 
@@ -34,6 +36,10 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
     Order means something: a filter before a reduction renormalises over what is left,
     after it, it does not.
     """
+    for i, transform in enumerate(transforms):
+        check.kind(
+            f"transforms[{i}] of chain", transform, AdvantageTransform, "token_mean()"
+        )
 
     def update(credit, state, rollout):
         if len(state) != len(transforms):
@@ -53,7 +59,8 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
 LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
 
-class Term(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Term:
     """A summand of the loss: `sum(weight * loss_fn(now, credit, rollout))`.
 
     loss_fn: minimised, broadcastable to f32[P, G, T], local to a prompt.
@@ -64,7 +71,13 @@ class Term(NamedTuple):
 
     loss_fn: LossFn
     weighting: AdvantageTransform
-    advantage: AdvantageTransform = chain()
+    advantage: AdvantageTransform = dataclasses.field(default_factory=chain)
+
+    def __post_init__(self):
+        check.function("loss_fn of Term", self.loss_fn, "now, credit, rollout")
+        for name in ("weighting", "advantage"):
+            transform = vars(self)[name]
+            check.kind(f"{name} of Term", transform, AdvantageTransform, "token_mean()")
 
 
 class Algorithm(NamedTuple):
@@ -118,6 +131,8 @@ def algorithm(**terms: Term) -> Algorithm:
     """
     if not terms:
         raise ValueError("algorithm needs at least one term, got none; pass name=Term.")
+    for name, term in terms.items():
+        check.kind(f"term {name!r}", term, Term, "Term(nll(), token_mean())")
     names, parts = tuple(terms), tuple(terms.values())
 
     def run(transforms, credits, states, rollout):

@@ -58,6 +58,7 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
       A stateless transform. Reads `verdict.reward`; changes `advantage` and counts
       members' rewards outside [0, 1] in `fault/reward_out_of_range`.
     """
+    check.function("fn", fn, "p")
 
     def apply(credit, rollout):
         factor = jnp.asarray(fn(baseline.solve_rate(credit, rollout)))
@@ -82,6 +83,8 @@ def assign_by_class(
     Args:
       success_fn, failure_fn: `Group` -> f32[P, 1, 1] or a number.
     """
+    check.function("success_fn", success_fn, "group")
+    check.function("failure_fn", failure_fn, "group")
 
     def apply(credit, rollout):
         group = group_of(credit, rollout)

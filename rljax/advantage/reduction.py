@@ -76,4 +76,5 @@ def constant_length(num_tokens: int) -> AdvantageTransform:
 
 def scale_weight(coefficient: jax.typing.ArrayLike) -> AdvantageTransform:
     """Multiplies the weight: a term's coefficient, placed after its reduction."""
+    check.number("coefficient", coefficient, low=0)
     return stateless(lambda c, r: c.replace(weight=c.weight * coefficient))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 from rljax.advantage.token_weight import low_probability
 from rljax.algorithms.clip_higher import group_normalised
 
@@ -67,6 +67,8 @@ def top_entropy(
     Source: arXiv:2506.01939 (equation SECONDARY, code PAPER); without DAPO's overlong
       punishment, which `overlong_penalty` adds.
     """
+    check.number("fraction", fraction, above=0, high=1)
+    check.maker("divisor_fn", divisor_fn, "select")
     return adv.algorithm(
         policy=adv.Term(
             loss.dual_clip(low, high, cap),

@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 
+from rljax import check
 from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import log_ratio
 
 
 def against_old(loss_fn: LossFn) -> LossFn:
     """The loss with the sampling policy in the place of the reference."""
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: loss_fn(
         now, credit, rollout.replace(reference=rollout.old)
     )
@@ -19,6 +21,7 @@ def against_behaviour(loss_fn: LossFn) -> LossFn:
     verl's bypass mode: PPO's ratio is then pi / mu and needs no further weight; with
     `cispo` it is truncated REINFORCE.
     """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: loss_fn(
         now, credit, rollout.replace(old=rollout.samples.behaviour)
     )
@@ -30,6 +33,7 @@ def times_advantage(loss_fn: LossFn) -> LossFn:
     An advantage chain runs once per rollout batch: with `set_advantage` in it, that is
     how often the coefficient changes.
     """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: credit.advantage * loss_fn(now, credit, rollout)
 
 
@@ -39,6 +43,7 @@ def times_ratio(loss_fn: LossFn) -> LossFn:
     A sampled KL so weighed estimates the KL of the current policy off-policy, and its
     gradient too: rho k3 of DeepSeek-V3.2, TRL's default.
     """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: (
         jnp.exp(log_ratio(now, rollout)) * loss_fn(now, credit, rollout)
     )

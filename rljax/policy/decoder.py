@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy import score
 from rljax.policy.base import Policy
 from rljax.policy.transformer import (
@@ -25,6 +25,8 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
       max_logits: float32 logits that scoring may hold at once, over the whole mesh;
         beyond it, tokens are scored in chunks and their logits recomputed backward.
     """
+    check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
+    check.count("max_logits", max_logits)
     model = Decoder(config)
 
     def apply(params, method, *args):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify import text as texts
 from rljax.verify.text import Text, Verifier
@@ -26,6 +27,10 @@ def exact(
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`. Unfinished samples
       are wrong: their text is not all they would have said.
     """
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("strip", strip)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         text_first, text_size = _core(text, strip)
@@ -55,6 +60,10 @@ def contains(
     Raises:
       ValueError: if `needle` is empty; when traced, if no completion has room for it.
     """
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("needle", needle)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
     if not needle:
         raise ValueError("contains needs a needle of at least one byte, got b''.")
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import check
 from rljax.verify import text as texts
 from rljax.verify.text import Text, Verifier
 from rljax.verify.vocabulary import TokenBytes
@@ -62,6 +63,10 @@ def number(
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`, which must be a
       number in the same sense; if it is not, no sample is right.
     """
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         begin = _begin(text, after)
@@ -91,6 +96,10 @@ def last_number(
     The answer must be a number alone, as for `number`. Unfinished samples count too.
     Args and Returns are those of `number`.
     """
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         begin = _begin(text, after)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify.text import WHITESPACE, Verifier, answers_host, decode_host
 from rljax.verify.vocabulary import TokenBytes
@@ -36,6 +37,10 @@ def number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `numeral.number`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         value = read_number(_rest(text, after))
@@ -48,6 +53,10 @@ def last_number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `numeral.last_number`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         value = read_last_number(_rest(text, after))
@@ -60,6 +69,10 @@ def exact(
     table: TokenBytes, *, strip: bytes = WHITESPACE, max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `match.exact`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("strip", strip)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         return finished and text.strip(strip) == answer.strip(strip)
@@ -71,6 +84,10 @@ def contains(
     table: TokenBytes, needle: bytes, *, max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `match.contains`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("needle", needle)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         found = [
