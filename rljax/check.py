@@ -187,7 +187,8 @@ def _parameters(fn) -> list[str]:
 
 def _advice(must: str, value) -> str:
     if inspect.isroutine(value):
-        return "did you forget to call it?"
+        other = " Or does it take other arguments?" if "function" in must else ""
+        return f"did you forget to call it?{other}"
     if isinstance(value, str):
         exact = f"pass {value.encode(errors='replace')!r}."
         return exact if "bytes" in must else "pass it without quotes."

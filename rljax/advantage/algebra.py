@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.types import Credit, NotMeasured, Rollout, TokenStats
+from rljax.types import Credit, Missing, NotMeasured, Rollout, TokenStats
 
 
 class AdvantageTransform(NamedTuple):
@@ -160,8 +160,11 @@ def algorithm(**terms: Term) -> Algorithm:
     def credit(rollout, state):
         credits = (start(rollout),) * len(parts)
         transforms = [t.advantage for t in parts]
-        credits, new, metrics = run(transforms, credits, state.advantage, rollout)
-        return credits, state._replace(advantage=new), metrics
+        made, new, metrics = run(transforms, credits, state.advantage, rollout)
+        if isinstance(rollout.verdict, Missing):
+            for name, *one in zip(names, transforms, state.advantage, strict=True):
+                _require_no_reward(name, *one, rollout)
+        return made, state._replace(advantage=new), metrics
 
     def weigh(credits, rollout, state):
         transforms = [t.weighting for t in parts]
@@ -182,6 +185,25 @@ def algorithm(**terms: Term) -> Algorithm:
         return total
 
     return Algorithm(init, credit, weigh, loss)
+
+
+def _require_no_reward(name: str, transform, state, rollout: Rollout) -> None:
+    # Without a verdict every reward is 1, and a baseline makes an advantage of 0 of it.
+    credit = start(rollout)
+
+    def made(reward):
+        got, _ = transform.update(credit.replace(advantage=reward), state, rollout)
+        return jnp.zeros(()) if got.advantage is reward else got.advantage
+
+    # Mapping shows what depends on the reward: asking for it unmapped raises.
+    try:
+        jax.eval_shape(jax.vmap(made, out_axes=None), credit.advantage[None])
+    except ValueError as error:
+        raise ValueError(
+            f"term {name!r} needs a verdict, as its advantage is made of the reward,"
+            " got a rollout without one; pass verify to the loop, such as"
+            " loop.fused(act, learner, verify)."
+        ) from error
 
 
 def reads_current(algorithm: Algorithm, credits, rollout: Rollout, state) -> bool:
