@@ -57,14 +57,14 @@ def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=
             )
 
 
-def count(name: str, value, *, low: int = 1, high: int | None = None):
+def count(name: str, value, *, low: int = 1, high: int = _LARGEST_INT):
     """Raises ValueError unless `value` is an integer, not traced, in [low, high]."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         refuse(name, "be an integer", value)
-    if value < low or (high is not None and value > high):
-        bounds = f"[{low}, inf)" if high is None else f"[{low}, {high}]"
+    if not low <= value <= high:
         raise ValueError(
-            f"{name} must lie in {bounds}, got {value}; pass an integer from there."
+            f"{name} must lie in [{low}, {high}], got {_shown(value)}; pass an integer"
+            " from there."
         )
 
 

@@ -150,6 +150,7 @@ def steering_learner(
         check.refuse("shape", "be a pair (layers, width)", shape)
     for size in shape:
         check.count("shape", size)
+    update.learner(policy.measure, algorithm, optimizer, **sizes)  # for its checks
     measure_states = probe.recorded(policy.measure)
 
     def learner(vectors):

@@ -166,6 +166,8 @@ def chord(
         plain likelihood.
     """
     check.function("mu_fn", mu_fn, "step")
+    check.number("clip", clip, low=0, high=1)
+    check.function("weight_fn", weight_fn, "now, credit, rollout")
 
     def make(mu):
         return mixture(mu, clip=clip, weight_fn=weight_fn)
@@ -193,6 +195,7 @@ def gac(
       trim, scale_fn: see `advantage.gac.gac_proxies`.
       **controller: see `advantage.gac.gac_controller`.
     """
+    check.number("clip", clip, low=0, high=1)
     prior = mixing.warmup_cosine(200, 800, 0.85, 0.15) if prior is None else prior
     return adv.controlled_algorithm(
         lambda value: mixture(value.mu, clip=clip, weight_fn=weight_fn),

@@ -39,11 +39,13 @@ def stapo(
 
 def over_selected(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
     """Token mean over the selected tokens: the authors' code."""
+    check.kind("select", select, adv.AdvantageTransform, "keep_top_entropy()")
     return adv.chain(select, adv.token_mean())
 
 
 def over_all(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
     """Sum over the selected tokens / number of all: the paper's equation, TRL."""
+    check.kind("select", select, adv.AdvantageTransform, "keep_top_entropy()")
     return adv.chain(adv.token_mean(), select)
 
 

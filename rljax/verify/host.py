@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify import pool as pools
 from rljax.verify.text import Verifier, answers_host, decode_host
@@ -58,6 +59,14 @@ def pooled(
 
     Example: `with pooled(reward, table, num_workers=8, timeout_s=5.0) as verify: ...`
     """
+    check.maker("fn", fn, "completion, answer")
+    if not isinstance(decode, TokenBytes):
+        check.function("decode", decode, "tokens, mask")
+    check.count("num_workers", num_workers)
+    check.number("timeout_s", timeout_s, above=0)
+    if memory_bytes is not None:
+        check.count("memory_bytes", memory_bytes, high=2**63 - 1)
+    check.number("correct_at", correct_at)
     decode_fn = decode if callable(decode) else lambda *rows: _decode(decode, *rows)
     with pools.Pool(
         fn, num_workers=num_workers, timeout_s=timeout_s, memory_bytes=memory_bytes

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify.vocabulary import TokenBytes
 
@@ -135,7 +136,9 @@ Judge = Callable[[Text, Text, jax.Array], jax.Array]
 Verifier = Callable[[Prompts, Samples], Verdict]
 
 
-def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None):
+def judged(
+    table: TokenBytes, judge: Judge, *, max_bytes: int | None = None
+) -> Verifier:
     """The in-graph verifier that asks `judge` about one sample at a time.
 
     Args:
@@ -147,6 +150,10 @@ def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None):
     Returns:
       (prompts, samples) -> Verdict with reward 1 or 0; reads `prompts.data["answer"]`.
     """
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.function("judge", judge, "text, answer, finished")
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         text = decode(table, samples.tokens, samples.mask, max_bytes=max_bytes)
