@@ -63,8 +63,8 @@ def count(name: str, value, *, low: int = 1, high: int = _LARGEST_INT):
         refuse(name, "be an integer", value)
     if not low <= value <= high:
         raise ValueError(
-            f"{name} must lie in [{low}, {high}], got {_shown(value)}; pass an integer"
-            " from there."
+            f"{name} must lie in [{low}, {high}], got {str(value)[:40]}; pass an"
+            " integer from there."
         )
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import pathlib
 import re
+import subprocess
+import sys
 import typing
 
 import hypothesis
@@ -11,7 +13,7 @@ import jax
 import pytest
 from hypothesis import strategies as st
 
-from experiments import arithmetic, compare, contest, ranges
+from experiments import arithmetic, cli, compare, contest, ranges
 
 EXPERIMENTS = {
     "arithmetic": (arithmetic.Config, arithmetic.check),
@@ -91,6 +93,91 @@ def test_every_number_of_every_configuration_refuses_what_is_none(make, check):
                 check(make(**{field.name: wrong}))
 
 
+FLAGS = {
+    "arithmetic": (
+        "--learning-rate nan",
+        "--learning-rate inf",
+        "--learning-rate 0",
+        "--gradient-clip -1",
+        "--gradient-clip 0",
+        "--seed -1",
+        "--num-samples 1",
+        "--num-validation 0",
+        "--num-minibatches 0",
+        "--num-minibatches -1",
+        "--num-lengths 0",
+        "--num-lengths 3",
+        "--temperature 0",
+        "--forget 1.5",
+        "--max-tokens 0",
+        "--evaluate-every 0",
+        "--steps-per-dispatch 3",
+        "--num-test 900000",
+        "--num-heads 3",
+        "--template x",
+        "--needle \udcff",
+    ),
+    "compare": (
+        "--tune 1e-3,nan",
+        "--tune fast",
+        "--levels 2",
+        "--seeds 0",
+        "--warm-steps 0",
+        "--num-validation 7",
+        "--algorithms fade,fade",
+        "--slip nan",
+    ),
+}
+STARTS = {
+    "arithmetic": (
+        "arithmetic",
+        arithmetic.main,
+        arithmetic.Config(),
+        arithmetic.QUICK,
+    ),
+    "compare": (
+        *("compare", compare.main, contest.Config()),
+        dataclasses.replace(contest.Config(), **compare.QUICK),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name, flags", [(name, flags) for name in FLAGS for flags in FLAGS[name]]
+)
+def test_the_command_line_refuses_by_flag_and_makes_no_folder(
+    name, flags, tmp_path, monkeypatch, compilations
+):
+    # After the warm start it would be too late: the folder could then not be used.
+    run_dir = tmp_path / "run"
+    flag, value = flags.split()
+    argv = [name, "--quick", "--no-compilation-cache", "--run-dir", str(run_dir)]
+    monkeypatch.setattr(sys, "argv", [*argv, f"{flag}={value}"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.start(*STARTS[name])
+    message, _, hint = str(stopped.value.code).rpartition("\n")
+    assert message.startswith("error: ") and flag in message, message
+    assert three_parts(message), message
+    assert "RLJAX_TRACEBACK" in hint
+    assert not run_dir.exists() and not compilations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--learning-rate nan", "--num-samples 1"])
+def test_a_process_ends_so_too(flags, tmp_path):
+    command = [sys.executable, "-m", "experiments.arithmetic", *flags.split()]
+    ended = subprocess.run(
+        [*command, "--run-dir", tmp_path / "run"],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: {flags.split()[0]} must lie in")
+    assert "Traceback" not in ended.stderr and not (tmp_path / "run").exists()
+
+
 FEW = {
     "num_layers": st.integers(1, 2),
     "d_model": st.integers(2, 9),
@@ -125,7 +212,7 @@ def taken(config):
 def test_what_the_check_takes_can_be_traced_in_every_phase(tmp_path):
     # Traced, not compiled: what the check forgets would be refused here, too late.
     @hypothesis.settings(
-        max_examples=5, suppress_health_check=[hypothesis.HealthCheck.filter_too_much]
+        max_examples=3, suppress_health_check=[hypothesis.HealthCheck.filter_too_much]
     )
     @hypothesis.given(
         st.fixed_dictionaries(FEW)
