@@ -39,7 +39,7 @@ def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=
         return
     entries = value.ravel().tolist() if hasattr(value, "ravel") else [value]
     for x in entries:
-        if isinstance(x, numbers.Integral) and abs(x) > _LARGEST_INT:
+        if isinstance(x, int) and abs(x) > _LARGEST_INT:
             raise ValueError(
                 f"{name} must fit into 32 bits, got {_shown(x)}; write it as a float,"
                 " such as 1e10, or pass a smaller one."
@@ -61,7 +61,7 @@ def count(name: str, value, *, low: int = 1, high: int = _LARGEST_INT):
     """Raises ValueError unless `value` is an integer, not traced, in [low, high]."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         refuse(name, "be an integer", value)
-    if not low <= value <= high:
+    if not low <= int(value) <= high:
         raise ValueError(
             f"{name} must lie in [{low}, {high}], got {str(value)[:40]}; pass an"
             " integer from there."

@@ -162,8 +162,8 @@ def algorithm(**terms: Term) -> Algorithm:
         transforms = [t.advantage for t in parts]
         made, new, metrics = run(transforms, credits, state.advantage, rollout)
         if isinstance(rollout.verdict, Missing):
-            for name, *one in zip(names, transforms, state.advantage, strict=True):
-                _require_no_reward(name, *one, rollout)
+            for name, t, s in zip(names, transforms, state.advantage, strict=True):
+                _require_no_reward(name, t, s, rollout)
         return made, state._replace(advantage=new), metrics
 
     def weigh(credits, rollout, state):
