@@ -6,6 +6,7 @@ not an error of Python or JAX, and not one of the trace in which the result is u
 """
 
 import collections.abc
+import dataclasses
 import importlib
 import inspect
 import math
@@ -14,6 +15,8 @@ import traceback
 import typing
 
 import fakes
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -113,6 +116,9 @@ WRONG = {
     "a module": adv.baseline,
 }
 NUMBERS = (-math.inf, -1e39, -1, -0.5, 0, 1e-50, 0.5, 1, 1.0, 7, 2**31, 1e39, math.inf)
+
+# Chooses the program, or is an integer.
+STATIC = ("temperature", "seed")
 
 # How an argument without a name of its own is called.
 NAMED = {"terms": "one", "steps": "transforms"}
@@ -240,6 +246,36 @@ def test_any_number_is_taken_or_refused_by_name(fn, name):
     found = {x: complaint(fn, name, x) for x in NUMBERS}
     bad = [f"{x}: {why}" for x, why in found.items() if why not in (None, "taken")]
     assert not bad, "\n".join(bad)
+
+
+def test_hyper_parameters_may_be_traced():
+    # A population is a vmap over them: a check that compared would raise.
+    for fn in FACTORIES.values():
+        for name, p in inspect.signature(fn).parameters.items():
+            if (p.annotation is float or p.annotation == jax.typing.ArrayLike) and (
+                name not in STATIC
+            ):
+
+                def build(x, fn=fn, name=name):
+                    assert call(fn, name, x) is not None
+                    return x
+
+                assert jax.eval_shape(build, jnp.float32(0.5)).shape == ()
+
+
+def test_a_decoder_has_sizes():
+    sizes = (
+        "vocab_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "d_ff",
+    )
+    for name in sizes:
+        for wrong in (0, -2, 2.5, "2", None, True):
+            with pytest.raises(ValueError, match=f"{name} must"):
+                dataclasses.replace(CONFIG, **{name: wrong})
 
 
 def test_a_pool_refuses_its_arguments_before_it_starts_a_process():

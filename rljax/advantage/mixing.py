@@ -27,7 +27,8 @@ def _require_sources(sources):
         check.count("sources", source, low=0, high=3)
     if not sources:
         raise ValueError(
-            "sources must name at least one, got none; pass Source.OWN or so."
+            "sources must name one, as a filter needs a source, got none; pass"
+            " Source.OWN or so."
         )
 
 
