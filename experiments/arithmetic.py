@@ -17,7 +17,7 @@ import jax
 import optax
 import rich.console
 
-from experiments import cli
+from experiments import cli, ranges
 from experiments import column_addition as addition
 from experiments.first_stage import FirstStage
 from experiments.judge import Judge
@@ -155,6 +155,40 @@ QUICK = Config(
 )
 
 
+def check(config: Config) -> None:
+    """Raises ValueError for numbers and texts that no run can begin with.
+
+    Cheap, so that it can be asked first: before a file is read or a folder made.
+    """
+    ranges.require(config)
+    ranges.heads(config)
+    ranges.multiple(config, "num_steps", "steps_per_dispatch")
+    ranges.multiple(config, "num_prompts", "num_minibatches", "num_microbatches")
+    ranges.multiple(config, "num_samples", "num_lengths")
+    ranges.tokens(config, "num_prompts", "num_samples", "max_tokens")
+    ranges.tokens(config, "num_prompts", "steps_per_dispatch", "max_prompt_tokens")
+    for held_out in ("num_validation", "num_test"):
+        ranges.tokens(config, held_out, "max_tokens")
+    ranges.product(
+        config, 2**31 - 1, "a 32-bit counter", "num_steps", "num_minibatches"
+    )
+    if config.model is None and config.data is None:
+        ranges.multiple(config, "warm_steps", "steps_per_dispatch")
+        addition.check(config)
+    if "{question}" not in config.template:
+        raise ValueError(
+            f"--template must contain {{question}}, got {config.template!r}; put it"
+            " where the question belongs."
+        )
+    for name in ("answer_after", "needle"):
+        asked = name == "answer_after" or config.verifier == "contains"
+        if asked and vars(config)[name] == "":
+            raise ValueError(
+                f"{ranges.flag(name)} must hold at least one character, got ''; pass"
+                " the text to look for."
+            )
+
+
 def warm_learner(config: Config, policy: Policy) -> update.Learner:
     """Supervised learning of demonstrations, as an algorithm like any other."""
     rate = optax.warmup_cosine_decay_schedule(
@@ -207,6 +241,7 @@ def trained_policy(config: Config, task: Task) -> Policy:
 def program(config: Config | None = None, task: Task | None = None) -> plan.Program:
     """RL: sampler, verifier and update, and what they start from."""
     config = Config() if config is None else config
+    check(config)
     task = build(config) if task is None else task
     policy = trained_policy(config, task)
     learner = rl_learner(config, policy)
@@ -303,6 +338,7 @@ def main(
     """Trains a small language model by RL with FADE, end to end, in one compiled
     program: 3-digit addition with working after a careless warm start, or your own
     Hugging Face model on your own problems."""
+    check(config)
     task = build(config)
     problems = digest.fingerprint((task.train, task.validation, task.test))
     made_of = {**dataclasses.asdict(config), "problems": problems}

@@ -72,6 +72,7 @@ def perturbing_learner(
       radius: length of the step.
       **sizes: as `update.learner` takes them.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.number("radius", radius, above=0)
     measure_states = probe.recorded(policy.measure)
 
@@ -137,7 +138,19 @@ def steering_learner(
     Variants: the released code compares clean states of the batch with steered states
       of the aside batch; here both are of the same inputs (RECONSTRUCTED).
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.number("strength", strength, above=0)
+    check.kind(
+        "vector_optimizer",
+        vector_optimizer,
+        optax.GradientTransformation,
+        "optax.adam(1e-4)",
+    )
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        check.refuse("shape", "be a pair (layers, width)", shape)
+    for size in shape:
+        check.count("shape", size)
+    update.learner(policy.measure, algorithm, optimizer, **sizes)  # for its checks
     measure_states = probe.recorded(policy.measure)
 
     def learner(vectors):
@@ -183,6 +196,7 @@ def steering_learner(
 
 def aside_nll(measure_fn: update.Measure) -> Callable[[Any, Rollout], jax.Array]:
     """(params, rollout) -> f32[]: token mean of -log p over the aside batch, nats."""
+    check.function("measure_fn", measure_fn, "params, prompts, samples")
 
     def nll(params, rollout):
         if "aside" not in rollout.prompts.data:
@@ -206,6 +220,7 @@ def with_aside(prompts: Prompts) -> Callable[[Prompts, np.random.Generator], Pro
     Args:
       prompts: the data set to draw from, with stored answers; usually the same.
     """
+    check.kind("prompts", prompts, Prompts, "data.encode_prompts(...)[0]")
 
     def draw(batch, rng):
         rows = rng.integers(len(prompts.id), size=len(batch.id))

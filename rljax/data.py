@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from rljax import control_token, digest, held_out, strict_json
+from rljax import check, control_token, digest, held_out, strict_json
 from rljax.types import Prompts
 
 if TYPE_CHECKING:
@@ -245,6 +245,11 @@ def stream(
     """
     import grain
 
+    check.kind("prompts", prompts, Prompts, "encode_prompts(...)[0]")
+    check.count("num_prompts", num_prompts, low=0)
+    check.count("seed", seed, low=0, high=2**32 - 1)
+    check.count("steps_per_dispatch", steps_per_dispatch)
+    check.function("map_fn", map_fn, "prompts, rng")
     (size, *others) = {len(leaf) for leaf in jax.tree.leaves(prompts)}
     if others:
         raise ValueError(

@@ -45,6 +45,8 @@ def every(*gates: Gate) -> Gate:
 
     A gate sees only what those before it accept.
     """
+    for i, gate in enumerate(gates):
+        check.kind(f"gates[{i}] of every", gate, Gate, "finite()")
 
     def update(grads, metrics, reuse, state):
         accept, stop = jnp.ones((), bool), jnp.zeros((), bool)
@@ -96,10 +98,14 @@ def gradient_gate(
     Source: arXiv:2605.19425 (rule SECONDARY; energy as a square, population standard
       deviation plus 1e-8 and what enters the window RECONSTRUCTED).
     """
-    check.number("window", window, low=1)
+    check.function("select_fn", select_fn, "grads")
+    check.number("threshold", threshold)
+    check.count("window", window)
 
     def init():
-        return GradientGateState(jnp.zeros(window), jnp.int32(-1), jnp.zeros(()))
+        zero = jnp.zeros((), jnp.float32)
+        increments = jnp.zeros(window, jnp.float32)
+        return GradientGateState(increments, jnp.int32(-1), zero)
 
     def update(grads, metrics, reuse, state):
         del metrics
@@ -162,7 +168,8 @@ def target_kl_per_pass(limit: jax.typing.ArrayLike) -> Gate:
         over = (reuse > state.reuse) & ~(state.kl <= limit)
         return ~over, over, PassState(jnp.asarray(reuse, jnp.int32), _kl(metrics)), {}
 
-    return Gate(lambda: PassState(jnp.zeros((), jnp.int32), jnp.zeros(())), update)
+    start = PassState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+    return Gate(lambda: start, update)
 
 
 def _kl(metrics):

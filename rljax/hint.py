@@ -43,7 +43,7 @@ def cosine_reveal(
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0, high=1)
-    check.number("num_steps", num_steps, low=1)
+    check.count("num_steps", num_steps)
 
     def probability(step):
         step = jnp.asarray(step, jnp.float32)
@@ -62,6 +62,8 @@ def hinted_act(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
     Returns:
       An act whose rollouts' prompts carry `data["hint_length"]` i32[P], tokens.
     """
+    check.function("act", act, "state, prompts")
+    check.function("probability_fn", probability_fn, "step")
 
     def hinting(state, prompts):
         ends = _require(prompts, "solution_ends")
@@ -69,7 +71,7 @@ def hinted_act(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
 
         def draw(prompt):
             own = keys.stream(key, keys.Stream.HINT, prompt)
-            return jax.random.uniform(own, ends.shape[1:])
+            return jax.random.uniform(own, ends.shape[1:], jnp.float32)
 
         draws = jax.vmap(draw)(prompts.id)
         revealed = (draws < probability_fn(state.step)) & (ends > 0)
@@ -87,6 +89,7 @@ def hinted(sample: Sampler) -> Sampler:
     Returns:
       A sampler of completions of H + T tokens; hint tokens are outside the mask.
     """
+    check.function("sample", sample, "params, prompts, key")
 
     def hinting(params, prompts, key):
         solution = _require(prompts, "solution")
@@ -183,7 +186,7 @@ def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarra
     Raises:
       ValueError: if ends do not rise from above 0.
     """
-    check.number("num_pieces", num_pieces, low=1)
+    check.count("num_pieces", num_pieces)
     out = np.zeros((len(sentence_ends), num_pieces), np.int32)
     for row, ends in zip(out, sentence_ends, strict=True):
         if np.any(np.diff([0, *ends]) <= 0):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import keys, mesh, numerics, origin
+from rljax import check, keys, mesh, numerics, origin
 from rljax.advantage import solve_rate
 from rljax.policy.base import Policy
 from rljax.sample import Sampler
@@ -53,6 +53,12 @@ def actor(
         the sampler's own statistics: for values, or if the sampler differs by design.
       teacher: (state, prompts, samples) -> TokenStats, what `teacher` is.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.function("sample", sample, "params, prompts, key")
+    if measure_old is not None:
+        check.function("measure_old", measure_old, "params, prompts, samples")
+    if teacher is not None:
+        check.function("teacher", teacher, "state, prompts, samples")
 
     def act(state, prompts):
         key = keys.of_step(state.key, state.step)
@@ -96,6 +102,10 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
     The state is donated: do not touch it after the call. Without a verifier
     (supervised terms) rollouts carry no verdict.
     """
+    check.function("act", act, "state, prompts")
+    check.kind("learner", learner, Learner, "update.learner(...)")
+    if verify is not None:
+        check.function("verify", verify, "prompts, samples")
 
     def step(state, prompts):
         rollout = act(state, mesh.constrain(prompts))
@@ -115,6 +125,9 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
             f"verify must be a function, got the context manager {verify!r}; pass what"
             " `with` gives: `with pooled(...) as verify:`."
         )
+    check.function("act", act, "state, prompts")
+    check.kind("learner", learner, Learner, "update.learner(...)")
+    check.function("verify", verify, "prompts, samples")
     start = jax.jit(lambda state, prompts: act(state, mesh.constrain(prompts)))
 
     def finish(state, rollout):

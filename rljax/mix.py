@@ -48,7 +48,7 @@ def stored(num_answers: int | None = None) -> Sampler:
       ValueError: when traced, if the prompts carry no answers, or of wrong shapes.
     """
     if num_answers is not None:
-        check.number("num_answers", num_answers, low=1)
+        check.count("num_answers", num_answers)
 
     def sample(params, prompts, key):
         del params, key
@@ -99,6 +99,8 @@ def measured(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
     Args:
       measure: a policy's `measure`.
     """
+    check.function("sample", sample, "params, prompts, key")
+    check.function("measure", measure, "params, prompts, samples")
 
     def measuring(params, prompts, key):
         samples, _ = sample(params, prompts, key)
@@ -116,6 +118,8 @@ def joined(*samplers: Sampler) -> Sampler:
     """
     if not samplers:
         raise ValueError("joined needs at least one sampler, got none; pass some.")
+    for i, one in enumerate(samplers):
+        check.function(f"samplers[{i}] of joined", one, "params, prompts, key")
 
     def sample(params, prompts, key):
         others = [

@@ -61,9 +61,15 @@ def sampler(
     Raises:
       ValueError: if a number is outside its range.
     """
-    check.number("num_samples", num_samples, low=1)
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.count("num_samples", num_samples)
+    check.count("max_tokens", max_tokens)
+    if not isinstance(stop_tokens, (tuple, list)):
+        check.refuse("stop_tokens", "be a tuple of token ids", stop_tokens)
+    for token in stop_tokens:
+        check.count("stop_tokens", token, low=0, high=2**31 - 1)
     if top_k is not None:
-        check.number("top_k", top_k, low=1)
+        check.count("top_k", top_k)
     if top_p is not None:
         check.number("top_p", top_p, above=0, high=1)
     plain = top_k is None and top_p is None
@@ -135,10 +141,10 @@ def _decoded(
     """A sampler by `draw(logits f32[P, G, V], key[P, G], t i32[P]) -> row`."""
     check.number("max_tokens", max_tokens, low=1)
     if num_slots is not None:
-        check.number("num_slots", num_slots, low=1)
+        check.count("num_slots", num_slots)
     if num_segments is None:
         num_segments = min(max(1, max_tokens // 16), 4)
-    check.number("num_segments", num_segments, low=1, high=max_tokens)
+    check.count("num_segments", num_segments, high=max_tokens)
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def sample(params, prompts: Prompts, key):
@@ -198,7 +204,7 @@ def _decoded(
             source=jnp.full((P, G), source, jnp.int32),
             finished=jnp.any(jnp.isin(log["token"], stops) & log["mask"], -1),
             behaviour=behaviour,
-            decoded=jnp.full((P, G), D * B * W / (P * G)) * count,
+            decoded=jnp.full((P, G), D * B * W / (P * G), jnp.float32) * count,
         )
         return samples, old
 
@@ -216,7 +222,7 @@ def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.A
 
 
 def _gumbel(key, t, num):
-    return jax.random.gumbel(keys.at(key, t), (num,))
+    return jax.random.gumbel(keys.at(key, t), (num,), jnp.float32)
 
 
 def _require_slots(P, D, B, num_slots):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rljax import keys, master_weights, mesh, microbatch, numerics, origin
+from rljax import check, keys, master_weights, mesh, microbatch, numerics, origin
 from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.gate import Gate, Guarded, every
@@ -69,6 +69,18 @@ def learner(
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
     """
+    if not isinstance(measure, ReferencedMeasure):
+        check.function("measure", measure, "params, prompts, samples")
+    check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
+    check.kind(
+        "optimizer", optimizer, optax.GradientTransformation, "optax.adamw(1e-5)"
+    )
+    if gate is not None:
+        check.kind("gate", gate, Gate, "finite()")
+    check.count("num_passes", num_passes)
+    check.count("num_minibatches", num_minibatches)
+    check.count("num_microbatches", num_microbatches)
+    check.count("num_lengths", num_lengths)
     gate = every() if gate is None else gate
     optimizer = master_weights.master_weights(optimizer)
     num_steps = num_passes * num_minibatches
@@ -137,8 +149,8 @@ def learner(
         state = state.replace(algorithm=after)
 
         def one(state, i):
-            rows = minibatch(state, (rollout, credits), i)
-            return optimiser_step(state, *rows, usable, i)
+            batch, shares = minibatch(state, (rollout, credits), i)
+            return optimiser_step(state, batch, shares, usable, i)
 
         state, metrics = _repeat(one, state, num_steps)
         # If every step of this batch was refused, the algorithm's state is restored, as
@@ -252,13 +264,14 @@ def _repeat(one, state, num_steps):
     if num_steps == 1:
         state, _, metrics = one(state, jnp.zeros((), jnp.int32))
         metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
-        return state, metrics | {"update/steps": jnp.ones(())}
+        return state, metrics | {"update/steps": jnp.ones((), jnp.float32)}
     shapes = jax.eval_shape(lambda: one(state, jnp.zeros((), jnp.int32))[2])
     total = {k: jnp.zeros((), jnp.float32) for k in shapes}
 
     def body(carry):
         state, i, _, total = carry
         state, stop, metrics = one(state, i)
+        metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
         total = {
             k: jnp.maximum(v, metrics[k]) if _is_peak(k) else v + metrics[k]
             for k, v in total.items()

@@ -160,8 +160,8 @@ def test_a_run_folder_in_use_is_refused_before_compiling(cache, whole):
 BAD = {
     "model without data": (["--model", "nowhere"], "--data"),
     "model that is missing": (["--model", "nowhere", "--data", "x.jsonl"], "nowhere"),
-    "group of one": (["--num-samples", "1"], "num_samples"),
-    "prompts not divisible": (["--num-prompts", "15"], "num_minibatches"),
+    "group of one": (["--num-samples", "1"], "--num-samples"),
+    "prompts not divisible": (["--num-prompts", "15"], "--num-minibatches"),
 }
 
 

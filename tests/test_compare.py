@@ -283,7 +283,7 @@ def test_names_are_checked():
     [
         ({"num_steps": 30}, "--num-steps"),
         ({"num_test": 100}, "--num-test"),
-        ({"seeds": 0}, "a seed"),
+        ({"seeds": 0}, "--seeds"),
         ({"warm": "gft", "num_samples": 2}, "--num-samples"),
         ({"warm": "fade"}, "--warm"),
     ],

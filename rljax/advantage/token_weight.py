@@ -60,6 +60,7 @@ def silence_spurious(
     """
     check.number("max_prob", max_prob, above=0, high=1)
     check.number("entropy_quantile", entropy_quantile, low=0, high=1)
+    check.function("population_fn", population_fn, "rare, valid")
 
     def apply(credit, rollout):
         now, valid = rollout.current, credit.weighs
@@ -103,6 +104,7 @@ def keep_top_entropy(
       verl/workers/actor/dp_actor.py (PAPER), which selects per microbatch.
     """
     check.number("fraction", fraction, above=0, high=1)
+    check.function("select_fn", select_fn, "values, valid, fraction")
 
     def apply(credit, rollout):
         valid = credit.weighs
@@ -175,6 +177,8 @@ def drop_covariant(
     """
     check.number("fraction", fraction, low=0, high=1)
     check.ordered(low=low, high=high)
+    check.function("clipped_fn", clipped_fn, "credit, rollout")
+    check.seed("seed", seed)
 
     def update(credit, count, rollout):
         valid = credit.weighs
@@ -194,7 +198,7 @@ def _noise(key, prompt_id, shape):
 
     def row(prompt, sample):
         # Threefry is counter-based: a longer draw begins with the shorter one.
-        return jax.random.uniform(keys.at(key, prompt, sample), shape[2:])
+        return jax.random.uniform(keys.at(key, prompt, sample), shape[2:], jnp.float32)
 
     rows = jax.vmap(jax.vmap(row, (None, 0)), (0, None))
     return rows(prompt_id, jnp.arange(shape[1]))

@@ -90,7 +90,7 @@ def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mas
     for end in numerics.equal_steps(T, min(-(-T // 64), 4)):
         keys = jax.tree.map(lambda x, end=before + end: x[..., :end, :], own)
         sets = [(keys, mask[..., start:end, : before + end])]
-        if prompt is not None:
+        if prompt is not None and prompt_mask is not None:
             sets.append((prompt, prompt_mask[:, None, None]))
         out.append(attend(q[..., start:end, :], *sets))
         start = end

@@ -33,6 +33,8 @@ def decoder_policy(
       max_logits: float32 logits that scoring may hold at once, over the whole mesh;
         beyond it, tokens are scored in chunks and their logits recomputed backward.
     """
+    check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
+    check.count("max_logits", max_logits)
     known = not isinstance(temperature, jax.core.Tracer)
     if known and temperature == 0:
         raise ValueError(

@@ -6,7 +6,7 @@ The logits of both policies exist for one chunk of tokens at a time.
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy import score
 from rljax.policy.base import Policy
 from rljax.types import TokenStats
@@ -46,6 +46,8 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
       A measure function whose `extra` holds `divergences` by name; each costs a forward
       pass of the reference, without gradient.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.count("max_logits", max_logits)
 
     def measure(params, reference, prompts, samples):
         reference = jax.lax.stop_gradient(reference)

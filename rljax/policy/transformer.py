@@ -18,9 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy import attention
 from rljax.policy.attention import KeyValue
+
+_SIZES = (
+    *("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim"),
+    "d_ff",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,13 +57,21 @@ class DecoderConfig:
     remat: bool = False
 
     def __post_init__(self):
+        for name in _SIZES:
+            check.count(name, vars(self)[name])
+        for name in ("rope_theta", "norm_epsilon", "initializer_std"):
+            check.number(name, vars(self)[name], above=0)
+        if self.unroll is not None:
+            check.count("unroll", self.unroll)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads}"
-                f" and {self.num_kv_heads}."
+                f" and {self.num_kv_heads}; change one of them."
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, got {self.head_dim}.")
+            raise ValueError(
+                f"head_dim must be even, got {self.head_dim}; add or take 1."
+            )
         if self.num_members < 1 or self.num_layers % self.num_members:
             raise ValueError(
                 f"unroll must be a divisor of num_layers={self.num_layers}, got"

@@ -65,11 +65,13 @@ def pooled(
 
     Example: `with pooled(reward, table, num_workers=8, timeout_s=5.0) as verify: ...`
     """
-    if not isinstance(decode, TokenBytes) and not callable(decode):
-        raise ValueError(
-            f"decode must be the bytes of each token or a function, got {decode!r};"
-            " pass token_bytes(tokenizer)."
-        )
+    check.maker("fn", fn, "completion, answer")
+    if not isinstance(decode, TokenBytes):
+        check.function("decode", decode, "tokens, mask")
+    check.count("num_workers", num_workers)
+    check.number("timeout_s", timeout_s, above=0)
+    if memory_bytes is not None:
+        check.count("memory_bytes", memory_bytes, high=2**63 - 1)
     check.number("correct_at", correct_at)
     inner = fn.func if isinstance(fn, functools.partial) else fn
     name = getattr(inner, "__qualname__", type(inner).__qualname__)

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify import text as texts
 from rljax.verify.text import Text, Verifier
-from rljax.verify.vocabulary import TokenBytes, require_bytes
+from rljax.verify.vocabulary import TokenBytes
 
 
 def exact(
@@ -29,7 +30,10 @@ def exact(
     Raises:
       ValueError: if `strip` is no `bytes`.
     """
-    require_bytes("exact's strip", strip)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("strip", strip)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         text_first, text_size = _core(text, strip)
@@ -60,8 +64,10 @@ def contains(
       ValueError: if `needle` is empty or no `bytes`; when traced, if no completion has
         room for it.
     """
-    texts.require_table(table, max_bytes)
-    require_bytes("contains's needle", needle)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("needle", needle)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
     if not needle:
         raise ValueError("contains needs a needle of at least one byte, got b''.")
 

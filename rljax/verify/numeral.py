@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import check
 from rljax.verify import neighbours
 from rljax.verify import text as texts
 from rljax.verify.neighbours import is_digit, is_in, take
 from rljax.verify.text import Text, Verifier
-from rljax.verify.vocabulary import TokenBytes, require_bytes
+from rljax.verify.vocabulary import TokenBytes
 
 BOX = b"\\boxed{"
 MAX_DIGITS = 24
@@ -77,7 +78,10 @@ def number(
     Raises:
       ValueError: if `after` is no `bytes`.
     """
-    require_bytes("after", after)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         begin = _begin(text, after)
@@ -105,7 +109,10 @@ def last_number(
     the text after the number shows that it had ended: `is 18. So`, not `is 18`.
     Args, Returns and Raises are those of `number`.
     """
-    require_bytes("after", after)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         begin = _begin(text, after)
@@ -155,7 +162,7 @@ def number_after(
 
 def require_marker(marker: bytes) -> None:
     """Whether `marker` can be one, checked when a verifier is made."""
-    require_bytes("number_after's marker", marker)
+    check.raw_bytes("number_after's marker", marker)
     if not marker:
         raise ValueError(
             "number_after needs a marker of at least one byte, got b''; use"

@@ -5,7 +5,6 @@ Symbols: `P` prompts, `G` samples per prompt, `T` completion tokens, `N` bytes o
 (UTF-8 or not) is the verifier's business.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
-from rljax.verify.vocabulary import TokenBytes, require_bytes
+from rljax.verify.vocabulary import TokenBytes
 
 WHITESPACE = b" \t\n\r\v\f"
 GAP = b"\xff"  # never a part of UTF-8
@@ -132,7 +132,7 @@ def _after_gap(texts: jax.Array) -> jax.Array:
 
 
 def _require_gap(gap: bytes) -> None:
-    require_bytes("decode's gap", gap)
+    check.raw_bytes("decode's gap", gap)
     if len(gap) > 1:
         raise ValueError(
             f"decode's gap must be one byte or none, got {gap!r}; pass b'\\xff'."
@@ -176,7 +176,9 @@ Judge = Callable[[Text, Text, jax.Array], jax.Array]
 Verifier = Callable[[Prompts, Samples], Verdict]
 
 
-def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None):
+def judged(
+    table: TokenBytes, judge: Judge, *, max_bytes: int | None = None
+) -> Verifier:
     """The in-graph verifier that asks `judge` about one sample at a time.
 
     Args:
@@ -192,7 +194,10 @@ def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None):
     Raises:
       ValueError: if `table` is no TokenBytes or `max_bytes` is not positive.
     """
-    require_table(table, max_bytes)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.function("judge", judge, "text, answer, finished")
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         text = decode(table, samples.tokens, samples.mask, max_bytes=max_bytes, gap=GAP)
@@ -201,22 +206,6 @@ def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None):
         return Verdict.binary(correct & text.fits)
 
     return verify
-
-
-def require_table(table: TokenBytes, max_bytes: int | None) -> None:
-    """What every verifier of text is made of, checked when it is made."""
-    if not isinstance(table, TokenBytes):
-        raise ValueError(
-            "a verifier needs the bytes of each token, a TokenBytes, got"
-            f" {type(table).__name__}; pass token_bytes(tokenizer)."
-        )
-    if max_bytes is not None and not (
-        isinstance(max_bytes, numbers.Integral) and max_bytes >= 1
-    ):
-        raise ValueError(
-            f"max_bytes must be a whole number of at least 1, or None, got"
-            f" {max_bytes!r}; 4 to 8 bytes per token are ample."
-        )
 
 
 def find(text: Text, needle: bytes) -> jax.Array:
@@ -238,7 +227,7 @@ def find_last(text: Text, needle: bytes) -> jax.Array:
 
 def _matches(text: Text, needle: bytes) -> jax.Array:
     """bool[N - len(needle) + 1]: whether `needle` begins here."""
-    require_bytes("the text to look for", needle)
+    check.raw_bytes("the text to look for", needle)
     size, room = len(needle), text.bytes.shape[-1]
     if not 1 <= size <= room:
         raise ValueError(

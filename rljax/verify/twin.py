@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify.numeral import require_marker
 from rljax.verify.text import GAP, WHITESPACE, Verifier, answers_host, decode_host
-from rljax.verify.vocabulary import TokenBytes, require_bytes
+from rljax.verify.vocabulary import TokenBytes
 
 # The number that ends the text, with all digits, points and commas before it.
 _NUMBER_AT_END = re.compile(
@@ -46,7 +47,10 @@ def number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `numeral.number`."""
-    require_bytes("after", after)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         value = read_number(_rest(text, after))
@@ -59,8 +63,12 @@ def last_number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `numeral.last_number`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
-    require_bytes("after", after)
+    check.raw_bytes("after", after)
 
     def judge(text, answer, finished):
         value = read_last_number(_rest(text, after), finished)
@@ -86,7 +94,10 @@ def exact(
     table: TokenBytes, *, strip: bytes = WHITESPACE, max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `match.exact`."""
-    require_bytes("exact's strip", strip)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("strip", strip)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         return finished and text.strip(strip) == answer.strip(strip)
@@ -98,7 +109,10 @@ def contains(
     table: TokenBytes, needle: bytes, *, max_bytes: int | None = None
 ) -> Verifier:
     """Twin of `match.contains`."""
-    require_bytes("contains's needle", needle)
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("needle", needle)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         found = [

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from rljax import check
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenBytes:
@@ -36,7 +38,7 @@ class TokenBytes:
 
     def __post_init__(self):
         for token, piece in enumerate(self.pieces):
-            require_bytes(f"the piece of token {token}", piece)
+            check.raw_bytes(f"the piece of token {token}", piece)
 
     @functools.cached_property
     def flat(self) -> np.ndarray:
@@ -57,15 +59,6 @@ class TokenBytes:
     def longest(self) -> int:
         """Bytes of the longest piece, at least 1."""
         return max(1, int(self.length.max(initial=0)))
-
-
-def require_bytes(name: str, value: bytes) -> None:
-    """Text is bytes here: a `str` would be equal to none and never be found."""
-    if not isinstance(value, bytes):
-        raise ValueError(
-            f"{name} must be bytes, got {value!r}, a {type(value).__name__};"
-            ' write b"...", or .encode() a str.'
-        )
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes:
