@@ -37,7 +37,8 @@ def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=
         refuse(name, "be a number", value)
     if isinstance(value, jax.core.Tracer):
         return
-    entries = value.ravel().tolist() if hasattr(value, "ravel") else [value]
+    # NumPy: an operation of JAX on a constant would be traced, too.
+    entries = np.asarray(value).ravel().tolist() if hasattr(value, "ravel") else [value]
     for x in entries:
         if isinstance(x, int) and abs(x) > _LARGEST_INT:
             raise ValueError(
