@@ -14,19 +14,21 @@ import pathlib
 from typing import Literal
 
 import jax
-import numpy as np
 import optax
 import rich.console
 
-from experiments import cli
+from experiments import cli, ranges
 from experiments import column_addition as addition
+from experiments.first_stage import FirstStage
 from experiments.judge import Judge
 from experiments.task import Task, build
 from rljax import (
     algorithms,
     data,
+    digest,
     evaluate,
     folder,
+    keys,
     loop,
     loss,
     plan,
@@ -35,7 +37,7 @@ from rljax import (
     update,
 )
 from rljax.advantage import Term, algorithm, token_mean
-from rljax.policy import Policy, hugging_face
+from rljax.policy import Policy, decoder_policy, hugging_face
 from rljax.sample import sampler
 from rljax.types import TrainState
 
@@ -62,10 +64,13 @@ class Config:
     template: str = "{question}"
     """Text of the prompt around the question."""
     verifier: Literal["number", "last-number", "exact", "contains"] = "number"
-    """number: the completion is the answer's number; last-number: its last number is;
+    """number: the completion is the answer's number; last-number: its last number is, or
+    the one in its last box;
     exact: the same text; contains: the completion contains --needle."""
     after: str = ""
-    """number, last-number: read only what follows the first occurrence of this."""
+    """number: read the number right after the last occurrence of this, whatever text
+    follows it (#### for GSM8K, \\boxed{ for LaTeX); last-number: read only what follows
+    the first occurrence."""
     needle: str = ""
     """contains: the text to look for."""
     max_prompt_tokens: int = 256
@@ -103,7 +108,8 @@ class Config:
     max_tokens: int = 12
     """Longest completion, tokens, the end token included."""
     temperature: float = 1.0
-    """Of sampling."""
+    """Of the policy that RL samples and trains, softmax(logits / temperature); above 0.
+    Use what was trained at this temperature."""
     num_minibatches: int = 2
     """Optimiser steps per rollout batch."""
     num_microbatches: int = 1
@@ -124,6 +130,8 @@ class Config:
     # Evaluation and checkpoints
     evaluate_every: int = 40
     """Training steps between evaluations on the validation problems."""
+    evaluation_temperature: float = 1.0
+    """Of the samples that are judged, above 0; greedy answers are judged, too."""
     num_validation: int = 256
     """Held-out problems of each evaluation."""
     num_test: int = 1024
@@ -145,6 +153,40 @@ QUICK = Config(
     evaluate_every=4,
     checkpoint_every=4,
 )
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for numbers and texts that no run can begin with.
+
+    Cheap, so that it can be asked first: before a file is read or a folder made.
+    """
+    ranges.require(config)
+    ranges.heads(config)
+    ranges.multiple(config, "num_steps", "steps_per_dispatch")
+    ranges.multiple(config, "num_prompts", "num_minibatches", "num_microbatches")
+    ranges.multiple(config, "num_samples", "num_lengths")
+    ranges.tokens(config, "num_prompts", "num_samples", "max_tokens")
+    ranges.tokens(config, "num_prompts", "steps_per_dispatch", "max_prompt_tokens")
+    for held_out in ("num_validation", "num_test"):
+        ranges.tokens(config, held_out, "max_tokens")
+    ranges.product(
+        config, 2**31 - 1, "a 32-bit counter", "num_steps", "num_minibatches"
+    )
+    if config.model is None and config.data is None:
+        ranges.multiple(config, "warm_steps", "steps_per_dispatch")
+        addition.check(config)
+    if "{question}" not in config.template:
+        raise ValueError(
+            f"--template must contain {{question}}, got {config.template!r}; put it"
+            " where the question belongs."
+        )
+    for name in ("answer_after", "needle"):
+        asked = name == "answer_after" or config.verifier == "contains"
+        if asked and vars(config)[name] == "":
+            raise ValueError(
+                f"{ranges.flag(name)} must hold at least one character, got ''; pass"
+                " the text to look for."
+            )
 
 
 def warm_learner(config: Config, policy: Policy) -> update.Learner:
@@ -191,23 +233,29 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
     )
 
 
+def trained_policy(config: Config, task: Task) -> Policy:
+    """The task's decoder at the temperature of RL."""
+    return decoder_policy(task.decoder, temperature=config.temperature)
+
+
 def program(config: Config | None = None, task: Task | None = None) -> plan.Program:
     """RL: sampler, verifier and update, and what they start from."""
     config = Config() if config is None else config
+    check(config)
     task = build(config) if task is None else task
-    learner = rl_learner(config, task.policy)
+    policy = trained_policy(config, task)
+    learner = rl_learner(config, policy)
     sample = sampler(
-        task.policy,
+        policy,
         num_samples=config.num_samples,
         max_tokens=config.max_tokens,
-        stop_tokens=(task.tokenizer.eos_token_id,),
-        temperature=config.temperature,
+        stop_tokens=task.stop_tokens,
         num_slots=config.num_slots,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     shape = (config.steps_per_dispatch, config.num_prompts)
     return plan.Program(
-        act=loop.actor(task.policy, sample),
+        act=loop.actor(policy, sample),
         learner=learner,
         verify=task.verify,
         state=jax.eval_shape(
@@ -229,18 +277,22 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
     )
 
 
-def phases(config: Config, task: Task, judge: Judge, run_dir) -> list[train.Phase]:
+def phases(
+    config: Config, task: Task, judge: Judge, before: FirstStage
+) -> list[train.Phase]:
     """Warm start, if the policy needs one, and RL."""
     warm = config.warm_steps > 0 and config.model is None
 
     def evaluation(state: TrainState, start_of_rl: bool):
         if start_of_rl:
-            _save_stage(run_dir, judge.test(state.params)[0])
+            before.keep(judge.test(state.params)[0])
+        before.write()  # what a full disk did not take
         return judge.validation(state.params)
 
-    learner = rl_learner(config, task.policy)
+    learner = rl_learner(config, trained_policy(config, task))
     begin = jax.jit(
-        lambda s: learner.init(s.params, jax.random.fold_in(s.key, 1)), donate_argnums=0
+        lambda s: learner.init(s.params, keys.stream(s.key, keys.Stream.PHASE, 1)),
+        donate_argnums=0,
     )
     rl = train.Phase(
         name="rl",
@@ -286,14 +338,26 @@ def main(
     """Trains a small language model by RL with FADE, end to end, in one compiled
     program: 3-digit addition with working after a careless warm start, or your own
     Hugging Face model on your own problems."""
+    check(config)
     task = build(config)
-    run_dir = folder.open_run(run_dir, config, resume=resume)
-    judge = Judge(config, task)
-    parts = phases(config, task, judge, run_dir)
-    first = (warm_learner if len(parts) > 1 else rl_learner)(config, task.policy)
+    problems = digest.fingerprint((task.train, task.validation, task.test))
+    made_of = {**dataclasses.asdict(config), "problems": problems}
+    with folder.open_run(run_dir, made_of, resume=resume) as run_dir:
+        return train_and_compare(config, task, run_dir)
+
+
+def train_and_compare(
+    config: Config, task: Task, run_dir: pathlib.Path
+) -> dict[str, evaluate.Estimate]:
+    """The run, its policy and its report, in a folder that is ours."""
+    judge, before = Judge(config, task), FirstStage(run_dir)
+    parts, policy = phases(config, task, judge, before), trained_policy(config, task)
+    warm = len(parts) > 1
+    first = warm_learner(config, task.policy) if warm else rl_learner(config, policy)
+    stream, of = keys.stream, keys.Stream
     make = jax.jit(
         lambda loaded, key: first.init(
-            task.init(loaded, key), jax.random.fold_in(key, 0)
+            task.init(loaded, stream(key, of.PARAMETERS)), stream(key, of.PHASE, 0)
         )
     )
     state = train.train(
@@ -303,19 +367,27 @@ def main(
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
     )
-    if not (run_dir / "policy").exists():  # a finished run that was resumed has it
+    if not any((run_dir / "policy").glob("*")):  # a finished run that was resumed has
         hugging_face.save(
-            run_dir / "policy", task.decoder, state.params, tokenizer=task.tokenizer
+            run_dir / "policy",
+            task.decoder,
+            state.params,
+            tokenizer=task.tokenizer if task.metadata is None else None,
+            metadata=task.metadata,
         )
     after, completions = judge.test(state.params)
-    before = "warm start" if len(parts) > 1 else "before"
-    stages = {before: _load_stage(run_dir), "after RL": after}
-    tables = [evaluate.compare(stages)]
+    first = before.read()
+    stages = {} if first is None else {parts[0].name if warm else "before": first}
+    stages["after RL"] = after
+    tables = [judge.compare(stages)]
     if task.group is not None:
         tables.append(evaluate.compare_by_group(stages, task.group[1], task.group[0]))
-    path = report.write_report(
-        run_dir, title="RL with FADE", tables=tables, completions=completions
-    )
+    try:
+        path = report.write_report(
+            run_dir, title="RL with FADE", tables=tables, completions=completions
+        )
+    except OSError as error:  # a full disk must not take the tables with it
+        path = f"none, {error}; --resume writes it"
     show(run_dir, tables, completions, path)
     return {name: evaluate.pass_at_k(s.correct, 1) for name, s in stages.items()}
 
@@ -333,17 +405,6 @@ def show(run_dir, tables, completions, report_path) -> None:
         f"\npolicy, a Hugging Face folder: {run_dir / 'policy'}\nreport: {report_path}",
         markup=False,
     )
-
-
-def _save_stage(run_dir: pathlib.Path, stage: evaluate.Stage) -> None:
-    new = run_dir / "before.new.npz"
-    np.savez(new, correct=stage.correct, greedy=stage.greedy)
-    new.rename(run_dir / "before.npz")
-
-
-def _load_stage(run_dir: pathlib.Path) -> evaluate.Stage:
-    with np.load(run_dir / "before.npz") as file:
-        return evaluate.Stage(file["correct"], file["greedy"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,13 @@ import tyro
 from experiments import planning
 from rljax import plan
 
+# What a configuration, a file or a machine may be to blame for; memory that does not
+# suffice is JAX's own error.
+_EXPECTED = (
+    *(ValueError, OSError, FloatingPointError, MemoryError),
+    jax.errors.JaxRuntimeError,
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -69,10 +76,11 @@ def start(
             return planning.show_plan(program, config)
         run_dir = launch.run_dir or _default_folder(name, launch)
         return main(config, run_dir, launch.resume)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except _EXPECTED as error:
         if "RLJAX_TRACEBACK" in os.environ:
             raise
-        sys.exit(f"error: {error}\n(set RLJAX_TRACEBACK=1 for the traceback)")
+        what = str(error) or type(error).__name__
+        sys.exit(f"error: {what}\n(set RLJAX_TRACEBACK=1 for the traceback)")
 
 
 def use_compilation_cache() -> None:

@@ -11,10 +11,11 @@ Symbols: `D` digits of an operand, `P` prompts, `S = 2 D + 2` prompt tokens,
 `T = 3 D + 3` completion tokens at most. Arrays may have any leading axes `[...]`.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from experiments import ranges
 from rljax import tokenizer as tokenizers
 from rljax.types import Prompts
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CHARACTERS = "0123456789+="
+NUM_TRAIN = 198_976
 _PAD, _END = (tokenizers.SPECIAL_TOKENS.index(t) for t in ("<pad>", "<end>"))
 _ZERO, _PLUS, _EQUALS = (
     len(tokenizers.SPECIAL_TOKENS) + CHARACTERS.index(c) for c in "0+="
@@ -41,11 +43,21 @@ def tokenizer() -> "PreTrainedTokenizerFast":
     return tokenizers.character_tokenizer(CHARACTERS)
 
 
+def check(config: Any) -> None:
+    """Raises ValueError if an experiment asks for more problems than there are."""
+    for name in ("num_prompts", "warm_prompts"):
+        ranges.product(config, NUM_TRAIN, "the problems to train on", name)
+    left = 900 * 901 // 2 - NUM_TRAIN  # unordered pairs of 3-digit numbers
+    ranges.total(
+        config, left, "the problems not trained on", "num_validation", "num_test"
+    )
+
+
 def splits(
     seed: int = 0,
     *,
     digits: int = 3,
-    num_train: int = 198_976,
+    num_train: int = NUM_TRAIN,
     num_validation: int = 1024,
     num_test: int = 1024,
 ) -> Splits:

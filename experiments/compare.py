@@ -60,26 +60,18 @@ ALGORITHMS: dict[str, Callable[[Config], Algorithm]] = {
 
 def check(config: Config) -> list[str]:
     """The algorithms asked for; raises ValueError for numbers that do not fit."""
+    contest.check(config)
     found = contest.names(config.algorithms, ALGORITHMS, "--algorithms")
-    if not found or config.seeds < 1:
-        raise ValueError("a comparison needs an algorithm and a seed; name some.")
-    whole = {
-        "--warm-steps": (config.warm_steps, config.evaluate_every),
-        "--stage-steps": (config.stage_steps, config.evaluate_every),
-        "--num-steps": (config.num_steps, config.evaluate_every),
-        "--num-test": (config.num_test, config.num_validation),
-    }
-    for flag, (number, part) in whole.items():
-        if number < part or number % part:
-            raise ValueError(
-                f"{flag} must be a multiple of {part} (--evaluate-every for steps,"
-                f" --num-validation for problems), got {number}."
-            )
+    if not found:
+        raise ValueError(
+            f"--algorithms must name at least one, got {config.algorithms!r}; name"
+            f" some of {', '.join(ALGORITHMS)}."
+        )
     warm = contest.names(config.warm, contest_warm.OBJECTIVES, "--warm")
     if "gft" in warm and config.num_samples < 3:
         raise ValueError(
             "gft fills groups of 2 stored answers with its own samples, so"
-            f" --num-samples must be at least 3, got {config.num_samples}."
+            f" --num-samples must be at least 3, got {config.num_samples}; raise it."
         )
     return found
 
@@ -91,7 +83,14 @@ def main(
     learning rates tuned on validation problems, bootstrap intervals on test problems.
     """
     found = check(config)
-    run_dir = folder.open_run(run_dir, config, resume=resume)
+    with folder.open_run(run_dir, config, resume=resume) as run_dir:
+        return compare(config, found, run_dir)
+
+
+def compare(
+    config: Config, found: list[str], run_dir: pathlib.Path
+) -> dict[str, compare_report.Outcome]:
+    """The comparison, in a folder that is ours."""
     world = contest.build(config, run_dir)
     params = contest_warm.warm_start(world)
     starts = {"": params}

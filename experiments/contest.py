@@ -11,8 +11,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments import arithmetic, compare_report, population
+from experiments import arithmetic, compare_report, population, ranges
+from experiments import column_addition as addition
 from experiments.task import Task, build_addition
+from rljax import check as library
 from rljax.advantage import Algorithm
 from rljax.sample import Sampler, sampler
 
@@ -91,6 +93,27 @@ class Config:
     """Values of pass@1 the steps to which are reported, comma-separated."""
 
 
+def check(config: Config) -> None:
+    """Raises ValueError for numbers that no contest can begin with; builds nothing."""
+    ranges.require(config)
+    ranges.heads(config)
+    addition.check(config)
+    ranges.multiple(config, "num_prompts", "num_minibatches")
+    library.count("--warm-steps", config.warm_steps)
+    for name in ("warm_steps", "stage_steps", "num_steps"):
+        ranges.multiple(config, name, "evaluate_every")
+    ranges.multiple(config, "num_test", "num_validation")
+    ranges.tokens(config, "seeds", "num_prompts", "num_samples", "max_tokens")
+    ranges.tokens(config, "seeds", "num_validation", "max_tokens")
+    ranges.product(
+        config, 2**31 - 1, "a 32-bit counter", "num_steps", "num_minibatches"
+    )
+    for rate in numbers("--tune", config.tune):
+        library.number("--tune", rate, above=0, high=1)
+    for level in numbers("--levels", config.levels):
+        library.number("--levels", level, low=0, high=1)
+
+
 class World(NamedTuple):
     """What all contenders share."""
 
@@ -128,7 +151,7 @@ def build(config: Config, run_dir: pathlib.Path) -> World:
             prompts,
             size=config.num_validation,
             max_tokens=config.max_tokens,
-            stop_tokens=(task.tokenizer.eos_token_id,),
+            stop_tokens=task.stop_tokens,
         )
 
     keys = population.keys(config.seed, config.seeds)
@@ -155,7 +178,7 @@ def samples(world: World, num: int) -> Sampler:
         world.task.policy,
         num_samples=num,
         max_tokens=world.config.max_tokens,
-        stop_tokens=(world.task.tokenizer.eos_token_id,),
+        stop_tokens=world.task.stop_tokens,
     )
 
 
@@ -178,7 +201,7 @@ def compete(
     config, task = world.config, world.task
     path = world.run_dir / "outcomes" / f"{name}.npz"
     if not path.exists():
-        rates = numbers(config.tune) or (config.learning_rate,)
+        rates = numbers("--tune", config.tune) or (config.learning_rate,)
         make_learner = population.learner(
             task.policy,
             algorithm,
@@ -224,14 +247,22 @@ def names(text: str, known: dict, flag: str) -> list[str]:
     wrong = [name for name in found if name not in known]
     if wrong or len(set(found)) < len(found):
         raise ValueError(
-            f"{flag} must name some of {', '.join(known)}, each once, got {text!r}."
+            f"{flag} must name some of {', '.join(known)}, each once, got {text!r};"
+            " write them with commas between them."
         )
     return found
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part.strip())
+def numbers(flag: str, text: str) -> tuple[float, ...]:
+    """The numbers in a comma-separated list."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(
+            f"{flag} must be numbers with commas between them, got {text!r}; write"
+            " them as 4e-4,8e-4."
+        ) from None
 
 
 def levels(config: Config) -> tuple[float, ...]:
-    return numbers(config.levels)
+    return numbers("--levels", config.levels)

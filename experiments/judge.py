@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from experiments.task import Task
-from rljax import evaluate, report
-from rljax.sample import sampler
+from rljax import evaluate, loop, report
+from rljax.policy import decoder_policy
+from rljax.sample import greedy, sampler
 
 if TYPE_CHECKING:
     from experiments.arithmetic import Config
@@ -21,19 +22,25 @@ class Judge:
         self._task, self._size = task, config.num_validation
         common = {
             "max_tokens": config.max_tokens,
-            "stop_tokens": (task.tokenizer.eos_token_id,),
+            "stop_tokens": task.stop_tokens,
         }
-        policy = task.policy
+        self._temperature = config.evaluation_temperature
+        policy = decoder_policy(task.decoder, temperature=self._temperature)
         self._sampled = self._program(sampler(policy, num_samples=8, **common))
-        self._greedy = self._program(
-            sampler(policy, num_samples=1, temperature=0, **common)
-        )
+        self._greedy = self._program(greedy(policy, **common))
+
+    def compare(self, stages: Mapping[str, evaluate.Stage]) -> evaluate.Table:
+        """`evaluate.compare`, and at which temperature the samples were drawn."""
+        table = evaluate.compare(stages)
+        note = f" Drawn at temperature {self._temperature:g}, whatever RL sampled at."
+        return table._replace(note=table.note + note)
 
     def _program(self, sample):
         def ask(params, prompts):
             # One fixed key: stages of a run are compared on the same noise.
             samples, _ = sample(params, prompts, jax.random.key(20_000))
-            return self._task.verify(prompts, samples).correct, samples
+            verdict = loop.verdict_of(self._task.verify, prompts, samples)
+            return verdict.correct, samples
 
         return jax.jit(ask)
 
@@ -63,7 +70,7 @@ class Judge:
         """The stage for the table at the end, and some completions with verdicts."""
         task = self._task
         correct, samples = self._ask(self._sampled, params, task.test)
-        greedy, _ = self._ask(self._greedy, params, task.test)
+        likely, _ = self._ask(self._greedy, params, task.test)
         shown = [
             report.Completion(
                 stage="after RL",
@@ -74,7 +81,7 @@ class Judge:
             )
             for i in range(min(12, len(correct)))
         ]
-        return evaluate.Stage(correct, greedy[:, 0]), shown
+        return evaluate.Stage(correct, likely[:, 0]), shown
 
 
 def _text(task: Task, tokens) -> str:

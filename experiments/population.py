@@ -17,8 +17,9 @@ import optax
 
 from rljax import data, fault, loop, update
 from rljax.advantage import Algorithm
+from rljax.keys import Stream, stream
 from rljax.policy import Policy
-from rljax.sample import Sampler, sampler
+from rljax.sample import Sampler, greedy, sampler
 from rljax.types import Prompts
 
 Asked = tuple[np.ndarray, np.ndarray]
@@ -69,7 +70,9 @@ def imitate(
     """Parameters [S, ...] of new policies that imitated their demonstrations."""
 
     def begin(key):
-        return learner.init(init(key), jax.random.fold_in(key, 0))
+        return learner.init(
+            init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
+        )
 
     run = jax.jit(jax.vmap(loop.fused(loop.demonstrator(), learner)), donate_argnums=0)
     state = jax.jit(jax.vmap(begin))(keys)
@@ -103,7 +106,7 @@ def train(
     """
 
     def begin(params, key):
-        return make_learner(jnp.float32(0)).init(params, jax.random.fold_in(key, 1))
+        return make_learner(jnp.float32(0)).init(params, stream(key, Stream.PHASE, 1))
 
     def member(state, prompts, rate):
         run = loop.fused(loop.actor(policy, sample), make_learner(rate), verify)
@@ -149,13 +152,13 @@ def judge(
     common = {"max_tokens": max_tokens, "stop_tokens": stop_tokens}
     samplers = (
         sampler(policy, num_samples=8, **common),
-        sampler(policy, num_samples=1, temperature=0.0, **common),
+        greedy(policy, **common),
     )
 
     def ask(params, prompts):
         def correct(sample):
             samples, _ = sample(params, prompts, jax.random.key(20_000))
-            return verify(prompts, samples).correct
+            return loop.verdict_of(verify, prompts, samples).correct
 
         return correct(samplers[0]), correct(samplers[1])[:, 0]
 

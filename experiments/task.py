@@ -1,8 +1,5 @@
 """What the main experiment trains on what: column addition, or files of one's own."""
 
-import json
-import math
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,8 +7,16 @@ import jax
 import numpy as np
 
 from experiments import column_addition as addition
-from rljax import data, verify
-from rljax.policy import DecoderConfig, Policy, decoder_policy, hugging_face
+from rljax import data, held_out, token_ids, verify
+from rljax.policy import (
+    DecoderConfig,
+    Policy,
+    decoder_policy,
+    hugging_face,
+    hugging_face_config,
+    hugging_face_metadata,
+)
+from rljax.policy.hugging_face_metadata import Metadata
 from rljax.tokenizer import load_tokenizer
 from rljax.types import Prompts
 
@@ -23,6 +28,7 @@ class Task(NamedTuple):
     """What is trained on what: everything that comes from files or is made instead.
 
     loaded: parameters from files, or None. init: (loaded, key) -> params.
+    stop_tokens: what ends a completion. metadata: of the folder the policy is from.
     group: name and value per test problem, to split pass@1 by.
     """
 
@@ -35,6 +41,8 @@ class Task(NamedTuple):
     train: Prompts
     validation: Prompts
     test: Prompts
+    stop_tokens: tuple[int, ...]
+    metadata: Metadata | None = None
     group: tuple[str, np.ndarray] | None = None
 
 
@@ -64,6 +72,7 @@ def build_addition(config: "Config") -> Task:
         policy,
         verify.number(verify.token_bytes(tokenizer), after=b"="),
         *splits,
+        stop_tokens=(tokenizer.eos_token_id,),
         group=("carries", splits.test.data["carries"]),
     )
 
@@ -75,6 +84,9 @@ def build_own(config: "Config") -> Task:
             f"--model and --data go together, got --model {config.model} and --data"
             f" {config.data}; pass both, or neither for column addition."
         )
+    metadata = hugging_face_metadata.read(config.model)
+    decoder = hugging_face_config.read(metadata.config, config.model / "config.json")
+    require_positions(config, metadata)
     tokenizer = load_tokenizer(config.model)
     problems = data.read_jsonl(
         config.data, config.question, config.answer, answer_after=config.answer_after
@@ -85,42 +97,69 @@ def build_own(config: "Config") -> Task:
         problems, tokenizer, config.max_prompt_tokens, template=config.template
     )
     print(f"{config.data}: {encoding}")
-    held_out = config.num_validation + config.num_test
-    order = np.random.default_rng(0).permutation(len(prompts.id))
-    if len(order) < held_out + config.num_prompts:
-        raise ValueError(
-            f"{config.data} must have at least {held_out + config.num_prompts} problems"
-            f" (--num-validation + --num-test + --num-prompts), got {len(order)};"
-            " lower these."
-        )
-    parts = np.split(order, [config.num_validation, held_out])
-    validation, test, rest = (
-        jax.tree.map(lambda x, rows=rows: x[rows], prompts) for rows in parts
-    )
+    parts = split(config, problems, prompts)
+    # What saving would refuse is refused before the work.
+    hugging_face.config_entries(decoder, tokenizer, metadata)
+    token_ids.check_prompts(prompts, decoder.vocab_size)
+    stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, decoder.vocab_size)
+    names = tokenizer.convert_ids_to_tokens(list(stops))
+    shown = (f"{name} ({i})" for name, i in zip(names, stops, strict=True))
+    print(f"{config.model}: a completion ends with {' or '.join(shown)}")
+    if unused := metadata.generation.get("stop_strings"):
+        print(f"{config.model}: stop_strings end no completion here, got {unused}")
     decoder, params = hugging_face.load(config.model)
-    require_positions(config, config.model)
     return Task(
         tokenizer,
         decoder,
         params,
         lambda loaded, key: loaded,
         decoder_policy(decoder),
-        own_verifier(config, verify.token_bytes(tokenizer)),
-        rest,
-        validation,
-        test,
+        own_verifier(config, without_text(verify.token_bytes(tokenizer), stops)),
+        *parts,
+        stop_tokens=stops,
+        metadata=metadata,
     )
 
 
-def require_positions(config: "Config", model: pathlib.Path) -> None:
+def split(
+    config: "Config", problems: list[data.Problem], prompts: Prompts
+) -> tuple[Prompts, Prompts, Prompts]:
+    """Training, validation and test problems, which share no question."""
+    questions = [problems[i].question for i in prompts.id]
+    sizes = (config.num_validation, config.num_test)
+    try:
+        parts = held_out.by_question(questions, sizes, seed=0)
+    except ValueError as error:
+        flags = "lower --num-validation or --num-test"
+        raise ValueError(f"{config.data}: {error} {flags}.") from error
+    print(f"{config.data}: {parts}")
+    if len(parts.train) < config.num_prompts:
+        raise ValueError(
+            f"{config.data} must leave at least --num-prompts {config.num_prompts}"
+            f" problems to train on beside --num-validation {config.num_validation}"
+            f" and --num-test {config.num_test}, got {parts}; lower these."
+        )
+    validation, test, train = (
+        jax.tree.map(lambda x, rows=rows: x[rows], prompts)
+        for rows in (*parts.held_out, parts.train)
+    )
+    return train, validation, test
+
+
+def without_text(table: verify.TokenBytes, stops: tuple[int, ...]) -> verify.TokenBytes:
+    """The table with no bytes for end tokens: not all of them are called special."""
+    pieces = enumerate(table.pieces)
+    return verify.TokenBytes(tuple(b"" if i in stops else p for i, p in pieces))
+
+
+def require_positions(config: "Config", metadata: Metadata) -> None:
     """Beyond the positions it was trained on a model writes nonsense."""
-    entries = json.loads((model / "config.json").read_text())
-    limit = entries.get("max_position_embeddings", math.inf)
-    if config.max_prompt_tokens + config.max_tokens > limit:
+    limit = hugging_face_metadata.max_positions(metadata)
+    if limit is not None and config.max_prompt_tokens + config.max_tokens > limit:
         raise ValueError(
             f"--max-prompt-tokens {config.max_prompt_tokens} + --max-tokens"
             f" {config.max_tokens} must be at most {limit}, the max_position_embeddings"
-            f" of {model}; lower one of them."
+            f" of {config.model}; lower one of them."
         )
 
 
@@ -143,8 +182,10 @@ def own_verifier(config: "Config", table: verify.TokenBytes) -> verify.Verifier:
         return verify.exact(table)
     if config.verifier == "contains":
         return verify.contains(table, config.needle.encode())
-    number = verify.number if config.verifier == "number" else verify.last_number
-    return number(table, after=config.after.encode())
+    after = config.after.encode()
+    if config.verifier == "last-number":
+        return verify.last_number(table, after=after)
+    return verify.number_after(table, after) if after else verify.number(table)
 
 
 def build(config: "Config") -> Task:

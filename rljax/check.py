@@ -1,17 +1,31 @@
-"""Range checks of hyper-parameters, for factories.
+"""Checks of arguments, for the first lines of factories.
 
-Numbers may be traced (a population is a `vmap` over them): only concrete ones are
-checked.
+Whoever calls a factory wrongly learns it there and not from a trace: each check raises
+ValueError with what must hold, what came and what to do. Numbers may be traced (a
+population is a `vmap` over them): of those only the dtype is checked.
 """
 
+import collections.abc
+import inspect
 import itertools
 import math
+import numbers
+import typing
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+# JAX takes Python integers as int32.
+_LARGEST_INT = 2**31 - 1
 
 
 def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=None):
     """Raises ValueError unless `above < value < below` and `low <= value <= high`.
+
+    So NaN never passes, and an infinity only where a bound names it. Exclusive bounds
+    hold after rounding to float32, too: 1e-50 is not above 0.
 
     Args:
       name: the argument's name, for the message.
@@ -19,22 +33,167 @@ def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=
       above, below: exclusive bounds.
       low, high: inclusive bounds; they replace the exclusive one on their side.
     """
+    if not _is_number(value):
+        refuse(name, "be a number", value)
     if isinstance(value, jax.core.Tracer):
         return
     entries = value.ravel().tolist() if hasattr(value, "ravel") else [value]
     for x in entries:
-        above_ok = x >= low if low is not None else x > above
-        below_ok = x <= high if high is not None else x < below
+        if isinstance(x, int) and abs(x) > _LARGEST_INT:
+            raise ValueError(
+                f"{name} must fit into 32 bits, got {_shown(x)}; write it as a float,"
+                " such as 1e10, or pass a smaller one."
+            )
+        with np.errstate(over="ignore"):
+            rounded = float(np.float32(x))
+        above_ok = x >= low if low is not None else min(x, rounded) > above
+        below_ok = x <= high if high is not None else max(x, rounded) < below
         if not (above_ok and below_ok):
             left = f"[{low}" if low is not None else f"({above}"
             right = f"{high}]" if high is not None else f"{below})"
-            raise ValueError(f"{name} must lie in {left}, {right}, got {x}.")
+            raise ValueError(
+                f"{name} must lie in {left}, {right}, got {x}; pass a number from"
+                " there."
+            )
+
+
+def count(name: str, value, *, low: int = 1, high: int = _LARGEST_INT):
+    """Raises ValueError unless `value` is an integer, not traced, in [low, high]."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        refuse(name, "be an integer", value)
+    if not low <= int(value) <= high:
+        raise ValueError(
+            f"{name} must lie in [{low}, {high}], got {str(value)[:40]}; pass an"
+            " integer from there."
+        )
+
+
+def seed(name: str, value):
+    """Raises ValueError unless `value` is an integer in [0, 2**32); may be traced."""
+    if isinstance(value, jax.Array):
+        if not (value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)):
+            refuse(name, "be an integer", value)
+    else:
+        count(name, value, low=0, high=2**32 - 1)
 
 
 def ordered(**values):
     """Raises ValueError unless the concrete ones of these numbers do not decrease."""
+    for name, value in values.items():
+        number(name, value, low=-math.inf, high=math.inf)
     known = {k: v for k, v in values.items() if not isinstance(v, jax.core.Tracer)}
-    numbers = list(known.values())
-    if any(a > b for a, b in itertools.pairwise(numbers)):
+    if any(not np.all(a <= b) for a, b in itertools.pairwise(known.values())):
         got = ", ".join(f"{k}={v}" for k, v in known.items())
-        raise ValueError(f"need {' <= '.join(known)}, got {got}.")
+        raise ValueError(
+            f"need {' <= '.join(known)}, got {got}; exchange or change them."
+        )
+
+
+def kind(name: str, value, wanted: type | tuple[type, ...], example: str):
+    """Raises ValueError unless `value` is of the wanted type.
+
+    Args:
+      example: a call that makes one, such as "token_mean()".
+    """
+    if not isinstance(value, wanted):
+        one = wanted[0] if isinstance(wanted, tuple) else wanted
+        article = "an" if one.__name__[0] in "AEIOU" else "a"
+        refuse(name, f"be {article} {one.__name__}, such as {example}", value)
+
+
+def function(name: str, value, takes: str):
+    """Raises ValueError unless `value` can be called so and is no factory.
+
+    Args:
+      takes: its positional arguments, such as "now, credit, rollout".
+    """
+    maker(name, value, takes)
+    found = getattr(value, "__annotations__", {})
+    result = found.get("return") if isinstance(found, dict) else None
+    if typing.get_origin(result) is collections.abc.Callable or _is_pair(result):
+        refuse(name, f"be a function of ({takes})", value)
+
+
+def maker(name: str, value, takes: str):
+    """As `function`, for one whose results are transforms or algorithms themselves."""
+    if not callable(value) or isinstance(value, type):
+        refuse(name, f"be a function of ({takes})", value)
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # builtins have none
+        return
+    try:
+        signature.bind(*takes.split(","))
+    except TypeError:
+        refuse(name, f"be a function of ({takes})", value)
+
+
+def text(name: str, value):
+    """Raises ValueError unless `value` is a str that UTF-8 can encode."""
+    if not isinstance(value, str):
+        refuse(name, "be a str", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name} must be text that UTF-8 can encode, got {value!a} with half of a"
+            " surrogate pair or a byte that is no UTF-8; write it in UTF-8."
+        ) from None
+
+
+def raw_bytes(name: str, value):
+    """Raises ValueError unless `value` is bytes: a str never equals any."""
+    if not isinstance(value, bytes):
+        refuse(name, "be bytes", value)
+
+
+def refuse(name: str, must: str, value: Any) -> typing.NoReturn:
+    """Raises ValueError: what must hold, what came, and what is probably meant."""
+    raise ValueError(f"{name} must {must}, got {_shown(value)}; {_advice(must, value)}")
+
+
+def _is_number(value) -> bool:
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        dtype = value.dtype
+        return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_pair(result) -> bool:
+    """Whether this type is one of the library's pairs of functions, or a learner."""
+    return isinstance(result, type) and "init" in getattr(result, "_fields", ())
+
+
+def _shown(value) -> str:
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return f"an array {value.dtype}{list(value.shape)}"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__}({', '.join(_parameters(value))})"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if hasattr(value, "_fields") or callable(value):
+        return f"an object of type {type(value).__name__}"
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return f"{shown} ({type(value).__name__})"
+
+
+def _parameters(fn) -> list[str]:
+    try:
+        return list(inspect.signature(fn).parameters)
+    except (TypeError, ValueError):  # builtins have none
+        return ["..."]
+
+
+def _advice(must: str, value) -> str:
+    if inspect.isroutine(value):
+        other = " Or does it take other arguments?" if "function" in must else ""
+        return f"did you forget to call it?{other}"
+    if isinstance(value, str):
+        exact = f"pass {value.encode(errors='replace')!r}."
+        return exact if "bytes" in must else "pass it without quotes."
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return "pass its elements one by one."
+    if value is None:
+        return "pass one, or leave the argument out if it has a default."
+    return "pass one."

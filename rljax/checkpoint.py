@@ -1,37 +1,32 @@
 """Checkpoints: a whole `TrainState` and where the run stands, atomically together.
 
 Orbax writes the arrays in the background, into a folder that gets its name, the step,
-when it is complete. Then a file of checksums is put beside them: a checkpoint is valid
-if it has that file and its files agree with it. So neither a kill nor a full disk nor
-a decaying one leaves a checkpoint that restores to something else.
+when it is complete; then it removes the checkpoints that its policy does not keep. A
+digest of every leaf, taken where the leaf lies, is saved beside. A restore compares the
+leaves with it, so neither a kill nor a full disk nor a decaying one gives other numbers
+back, and nothing is read again after a save.
+
+Directories are `etils.epath` paths, so they may lie in a bucket.
 """
 
 import contextlib
-import hashlib
+import functools
 import json
 import logging
-import os
-import pathlib
-import shutil
 from collections.abc import Callable
-from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from rljax import metrics
-
-_CHECKSUMS = "checksums.json"
-_ASIDE, _DELETED = ".corrupt", ".deleted"
+from rljax import checkpoint_folder, digest
+from rljax.checkpoint_folder import Found
 
 
-class Found(NamedTuple):
-    """A valid checkpoint: its folder and what was saved beside the state."""
-
-    path: pathlib.Path
-    info: dict[str, Any]
+class Corrupt(ValueError):
+    """A checkpoint does not hold what was saved."""
 
 
 class Checkpoints:
@@ -47,20 +42,35 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: epath.PathLike,
         *,
         keep: int,
         report: Callable[[str, str], None],
-        latest: pathlib.Path | None = None,
+        latest: epath.Path | None = None,
     ):
-        self._directory = directory
+        self._directory = epath.Path(directory)
         self._keep = keep
         self._report = report
-        self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
-        self._saving: futures.Future | None = None
+        self._saving: epath.Path | None = None
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_quiet_orbax())
         self.latest = latest
+
+    @functools.cached_property
+    def _orbax(self):
+        from orbax.checkpoint import v1 as orbax
+
+        keep = orbax.training.preservation_policies.LatestN(self._keep)
+        # Where a disk is so full that it takes no folder, orbax's threads would wait
+        # for it, and a run for them at its end, for five minutes.
+        folders = orbax.options.AsyncOptions(create_directories_asynchronously=False)
+        return orbax.training.Checkpointer(
+            _absolute(self._directory),
+            context=orbax.Context(async_options=folders),
+            preservation_policy=keep,
+            step_name_format=checkpoint_folder.Names(),
+            lightweight_initialize=True,
+        )
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Starts to save; returns once the state has been copied from the device.
@@ -73,45 +83,62 @@ class Checkpoints:
         Raises:
           ValueError: if they are not.
         """
-        from orbax.checkpoint import v1 as orbax
-
         self.wait()
-        path = self._directory / f"{step:08d}"
-        info = {"info": _json(info), "leaves": _describe(template(state))}
+        path = self._directory / checkpoint_folder.Names().build_name(step)
+        beside = checkpoint_folder.sealed(
+            {
+                "step": step,
+                "info": _json(info),
+                "leaves": _describe(template(state)),
+                "digests": _digests(state),
+            }
+        )
         try:
-            _remove_unfinished(self._directory)
-            _remove(path)
-            self._directory.mkdir(parents=True, exist_ok=True)
-            writing = orbax.save_checkpointables_async(
-                path.absolute(), {"state": state}, custom_metadata=info
+            if path.exists() and not checkpoint_folder.is_ours(path):
+                raise FileExistsError("what is there is not of this run; move it away")
+            checkpoint_folder.remove_unfinished(self._directory)
+            self._orbax.save_checkpointables_async(
+                step,
+                {"state": state},
+                force=True,
+                overwrite=True,
+                custom_metadata=beside,
             )
         except OSError as error:
             self._failed(path, error)
             return
-        self._saving = self._thread.submit(_complete, writing, path, self._keep)
+        self._saving = path
 
     def poll(self) -> None:
         """Reports on the running save if it has ended."""
-        if self._saving is not None and self._saving.done():
+        if self._saving is not None and not self._orbax.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
         """Waits for the running save and reports if it failed."""
         if self._saving is None:
             return
-        saving, self._saving = self._saving, None
+        path, self._saving = self._saving, None
         try:
-            self.latest = saving.result()
+            self._orbax.wait()
         except Exception as error:  # tensorstore has a full disk as a ValueError
-            self._failed(self._directory, error)
+            if checkpoint_folder.saved(path) is None:
+                self._failed(path, error)
+                return
+            self._orbax.reload()  # only an older one could not be removed
+        self.latest = path
 
     def close(self) -> None:
         self.wait()
-        self._thread.shutdown()
+        if "_orbax" in self.__dict__:
+            self._orbax.close()
         self._quiet.close()
 
-    def _failed(self, path: pathlib.Path, error: Exception) -> None:
-        _remove_unfinished(self._directory)
+    def _failed(self, path: epath.Path, error: Exception) -> None:
+        with contextlib.suppress(OSError):
+            checkpoint_folder.remove_unfinished(self._directory)
+        if "_orbax" in self.__dict__:
+            self._orbax.reload()
         kept = "there is none yet" if self.latest is None else f"it is {self.latest}"
         message = " ".join(str(error).split())[:300]
         self._report(
@@ -121,34 +148,61 @@ class Checkpoints:
         )
 
 
-def newest(directory: pathlib.Path) -> tuple[Found | None, list[str]]:
-    """The newest valid checkpoint of a folder, which must not be in use.
+def newest(directory: epath.PathLike) -> Found | None:
+    """The newest complete checkpoint of a run; its arrays are not looked at."""
+    found = map(_found, checkpoint_folder.ours(epath.Path(directory)))
+    return next((one for one in found if one is not None), None)
 
-    What unfinished saves left is removed. A checkpoint whose files have changed since
-    it was saved is put aside, under the name `<step>.corrupt`.
+
+def restore_newest(
+    directory: epath.PathLike, like: Callable[[Found], Any]
+) -> tuple[Found | None, Any, list[str]]:
+    """The newest state of a run that can be restored; its folder must not be in use.
+
+    What unfinished saves left is removed. Checkpoints that no longer hold what was
+    saved are put aside, under the name `<step>.corrupt`, if an older one is whole.
+
+    Args:
+      like: found -> the template that its state is restored to.
 
     Returns:
-      The checkpoint or None, and a message for each that was put aside.
+      The checkpoint, its state, and a message for each that was put aside; None, None
+      and no messages where nothing was saved yet.
+
+    Raises:
+      ValueError: if there are checkpoints and none is whole; as `restore` and `like`.
+      OSError: if a checkpoint cannot be read now.
     """
-    _remove_unfinished(directory)
-    problems = []
-    for path in reversed(_complete_ones(directory)):
-        problem = _check(path)
-        if problem is None:
-            return Found(path, _metadata(path)["info"]), problems
-        aside = path.with_name(path.name + _ASIDE)
-        _remove(aside)
-        path.rename(aside)
-        problems.append(f"{path} is corrupt ({problem}); put aside as {aside.name}")
-    return None, problems
+    directory = epath.Path(directory)
+    checkpoint_folder.remove_unfinished(directory)
+    corrupt: dict[epath.Path, str] = {}
+    for path in checkpoint_folder.ours(directory):
+        found = _found(path)
+        try:
+            if found is None:
+                raise Corrupt("its metadata has changed since it was saved")
+            state = restore(path, like(found))
+        except Corrupt as error:
+            corrupt[path] = str(error)
+            continue
+        return found, state, [_put_aside(*one) for one in corrupt.items()]
+    others = checkpoint_folder.others(directory)
+    unread = dict.fromkeys(others, "is of another run or version") | corrupt
+    if unread:
+        why = "; ".join(f"{path.name}: {problem}" for path, problem in unread.items())
+        raise ValueError(
+            f"one of the checkpoints in {directory} must be whole, but none is ({why})."
+            " Bring back a copy, or move them away to start from the first step."
+        )
+    return None, None, []
 
 
 def template(state: Any) -> Any:
     """What `restore` must know of a state, without holding its memory.
 
-    A pytree of `jax.ShapeDtypeStruct`; the sharding is None where an array is not
-    bound to a device: it must not be so after a restore either, for a scalar bound to
-    device 0 cannot meet parameters on a mesh.
+    A pytree of `jax.ShapeDtypeStruct`. Uncommitted arrays get sharding None and are
+    restored uncommitted; a scalar committed to device 0 could not be combined with
+    parameters on a mesh.
 
     Raises:
       ValueError: if a leaf is not a `jax.Array`.
@@ -168,7 +222,7 @@ def template(state: Any) -> Any:
     )
 
 
-def restore(path: pathlib.Path, like: Any) -> Any:
+def restore(path: epath.PathLike, like: Any) -> Any:
     """The saved state, bit for bit.
 
     Args:
@@ -177,10 +231,48 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     Raises:
       ValueError: if structure, shapes or dtypes differ from the saved ones, with the
         leaves that do.
+      Corrupt: if the files do not hold what was saved.
+      OSError: if they cannot be read now.
     """
     from orbax.checkpoint import v1 as orbax
 
-    saved, wanted = _metadata(path)["leaves"], _describe(like)
+    path = epath.Path(path)
+    beside = checkpoint_folder.saved(path)
+    if beside is None:
+        raise Corrupt("its metadata has changed since it was saved")
+    _require_same(path, beside["leaves"], _describe(like))
+    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or anywhere), like)
+    try:
+        loaded = orbax.load_checkpointables(_absolute(path), {"state": placed})["state"]
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the machine's fault, not the file's
+    except Exception as error:  # orbax and tensorstore have many names for it
+        checkpoint_folder.require_readable(path)
+        raise Corrupt(" ".join(str(error).split())[:200]) from error
+    if _describe(loaded) != beside["leaves"]:  # a key as plain numbers, for one
+        raise Corrupt("its leaves have changed since it was saved")
+    changed = [
+        leaf
+        for leaf, number in _digests(loaded).items()
+        if number != beside["digests"][leaf]
+    ]
+    if changed:
+        raise Corrupt(f"{changed[0]} has changed since it was saved")
+    return jax.tree.map(
+        lambda x, want: x if want.sharding else _unbound(x), loaded, like
+    )
+
+
+def _unbound(x: jax.Array) -> jax.Array:
+    """The same array, free to go where others are."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _unbound(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return jnp.array(np.asarray(x))
+
+
+def _require_same(path: epath.Path, saved: dict, wanted: dict) -> None:
     differing = [
         f"{leaf}: saved {saved.get(leaf, 'nothing')}, now {wanted.get(leaf, 'nothing')}"
         for leaf in sorted({*saved, *wanted})
@@ -193,20 +285,6 @@ def restore(path: pathlib.Path, like: Any) -> Any:
             f" {'; '.join(differing[:5])}{more}. Restore the program or start a new run"
             " with another --run-dir."
         )
-    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or anywhere), like)
-    loaded = orbax.load_checkpointables(path.absolute(), {"state": placed})
-    return jax.tree.map(
-        lambda x, want: x if want.sharding else _unbound(x), loaded["state"], like
-    )
-
-
-def _unbound(x: jax.Array) -> jax.Array:
-    """The same array, free to go where others are."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _unbound(jax.random.key_data(x))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    return jnp.array(np.asarray(x))
 
 
 def _describe(state: Any) -> dict[str, str]:
@@ -214,6 +292,10 @@ def _describe(state: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(state)
     }
+
+
+def _digests(state: Any) -> dict[str, int]:
+    return {leaf: found.digest for leaf, found in digest.examine(state).items()}
 
 
 def _json(info: dict[str, Any]) -> dict[str, Any]:
@@ -226,63 +308,19 @@ def _json(info: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def _metadata(path: pathlib.Path) -> dict[str, Any]:
-    from orbax.checkpoint import v1 as orbax
-
-    return orbax.checkpointables_metadata(path.absolute()).custom_metadata
-
-
-def _complete(writing, path: pathlib.Path, keep: int) -> pathlib.Path:
-    """Runs in the background: waits for orbax, adds checksums, removes the oldest."""
-    writing.result()
-    text = json.dumps(_checksums(path)).encode()
-    metrics.replace_file(path / _CHECKSUMS, text)
-    with contextlib.suppress(OSError):  # the new one is good all the same
-        for old in _complete_ones(path.parent)[:-keep]:
-            _remove(old)
-    return path
+def _found(path: epath.Path) -> Found | None:
+    beside = checkpoint_folder.saved(path)
+    return None if beside is None else Found(path, beside["info"])
 
 
-def _complete_ones(directory: pathlib.Path) -> list[pathlib.Path]:
-    """Folders of saves that were completed, oldest first."""
-    found = [p.parent for p in directory.glob(f"*/{_CHECKSUMS}")]
-    return sorted((p for p in found if p.name.isdigit()), key=lambda p: int(p.name))
+def _put_aside(path: epath.Path, problem: str) -> str:
+    aside = checkpoint_folder.put_aside(path)
+    return f"{path} is corrupt ({problem}); put aside as {aside.name}"
 
 
-def _checksums(path: pathlib.Path) -> dict[str, str]:
-    sums = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != _CHECKSUMS:
-            with open(file, "rb") as data:
-                digest = hashlib.file_digest(data, "sha256")
-            sums[file.relative_to(path).as_posix()] = digest.hexdigest()
-    return sums
-
-
-def _check(path: pathlib.Path) -> str | None:
-    """What is wrong with a complete checkpoint, or None."""
-    try:
-        saved, found = json.loads((path / _CHECKSUMS).read_bytes()), _checksums(path)
-    except (OSError, ValueError) as error:
-        return str(error)
-    changed = [name for name in saved if saved[name] != found.get(name)]
-    return f"{changed[0]} has changed since" if changed else None
-
-
-def _remove(path: pathlib.Path) -> None:
-    """Removes a folder if it is there; a kill in between leaves no half of it."""
-    if path.exists():
-        deleted = path.with_name(path.name + _DELETED)
-        shutil.rmtree(deleted, ignore_errors=True)
-        os.replace(path, deleted)
-        shutil.rmtree(deleted)
-
-
-def _remove_unfinished(directory: pathlib.Path) -> None:
-    for path in directory.glob("[0-9]*"):
-        complete = path.name.isdigit() and (path / _CHECKSUMS).exists()
-        if not complete and path.suffix != _ASIDE:
-            shutil.rmtree(path, ignore_errors=True)
+def _absolute(path: epath.Path) -> epath.Path:
+    """Orbax refuses relative ones."""
+    return path.absolute()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rljax import check, mix, numerics, update
+from rljax import check, keys, mix, numerics, update
 from rljax.advantage.algebra import Algorithm
 from rljax.policy import probe
 from rljax.policy.base import Policy
@@ -72,6 +72,7 @@ def perturbing_learner(
       radius: length of the step.
       **sizes: as `update.learner` takes them.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.number("radius", radius, above=0)
     measure_states = probe.recorded(policy.measure)
 
@@ -137,7 +138,19 @@ def steering_learner(
     Variants: the released code compares clean states of the batch with steered states
       of the aside batch; here both are of the same inputs (RECONSTRUCTED).
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.number("strength", strength, above=0)
+    check.kind(
+        "vector_optimizer",
+        vector_optimizer,
+        optax.GradientTransformation,
+        "optax.adam(1e-4)",
+    )
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        check.refuse("shape", "be a pair (layers, width)", shape)
+    for size in shape:
+        check.count("shape", size)
+    update.learner(policy.measure, algorithm, optimizer, **sizes)  # for its checks
     measure_states = probe.recorded(policy.measure)
 
     def learner(vectors):
@@ -152,7 +165,8 @@ def steering_learner(
 
     def init(params, key, reference=None):
         state = learner(None).init(params, key, reference)
-        vectors = jax.random.normal(jax.random.fold_in(key, 0), shape, jnp.float32)
+        own = keys.stream(key, keys.Stream.STEERING)
+        vectors = jax.random.normal(own, shape, jnp.float32)
         steering = SteeringState(
             state.algorithm, vectors, vector_optimizer.init(vectors)
         )
@@ -166,8 +180,11 @@ def steering_learner(
             return -aside_nll(run)(state.params, rollout)
 
         loss, grads = jax.value_and_grad(harm)(vectors)
-        updates, moments = vector_optimizer.update(grads, moments, vectors)
-        vectors = vectors + updates
+        updates, new = vector_optimizer.update(grads, moments, vectors)
+        # As in any update: one NaN would stay for the whole run.
+        old, new = (vectors, moments), (vectors + updates, new)
+        finite = numerics.stays_finite(old, new)
+        vectors, moments = jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new)
         state, metrics = learner(vectors).learn(state.replace(algorithm=inner), rollout)
         state = state.replace(
             algorithm=SteeringState(state.algorithm, vectors, moments)
@@ -179,6 +196,7 @@ def steering_learner(
 
 def aside_nll(measure_fn: update.Measure) -> Callable[[Any, Rollout], jax.Array]:
     """(params, rollout) -> f32[]: token mean of -log p over the aside batch, nats."""
+    check.function("measure_fn", measure_fn, "params, prompts, samples")
 
     def nll(params, rollout):
         if "aside" not in rollout.prompts.data:
@@ -202,6 +220,7 @@ def with_aside(prompts: Prompts) -> Callable[[Prompts, np.random.Generator], Pro
     Args:
       prompts: the data set to draw from, with stored answers; usually the same.
     """
+    check.kind("prompts", prompts, Prompts, "data.encode_prompts(...)[0]")
 
     def draw(batch, rng):
         rows = rng.integers(len(prompts.id), size=len(batch.id))

@@ -6,15 +6,15 @@ steps per dispatch, `P` prompts per step, `S` prompt tokens, `T` completion toke
 """
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
+from rljax import check, control_token, digest, held_out, strict_json
 from rljax.types import Prompts
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class EncodingReport(NamedTuple):
     num_long_prompts, num_long_completions: problems dropped because of their prompt;
       and, of the others, because of their demonstration.
     longest_prompt, longest_completion: tokens, over all problems.
+    num_repeated: kept problems whose question an earlier one has, too.
+    num_spelled: kept problems in whose text a control token is spelled out; it is read
+      as text.
     """
 
     num_problems: int
@@ -47,14 +50,21 @@ class EncodingReport(NamedTuple):
     num_long_completions: int
     longest_prompt: int
     longest_completion: int
+    num_repeated: int = 0
+    num_spelled: int = 0
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"kept {self.num_kept} of {self.num_problems} problems; dropped"
             f" {self.num_long_prompts} for their prompt (longest"
             f" {self.longest_prompt} tokens) and {self.num_long_completions} for their"
             f" demonstration (longest {self.longest_completion} tokens)"
         )
+        if self.num_repeated:
+            text += f"; {self.num_repeated} repeat the question of an earlier one"
+        if self.num_spelled:
+            text += f"; {self.num_spelled} spell a control token, read as plain text"
+        return text
 
 
 def read_jsonl(
@@ -74,8 +84,9 @@ def read_jsonl(
         without surrounding white space: "####" for GSM8K. None takes the field as is.
 
     Raises:
-      ValueError: with file and line, if a line is not a JSON object, a field is
-        missing, not a string or blank, or the marker is not there; if no line is left.
+      ValueError: with file and line, if a line is not a JSON object (see
+        `strict_json`), a field is missing, not a string, blank, or no text (half a
+        surrogate pair), or the marker is not there; if no line is left.
     """
     problems = []
     with open(path, "rb") as lines:  # bytes, so that bad UTF-8 is found in its line
@@ -112,7 +123,8 @@ def encode_prompts(
 
     `S` is `max_prompt_tokens`, so that every split of a data set has one shape. A
     prompt begins with the tokenizer's begin token if the tokenizer puts one there by
-    itself (and the template does not already contain it).
+    itself (and the template does not already contain it). Only the template's control
+    tokens are control tokens: one spelled out in a question or demonstration is text.
 
     Args:
       max_prompt_tokens: longest prompt that is kept, begin token included.
@@ -129,15 +141,17 @@ def encode_prompts(
 
     Raises:
       ValueError: for a template without {question}, an empty prompt, a missing
-        answer or demonstration, or when nothing is short enough.
+        answer or demonstration, with the problem's number for text that is not UTF-8
+        or that the tokenizer does not know, or when nothing is short enough.
     """
-    if "{question}" not in template:
+    if control_token.QUESTION not in template:
         raise ValueError(
             f"template must contain {{question}}, got {template!r}; put it where the"
             " question belongs."
         )
-    texts = [template.replace("{question}", p.question) for p in problems]
-    prompts = _encode_with_begin(tokenizer, texts)
+    _require_text(problems, template)
+    questions = [p.question for p in problems]
+    prompts, spelled = _encode_with_begin(tokenizer, questions, template)
     _require_all(problems, prompts, "prompt", "write a question or a longer template")
     answers = [p.answer for p in problems]
     _require_all(problems, answers, "reference answer", "write one")
@@ -145,7 +159,8 @@ def encode_prompts(
     short = np.ones_like(fits)
     completions = []
     if max_completion_tokens is not None:
-        completions = _encode_demonstrations(tokenizer, problems)
+        completions, more = _encode_demonstrations(tokenizer, problems)
+        spelled = {*spelled, *more}
         short = np.array([len(c) <= max_completion_tokens for c in completions], bool)
     (kept,) = np.nonzero(fits & short)
     report = EncodingReport(
@@ -155,6 +170,8 @@ def encode_prompts(
         num_long_completions=int(np.sum(fits & ~short)),
         longest_prompt=max(map(len, prompts), default=0),
         longest_completion=max(map(len, completions), default=0),
+        num_repeated=held_out.num_repeated([questions[i] for i in kept]),
+        num_spelled=len(spelled & set(kept.tolist())),
     )
     if not len(kept):
         raise ValueError(
@@ -175,13 +192,11 @@ def answer_bytes(answers: Sequence[str]) -> np.ndarray:
     """u8[N, A]: the answers in UTF-8, zero-padded to the longest.
 
     Raises:
-      ValueError: if an answer contains the zero byte, which would end it there.
+      ValueError: if an answer is no UTF-8 or holds a zero byte, which would end it.
     """
-    bad = [a for a in answers if "\0" in a]
-    if bad:
-        raise ValueError(
-            f"an answer must not contain a zero byte, got {bad[0]!r}; remove it."
-        )
+    for answer in answers:
+        if why := strict_json.no_text(answer):
+            raise ValueError(f"an answer must be text, but {why}: {answer!r}.")
     padded = np.array([a.encode() for a in answers])  # dtype S pads with zeros
     return padded.view(np.uint8).reshape(len(answers), -1)
 
@@ -199,7 +214,7 @@ def stream(
     map_fn: MapFn = _unchanged,
     process_index: int = 0,
     process_count: int = 1,
-) -> "grain.DatasetIterator":
+) -> "Stream":
     """The endless shuffled stream of training batches over a data set.
 
     Each epoch is a new permutation, cut into steps of `num_prompts` prompts. No prompt
@@ -220,15 +235,21 @@ def stream(
 
     Returns:
       An iterator over `Prompts` of NumPy arrays [K, num_prompts / process_count, ...].
-      `get_state()` is a small JSON-able dict, the number of steps handed out; after
-      `set_state(state)` on an equally built stream the continuation is exact, also
-      with another steps_per_dispatch.
+      `get_state()` is a small JSON-able dict, the number of steps handed out and a
+      fingerprint of `prompts`; after `set_state(state)` on an equally built stream the
+      continuation is exact, also with another steps_per_dispatch. A state of other
+      prompts is a ValueError.
 
     Raises:
       ValueError: for sizes that do not fit each other.
     """
     import grain
 
+    check.kind("prompts", prompts, Prompts, "encode_prompts(...)[0]")
+    check.count("num_prompts", num_prompts, low=0)
+    check.count("seed", seed, low=0, high=2**32 - 1)
+    check.count("steps_per_dispatch", steps_per_dispatch)
+    check.function("map_fn", map_fn, "prompts, rng")
     (size, *others) = {len(leaf) for leaf in jax.tree.leaves(prompts)}
     if others:
         raise ValueError(
@@ -245,7 +266,33 @@ def stream(
     # asynchrony hides, and threads do not go with processes forked by a verifier.
     # Batching after to_iter_dataset keeps the state in steps, whatever K is.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(steps.to_iter_dataset(options).batch(steps_per_dispatch))
+    batches = iter(steps.to_iter_dataset(options).batch(steps_per_dispatch))
+    return Stream(batches, digest.fingerprint(prompts))
+
+
+class Stream:
+    """What `stream` returns: grain's iterator, and the data it is a position in."""
+
+    def __init__(self, batches: "grain.DatasetIterator", fingerprint: str):
+        self._batches, self._fingerprint = batches, fingerprint
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Prompts:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"prompts": self._fingerprint, "place": self._batches.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state["prompts"] != self._fingerprint:
+            raise ValueError(
+                "the encoded prompts must be those that the state was saved with, of"
+                f" fingerprint {state['prompts']}, got {self._fingerprint}; bring back"
+                " the data, tokenizer and template, or start another run."
+            )
+        self._batches.set_state(state["place"])
 
 
 class _Steps:
@@ -293,7 +340,7 @@ def _take(prompts: Prompts, rows: np.ndarray | slice) -> Prompts:
 
 def _json_object(line: bytes, where: str) -> dict:
     try:
-        row = json.loads(line.strip())
+        row = strict_json.loads(line)
     except ValueError as error:  # broken JSON and broken UTF-8
         raise ValueError(
             f"{where} must be a JSON object, but {error}; repair the line."
@@ -318,6 +365,11 @@ def _field(row: dict, name: str, where: str) -> str:
             f"{where}: field {name!r} must be a string with text in it, got {text!r}"
             f" ({type(text).__name__}); write it as a JSON string."
         )
+    if why := strict_json.no_text(text):
+        raise ValueError(
+            f"{where}: field {name!r} must be text, but {why}; write the line again"
+            " from its source."
+        )
     return text
 
 
@@ -331,30 +383,35 @@ def _after(text: str, marker: str, where: str) -> str:
     return answer.strip()
 
 
-def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
-    return encoded["input_ids"]
-
-
-def _encode_with_begin(tokenizer, texts: list[str]) -> list[list[int]]:
+def _encode_with_begin(tokenizer, questions: list[str], template: str):
     """Encodes with the begin token in front where the tokenizer's convention has one.
 
     Not with add_special_tokens=True: some tokenizers would also append their end token.
     """
+    encoded, spelled = control_token.encode(tokenizer, questions, template)
     begin = tokenizer.bos_token_id
-    encoded = _encode(tokenizer, texts)
-    if begin is None or tokenizer("")["input_ids"][:1] != [begin]:
-        return encoded
-    return [ids if ids[:1] == [begin] else [begin, *ids] for ids in encoded]
+    if begin is not None and tokenizer("")["input_ids"][:1] == [begin]:
+        encoded = [ids if ids[:1] == [begin] else [begin, *ids] for ids in encoded]
+    return encoded, set(spelled)
 
 
-def _encode_demonstrations(tokenizer, problems: Sequence[Problem]) -> list[list[int]]:
+def _encode_demonstrations(tokenizer, problems: Sequence[Problem]):
     worked = [p.demonstration or "" for p in problems]
-    how = "read them with read_jsonl(..., demonstration=field)"
-    _require_all(problems, worked, "demonstration", how)
-    return [[*ids, tokenizer.eos_token_id] for ids in _encode(tokenizer, worked)]
+    _require_all(problems, worked, "demonstration", "read the field that has it")
+    encoded, spelled = control_token.encode(tokenizer, worked, control_token.QUESTION)
+    return [[*ids, tokenizer.eos_token_id] for ids in encoded], spelled
+
+
+def _require_text(problems: Sequence[Problem], template: str):
+    for i, problem in enumerate(problems):
+        for name, text in problem._asdict().items():
+            if why := strict_json.no_text(text or ""):
+                raise ValueError(
+                    f"every problem must be text, but of number {i} the {name}'s {why};"
+                    " write it again from its source."
+                )
+    if why := strict_json.no_text(template):
+        raise ValueError(f"template must be text, but {why}; pass it as UTF-8.")
 
 
 def _require_all(problems, values, what: str, how: str):

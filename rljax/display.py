@@ -109,6 +109,11 @@ def values(board: Board) -> list[tuple[str, str]]:
         for name, value in board.metrics.items():
             if any(_matches(name, pattern) for pattern in patterns):
                 found.append((label, f"{value:.4g}"))
+    failed = board.metrics.get("verify/failed", 0.0)
+    if failed > 0:
+        share = board.metrics.get("verify/failed_share", math.nan)
+        of_all = "" if math.isnan(share) else f" ({100 * share:.3g} %)"
+        found.append(("verifier failed", f"{failed:.4g}{of_all}"))
     if board.tokens_per_second is not None:
         found.append(("tokens/s", f"{board.tokens_per_second:,.0f}"))
     return found

@@ -33,7 +33,8 @@ def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
 
     Source: DAPO, arXiv:2503.14476, section 3.2 (PAPER; the constant factor is ours).
     """
-    check.number("num_prompts", num_prompts, low=1)
+    check.kind("learner", learner, Learner, "update.learner(...)")
+    check.count("num_prompts", num_prompts)
 
     def learn(state: TrainState, rollout: Rollout):
         available = rollout.samples.mask.shape[0]

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rljax import digest
+from rljax.types import TrainState
+
 
 class RunFault(FloatingPointError):
     """The device reported numbers that training must not go on with."""
@@ -21,14 +24,22 @@ def problem(before: int, read: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
+MAX_FAILED = 5
+"""Training steps in a row in which the verifier may fail for all samples."""
+
+
 class Refusals:
-    """Remembers since when every update has been refused."""
+    """Remembers since when every update has been refused, or every verdict missing."""
 
     def __init__(self, most: int, step: int):
         self._most = most
         self._accepted = step  # the last step with an accepted update, or the first
+        self._failed_in_row = 0  # steps in which the verifier failed for all
 
     def check(self, before: int, read: Mapping[str, np.ndarray]) -> str | None:
+        return self._refused(before, read) or self._failed(before, read)
+
+    def _refused(self, before, read):
         counts = read.get("update/refused_in_row", ())
         for step, count in enumerate(counts, before + 1):
             if count >= self._most:
@@ -39,3 +50,42 @@ class Refusals:
             if count == 0:
                 self._accepted = step
         return None
+
+    def _failed(self, before, read):
+        if "verify/failed_share" not in read:
+            self._failed_in_row = 0
+            return None
+        for step, share in enumerate(read["verify/failed_share"], before + 1):
+            self._failed_in_row = self._failed_in_row + 1 if share >= 1 else 0
+            if self._failed_in_row >= MAX_FAILED:
+                return (
+                    "stopped because the verifier (reward) failed for every sample of"
+                    f" {MAX_FAILED} steps in a row, {step + 1 - MAX_FAILED} to {step}:"
+                    " nothing can be learned; its log says why, call it by hand on one"
+                    " completion"
+                )
+        return None
+
+
+def not_finite(state: TrainState) -> str | None:
+    """Why nothing could be learnt from a state on, or None.
+
+    An infinity is no fault in an optimiser, where some begin a minimum with it.
+    """
+    leaves = [
+        leaf.removeprefix(".")
+        for leaf, found in digest.examine(state).items()
+        if (leaf.startswith(".params") and (found.nan or found.infinite))
+        or (leaf.startswith(".optimizer") and found.nan)
+    ]
+    if not leaves:
+        return None
+    more = f" and {len(leaves) - 1} more" if len(leaves) > 1 else ""
+    return f"the state must hold finite numbers, but {leaves[0]}{more} does not"
+
+
+def require_finite(state: TrainState) -> None:
+    """Raises ValueError for a state that a run cannot begin with."""
+    problem = not_finite(state)
+    if problem is not None:
+        raise ValueError(f"{problem} to begin with; check what it was read from.")

@@ -1,7 +1,8 @@
-"""Gates: decide over a gradient before any optimiser sees it.
+"""Gates: decide over a gradient.
 
 They stand outside optax: a gradient that is refused touches no parameter, moment or
 algorithm state, which a gradient of zeros would (momentum, weight decay, step counts).
+What is not finite needs no gate: the learner refuses such steps by itself.
 """
 
 from collections.abc import Callable
@@ -10,41 +11,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import check, numerics
+from rljax import check
 
 
 class Gate(NamedTuple):
-    """Decides over a gradient before any optimiser sees it.
+    """Decides over a gradient.
 
     init: () -> state.
     update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state,
       metrics); `reuse` i32[] counts earlier passes over this rollout batch. A refused
       gradient touches no parameter, moment or algorithm state; `stop` ends the updates
-      on this rollout batch.
+      on this rollout batch. Of a step that is not finite a gate remembers nothing.
     """
 
     init: Callable[[], Any]
     update: Callable[[Any, dict, jax.Array, Any], tuple]
 
 
-def finite() -> Gate:
-    """Refuses gradients and losses that are not finite and counts them in a row."""
+class Guarded(NamedTuple):
+    """What `TrainState.gate` holds.
 
-    def update(grads, metrics, reuse, state):
-        del reuse
-        accept = numerics.all_finite((grads, metrics["update/loss"]))
-        state = jnp.where(accept, 0, state + 1)
-        return accept, jnp.zeros((), bool), state, {"update/refused_in_row": state}
+    gate: the gate's own state.
+    refused_in_row: i32[] steps refused one after another because they, or what they
+      would have made of the parameters, were not finite.
+    """
 
-    return Gate(lambda: jnp.zeros((), jnp.int32), update)
+    gate: Any
+    refused_in_row: jax.Array
 
 
 def every(*gates: Gate) -> Gate:
-    """Accepts what all gates accept, stops if any does.
+    """Accepts what all gates accept, stops if any does; without gates, accepts all.
 
-    A gate sees only what those before it accept: after `finite()` no gate's memory
-    takes in a gradient that is not.
+    A gate sees only what those before it accept.
     """
+    for i, gate in enumerate(gates):
+        check.kind(f"gates[{i}] of every", gate, Gate, "finite()")
 
     def update(grads, metrics, reuse, state):
         accept, stop = jnp.ones((), bool), jnp.zeros((), bool)
@@ -96,10 +98,14 @@ def gradient_gate(
     Source: arXiv:2605.19425 (rule SECONDARY; energy as a square, population standard
       deviation plus 1e-8 and what enters the window RECONSTRUCTED).
     """
-    check.number("window", window, low=1)
+    check.function("select_fn", select_fn, "grads")
+    check.number("threshold", threshold)
+    check.count("window", window)
 
     def init():
-        return GradientGateState(jnp.zeros(window), jnp.int32(-1), jnp.zeros(()))
+        zero = jnp.zeros((), jnp.float32)
+        increments = jnp.zeros(window, jnp.float32)
+        return GradientGateState(increments, jnp.int32(-1), zero)
 
     def update(grads, metrics, reuse, state):
         del metrics
@@ -134,7 +140,7 @@ def target_kl(limit: jax.typing.ArrayLike) -> Gate:
 
     def update(grads, metrics, reuse, state):
         del grads, reuse
-        over = _kl(metrics) > limit
+        over = ~(_kl(metrics) <= limit)  # NaN is over
         return ~over, over, state, {}
 
     return Gate(lambda: (), update)
@@ -159,10 +165,11 @@ def target_kl_per_pass(limit: jax.typing.ArrayLike) -> Gate:
 
     def update(grads, metrics, reuse, state):
         del grads
-        over = (reuse > state.reuse) & (state.kl > limit)
+        over = (reuse > state.reuse) & ~(state.kl <= limit)
         return ~over, over, PassState(jnp.asarray(reuse, jnp.int32), _kl(metrics)), {}
 
-    return Gate(lambda: PassState(jnp.zeros((), jnp.int32), jnp.zeros(())), update)
+    start = PassState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+    return Gate(lambda: start, update)
 
 
 def _kl(metrics):

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import check
+from rljax import check, keys
 from rljax.advantage.mixing import of_source
 from rljax.sample import Sampler
-from rljax.types import Missing, Prompts, Rollout, Samples, Source
+from rljax.types import Missing, Prompts, Rollout, Samples, Source, over_tokens
 
 
 def cosine_reveal(
@@ -43,7 +43,7 @@ def cosine_reveal(
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0, high=1)
-    check.number("num_steps", num_steps, low=1)
+    check.count("num_steps", num_steps)
 
     def probability(step):
         step = jnp.asarray(step, jnp.float32)
@@ -62,12 +62,18 @@ def hinted_act(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
     Returns:
       An act whose rollouts' prompts carry `data["hint_length"]` i32[P], tokens.
     """
+    check.function("act", act, "state, prompts")
+    check.function("probability_fn", probability_fn, "step")
 
     def hinting(state, prompts):
         ends = _require(prompts, "solution_ends")
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 2)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.id)
-        draws = jax.vmap(lambda k: jax.random.uniform(k, ends.shape[1:]))(keys)
+        key = keys.of_step(state.key, state.step)
+
+        def draw(prompt):
+            own = keys.stream(key, keys.Stream.HINT, prompt)
+            return jax.random.uniform(own, ends.shape[1:], jnp.float32)
+
+        draws = jax.vmap(draw)(prompts.id)
         revealed = (draws < probability_fn(state.step)) & (ends > 0)
         count = jnp.sum(revealed, -1, keepdims=True, dtype=jnp.int32)
         at = jnp.take_along_axis(ends, jnp.maximum(count - 1, 0), -1)
@@ -83,6 +89,7 @@ def hinted(sample: Sampler) -> Sampler:
     Returns:
       A sampler of completions of H + T tokens; hint tokens are outside the mask.
     """
+    check.function("sample", sample, "params, prompts, key")
 
     def hinting(params, prompts, key):
         solution = _require(prompts, "solution")
@@ -98,12 +105,10 @@ def hinted(sample: Sampler) -> Sampler:
         shift = jnp.broadcast_to(length[:, None], (length.shape[0], G))
 
         def move(x):  # [P, G, T, ...] -> [P, G, H + T, ...], later by the hint's length
-            if x.ndim < 3:
-                return x
             wide = jnp.zeros((*x.shape[:2], H + x.shape[2], *x.shape[3:]), x.dtype)
             return _shifted_over(wide, x, shift)
 
-        samples, old = jax.tree.map(move, (samples, old))
+        samples, old = over_tokens(move, (samples, old))
         hint = jnp.broadcast_to(solution[:, None], (*shift.shape, H))
         hint = jnp.pad(hint, ((0, 0), (0, 0), (0, samples.tokens.shape[2] - H)))
         at_hint = jnp.arange(hint.shape[2]) < shift[..., None]
@@ -181,7 +186,7 @@ def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarra
     Raises:
       ValueError: if ends do not rise from above 0.
     """
-    check.number("num_pieces", num_pieces, low=1)
+    check.count("num_pieces", num_pieces)
     out = np.zeros((len(sentence_ends), num_pieces), np.int32)
     for row, ends in zip(out, sentence_ends, strict=True):
         if np.any(np.diff([0, *ends]) <= 0):

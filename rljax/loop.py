@@ -6,13 +6,16 @@ numbers. An experiment whose dataflow differs copies this file's few lines and e
 them.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import mesh, numerics
+from rljax import check, keys, mesh, numerics, origin
 from rljax.advantage import solve_rate
 from rljax.policy.base import Policy
 from rljax.sample import Sampler
@@ -24,6 +27,7 @@ from rljax.types import (
     TokenStats,
     TrainState,
     Verdict,
+    is_measured,
 )
 from rljax.update import Learner, Measure
 
@@ -49,13 +53,21 @@ def actor(
         the sampler's own statistics: for values, or if the sampler differs by design.
       teacher: (state, prompts, samples) -> TokenStats, what `teacher` is.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.function("sample", sample, "params, prompts, key")
+    if measure_old is not None:
+        check.function("measure_old", measure_old, "params, prompts, samples")
+    if teacher is not None:
+        check.function("teacher", teacher, "state, prompts, samples")
 
     def act(state, prompts):
-        key = jax.random.fold_in(state.key, state.step)
+        key = keys.of_step(state.key, state.step)
         samples, old = sample(state.params, prompts, key)
         if measure_old is not None:
             old = measure_old(state.params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
+        if is_measured(old):
+            rollout = rollout.replace(origin=origin.of(state.params, old))
         if teacher is not None:
             rollout = rollout.replace(teacher=teacher(state, prompts, samples))
         if state.reference is not None:
@@ -90,11 +102,16 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
     The state is donated: do not touch it after the call. Without a verifier
     (supervised terms) rollouts carry no verdict.
     """
+    check.function("act", act, "state, prompts")
+    check.kind("learner", learner, Learner, "update.learner(...)")
+    if verify is not None:
+        check.function("verify", verify, "prompts, samples")
 
     def step(state, prompts):
         rollout = act(state, mesh.constrain(prompts))
         if verify is not None:
-            rollout = rollout.replace(verdict=verify(rollout.prompts, rollout.samples))
+            verdict = verdict_of(verify, rollout.prompts, rollout.samples)
+            rollout = rollout.replace(verdict=verdict)
         state, metrics = learner.learn(state, mesh.constrain(rollout))
         return state, metrics | rollout_metrics(rollout)
 
@@ -103,6 +120,14 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
     """The same steps around a Python verifier, `(prompts, samples)` of numpy arrays."""
+    if isinstance(verify, contextlib.AbstractContextManager):
+        raise ValueError(
+            f"verify must be a function, got the context manager {verify!r}; pass what"
+            " `with` gives: `with pooled(...) as verify:`."
+        )
+    check.function("act", act, "state, prompts")
+    check.kind("learner", learner, Learner, "update.learner(...)")
+    check.function("verify", verify, "prompts, samples")
     start = jax.jit(lambda state, prompts: act(state, mesh.constrain(prompts)))
 
     def finish(state, rollout):
@@ -116,12 +141,66 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
         for k in range(prompts.tokens.shape[0]):
             rollout = start(state, jax.tree.map(lambda x, k=k: x[k], prompts))
             host = jax.device_get((rollout.prompts, rollout.samples))
-            verdict = jax.tree.map(np.asarray, verify(*host))
+            verdict = verdict_of(verify, *host)
             state, metrics = finish(state, rollout.replace(verdict=verdict))
             rows.append(metrics)
         return state, jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
     return run
+
+
+def verdict_of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
+    """The verifier's verdict, checked: when traced in a graph, at each call on a host.
+
+    Rewards of another floating type become float32.
+
+    Raises:
+      ValueError: unless it is a `Verdict` of arrays [P, G].
+    """
+    verdict = verify(prompts, samples)
+    shape, xp = samples.tokens.shape[:2], jnp
+    if isinstance(samples.tokens, np.ndarray):
+        xp = np
+    if not isinstance(verdict, Verdict):
+        _refuse(verify, "a Verdict", verdict, shape)
+    arrays = {}
+    for field, dtype in _VERDICT.items():
+        value = getattr(verdict, field)
+        try:
+            array = xp.asarray(value)
+        except (TypeError, ValueError):  # text, None, lists of different lengths
+            _refuse(verify, field, value, shape)
+        kind = jnp.floating if field == "reward" else jnp.bool_
+        if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
+            _refuse(verify, field, value, shape)
+        arrays[field] = array.astype(dtype)
+    return Verdict(**arrays)
+
+
+_VERDICT = {"reward": "float32", "correct": "bool", "failed": "bool"}
+
+
+def _refuse(verify: Verify, what: str, got, shape: tuple[int, ...]) -> NoReturn:
+    fn = verify.func if isinstance(verify, functools.partial) else verify
+    name = getattr(fn, "__qualname__", type(fn).__qualname__)  # an object has none
+    size = f"[P, G] = {list(shape)}"
+    if what in _VERDICT:
+        what += f" as {_VERDICT[what]} {size}"
+    fields = ", ".join(f"{field}={dtype}" for field, dtype in _VERDICT.items())
+    raise ValueError(
+        f"the verifier {fn.__module__}.{name} must return {what}, got"
+        f" {_described(got)}; return Verdict({fields}), each an array {size}, or"
+        " Verdict.binary(correct)."
+    )
+
+
+def _described(value) -> str:
+    """Type and shape of anything."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
@@ -135,19 +214,26 @@ def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
         "samples/length_mean": jnp.mean(samples.length, dtype=jnp.float32),
         "samples/finished_share": jnp.mean(samples.finished, dtype=jnp.float32),
     }
-    if isinstance(samples.decoded, jax.Array):
+    if is_measured(samples.decoded):
         # Each sample's first token comes with its prompt.
         used = jnp.sum(jnp.maximum(samples.length - 1, 0), dtype=jnp.float32)
         spent = jnp.sum(samples.decoded)
         metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
-    if isinstance(rollout.verdict, Verdict):
-        verdict = rollout.verdict
-        member = solve_rate.members(rollout)
-        group = solve_rate.by_correct(rollout)
-        metrics |= {
-            "reward/mean": numerics.masked_mean(verdict.reward[..., None], member),
-            "reward/solved": numerics.masked_mean(group.p, group.n > 0),
-            "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
-            "verify/failed": jnp.sum(verdict.failed, dtype=jnp.float32),
-        }
+    if is_measured(rollout.verdict):
+        metrics |= _verdict_metrics(rollout)
     return metrics
+
+
+def _verdict_metrics(rollout: Rollout) -> dict[str, jax.Array]:
+    """Rows whose verifier failed are counted, and take no part in anything else."""
+    verdict, member = rollout.verdict, solve_rate.members(rollout)
+    group = solve_rate.by_correct(rollout)
+    judged = jnp.mean(~verdict.failed, dtype=jnp.float32)
+    return {
+        "reward/mean": numerics.masked_mean(verdict.reward[..., None], member),
+        "reward/solved": numerics.masked_mean(group.p, group.n > 0),
+        "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
+        "verify/failed": jnp.sum(verdict.failed, dtype=jnp.float32),
+        # Exactly 1 if all have failed, however a device divides.
+        "verify/failed_share": 1 - judged,
+    }

@@ -21,6 +21,7 @@ import numpy as np
 Record = dict[str, Any]
 
 FILE = "metrics.jsonl"
+_PLACE = frozenset({"kind", "phase", "step", "seconds"})
 _NOT_METRICS = frozenset({"kind", "phase", "step", "seconds", "event", "message"})
 
 
@@ -129,48 +130,80 @@ def read_metrics(path: str | os.PathLike) -> list[Record]:
     only a killed process leaves, is dropped; a missing file has no records.
 
     Raises:
-      ValueError: with file and line, if another line is not a record.
+      ValueError: with file and line, if another line is no record.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    records = []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    for number, text in enumerate(lines, 1):
-        try:
-            record = json.loads(text)
-            records.append({k: math.nan if v is None else v for k, v in record.items()})
-        except (ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path}:{number} must be a JSON object, but {error}; delete the line."
-            ) from error
+    records, unread = _read_lines(path)
+    if unread:
+        number, error, _ = unread[0]
+        raise ValueError(
+            f"{path}:{number} must be a record, but {error}; delete the line, or let"
+            " --resume drop it."
+        )
     return records
 
 
-def rewind(path: pathlib.Path, keep: Callable[[Record], bool]) -> list[Record]:
-    """Drops the records that `keep` refuses, and a torn last line, from a file.
+def rewind(
+    path: pathlib.Path, keep: Callable[[Record], bool]
+) -> tuple[list[Record], list[str]]:
+    """Drops the records that `keep` refuses, and lines that are none, from a file.
 
     Events are kept: they happened. The file is replaced in one piece, so that a kill
     leaves the old or the new one.
 
     Returns:
-      The records that are left.
+      The records that are left, and a message for each line that was no record, with
+      its beginning; a torn last line, which a kill leaves, is dropped without a word.
     """
-    records = [r for r in read_metrics(path) if r["kind"] == "event" or keep(r)]
+    if not path.exists():
+        return [], []
+    records, unread = _read_lines(path)
+    records = [r for r in records if r["kind"] == "event" or keep(r)]
     data = b"".join(map(line, records))
-    if path.exists() and data != path.read_bytes():
+    if data != path.read_bytes():
         replace_file(path, data)
-    return records
+    return records, [
+        f"line {number} of {path.name} was no record ({error}) and is dropped: it"
+        f" began with {text[:60]!r}"
+        for number, error, text in unread
+    ]
+
+
+def _read_lines(path: pathlib.Path):
+    """The records of a file, and number, error and text of lines that are none."""
+    records, unread = [], []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    for number, text in enumerate(lines, 1):
+        try:
+            record = json.loads(text)
+            record = {k: math.nan if v is None else v for k, v in record.items()}
+            missing = _PLACE - record.keys()
+            if missing:
+                raise ValueError(f"it has no {min(missing)!r}")
+            records.append(record)
+        except (ValueError, AttributeError) as error:
+            unread.append((number, error, text))
+    return records, unread
 
 
 def replace_file(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file in one piece: a kill leaves the old one or the new one."""
+    """Writes a file in one piece: a kill or a full disk leaves the old or the new one.
+
+    Raises:
+      OSError: if it cannot be written; the old one is there and no part of the new.
+    """
     new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        with open(new, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def series(records: Sequence[Record], name: str, kind: str = "step") -> np.ndarray:

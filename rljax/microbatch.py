@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import mesh, numerics
-from rljax.types import Credit, Prompts, Rollout
+from rljax.types import Credit, Prompts, Rollout, over_tokens
 
 
 def split(tree, num: int):
@@ -45,7 +45,8 @@ def over_pieces(
 
     Args:
       num: pieces along the prompts.
-      num_lengths: parts of each group, and sizes of T.
+      num_lengths: parts of each group, and sizes of T. What is cut to a size is what
+        has a token axis, see `types.over_tokens`; bare arrays that `fn` returns do.
 
     Returns:
       The last carry, the numbers summed, the arrays of the whole batch [P, G, T, ...];
@@ -137,13 +138,11 @@ def _join(tree, num, parts):
 
 
 def _resize(tree, old, new):
-    """Cuts or pads with zeros every [P, G, old, ...] array to [P, G, new, ...]."""
+    """Cuts or pads with zeros the token axes, from `old` tokens to `new`."""
 
-    def rows(x):
-        if x.ndim < 3 or x.shape[2] != old or old == new:
-            return x
+    def resize(x):
         if new < old:
             return x[:, :, :new]
         return jnp.pad(x, [(0, new - old) if i == 2 else (0, 0) for i in range(x.ndim)])
 
-    return _over(lambda x: x, rows, tree)
+    return tree if old == new else over_tokens(resize, tree)

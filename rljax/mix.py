@@ -17,10 +17,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import check
+from rljax import check, keys
 from rljax.advantage.mixing import require_answers
 from rljax.sample import Sampler
-from rljax.types import Missing, Prompts, Samples, Source, TokenStats
+from rljax.types import (
+    Missing,
+    Prompts,
+    Samples,
+    Source,
+    TokenStats,
+    is_measured,
+    over_tokens,
+)
 
 _MEASURE = "wrap the stored answers: measured(stored(), policy.measure)"
 
@@ -40,7 +48,7 @@ def stored(num_answers: int | None = None) -> Sampler:
       ValueError: when traced, if the prompts carry no answers, or of wrong shapes.
     """
     if num_answers is not None:
-        check.number("num_answers", num_answers, low=1)
+        check.count("num_answers", num_answers)
 
     def sample(params, prompts, key):
         del params, key
@@ -91,6 +99,8 @@ def measured(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
     Args:
       measure: a policy's `measure`.
     """
+    check.function("sample", sample, "params, prompts, key")
+    check.function("measure", measure, "params, prompts, samples")
 
     def measuring(params, prompts, key):
         samples, _ = sample(params, prompts, key)
@@ -108,20 +118,24 @@ def joined(*samplers: Sampler) -> Sampler:
     """
     if not samplers:
         raise ValueError("joined needs at least one sampler, got none; pass some.")
+    for i, one in enumerate(samplers):
+        check.function(f"samplers[{i}] of joined", one, "params, prompts, key")
 
     def sample(params, prompts, key):
-        keys = [jax.random.fold_in(key, i) if i else key for i in range(len(samplers))]
-        parts = [s(params, prompts, k) for s, k in zip(samplers, keys, strict=True)]
+        others = [
+            keys.stream(key, keys.Stream.SOURCE, i) for i in range(1, len(samplers))
+        ]
+        parts = [
+            s(params, prompts, k) for s, k in zip(samplers, [key, *others], strict=True)
+        ]
         length = max(samples.tokens.shape[2] for samples, _ in parts)
 
-        def pad(x):  # [P, G, T, ...], or [P, G] as it is
-            if x.ndim < 3:
-                return x
+        def pad(x):  # [P, G, T, ...]
             wide = [(0, 0)] * x.ndim
             wide[2] = (0, length - x.shape[2])
             return jnp.pad(x, wide)
 
-        parts = jax.tree.map(pad, parts)
+        parts = over_tokens(pad, parts)
         behaviour = _join([samples.behaviour for samples, _ in parts])
         old = _join([old for _, old in parts])
         decoded = _join([samples.decoded for samples, _ in parts])
@@ -134,7 +148,7 @@ def joined(*samplers: Sampler) -> Sampler:
 
 def _join(stats: list):
     for part in stats:
-        if isinstance(part, Missing):
+        if not is_measured(part):
             return part
     kinds = {jax.tree.structure(part) for part in stats}
     if len(kinds) > 1:

@@ -59,7 +59,9 @@ def logp_and_entropy(logits: jax.Array, tokens: jax.Array):
     """Log-probability of `tokens` [...] and entropy under `logits` [..., V], nats.
 
     The token's logit is selected by comparison, not by gather: the gradient of a
-    gather is a scatter, slow on every device and a collective when V is sharded.
+    gather is a scatter, slow on every device and a collective when V is sharded. The
+    log-probability of what is no token is NaN: 0 selected logits would give that of
+    the most likely one.
     """
     logits = logits.astype(jnp.float32)
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
@@ -69,10 +71,23 @@ def logp_and_entropy(logits: jax.Array, tokens: jax.Array):
     chosen = ids == tokens[..., None]
     log_total = jnp.log(total)
     logp = jnp.sum(jnp.where(chosen, shifted, 0.0), -1) - log_total
+    logp = jnp.where((tokens >= 0) & (tokens < logits.shape[-1]), logp, jnp.nan)
     # -inf logits (excluded tokens) have probability 0 and contribute 0, not NaN.
     weighted = jnp.where(exp > 0, exp * shifted, 0.0)
     entropy = log_total - jnp.sum(weighted, -1) / total
     return logp, entropy
+
+
+def readable_ids(tokens: jax.Array, read: jax.Array, num_rows: int) -> jax.Array:
+    """Token ids [...] that a table of `num_rows` rows can be asked for.
+
+    Padding is anything at all, -100 in many tools. Looked up as it is, it gives NaN,
+    which no mask takes back: 0 * NaN is NaN, in attention and in every gradient. So
+    where `read` [...] does not hold, what is no id becomes 0. Where it holds, what is
+    no id becomes `num_rows`, whose row is NaN: -1 would silently be the last row.
+    """
+    good = (tokens >= 0) & (tokens < num_rows)
+    return jnp.where(good, tokens, jnp.where(read, num_rows, 0).astype(tokens.dtype))
 
 
 def strong(tree):
@@ -90,6 +105,22 @@ def all_finite(tree) -> jax.Array:
     """bool[]: every floating-point leaf is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def stays_finite(old, new) -> jax.Array:
+    """bool[]: no number of `new` became infinite or NaN.
+
+    Some states begin with such numbers, as the best loss so far does: they may stay.
+    """
+
+    def stays(old, new):
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return jnp.ones((), bool)
+        same = (new == old) | (jnp.isnan(new) & jnp.isnan(old))
+        return jnp.all(jnp.isfinite(new) | same)
+
+    leaves = jax.tree.leaves(jax.tree.map(stays, old, new))
+    return jnp.all(jnp.stack([jnp.ones((), bool), *leaves]))
 
 
 def equal_steps(total: int, num: int) -> list[int]:

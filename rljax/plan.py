@@ -214,7 +214,8 @@ def traced_flops(program: Program) -> Flops:
 
     def rollout(state, prompts):
         rollout = program.act(state, prompts)
-        return rollout.replace(verdict=program.verify(prompts, rollout.samples))
+        verdict = loop.verdict_of(program.verify, prompts, rollout.samples)
+        return rollout.replace(verdict=verdict)
 
     act, shapes = jax.make_jaxpr(rollout, return_shape=True)(program.state, batch)
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)

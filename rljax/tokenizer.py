@@ -7,12 +7,20 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from rljax import strict_json
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, END = "<pad>", "<end>"
 SPECIAL_TOKENS = (PAD, END)  # ids 0 and 1; the i-th character has id 2 + i
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_DESCRIPTIONS = (
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def character_tokenizer(characters: str) -> "PreTrainedTokenizerFast":
@@ -59,8 +67,9 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
     """The tokenizer of a local Hugging Face folder; never asks the network.
 
     Raises:
-      ValueError: if the folder is missing, holds no tokenizer, or its tokenizer has
-        no end token (without one no completion could ever finish).
+      ValueError: with the folder or file, if the folder is missing, holds no tokenizer
+        or a broken one, or its tokenizer has no end token (without one no completion
+        could ever finish).
     """
     folder = pathlib.Path(path)
     if not folder.is_dir():
@@ -76,9 +85,19 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
             f" {found}; copy the tokenizer files of the model there, or write them"
             " with tokenizer.save_pretrained(folder)."
         )
+    # transformers reads these as well, and names none of them when it fails.
+    for name in _DESCRIPTIONS:
+        if (folder / name).is_file():
+            strict_json.read_file(folder / name)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises no finer kind
+        raise ValueError(
+            f"{_blamed(folder)}: transformers must be able to read the tokenizer, but"
+            f" {type(error).__name__}: {error}; copy the files of the model again."
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer in {str(folder)!r} must have an end token, got none; set"
@@ -86,3 +105,18 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
             " answer."
         )
     return tokenizer
+
+
+def _blamed(folder: pathlib.Path) -> str:
+    """The file that is broken, or all that may be: transformers does not say."""
+    import tokenizers
+
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            tokenizers.Tokenizer.from_file(str(file))
+        except Exception:  # tokenizers raises no finer kind
+            return str(file)
+    read = (*_DESCRIPTIONS, *_TOKENIZER_FILES, "merges.txt", "chat_template.jinja")
+    names = [name for name in read if (folder / name).is_file() and name != file.name]
+    return f"{folder}: {' or '.join(names)}"

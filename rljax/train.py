@@ -16,67 +16,25 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from rljax import check, checkpoint, display, fault, folder, interrupt, metrics
+from rljax import (
+    check,
+    checkpoint,
+    display,
+    fault,
+    folder,
+    interrupt,
+    metrics,
+    ownership,
+)
+from rljax.phase import Metrics, Phase, check_phases, phase_of, templates_of
 from rljax.types import Prompts, TrainState
-
-Metrics = Mapping[str, jax.Array]
-
-
-class Stream(Protocol):
-    """An endless iterator over Prompts of NumPy arrays [K, P, ...] that can be saved.
-
-    The state is JSON-able and says how many items were handed out.
-    """
-
-    def __next__(self) -> Prompts: ...
-
-    def get_state(self) -> dict[str, Any]: ...
-
-    def set_state(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A part of a run: such as the warm start, then reinforcement learning.
-
-    name: shown and recorded; unique in a run.
-    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K]); the state is donated.
-    stream: where the prompts come from.
-    num_steps: training steps, a multiple of steps_per_dispatch.
-    steps_per_dispatch: `K`.
-    begin: applied to the state once, when the phase is entered: a new optimiser state.
-      It must not change anything else than the state it returns.
-    evaluate: state -> metrics by name, or None; must not donate the state.
-    evaluate_every: training steps between evaluations; at the first dispatch boundary
-      from there on. The last step of a phase is always evaluated, and the start of a
-      phase if no phase before it has just done so.
-    """
-
-    name: str
-    run: Callable[[TrainState, Prompts], tuple[TrainState, Metrics]]
-    stream: Stream
-    num_steps: int
-    steps_per_dispatch: int
-    begin: Callable[[TrainState], TrainState] = lambda state: state
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
-    evaluate_every: int = 1
-
-    def __post_init__(self):
-        for name in ("num_steps", "steps_per_dispatch", "evaluate_every"):
-            check.number(name, getattr(self, name), low=1)
-        if self.num_steps % self.steps_per_dispatch:
-            raise ValueError(
-                "num_steps must be a multiple of steps_per_dispatch, got"
-                f" {self.num_steps} and {self.steps_per_dispatch} in phase"
-                f" {self.name!r}; change one of them."
-            )
 
 
 class Stopped(SystemExit):
@@ -113,36 +71,42 @@ def train(
       The state after the last phase.
 
     Raises:
-      ValueError: for phases that cannot run, and checkpoints that do not fit them.
-      RunFault: if a metric with `fault` in its path is not 0, or `max_refused` updates
-        in a row were refused; the last good checkpoint is kept.
+      ValueError: for phases that cannot run, checkpoints that do not fit them, and a
+        folder that another process trains in.
+      RunFault: if a metric with `fault` in its path is not 0, `max_refused` updates
+        in a row were refused, the verifier failed for all samples of
+        `fault.MAX_FAILED` steps in a row, or parameters or optimiser hold NaN when
+        they are to be saved; the last good checkpoint is kept.
       Stopped: after SIGTERM or Ctrl-C, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
-    _check_phases(phases)
+    check_phases(phases)
     check.number("checkpoint_every", checkpoint_every, low=1)
     check.number("keep", keep, low=1)
     check.number("max_refused", max_refused, low=1)
-    found, problems = checkpoint.newest(run_dir / "checkpoints")
-    index, done, seconds = 0, 0, 0.0
-    if found is not None:
-        index, done, seconds = _position(phases, found)
-        for phase in phases[: index + 1]:  # not to train on, only for its structure
-            state = phase.begin(state)
-        state = checkpoint.template(state)  # which lets go of its memory
-        state = checkpoint.restore(found.path, state)
-        phases[index].stream.set_state(found.info["stream"])
-    with _open_host(
-        phases, run_dir, found, seconds, keep, max_refused, console
-    ) as host:
-        for problem in problems:
-            host.report("checkpoint/corrupt", problem)
-        for i in range(index, len(phases)):
-            state = _run_phase(host, i, state, done, checkpoint_every)
-            done = 0
-        host.checkpoints.wait()
-        if host.asked.by is not None:
-            _stop(host, host.asked.by, host.board.step)
+    directory = run_dir / "checkpoints"
+    with ownership.kept(run_dir):
+        newest = checkpoint.newest(directory)
+        templates, state = templates_of(phases, state, newest)  # frees its memory
+        found, restored, problems = checkpoint.restore_newest(
+            directory, lambda found: templates[phase_of(phases, found)]
+        )
+        index, done = 0, 0
+        if found is None:
+            fault.require_finite(state)
+        else:
+            state = restored
+            index, done = found.info["phase"], found.info["phase_step"]
+            phases[index].stream.set_state(found.info["stream"])
+        with _open_host(phases, run_dir, found, keep, max_refused, console) as host:
+            for problem in problems:
+                host.report("checkpoint/corrupt", problem)
+            for i in range(index, len(phases)):
+                state = _run_phase(host, i, state, done, checkpoint_every)
+                done = 0
+            host.checkpoints.wait()
+            if host.asked.by is not None:
+                _stop(host, host.asked.by, host.board.step)
     return state
 
 
@@ -204,6 +168,7 @@ class _Host:
     """What the loop uses: where it writes to, shows on and hears from."""
 
     phases: Sequence[Phase]
+    run_dir: pathlib.Path
     clock: Callable[[], float]
     recorder: metrics.Recorder
     checkpoints: checkpoint.Checkpoints
@@ -237,12 +202,14 @@ class _Host:
 
 
 @contextlib.contextmanager
-def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
+def _open_host(phases, run_dir, found, keep, max_refused, console):
     """Opens all that the loop uses and closes it again, whatever happens."""
-    step = -1 if found is None else found.info["step"]
+    step, seconds = -1, 0.0
+    if found is not None:
+        step, seconds = found.info["step"], found.info["seconds"]
     reached = [] if found is None else phases[: found.info["phase"] + 1]
     names = {phase.name for phase in reached}
-    records = metrics.rewind(
+    records, unread = metrics.rewind(
         run_dir / metrics.FILE, lambda r: r["step"] <= step and r["phase"] in names
     )
     board = display.Board(run_dir.name, last=sum(p.num_steps for p in phases))
@@ -266,6 +233,7 @@ def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
         start = time.perf_counter() - seconds
         host = _Host(
             phases=phases,
+            run_dir=run_dir,
             clock=lambda: time.perf_counter() - start,
             recorder=recorder,
             checkpoints=checkpoints,
@@ -277,6 +245,8 @@ def _open_host(phases, run_dir, found, seconds, keep, max_refused, console):
         )
         where = "from the start" if found is None else f"from {found.path}"
         host.report("run/started", where, **folder.provenance())
+        for problem in unread:
+            host.report("metrics/dropped", problem)
         yield host
 
 
@@ -323,10 +293,14 @@ def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
     host.screen.update()
     problem = fault.problem(before, read) or host.refusals.check(before, read)
     if problem is not None:
-        host.checkpoints.wait()
-        problem += f"; last good checkpoint: {host.checkpoints.latest}"
-        host.report("run/fault", problem)
-        raise fault.RunFault(problem)
+        _fault(host, problem)
+
+
+def _fault(host: _Host, problem: str) -> NoReturn:
+    host.checkpoints.wait()
+    problem += f"; last good checkpoint: {host.checkpoints.latest}"
+    host.report("run/fault", problem)
+    raise fault.RunFault(problem)
 
 
 def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
@@ -343,6 +317,15 @@ def _evaluate(host: _Host, phase: Phase, state: TrainState, step: int) -> None:
 
 def _save(host: _Host, index: int, done: int, state: TrainState) -> None:
     phase, step = host.phases[index], host.offset(index) + done
+    other = ownership.lost(host.run_dir)
+    if other is not None:  # not a word into files that are another's
+        raise fault.RunFault(
+            f"{host.run_dir} was taken over by {other}, so this run stops after step"
+            f" {step}; nothing of it is saved since {host.checkpoints.latest}"
+        )
+    problem = fault.not_finite(state)
+    if problem is not None:
+        _fault(host, f"{problem} after step {step}")
     # The metrics first, so that no checkpoint is ahead of them.
     host.recorder.sync()
     info = {
@@ -354,21 +337,6 @@ def _save(host: _Host, index: int, done: int, state: TrainState) -> None:
         "stream": phase.stream.get_state(),
     }
     host.checkpoints.save(step, state, info)
-
-
-def _position(phases: Sequence[Phase], found: checkpoint.Found):
-    """Where a checkpoint stands: (phase, its steps done, seconds of training)."""
-    info = found.info
-    index, done = info["phase"], info["phase_step"]
-    if index >= len(phases) or (
-        phases[index].name != info["phase_name"] or phases[index].num_steps < done
-    ):
-        raise ValueError(
-            f"the phases must be those that {found.path} was saved in, after"
-            f" {done} steps of phase {info['phase_name']!r}, got"
-            f" {[(p.name, p.num_steps) for p in phases]}; pass another --run-dir."
-        )
-    return index, done, info["seconds"]
 
 
 def _stop(host: _Host, by: signal.Signals, step: int) -> NoReturn:
@@ -390,12 +358,3 @@ def _next_prompts(phase: Phase, done: int) -> Prompts:
             f"the stream of phase {phase.name!r} must last for num_steps ="
             f" {phase.num_steps}, but ended after {done}; make it repeat."
         ) from end
-
-
-def _check_phases(phases: Sequence[Phase]) -> None:
-    names = [phase.name for phase in phases]
-    if not names or len(set(names)) != len(names):
-        raise ValueError(
-            f"phases must be at least one and have different names, got {names}; name"
-            " each after what it does."
-        )

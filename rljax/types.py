@@ -7,7 +7,8 @@ nats, lengths in tokens; log-probabilities, rewards and credit are float32, mask
 """
 
 import dataclasses
-from typing import Any, Self, dataclass_transform
+from collections.abc import Callable
+from typing import Any, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -47,10 +48,30 @@ class Missing:
     __lt__ = __le__ = __gt__ = __ge__ = _read
 
 
+Value = TypeVar("Value")
+
+
+def is_measured(value: Value | Missing) -> TypeGuard[Value]:
+    """Whether a statistic is there; asking reads nothing and so never raises."""
+    return not isinstance(value, Missing)
+
+
 class _Replaceable:
     def replace(self, **changes) -> Self:
         """A copy with the given fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore
+
+    def without(self, *names: str) -> Self:
+        """A copy in which these statistics are as if nobody had measured them."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}  # type: ignore
+        for name in names:
+            if is_measured(defaults.get(name)):
+                known = [k for k, v in defaults.items() if not is_measured(v)]
+                raise ValueError(
+                    f"without takes statistics that may be missing, {known}, got"
+                    f" {name!r}; use `replace` for other fields."
+                )
+        return self.replace(**{name: defaults[name] for name in names})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -70,7 +91,8 @@ class TokenStats(_Replaceable):
 
     logp: f32[P, G, T] log-probability of each token, nats.
     entropy: f32[P, G, T] entropy of the distribution it was drawn from, nats.
-    extra: what a method asks the measure function for, by name, each [P, G, ...].
+    extra: what a method asks the measure function for, by name, each [P, G, T, ...].
+    row_extra: the same of whole samples, by name, each [P, G, ...], no token axis.
     """
 
     logp: jax.Array
@@ -78,6 +100,7 @@ class TokenStats(_Replaceable):
         "entropy", "use a measure function that returns entropies"
     )
     extra: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    row_extra: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @_core_type
@@ -106,13 +129,13 @@ class Source:
 class Samples(_Replaceable):
     """Completions.
 
-    tokens: i32[P, G, T] token ids.
+    tokens: i32[P, G, T] token ids. Outside the mask, what is no id counts as token 0.
     mask: bool[P, G, T] tokens the policy answers for, the end token included. Born in
       the sampler; may have holes (tool output). Attention does not read it.
     source: i32[P, G] one of `Source`.
     finished: bool[P, G] ended by itself, not cut at T tokens.
-    behaviour: statistics of the distribution the tokens were really drawn from: after
-      temperature, top-k and top-p; `extra["kept_mass"]` is what truncation left.
+    behaviour: statistics of the distribution the tokens were really drawn from, after
+      top-k and top-p; `extra["kept_mass"]` is what truncation left.
     decoded: f32[P, G] how often rows were decoded for the batch, shared out evenly: so
       many tokens could have been sampled beside the first ones.
     """
@@ -163,9 +186,11 @@ class Rollout(_Replaceable):
     """All that one batch of samples is known by; a minibatch is one, too.
 
     prompts, samples, verdict: see their types.
-    old: the sampling policy's statistics, at temperature 1 before any truncation.
+    old: the sampling policy's statistics, before any truncation.
     reference, teacher: of a reference policy and of a teacher, on the same tokens.
     current: of the policy being updated, under stop-gradient; in `weighting` only.
+    origin: u32[P] fingerprint of `old` and of the parameters it was measured with. The
+      update takes `old` for `current` only if it fits; else it measures.
     """
 
     prompts: Prompts
@@ -186,6 +211,9 @@ class Rollout(_Replaceable):
         "current",
         "it belongs to `weighting` chains alone; a loss function has `now`, an"
         " advantage chain `old`",
+    )
+    origin: jax.Array | Missing = _missing(
+        "origin", "the actor of the loop supplies it"
     )
 
 
@@ -235,3 +263,64 @@ class TrainState(_Replaceable):
     key: jax.Array
     step: jax.Array
     reference: Any = None
+
+
+# Which fields have a token axis; sizes cannot tell, as T may equal any other size.
+_TOKEN_FIELDS = {
+    TokenStats: {"logp", "entropy", "extra"},
+    Samples: {"tokens", "mask"},
+    Credit: {"weight"},  # and the advantage, unless it is [P, G, 1]
+}
+_CORE_TYPES = (Prompts, TokenStats, Samples, Verdict, Rollout, Credit)
+
+
+def over_tokens(fn: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+    """Applies `fn` to the arrays that have a token axis, [P, G, T, ...].
+
+    Args:
+      fn: changes the token axis, the third one.
+      tree: core types and bare arrays [P, G, T, ...], nested in any way. Prompts,
+        verdicts and what belongs to whole samples stay as they are.
+
+    Raises:
+      ValueError: when traced, if what should have a token axis does not.
+    """
+
+    def node(x):
+        return isinstance(x, _CORE_TYPES)
+
+    def apply(x):
+        if not node(x):
+            return fn(x)
+        fields = _TOKEN_FIELDS.get(type(x), set())
+        changes = {}
+        for name in (f.name for f in dataclasses.fields(x)):
+            value = getattr(x, name)
+            if name in fields:
+                _require_tokens(x, name, value)
+                changes[name] = jax.tree.map(fn, value)
+            elif node(value):
+                changes[name] = apply(value)
+        if isinstance(x, Credit) and x.advantage.shape[2] > 1:
+            changes["advantage"] = fn(x.advantage)
+        return x.replace(**changes)
+
+    return jax.tree.map(apply, tree, is_leaf=node)
+
+
+def _require_tokens(x, name, value):
+    if not isinstance(x, TokenStats) or name != "extra":
+        return
+    shape = jnp.shape(x.logp)[:3]
+    for key, array in value.items():
+        if jnp.shape(array)[:3] != shape:
+            raise ValueError(
+                f"extra[{key!r}] must begin with [P, G, T] = {list(shape)}, got"
+                f" {list(jnp.shape(array))}; what has no token axis belongs into"
+                " `row_extra`."
+            )
+
+
+def take(tree: Any, rows: Any) -> Any:
+    """These prompts of a rollout, of prompts, of credits: arrays [P, ...] at `rows`."""
+    return jax.tree.map(lambda x: x[rows], tree)

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rljax import mesh, microbatch, numerics
+from rljax import check, keys, master_weights, mesh, microbatch, numerics, origin
 from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm, reads_current
-from rljax.gate import Gate, finite
-from rljax.types import NotMeasured, Rollout, TokenStats, TrainState
+from rljax.gate import Gate, Guarded, every
+from rljax.types import Rollout, TokenStats, TrainState, is_measured, over_tokens, take
 
 Measure = Callable[[Any, Any, Any], TokenStats]
 
@@ -52,19 +52,37 @@ def learner(
 ) -> Learner:
     """Makes the learning half of a training step.
 
+    A step is refused, and leaves no trace, if its gradient is not finite or if it would
+    make something that is not out of the parameters, of the optimiser's or of the
+    algorithm's state. Values that are only reported decide nothing. Parameters narrower
+    than float32 are moved in float32; see `master_weights`.
+
     Args:
       measure: (params, prompts, samples) -> TokenStats, a policy's `measure`, or a
         `ReferencedMeasure`.
       algorithm: what to minimise.
       optimizer: any optax transformation.
-      gate: None is `finite()`.
+      gate: decides over gradients that are finite; None accepts them all.
       num_passes: passes over each rollout batch.
       num_minibatches: optimiser steps per pass; prompts are shuffled among them.
       num_microbatches: pieces of a minibatch whose activations exist at once.
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
     """
-    gate = finite() if gate is None else gate
+    if not isinstance(measure, ReferencedMeasure):
+        check.function("measure", measure, "params, prompts, samples")
+    check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
+    check.kind(
+        "optimizer", optimizer, optax.GradientTransformation, "optax.adamw(1e-5)"
+    )
+    if gate is not None:
+        check.kind("gate", gate, Gate, "finite()")
+    check.count("num_passes", num_passes)
+    check.count("num_minibatches", num_minibatches)
+    check.count("num_microbatches", num_microbatches)
+    check.count("num_lengths", num_lengths)
+    gate = every() if gate is None else gate
+    optimizer = master_weights.master_weights(optimizer)
     num_steps = num_passes * num_minibatches
 
     def init(params, key, reference=None):
@@ -72,73 +90,88 @@ def learner(
             params=params,
             optimizer=optimizer.init(params),
             algorithm=algorithm.init(),
-            gate=numerics.strong(gate.init()),
+            gate=numerics.strong(Guarded(gate.init(), jnp.zeros((), jnp.int32))),
             key=key,
             step=jnp.zeros((), jnp.int32),
             reference=reference,
         )
 
+    def minibatch(state, rows, i):
+        if num_minibatches == 1:
+            return rows
+        of_step = keys.of_step(state.key, state.step)
+        key = keys.stream(of_step, keys.Stream.SHUFFLE, i // num_minibatches)
+        order = jax.random.permutation(key, rows[0].samples.tokens.shape[0])
+        order = order.reshape(-1, num_minibatches)[:, i % num_minibatches]
+        return mesh.constrain(take(rows, order))
+
+    def optimiser_step(state, rollout, credits, usable, i):
+        """`usable`: what the credit remembered of this rollout batch is finite."""
+        grads, _, weighing, metrics = gradient(
+            measure,
+            algorithm,
+            num_microbatches,
+            state,
+            rollout,
+            credits,
+            i == 0,
+            num_lengths,
+        )
+        metrics["update/gradient_norm"] = optax.tree.norm(grads)
+        accept, stop, gate_state, gate_metrics = gate.update(
+            grads, metrics, i // num_minibatches, state.gate.gate
+        )
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = (params, moments, weighing)
+        old = (state.params, state.optimizer, state.algorithm)
+        finite = usable & numerics.all_finite(grads) & numerics.stays_finite(old, new)
+        accept &= finite
+        moved = _moved_share(old[:2], new[:2])
+        params, moments, weighing = _choose(accept, new, old)
+        in_row = jnp.where(finite, 0, state.gate.refused_in_row + 1)
+        guarded = Guarded(_choose(finite, gate_state, state.gate.gate), in_row)
+        state = state.replace(
+            params=params, optimizer=moments, algorithm=weighing, gate=guarded
+        )
+        metrics |= gate_metrics | {
+            "update/moved_share": jnp.where(accept, moved, 0.0),
+            "update/refused": ~accept,
+            "update/refused_in_row": in_row,
+        }
+        return state, stop & finite, metrics
+
     def learn(state, rollout):
         _require_divisible(rollout, num_minibatches * num_microbatches, num_lengths)
         before = state.algorithm
         credits, after, credit_metrics = algorithm.credit(rollout, before)
+        usable = numerics.stays_finite(before, after)
         state = state.replace(algorithm=after)
-        # A key of its own: the sampler folds the same step into the same run key.
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
 
         def one(state, i):
-            rows = (rollout, credits)
-            if num_minibatches > 1:
-                order = jax.random.permutation(
-                    jax.random.fold_in(key, i // num_minibatches),
-                    rollout.samples.tokens.shape[0],
-                ).reshape(-1, num_minibatches)[:, i % num_minibatches]
-                rows = mesh.constrain(jax.tree.map(lambda x: x[order], rows))
-            return optimiser_step(state, rows[0], rows[1], i)
-
-        def optimiser_step(state, rollout, credits, i):
-            grads, _, weighing, metrics = gradient(
-                measure,
-                algorithm,
-                num_microbatches,
-                state,
-                rollout,
-                credits,
-                i == 0,
-                num_lengths,
-            )
-            metrics["update/gradient_norm"] = optax.tree.norm(grads)
-            accept, stop, gate_state, gate_metrics = gate.update(
-                grads, metrics, i // num_minibatches, state.gate
-            )
-            updates, optimizer_state = optimizer.update(
-                grads, state.optimizer, state.params
-            )
-            params, optimizer_state, weighing = jax.tree.map(
-                lambda new, old: jnp.where(accept, new, old),
-                (optax.apply_updates(state.params, updates), optimizer_state, weighing),
-                (state.params, state.optimizer, state.algorithm),
-            )
-            state = state.replace(
-                params=params,
-                optimizer=optimizer_state,
-                algorithm=weighing,
-                gate=gate_state,
-            )
-            metrics |= gate_metrics | {"update/refused": ~accept}
-            return state, stop, metrics
+            batch, shares = minibatch(state, (rollout, credits), i)
+            return optimiser_step(state, batch, shares, usable, i)
 
         state, metrics = _repeat(one, state, num_steps)
-        # Of a batch that taught nothing no statistics stay: an average that took in one
-        # NaN would be NaN for the rest of the run.
+        # If every step of this batch was refused, the algorithm's state is restored, as
+        # well: one NaN in a running average would stay for the whole run.
         taught = metrics["update/refused"] < 1
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(taught, new, old), state.algorithm, before
-        )
+        kept = _choose(taught, state.algorithm, before)
         state = state.replace(algorithm=kept, step=state.step + 1)
         return state, metrics | credit_metrics
 
     return Learner(init, learn)
+
+
+def _choose(condition, new, old):
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def _moved_share(old, new) -> jax.Array:
+    """f32[]: share of the parameters that differ, as the optimiser knows them."""
+    old, new = (jax.tree.leaves(master_weights.exact(*pair)) for pair in (old, new))
+    moved = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(old, new, strict=True)]
+    return jnp.sum(jnp.stack(moved)) / sum(x.size for x in new)
 
 
 def gradient(
@@ -148,10 +181,12 @@ def gradient(
 
     With one microbatch a single forward serves weighing and pulling back. With several,
     an extra forward is needed only if the weighting reads `current`, and not at the
-    first optimiser step after sampling (`first`, bool[]), where `current` is `old`.
+    first optimiser step (`first`, bool[]) on samples of these very parameters, where
+    `current` is `old`.
 
     Returns:
-      (gradient, coefficient -dL/dlogp f32[P, G, T], algorithm state, metrics).
+      (gradient in at least float32, coefficient -dL/dlogp f32[P, G, T], algorithm
+      state, metrics).
     """
 
     def forward(params, rows):
@@ -166,23 +201,7 @@ def gradient(
         def inside(x):  # what lies outside the mask may be NaN and pushes nothing
             return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 3)), x, 0.0)
 
-        return loss, jax.tree.map(inside, pull)
-
-    pieces = {"num": num_micro, "num_lengths": num_lengths}
-    if num_micro == num_lengths == 1:
-        now, pull_back = jax.vjp(lambda p: forward(p, batch), state.params)
-        batch = batch.replace(current=jax.lax.stop_gradient(now))
-        credits, new, metrics = algorithm.weigh(credits, batch, state.algorithm)
-        loss, pull = coefficients(now, batch, credits)
-        (grads,) = pull_back(pull)
-        metrics |= {"update/loss": loss} | _now_metrics(now, batch, first)
-        metrics |= _mass_metrics(-pull.logp, credits, batch)
-        return grads, -pull.logp, new, metrics
-
-    if reads_current(algorithm, credits, batch, state.algorithm):
-        current = _current(forward, state.params, batch, first, **pieces)
-        batch = batch.replace(current=current)
-    credits, new, metrics = algorithm.weigh(credits, batch, state.algorithm)
+        return loss, over_tokens(inside, pull)
 
     def add(total, rows, credits):
         now, pull_back = jax.vjp(lambda p: forward(p, rows), state.params)
@@ -190,29 +209,51 @@ def gradient(
         (grads,) = pull_back(pull)
         return jax.tree.map(jnp.add, total, grads), loss, (-pull.logp, now)
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, loss, (coefficient, now) = microbatch.over_pieces(
-        add, zeros, batch, credits, **pieces
+    pieces = {"num": num_micro, "num_lengths": num_lengths}
+    known = jax.lax.cond(
+        first, lambda: origin.fits(batch, state.params), lambda: jnp.zeros((), bool)
     )
+    batch = batch.without("origin", "current")
+    if num_micro == num_lengths == 1:
+        now, pull_back = jax.vjp(lambda p: forward(p, batch), state.params)
+        current = batch.replace(current=jax.lax.stop_gradient(now))
+        credits, new, metrics = algorithm.weigh(credits, current, state.algorithm)
+        loss, pull = coefficients(now, batch, credits)
+        (grads,) = pull_back(pull)
+        grads = jax.tree.map(_widen, grads)
+        coefficient = -pull.logp
+    else:
+        current = batch
+        if reads_current(algorithm, credits, batch, state.algorithm):
+            now = _current(forward, state.params, batch, known, **pieces)
+            current = batch.replace(current=now)
+        credits, new, metrics = algorithm.weigh(credits, current, state.algorithm)
+        zeros = jax.tree.map(lambda p: _widen(jnp.zeros_like(p)), state.params)
+        grads, loss, (coefficient, now) = microbatch.over_pieces(
+            add, zeros, batch, credits, **pieces
+        )
     metrics |= {"update/loss": loss} | _now_metrics(now, batch, first)
     metrics |= _mass_metrics(coefficient, credits, batch)
     return grads, coefficient, new, metrics
 
 
-def _current(forward, params, batch, first, **pieces):
+def _widen(x):  # a sum of many small pieces would be lost in fewer bits
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _current(forward, params, batch, known, **pieces):
+    """The current policy's statistics: `old` where that is `known`, else measured."""
+
     def measured():
         def measure(_, rows, credits):
             return (), (), forward(params, rows)
 
         return microbatch.over_pieces(measure, (), batch, (), **pieces)[2]
 
-    try:
-        old = batch.old.replace()
-    except NotMeasured:
-        return measured()
-    if jax.tree.structure(old) != jax.tree.structure(jax.eval_shape(measured)):
-        return measured()  # the method asks for more than the sampler returned
-    return jax.lax.cond(first, lambda: old, measured)
+    asked = jax.tree.structure(jax.eval_shape(measured))
+    if not is_measured(batch.old) or jax.tree.structure(batch.old) != asked:
+        return measured()  # the method may ask for more than the sampler returned
+    return jax.lax.cond(known, lambda: batch.old, measured)
 
 
 def _repeat(one, state, num_steps):
@@ -223,13 +264,14 @@ def _repeat(one, state, num_steps):
     if num_steps == 1:
         state, _, metrics = one(state, jnp.zeros((), jnp.int32))
         metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
-        return state, metrics | {"update/steps": jnp.ones(())}
+        return state, metrics | {"update/steps": jnp.ones((), jnp.float32)}
     shapes = jax.eval_shape(lambda: one(state, jnp.zeros((), jnp.int32))[2])
     total = {k: jnp.zeros((), jnp.float32) for k in shapes}
 
     def body(carry):
         state, i, _, total = carry
         state, stop, metrics = one(state, i)
+        metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
         total = {
             k: jnp.maximum(v, metrics[k]) if _is_peak(k) else v + metrics[k]
             for k, v in total.items()
@@ -252,30 +294,31 @@ def _is_peak(name):  # such metrics are never negative, so a maximum may start f
 def _now_metrics(now, batch, first):
     mask = batch.samples.mask
     metrics = {}
-    if isinstance(now.entropy, jax.Array):
+    if is_measured(now.entropy):
         metrics["policy/entropy_nats"] = numerics.masked_mean(now.entropy, mask)
-    try:
-        log_ratio = jnp.where(mask, now.logp - batch.old.logp, 0.0)
-    except NotMeasured:
+    if not is_measured(batch.old):
         return metrics
+    log_ratio = jnp.where(mask, now.logp - batch.old.logp, 0.0)
     gap = jnp.abs(log_ratio)
-    reach = numerics.bounded(log_ratio)
-    k3 = numerics.masked_mean(jnp.expm1(reach) - reach, mask)
     # Before the first optimiser step both are one policy: what differs is rounding.
     return metrics | {
         "gap/sampler_learner_max": jnp.where(first, jnp.max(gap), 0.0),
         "gap/sampler_learner_mean": jnp.where(
             first, numerics.masked_mean(gap, mask), 0.0
         ),
-        "policy/kl_old_nats": k3,
+        "policy/kl_old_nats": numerics.masked_mean(_k3(log_ratio), mask),
     }
 
 
+def _k3(log_ratio):
+    reach = numerics.bounded(log_ratio)  # one far token hides no other
+    return jnp.expm1(reach) - reach
+
+
 def _mass_metrics(coefficient, credits, rollout):
-    try:
-        p = solve_rate.by_correct(rollout).p[:, 0, 0]
-    except NotMeasured:  # supervised: all mass is positive, and nothing is difficult
-        return {}
+    if not is_measured(rollout.verdict):
+        return {}  # supervised: all mass is positive, and nothing is difficult
+    p = solve_rate.by_correct(rollout).p[:, 0, 0]
     pushed = jnp.zeros(coefficient.shape, bool)
     for c in credits:
         pushed |= (c.weight > 0) & (c.advantage != 0)

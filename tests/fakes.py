@@ -11,7 +11,15 @@ import numpy as np
 
 from rljax import numerics
 from rljax.policy import DecoderConfig, Policy, against_reference, decoder_policy
-from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
+from rljax.types import (
+    Credit,
+    Prompts,
+    Rollout,
+    Samples,
+    TokenStats,
+    Verdict,
+    over_tokens,
+)
 
 # Tests compile more than they run: half the time without LLVM's optimisations.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
@@ -106,15 +114,16 @@ def pad_tokens(rollout: Rollout, by: int) -> Rollout:
     """
 
     def pad(x):
-        if x.ndim < 3:
-            return x
         fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
-        return jnp.pad(x, ((0, 0), (0, 0), (0, by)), constant_values=fill)
+        wide = [(0, 0), (0, 0), (0, by)] + [(0, 0)] * (x.ndim - 3)
+        return jnp.pad(x, wide, constant_values=fill)
 
-    return over_rows(pad, rollout)
+    return over_tokens(pad, rollout)
 
 
-def bandit(num_prompts: int, num_tokens: int, vocab_size: int) -> Policy:
+def bandit(
+    num_prompts: int, num_tokens: int, vocab_size: int, temperature: float = 1.0
+) -> Policy:
     """A policy whose parameters are its logits: f32[prompt id, position, V].
 
     Its distribution can be enumerated and its gradients written down; a step costs
@@ -126,13 +135,13 @@ def bandit(num_prompts: int, num_tokens: int, vocab_size: int) -> Policy:
         return {"logits": jnp.zeros((num_prompts, num_tokens, vocab_size))}
 
     def prefill(params, prompts):
-        return params["logits"][prompts.id, 0], prompts.id
+        return params["logits"][prompts.id, 0] / temperature, prompts.id
 
     def start(ids, num_samples, max_tokens):
         return ()
 
     def decode(params, tokens, t, ids, cache):
-        logits = params["logits"][ids, t + 1][:, None]
+        logits = params["logits"][ids, t + 1][:, None] / temperature
         return jnp.broadcast_to(logits, (*tokens.shape, vocab_size)), cache
 
     def hidden(params, prompts, samples):
@@ -142,10 +151,15 @@ def bandit(num_prompts: int, num_tokens: int, vocab_size: int) -> Policy:
 
     def measure(params, prompts, samples):
         states = hidden(params, prompts, samples)
-        logp, entropy = numerics.logp_and_entropy(states, samples.tokens)
+        logp, entropy = numerics.logp_and_entropy(
+            logits(params, states), samples.tokens
+        )
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, start, decode, hidden, lambda params, h: h, measure)
+    def logits(params, states):
+        return states / temperature
+
+    return Policy(init, prefill, start, decode, hidden, logits, measure)
 
 
 def bigram_measure(params, reference, prompts, samples) -> TokenStats:
@@ -184,7 +198,9 @@ def bigram_params(vocab_size=16, d_model=32, seed=0):
     }
 
 
-def decoder(vocab_size=16, num_layers=1, max_logits=2**27, **sizes) -> Policy:
+def decoder(
+    vocab_size=16, num_layers=1, max_logits=2**27, temperature=1.0, **sizes
+) -> Policy:
     """A decoder that compiles in a second, sharp enough to have opinions."""
     return decoder_policy(
         DecoderConfig(
@@ -195,6 +211,7 @@ def decoder(vocab_size=16, num_layers=1, max_logits=2**27, **sizes) -> Policy:
             initializer_std=0.5,
         ),
         max_logits=max_logits,
+        temperature=temperature,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rljax import advantage as adv
-from rljax import numerics
+from rljax import loss, numerics
 
 
 def _with_values(transform):
@@ -218,7 +218,7 @@ def sends_no_gradient(transform, rollout):
     # As part of an algorithm; a leak would add a term that no paper has.
     reduced = apply(transform, rollout)[0].reduced
     reduction = () if reduced else (adv.token_mean(),)
-    term = adv.Term(None, weighting=adv.chain(transform, *reduction))
+    term = adv.Term(loss.nll(), weighting=adv.chain(transform, *reduction))
     algorithm = adv.algorithm(term=term)
 
     def total(current):

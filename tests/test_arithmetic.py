@@ -139,7 +139,7 @@ def test_sigterm_saves_and_leaves_and_resume_goes_on(cache, whole, tmp_path):
     code, out = finish(process)
     assert code == 128 + signal.SIGTERM, out
     assert "--resume" in out
-    assert list((folder / "checkpoints").glob("0*/checksums.json"))
+    assert list((folder / "checkpoints").glob("0*/commit_success.txt"))
     code, out = finish(start(cache, *TINY, "--run-dir", folder, "--resume"))
     assert code == 0, out
     assert weights(folder) == weights(whole[0])
@@ -160,8 +160,8 @@ def test_a_run_folder_in_use_is_refused_before_compiling(cache, whole):
 BAD = {
     "model without data": (["--model", "nowhere"], "--data"),
     "model that is missing": (["--model", "nowhere", "--data", "x.jsonl"], "nowhere"),
-    "group of one": (["--num-samples", "1"], "num_samples"),
-    "prompts not divisible": (["--num-prompts", "15"], "num_minibatches"),
+    "group of one": (["--num-samples", "1"], "--num-samples"),
+    "prompts not divisible": (["--num-prompts", "15"], "--num-minibatches"),
 }
 
 

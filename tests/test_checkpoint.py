@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import gc
 import pathlib
 import shutil
 import threading
@@ -13,7 +14,7 @@ import pytest
 import toy_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rljax import checkpoint, metrics
+from rljax import checkpoint
 
 
 class Saver:
@@ -37,6 +38,10 @@ def saver(tmp_path):
     saver.checkpoints.close()
 
 
+def restore_newest(directory, state):
+    return checkpoint.restore_newest(directory, lambda _: checkpoint.template(state))
+
+
 def assert_same(got, want):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -54,11 +59,11 @@ def test_a_train_state_comes_back_bit_for_bit(tmp_path, saver):
     odd = np.array([0x80000000, 0x7FC01234, 1, 0, 0, 0], np.uint32).view(np.float32)
     state = state.replace(params={**state.params, "w": jnp.array(odd.reshape(2, 3))})
     saver(7, state, {"stream": {"count": 3}, "seconds": 0.1})
-    found, problems = checkpoint.newest(tmp_path)
+    assert checkpoint.newest(tmp_path).path.name == "00000007"
+    found, got, problems = restore_newest(tmp_path, state)
     assert (found.path.name, problems, saver.events) == ("00000007", [], [])
     assert found.info == {"stream": {"count": 3}, "seconds": 0.1}
     assert saver.checkpoints.latest == found.path
-    got = checkpoint.restore(found.path, checkpoint.template(state))
     assert_same(got, state)
 
 
@@ -104,24 +109,66 @@ def test_the_newest_are_kept(tmp_path, saver):
     # By name the last one would be the oldest: it has a digit more.
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["00009000", "123456789"]
-    assert checkpoint.newest(tmp_path)[0].info == {"step": 123_456_789}
+    assert checkpoint.newest(tmp_path).info == {"step": 123_456_789}
 
 
 def test_an_empty_or_absent_folder_has_none(tmp_path):
-    assert checkpoint.newest(tmp_path) == (None, [])
-    assert checkpoint.newest(tmp_path / "absent") == (None, [])
+    for directory in (tmp_path, tmp_path / "absent"):
+        assert checkpoint.newest(directory) is None
+        assert restore_newest(directory, {}) == (None, None, [])
 
 
-def test_what_unfinished_saves_left_is_removed_and_nothing_else(tmp_path, saver):
+def test_what_unfinished_saves_and_removals_left_is_removed(tmp_path, saver):
+    state = {"x": jnp.ones(3)}
+    for step in (1, 2):
+        saver(step, state)
+    for rest in ("3/state", "4/state/d", "5.orbax-checkpoint-tmp"):
+        (tmp_path / f"0000000{rest}").mkdir(parents=True)
+    shutil.copy(tmp_path / "00000002" / "_CHECKPOINT_METADATA", tmp_path / "00000004")
+    found, _, problems = restore_newest(tmp_path, state)
+    assert (found.path.name, problems) == ("00000002", [])
+    # Number 4 names step 2 in its metadata: somebody copied it, and not all of it.
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["00000001", "00000002", "00000004"]
+
+
+def test_only_what_the_run_wrote_is_ever_removed(tmp_path, saver):
+    # Names that begin with a digit, that are dates, a copy under another step, a link.
+    state = {"x": jnp.ones(3)}
+    saver(4, state)
+    shutil.copytree(tmp_path / "00000004", tmp_path / "00000004.bak")
+    shutil.copytree(tmp_path / "00000004", tmp_path / "20240101")
+    for name in ("2024-notes", "00000000", "00000001.deleted", "7", "best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state").write_text("mine")
+        (tmp_path / name / "notes.txt").write_text("mine")
+    (tmp_path / "00000009").write_text("mine")
+    (tmp_path / "00000010").symlink_to(tmp_path / "2024-notes")
+    mine = {path.name for path in tmp_path.iterdir()} - {"00000004"}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    for step in (5, 6, 7):
+        saver(step, state)
+    assert saver.events == []
+    found, _, problems = restore_newest(tmp_path, state)
+    assert (found.path.name, problems) == ("00000007", [])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == mine | {"00000006", "00000007"}
+    for path, changed in before.items():
+        gone = "00000004" in path.parts
+        assert gone or path.stat().st_mtime_ns == changed, path
+
+
+def test_a_folder_of_the_users_is_not_written_over(tmp_path, saver):
+    # Orbax would remove it and write there.
     saver(1, {"x": jnp.ones(3)})
+    (tmp_path / "00000002").mkdir()
+    (tmp_path / "00000002" / "notes.txt").write_text("mine")
     saver(2, {"x": jnp.ones(3)})
-    (tmp_path / "00000002" / "checksums.json").unlink()  # killed before the end
-    (tmp_path / "00000003.orbax-checkpoint-tmp").mkdir()
-    (tmp_path / "00000000.deleted").mkdir()
-    (tmp_path / "notes").mkdir()
-    found, problems = checkpoint.newest(tmp_path)
-    assert (found.path.name, problems) == ("00000001", [])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001", "notes"]
+    ((event, message),) = saver.events
+    assert event == "checkpoint/failed"
+    assert "00000002: what is there is not of this run; move it away" in message
+    assert (tmp_path / "00000002" / "notes.txt").read_text() == "mine"
+    assert saver.checkpoints.latest == tmp_path / "00000001"
 
 
 def _flip(path):
@@ -134,11 +181,11 @@ def _halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [_flip, _halve, pathlib.Path.unlink])
-def test_damage_to_any_file_falls_back_to_the_checkpoint_before(
-    tmp_path, saver, damage
-):
-    # Orbax itself restores from a flipped bit in its data without complaint.
+def test_damage_to_any_file_never_gives_other_numbers(tmp_path, saver, damage):
+    # Orbax itself restores from a flipped bit in its data without complaint. Some of
+    # its files hold nothing that a restore needs.
     state = {"x": jnp.arange(1000.0), "key": jax.random.key(0)}
     saver(1, state)
     saver(2, state)
@@ -146,18 +193,60 @@ def test_damage_to_any_file_falls_back_to_the_checkpoint_before(
     shutil.copytree(tmp_path / "00000002", good)
     files = [p for p in good.rglob("*") if p.is_file() and p.stat().st_size]
     assert len(files) >= 8
+    fell_back = []
     for file in files:
         name = file.relative_to(good)
-        if name.name == "checksums.json" and damage is pathlib.Path.unlink:
-            continue  # that is an unfinished save
         shutil.rmtree(tmp_path / "00000002", ignore_errors=True)
         shutil.copytree(good, tmp_path / "00000002")
         damage(tmp_path / "00000002" / name)
-        found, (problem,) = checkpoint.newest(tmp_path)
-        assert found.path.name == "00000001", name
-        assert "00000002 is corrupt" in problem
-        assert (tmp_path / "00000002.corrupt").exists()
-    assert_same(checkpoint.restore(found.path, checkpoint.template(state)), state)
+        found, got, problems = restore_newest(tmp_path, state)
+        assert_same(got, state)
+        if found.path.name == "00000001":
+            fell_back.append(file.parent.name)
+            assert all("00000002 is corrupt" in problem for problem in problems)
+    gc.collect()  # what orbax leaves of reads beside one that failed
+    assert "d" in fell_back  # the arrays
+    assert "good" in fell_back  # the metadata
+
+
+def test_no_whole_checkpoint_among_some_is_an_error_not_a_new_start(tmp_path, saver):
+    # A new start would drop the metrics of all steps.
+    state = {"x": jnp.arange(1000.0)}
+    saver(1, state)
+    saver(2, state)
+    for step in (1, 2):
+        (file,) = (tmp_path / f"0000000{step}/state/ocdbt.process_0/d").iterdir()
+        _halve(file)
+    with pytest.raises(ValueError, match=r"none is \(00000002: .*; 00000001: "):
+        restore_newest(tmp_path, state)
+    assert {p.name for p in tmp_path.iterdir()} == {"00000001", "00000002"}
+    shutil.rmtree(tmp_path / "00000001")
+    (tmp_path / "00000002").rename(tmp_path / "00000003")
+    with pytest.raises(ValueError, match="00000003: is of another run or version"):
+        restore_newest(tmp_path, state)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_put_aside(
+    tmp_path, saver, monkeypatch
+):
+    # A network that fails for a minute must not cost the steps since the one before.
+    state = {"x": jnp.ones(3)}
+    saver(1, state)
+    saver(2, state)
+
+    def fail(*args, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("open", "read_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(checkpoint.newest(tmp_path).path), name, fail)
+            if name == "open":  # what tensorstore says of the same
+                from orbax.checkpoint import v1 as orbax
+
+                patch.setattr(orbax, "load_checkpointables", lambda *args: 1 / 0)
+            with pytest.raises(OSError, match="Input/output error"):
+                restore_newest(tmp_path, state)
+    assert {p.name for p in tmp_path.iterdir()} == {"00000001", "00000002"}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +267,7 @@ def test_another_state_than_the_saved_one_is_refused(tmp_path, saver, like, mess
     saver(1, {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match=message):
         checkpoint.restore(tmp_path / "00000001", checkpoint.template(like))
-    assert checkpoint.newest(tmp_path)[0].path.name == "00000001"
+    assert checkpoint.newest(tmp_path).path.name == "00000001"
 
 
 def test_what_cannot_be_saved_is_refused_at_once(saver):
@@ -191,47 +280,64 @@ def test_what_cannot_be_saved_is_refused_at_once(saver):
 def test_a_save_that_fails_is_an_event_and_the_last_good_one_stays(
     tmp_path, saver, monkeypatch
 ):
-    def full(*args):
+    def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     saver(1, {"x": jnp.ones(3)})
-    for module, name in ((metrics, "replace_file"), (pathlib.Path, "mkdir")):
+    for name in ("mkdir", "rename"):  # when a save begins and when it ends
         with monkeypatch.context() as patch:
-            # The one fails in the background, the other before.
-            patch.setattr(module, name, lambda *args, **options: full())
+            patch.setattr(type(checkpoint.newest(tmp_path).path), name, full)
             saver(2, {"x": jnp.ones(3)})
         event, message = saver.events.pop()
         assert event == "checkpoint/failed"
         assert "No space left on device" in message
         assert str(tmp_path / "00000001") in message
         assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
-    saver(2, {"x": jnp.ones(3)})
-    assert checkpoint.newest(tmp_path)[0].path.name == "00000002"
+    for step in (2, 3):  # no more than `keep` = 2, no less
+        saver(step, {"x": jnp.ones(3)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000002", "00000003"]
     assert saver.events == []
+
+
+def test_an_older_one_that_cannot_be_removed_does_not_fail_the_save(
+    tmp_path, saver, monkeypatch
+):
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for step in (1, 2):
+        saver(step, {"x": jnp.ones(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(checkpoint.newest(tmp_path).path), "rmtree", refuse)
+        saver(3, {"x": jnp.ones(3)})
+    assert saver.events == []
+    assert saver.checkpoints.latest == tmp_path / "00000003"
+    saver(4, {"x": jnp.ones(3)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "00000004"]
 
 
 def test_saving_runs_in_the_background(tmp_path, saver, monkeypatch):
     # A blocking save would wait for the event that only comes after it.
     go_on = threading.Event()
-    write = metrics.replace_file
+    saver(1, {"x": jnp.ones(3)})
+    path_type = type(checkpoint.newest(tmp_path).path)
+    rename = path_type.rename
     monkeypatch.setattr(
-        metrics, "replace_file", lambda *args: go_on.wait(20) and write(*args)
+        path_type, "rename", lambda *args: go_on.wait(20) and rename(*args)
     )
-    saver.checkpoints.save(1, {"x": jnp.ones(3)}, {})
+    saver.checkpoints.save(2, {"x": jnp.ones(3)}, {})
     saver.checkpoints.poll()
-    assert saver.checkpoints.latest is None
+    assert saver.checkpoints.latest == tmp_path / "00000001"
     go_on.set()
     saver.checkpoints.wait()
-    assert saver.checkpoints.latest == tmp_path / "00000001"
+    assert saver.checkpoints.latest == tmp_path / "00000002"
 
 
 def test_a_relative_folder_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saver = Saver(pathlib.Path("run/checkpoints"))
-    saver(1, {"x": jnp.ones(3)})
-    found, _ = checkpoint.newest(pathlib.Path("run/checkpoints"))
-    assert_same(
-        checkpoint.restore(found.path, checkpoint.template({"x": jnp.ones(3)})),
-        {"x": jnp.ones(3)},
-    )
+    state = {"x": jnp.ones(3)}
+    saver(1, state)
+    _, got, _ = restore_newest(pathlib.Path("run/checkpoints"), state)
+    assert_same(got, state)
     saver.checkpoints.close()

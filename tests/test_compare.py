@@ -20,6 +20,7 @@ from experiments import compare, contest, contest_warm, population
 from experiments import compare_report as report
 from experiments.task import build_addition
 from rljax import algorithms, loop
+from rljax.keys import Stream, stream
 from rljax.sample import sampler
 from rljax.types import Prompts, Verdict
 
@@ -142,7 +143,7 @@ def test_a_member_trains_as_it_would_alone():
         learner = make_learner(rate)
         run = loop.fused(loop.actor(BANDIT, SAMPLE), learner, verify)
         for s in seeds:
-            key = jax.random.fold_in(jax.random.key(5 + s), 1)
+            key = stream(jax.random.key(5 + s), Stream.PHASE, 1)
             state = learner.init(BANDIT.init(None), key)
             for _ in range(2):
                 state, metrics = run(state, problems(s))
@@ -282,7 +283,7 @@ def test_names_are_checked():
     [
         ({"num_steps": 30}, "--num-steps"),
         ({"num_test": 100}, "--num-test"),
-        ({"seeds": 0}, "a seed"),
+        ({"seeds": 0}, "--seeds"),
         ({"warm": "gft", "num_samples": 2}, "--num-samples"),
         ({"warm": "fade"}, "--warm"),
     ],

@@ -1,40 +1,16 @@
 """What a run writes down, on good disks and full ones."""
 
-import errno
 import math
 import os
 import struct
 
 import numpy as np
 import pytest
+from full_disk import FullDisk
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from rljax import metrics
-
-
-class FullDisk:
-    """Opens files that take `room` more bytes in all, then fail as a full disk does."""
-
-    def __init__(self, room):
-        self.room = room
-
-    def open(self, path, mode, buffering=-1):
-        disk = self
-        file = open(path, mode, buffering=buffering)  # noqa: SIM115
-
-        class File:
-            def write(self, data):
-                data = bytes(data)[: disk.room]
-                if not data:
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                disk.room -= len(data)
-                return file.write(data)
-
-            def __getattr__(self, name):
-                return getattr(file, name)
-
-        return File()
 
 
 def step(number, **values):
@@ -73,19 +49,26 @@ def test_reading_drops_a_torn_last_line_and_knows_an_absent_file(tmp_path):
     assert metrics.read_metrics(path) == [step(1, a=1.0)]
 
 
-@pytest.mark.parametrize("bad", [b"{half\n", b"[1]\n", b"\xff\n"])
-def test_a_broken_line_in_between_is_named(tmp_path, bad):
+@pytest.mark.parametrize("bad", [b"{half\n", b"[1]\n", b"\xff\n", b'{"step": 1}\n'])
+def test_a_broken_line_in_between_is_named_and_rewind_drops_it(tmp_path, bad):
+    # Two processes in one folder left such lines, and then no resume ever succeeded.
     path = tmp_path / metrics.FILE
     path.write_bytes(metrics.line(step(1)) + bad + metrics.line(step(2)))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 must be a JSON object"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 must be a record, but"):
         metrics.read_metrics(path)
+    left, (problem,) = metrics.rewind(path, lambda r: True)
+    assert left == [step(1), step(2)] == metrics.read_metrics(path)
+    assert "line 2 of metrics.jsonl was no record" in problem
+    assert repr(bad[:-1]) in problem
+    assert metrics.rewind(path, lambda r: True) == (left, [])
 
 
 def test_rewind_keeps_events_and_what_the_predicate_keeps(tmp_path):
     path = tmp_path / metrics.FILE
     records = [step(1), evaluation(1, a=math.inf), event(1), step(2), event(2)]
     path.write_bytes(b"".join(map(metrics.line, records)) + b'{"torn')
-    left = metrics.rewind(path, lambda r: r["step"] <= 1)
+    left, problems = metrics.rewind(path, lambda r: r["step"] <= 1)
+    assert problems == []
     assert [(r["kind"], r["step"]) for r in left] == [
         ("step", 1),
         ("evaluation", 1),
@@ -190,10 +173,15 @@ def test_tokens_per_second_are_those_of_the_whole_dispatch():
     assert metrics.tokens_per_second({}, 4.0) is None
 
 
-def test_replacing_a_file_leaves_nothing_else(tmp_path):
+def test_replacing_a_file_leaves_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file"
     metrics.replace_file(path, b"old")
     metrics.replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+    monkeypatch.setattr(metrics, "open", FullDisk(3).open, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        metrics.replace_file(path, b"newer")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["file"]
 

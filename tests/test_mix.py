@@ -11,7 +11,7 @@ from mixed import DEMONSTRATION, OWN, TEACHER, bag, sampling, task, verify
 
 from rljax import advantage as adv
 from rljax import algorithms, hint, loop, mix, update
-from rljax.sample import sampler
+from rljax.sample import greedy, sampler
 from rljax.types import Missing, NotMeasured, Rollout, Source, TokenStats, Verdict
 
 BANDIT = fakes.bandit(8, 3, 6)
@@ -86,8 +86,8 @@ def test_samplers_of_one_kind_draw_differently():
 
 
 def test_a_greedy_row_joins_sampled_ones():
-    greedy = sampler(BANDIT, num_samples=1, max_tokens=2, stop_tokens=(), temperature=0)
-    samples, old = draw(mix.joined(sampling(BANDIT), greedy))
+    likely = greedy(BANDIT, max_tokens=2, stop_tokens=())
+    samples, old = draw(mix.joined(sampling(BANDIT), likely))
     assert samples.source[0].tolist() == [OWN] * 4 + [Source.GREEDY]
     best = jnp.argmax(PARAMS["logits"], -1)[PROMPTS.id]
     np.testing.assert_array_equal(samples.tokens[:, 4, :2], best[:, :2])

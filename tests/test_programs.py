@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from experiments import arithmetic
+from experiments.first_stage import FirstStage
 from experiments.judge import Judge
 from experiments.task import build
 from rljax import train
@@ -33,7 +34,7 @@ def compiled(compilations, run_dir, **numbers):
     config = dataclasses.replace(TINY, **numbers)
     task = build(config)
     judge = Judge(config, task)
-    phases = arithmetic.phases(config, task, judge, run_dir)
+    phases = arithmetic.phases(config, task, judge, FirstStage(run_dir))
     learners = (arithmetic.warm_learner, arithmetic.rl_learner)
     learner = learners[len(phases) == 1](config, task.policy)
     key = jax.random.key(0)

@@ -15,7 +15,7 @@ import scipy.stats
 from benchmarks import long_tail
 from rljax import data, mesh, numerics, tokenizer
 from rljax.policy import decoder_policy, hugging_face
-from rljax.sample import sampler, truncate
+from rljax.sample import greedy, sampler, truncate
 from rljax.types import Source
 
 STOP = 3
@@ -24,6 +24,7 @@ PROMPTS = fakes.prompts(num_prompts=8)
 POLICY = fakes.decoder()
 PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
 TABLE = fakes.bandit(num_prompts=8, num_tokens=8, vocab_size=16)
+COLD = fakes.bandit(8, 8, 16, temperature=0.6)
 NUMBERS = {"logits": 2 * jax.random.normal(jax.random.key(1), (8, 8, 16))}
 
 
@@ -56,8 +57,8 @@ def close_inside(mask, got, want, atol=1e-5):
     ("policy", "params", "options"),
     [
         (POLICY, PARAMS, {}),
-        (POLICY, PARAMS, {"temperature": 1.5, "top_k": 5, "top_p": 0.6}),
-        (TABLE, NUMBERS, {"temperature": 0.6}),
+        (fakes.decoder(temperature=1.5), PARAMS, {"top_k": 5, "top_p": 0.6}),
+        (COLD, NUMBERS, {}),
         (TABLE, NUMBERS, {"top_k": 3}),
         (TABLE, NUMBERS, {"top_p": 0.7}),
     ],
@@ -70,11 +71,7 @@ def test_statistics_equal_the_learners(policy, params, options):
     assert 0.2 < float(jnp.mean(mask)) < 1  # some rows end early, some do not
     want, logits = learner(policy, params, samples)
     close_inside(mask, old, want)
-    kept, mass = truncate(
-        logits / options.get("temperature", 1.0),
-        options.get("top_k"),
-        options.get("top_p"),
-    )
+    kept, mass = truncate(logits, options.get("top_k"), options.get("top_p"))
     logp, entropy = numerics.logp_and_entropy(kept, samples.tokens)
     close_inside(mask, samples.behaviour.logp, logp, atol=3e-5)
     close_inside(mask, samples.behaviour.entropy, entropy, atol=3e-5)
@@ -84,17 +81,18 @@ def test_statistics_equal_the_learners(policy, params, options):
 def test_behaviour_is_old_at_defaults_and_another_distribution_otherwise():
     samples, old = draw()
     chex.assert_trees_all_equal(samples.behaviour.logp, old.logp)
-    samples, old = draw(policy=TABLE, params=NUMBERS, temperature=0.6)
-    gap = jnp.where(samples.mask, samples.behaviour.logp - old.logp, 0.0)
-    assert float(jnp.max(jnp.abs(gap))) > 0.1
+    samples, old = draw(policy=COLD, params=NUMBERS)
+    chex.assert_trees_all_equal(samples.behaviour.logp, old.logp)
     samples, old = draw(policy=TABLE, params=NUMBERS, top_k=3)
     # Truncation only adds mass to what is left: log mu = log pi - log kept.
     want = old.logp - jnp.log(samples.behaviour.extra["kept_mass"])
     close_inside(samples.mask, samples.behaviour.logp, want)
 
 
-def test_temperature_zero_takes_the_most_likely_token_and_is_certain_of_it():
-    samples, old = draw(temperature=0.0)
+def test_greedy_takes_the_most_likely_token_and_is_certain_of_it():
+    sample = fakes.jit(greedy(POLICY, max_tokens=8, stop_tokens=(STOP,)))
+    samples, old = sample(PARAMS, PROMPTS, KEY)
+    assert samples.tokens.shape == (8, 1, 8)
     want, logits = learner(POLICY, PARAMS, samples)
     best = jnp.argmax(logits, -1)
     assert bool(jnp.all(jnp.where(samples.mask, samples.tokens == best, True)))
@@ -150,7 +148,7 @@ def test_fewer_samples_or_tokens_are_a_prefix():
     chex.assert_trees_all_equal(short.tokens, samples.tokens[:, :2, :5])
     chex.assert_trees_all_close(short_old.logp, old.logp[:, :2, :5], atol=1e-5)
     one, _ = draw(policy=TABLE, params=NUMBERS, max_tokens=1)
-    more, _ = draw(policy=TABLE, params=NUMBERS, temperature=1.0, top_k=99)
+    more, _ = draw(policy=TABLE, params=NUMBERS, top_k=99)
     chex.assert_trees_all_equal(one.tokens, more.tokens[..., :1])
 
 
@@ -247,18 +245,19 @@ def test_sampling_ends_when_every_row_has_ended():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.5, "top_k": 4}, {"top_p": 0.8}],
+    [{}, {"top_k": 4}, {"top_p": 0.8}],
     ids=["plain", "temperature_top_k", "top_p"],
 )
 def test_frequencies_follow_the_exact_probabilities(options):
     # Both tokens together, so that dependent draws show, too.
-    policy = fakes.bandit(1, 2, 6)
+    temperature = 0.5 if "top_k" in options else 1.0
+    policy = fakes.bandit(1, 2, 6, temperature)
     table = np.random.default_rng(0).normal(size=(1, 2, 6)).astype(np.float32)
     params = {"logits": jnp.asarray(table)}
     samples, _ = draw(
         ONE, policy, params, num_samples=4000, max_tokens=2, stop_tokens=(), **options
     )
-    scaled = jnp.asarray(table[0]) / options.get("temperature", 1.0)
+    scaled = jnp.asarray(table[0]) / temperature
     kept, _ = truncate(scaled, options.get("top_k"), options.get("top_p"))
     p = np.asarray(jax.nn.softmax(kept), np.float64)
     expected = 4000 * np.outer(p[0], p[1])
@@ -280,7 +279,6 @@ def test_frequencies_follow_the_exact_probabilities(options):
     [
         ({"num_samples": 0}, "num_samples"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"temperature": -1.0}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),

@@ -77,3 +77,37 @@ def test_importing_data_and_tokenizer_stays_cheap():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""
+
+
+def cut(text):
+    return text[: len(text) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("tokenizer.json", lambda text: ""),
+        ("tokenizer.json", cut),
+        ("tokenizer.json", lambda text: "null"),
+        ("tokenizer.json", lambda text: "[1]"),
+        ("tokenizer.json", lambda text: "{}"),
+        ("tokenizer.json", lambda text: text.replace("WordLevel", "Guess")),
+        ("tokenizer_config.json", lambda text: "null"),
+        ("tokenizer_config.json", lambda text: "[]"),
+        ("tokenizer_config.json", cut),
+        # transformers reads it, too: 'list' object has no attribute 'get'.
+        ("config.json", lambda text: "[]"),
+        ("config.json", lambda text: "null"),
+        ("config.json", lambda text: "{"),
+        ("special_tokens_map.json", lambda text: "[]"),
+        ("chat_template.jinja", lambda text: "{{ \udcff }}"),
+        ("added_tokens.json", lambda text: "null"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, broken):
+    tokenizer.character_tokenizer("ab").save_pretrained(tmp_path)
+    file = tmp_path / name
+    text = broken(file.read_text() if file.exists() else "")
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=rf"[/ ]{name.replace('.', '[.]')}\b"):
+        tokenizer.load_tokenizer(tmp_path)

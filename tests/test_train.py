@@ -113,7 +113,7 @@ def test_a_fault_stops_the_run_and_keeps_the_checkpoint_before(tmp_path):
     assert "policy/fault/example must be 0 but was 2.0 in step 8" in message
     assert "steps 7 to 8" in message
     assert "00000006" in message
-    found, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    found = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert found.info["step"] == 6
     # What led to it can be read.
     assert len(records(tmp_path / "run", "step")) == 8

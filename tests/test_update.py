@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import algorithms, loss, mesh, update
+from rljax import algorithms, loss, mesh, origin, update
 from rljax.advantage import Term, algorithm, chain, stateless
 from rljax.types import Missing, NotMeasured
 
@@ -35,10 +35,8 @@ def off_policy(policy, params):
     now = fakes.jit(policy.measure)(params, rows.prompts, rows.samples)
     noise = np.random.default_rng(1).normal(0, 0.4, (3, 8, 2, 4)).astype(np.float32)
     old = now.replace(logp=now.logp + noise[0], entropy=now.entropy + noise[1])
-    nothing = fakes.Rollout.__dataclass_fields__["current"].default
-    return rows.replace(
-        old=old, reference=now.replace(logp=now.logp + noise[2]), current=nothing
-    )
+    reference = now.replace(logp=now.logp + noise[2])
+    return rows.replace(old=old, reference=reference).without("current")
 
 
 def uncertain_tokens(share, name="current"):
@@ -133,12 +131,10 @@ def long_and_short(policy, params):
     rows = rows.replace(samples=rows.samples.replace(mask=mask))
     now = fakes.jit(policy.measure)(params, rows.prompts, rows.samples)
     noise = draw.normal(0, 0.4, (3, 8, 4, 16)).astype(np.float32)
-    nothing = fakes.Rollout.__dataclass_fields__["current"].default
     return rows.replace(
         old=now.replace(logp=now.logp + noise[0], entropy=now.entropy + noise[1]),
         reference=now.replace(logp=now.logp + noise[2]),
-        current=nothing,
-    )
+    ).without("current")
 
 
 BY_LENGTH = {
@@ -252,9 +248,10 @@ def test_the_gradient_is_that_of_the_naive_loss(method, policy_loss):
 
 
 def test_the_first_step_takes_current_from_old_and_later_ones_measure_it():
-    later = gradient(TABLE, quantile(), 2, ROLLOUT, PARAMS, first=False)
-    first = gradient(TABLE, quantile(), 2, ROLLOUT, PARAMS, first=True)
-    by_old = gradient(TABLE, quantile("old"), 2, ROLLOUT, PARAMS)
+    known = ROLLOUT.replace(origin=origin.of(PARAMS, ROLLOUT.old))
+    later = gradient(TABLE, quantile(), 2, known, PARAMS, first=False)
+    first = gradient(TABLE, quantile(), 2, known, PARAMS, first=True)
+    by_old = gradient(TABLE, quantile("old"), 2, known, PARAMS)
     chex.assert_trees_all_close(first[1], by_old[1], atol=1e-6)
     assert float(jnp.max(jnp.abs(first[1] - later[1]))) > 0.01
 
@@ -453,6 +450,7 @@ METRICS = {
     "policy/p_ema",
     "update/gradient_norm",
     "update/loss",
+    "update/moved_share",
     "update/refused",
     "update/refused_in_row",
     "update/steps",

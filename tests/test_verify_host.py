@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import verify_fakes
+import worker_fakes
 
 from rljax.verify import exact, pooled
 
@@ -15,7 +16,7 @@ BYTES = verify_fakes.BYTES
 @pytest.fixture(scope="module")
 def verify():
     with pooled(
-        verify_fakes.misbehave, BYTES, num_workers=2, timeout_s=1.0
+        worker_fakes.misbehave, BYTES, num_workers=2, timeout_s=1.0
     ) as verifier:
         yield verifier
 
@@ -58,10 +59,6 @@ def test_host_and_graph_give_the_same_verdicts(verify):
         np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
 
 
-def fraction(completion: str, answer: str) -> float:
-    return float(completion)
-
-
 def upper(tokens, mask) -> list[str]:
     assert tokens.shape == mask.shape == (4, 3)
     return ["0.25", "0.5", "1.0", "2.0"]
@@ -70,8 +67,58 @@ def upper(tokens, mask) -> list[str]:
 def test_decoder_and_threshold_can_be_chosen():
     some = verify_fakes.saying([[b"aa", b"bb"]] * 2)
     with pooled(
-        fraction, upper, num_workers=1, timeout_s=5.0, correct_at=0.5
+        worker_fakes.fraction, upper, num_workers=1, timeout_s=5.0, correct_at=0.5
     ) as verifier:
         verdict = verifier(verify_fakes.asking(["x", "y"]), some)
     assert verdict.reward.tolist() == [[0.25, 0.5], [1.0, 2.0]]
     assert verdict.correct.tolist() == [[False, True], [True, True]]
+
+
+def unlike(value):
+    return lambda tokens, mask: value
+
+
+@pytest.mark.parametrize(
+    ("texts", "got"),
+    [
+        (["0.5"] * 3, "list of 3 str"),
+        ([b"0.5"] * 4, "list of 4 bytes"),
+        (["0.5", None, "1", b"2"], "list of 4 NoneType and bytes and str"),
+        ("0.50", "str"),
+        (None, "NoneType"),
+        (np.zeros(4), "ndarray"),
+    ],
+)
+def test_a_decoder_that_returns_anything_but_texts_is_refused(texts, got):
+    # A string would be taken for its characters, one for each sample.
+    some = verify_fakes.saying([[b"aa", b"bb"]] * 2)
+    with (
+        pooled(
+            worker_fakes.same, unlike(texts), num_workers=1, timeout_s=5.0
+        ) as verifier,
+        pytest.raises(ValueError, match=f"must return a list of 4 str.* got {got} "),
+    ):
+        verifier(verify_fakes.asking(["x", "y"]), some)
+
+
+def test_prompts_without_answers_are_refused_by_name(verify):
+    prompts = verify_fakes.asking(["x"])
+    some = verify_fakes.saying([[b"x"]])
+    with pytest.raises(ValueError, match=r'reads prompts.data\["answer"\]'):
+        verify(prompts.replace(data={}), some)
+    with pytest.raises(ValueError, match=r"must be u8\[P, A\].*int32 of shape \(1,\)"):
+        verify(prompts.replace(data={"answer": np.zeros(1, np.int32)}), some)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"correct_at": float("nan")}, "correct_at must lie in"),
+        ({"decode": "utf-8"}, "decode must be the bytes of each token or a function"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(changes, message):
+    # No reward is at least NaN: pass rates would be 0 throughout.
+    arguments = {"decode": BYTES, "num_workers": 1, "timeout_s": 1.0} | changes
+    with pytest.raises(ValueError, match=message):
+        pooled(worker_fakes.same, **arguments).__enter__()

@@ -1,7 +1,6 @@
 """Reading numbers: cases by hand, and graph against host on many texts."""
 
 import decimal
-import json
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from rljax.verify import last_number, number, token_bytes, twin
 
 pytestmark = pytest.mark.usefixtures("strict")
-BYTES, SHARED = verify_fakes.BYTES, verify_fakes.SHARED
+BYTES = verify_fakes.BYTES
 TOKENIZERS = verify_fakes.tokenizers()
 
 # Text and the value of the whole of it; None: it is no number. Every text is compared
@@ -69,54 +68,69 @@ WHOLE = {
     "0x10": None,
     "x18": None,
     "\u0661\u0662": None,  # Arabic digits: Python's str and \d take them for 12
-    "\u22125": None,  # U+2212, the minus of typesetters
+    "\u22125": "-5",  # U+2212, the minus of typesetters
+    "\u2212 5": None,
+    "\u2212$5": None,
+    "\u20135": None,  # an en dash, and a full-width minus
+    "\uff0d5": None,
+    "5\u2212": None,
     "1\0": None,
     "1\u00a0": None,  # U+00A0, no ASCII whitespace: str.strip() would take it off
 }
-# Text and the value of the last number in it.
+# Text and the value of the last number in it; None: what its last digit belongs to is
+# no number. The plain numbers are what a careless reading of the others would give.
 LAST = {
-    **{n: n for n in ("10.20", "1234567", "12345", "123.5", "51000", "1123456")},
+    **{n: n for n in ("10.20", "1234567", "12345", "123.5", "51000", "1123456", "-3")},
+    **{n: n for n in ("2", "22", "20", "23.5", "34567", "567", "123456", "100200")},
+    **{n: n for n in ("5100", "100.25", "99")},
     "#### 18": "18",
+    "####18": "18",
     "The answer is 18.": "18",
-    "It costs $1,234.50!": "1234.5",
+    "It costs $1,234.50?": "1234.5",
     "-$3": "-3",
     "$-3": "-3",
-    "5-3": "3",
-    "5 -3": "-3",
     "= -3": "-3",
-    "x-3": "3",
-    "(2)-3": "3",
-    "--3": "-3",
+    "=-3": "-3",
     "+3 apples": "3",
-    "10,20": "20",
-    "5,x12": "12",
-    "1,234,5": "5",
-    "1,23.5": "23.5",
-    "12,34,567": "34567",
-    "1234,567": "567",
-    "1234,123,456": "123456",
-    "0.5,100": "100",
-    "0.5,100,200": "100200",
-    "so...5,100": "5100",
-    "1.5,100.25": "100.25",
     "is .5": "0.5",
-    "is.5": "0.5",
-    "so..5": "5",
-    "1.2.3": "2.3",
     "5.": "5",
     "18%": "18",
-    "1/2": "2",
-    "1e5": "5",
-    "a1b22c": "22",
+    "**18** so": "18",
+    "**Answer:** 18": "18",
+    "(18)": "18",
+    "<b>18</b>": "18",
+    "18" + " so" * 40: "18",
+    "7 or\n" + "9" * 24: "9" * 24,
+    "5-3": None,
+    "5 -3": None,
+    "x-3": None,
+    "(2)-3": None,
+    "--3": None,
+    "10,20": None,
+    "5,x12": None,
+    "1,234,5": None,
+    "1,23.5": None,
+    "12,34,567": None,
+    "1234,567": None,
+    "1234,123,456": None,
+    "0.5,100": None,
+    "0.5,100,200": None,
+    "so...5,100": None,
+    "1.5,100.25": None,
+    "is.5": None,
+    "so..5": None,
+    "1.2.3": None,
+    "1/2": None,
+    "1e5": None,
+    "a1b22c": None,
     "7 " + "9" * 25: None,
-    "7 " + "9" * 24: "9" * 24,
+    "7 " + "9" * 24: None,
     "7 1" + ",000" * 8: None,
-    "7 1234" + ",000" * 7 + ",001": "1",
+    "7 1234" + ",000" * 7 + ",001": None,
     "7 1234" + ",000" * 9: None,
     "-": None,
     "": None,
     "no number": None,
-    "18" + " so" * 40: "18",
 }
 
 
@@ -186,7 +200,6 @@ def test_only_what_follows_the_first_marker_is_read():
     assert right(PAIRS["last_number="], "8", texts) == [
         b"3+5=8",
         b"3+5=9=8",
-        b"0=5-8",
         b"==8",
     ]
 
@@ -197,10 +210,14 @@ def test_what_stands_before_the_marker_decides_no_sign():
     assert right(pair, "-3", [b"a-3", b"3a-3"]) == [b"a-3", b"3a-3"]
 
 
-def test_a_number_cut_at_the_limit_is_wrong_but_a_cut_text_has_a_last_number():
-    texts = [b"18", b"18 ", b" 18"]
-    assert right(PAIRS["number"], "18", texts, unfinished=[1]) == [b"18", b" 18"]
-    assert right(PAIRS["last_number"], "18", texts, unfinished=[1]) == texts
+def test_a_number_cut_at_the_limit_is_wrong():
+    # 18 could have become 18.5, 18 1/2 or 18 million: the text must show that it ended.
+    texts = [b"18", b"18 ", b"18.", b"18 so", b"18 so ", b"18\n", b"18 = x", b" 18"]
+    cut, ended = texts[:4], texts[4:7]
+    right_ones = right(PAIRS["last_number"], "18", texts, unfinished=range(7))
+    assert right_ones == [*ended, b" 18"]
+    assert right(PAIRS["last_number"], "18", texts) == texts
+    assert right(PAIRS["number"], "18", cut, unfinished=range(4)) == []
 
 
 def test_a_text_longer_than_the_bound_is_wrong():
@@ -251,38 +268,3 @@ def test_compiled_or_not_the_verdict_is_the_same():
     verify = last_number(token_bytes(tokenizer), after=b"=")
     eager, compiled = verify(prompts, some), jax.jit(verify)(prompts, some)
     assert compiled.correct.tolist() == eager.correct.tolist()
-
-
-def gsm8k():
-    path = SHARED / "data" / "gsm8k_test.jsonl"
-    if not path.is_file():
-        pytest.skip("no gsm8k_test.jsonl")
-    with path.open() as lines:
-        solutions = [json.loads(line)["answer"] for line in lines]
-    return solutions, [solution.rpartition("#### ")[2] for solution in solutions]
-
-
-def test_every_gsm8k_solution_verifies_against_its_answer():
-    solutions, answers = gsm8k()
-    assert len(solutions) == 1319
-    for solution, answer in zip(solutions, answers, strict=True):
-        value = twin.read_number(answer.encode())
-        assert value is not None, answer
-        assert twin.read_last_number(solution.encode()) == value
-        assert twin.read_last_number(f"So the answer is ${answer}.".encode()) == value
-
-
-def test_gsm8k_solutions_verify_in_the_graph():
-    # Each solution is right for its own problem and wrong for a shifted one.
-    solutions, answers = gsm8k()
-    solutions, answers = solutions[:256], answers[:256]
-    texts = [s.encode() for s in solutions]
-    rows = [[own, other] for own, other in zip(texts, texts[1:] + texts[:1])]
-    correct = verify_fakes.assert_twins_agree(
-        jax.jit(last_number(BYTES, after=b"####")),
-        twin.last_number(BYTES, after=b"####"),
-        verify_fakes.asking(answers),
-        verify_fakes.saying(rows),
-    )
-    assert correct[:, 0].all()
-    assert correct[:, 1].mean() < 0.1

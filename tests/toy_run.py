@@ -152,15 +152,15 @@ def disturbed(index, at, disturb):
 
 
 def go(run_dir, *, resume=False, checkpoint_every=2, **options) -> TrainState:
-    run_dir = folder.open_run(run_dir, {"seed": 0}, resume=resume)
-    return train.train(
-        options.pop("phases", None) or phases(),
-        make_state(),
-        run_dir,
-        checkpoint_every=checkpoint_every,
-        keep=options.pop("keep", 2),
-        **options,
-    )
+    with folder.open_run(run_dir, {"seed": 0}, resume=resume) as run_dir:
+        return train.train(
+            options.pop("phases", None) or phases(),
+            options.pop("state", None) or make_state(),
+            run_dir,
+            checkpoint_every=checkpoint_every,
+            keep=options.pop("keep", 2),
+            **options,
+        )
 
 
 def go_silently(run_dir, **options) -> TrainState:
@@ -199,7 +199,11 @@ def kill_at(number: int, run_dir: str) -> None:
         changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
         changes |= event == "os.truncate"
         changes |= event == "open" and bool(args[2] & (os.O_WRONLY | os.O_RDWR))
-        if changes and any(str(arg).startswith(run_dir) for arg in args):
+        paths = [str(arg) for arg in args]
+        if event in ("os.remove", "os.rmdir") and args[1] != -1:
+            # shutil.rmtree names what it removes from within its folder.
+            paths = [os.readlink(f"/proc/self/fd/{args[1]}")]
+        if changes and any(path.startswith(run_dir) for path in paths):
             seen += 1
             if seen > number:
                 os.kill(os.getpid(), signal.SIGKILL)

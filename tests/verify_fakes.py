@@ -1,12 +1,8 @@
-"""What the tests of verifiers share: tables, texts as samples, calls for workers."""
+"""What the tests of verifiers share: tables, and texts as samples."""
 
 import functools
-import os
 import pathlib
 import random
-import subprocess
-import sys
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -161,44 +157,3 @@ def assert_twins_agree(verify, twin, prompts, some) -> np.ndarray:
     np.testing.assert_array_equal(got.reward, want.reward)
     assert not np.any(got.failed) and not np.any(want.failed)
     return want.correct
-
-
-# Functions for worker processes, which import this file: they must be quick to load.
-
-
-def same(completion: str, answer: str) -> float:
-    return float(completion == answer)
-
-
-def misbehave(completion: str, answer: str) -> float:
-    """Does what the completion says."""
-    match completion:
-        case "hang":
-            time.sleep(1000)
-        case "spin":
-            while True:
-                pass
-        case "raise":
-            raise KeyError("no such thing")
-        case "exit":
-            os._exit(3)
-        case "sys.exit":
-            sys.exit(2)
-        case "memory":
-            return float(len(bytearray(4 << 30)))
-        case "nan":
-            return float("nan")
-        case "huge":
-            return 1e39
-        case "none":
-            return None
-        case "child":
-            with open(answer, "w") as file:
-                child = subprocess.Popen(["sleep", "1000"])
-                file.write(str(child.pid))
-            child.wait()
-    return same(completion, answer)
-
-
-def process_id(completion: str, answer: str) -> float:
-    return float(os.getpid())

@@ -5,15 +5,16 @@ Every policy-gradient method is a field of coefficients over tokens. A transform
 its own; an `Algorithm` is a sum of named terms.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.advantage import seam, solve_rate
-from rljax.types import Credit, NotMeasured, Rollout, TokenStats
+from rljax.types import Credit, NotMeasured, Rollout, TokenStats, is_measured
 
 
 class AdvantageTransform(NamedTuple):
@@ -26,6 +27,7 @@ class AdvantageTransform(NamedTuple):
 
 def stateless(fn: Callable[[Credit, Rollout], Credit]) -> AdvantageTransform:
     """The transform that applies `fn` and remembers nothing."""
+    check.function("fn", fn, "credit, rollout")
 
     def update(credit, state, rollout):
         return fn(credit, rollout), state
@@ -40,6 +42,10 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
     Order means something: a filter before a reduction renormalises over what is left,
     after it, it does not.
     """
+    for i, transform in enumerate(transforms):
+        check.kind(
+            f"transforms[{i}] of chain", transform, AdvantageTransform, "token_mean()"
+        )
 
     def update(credit, state, rollout):
         if len(state) != len(transforms):
@@ -60,7 +66,8 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
 LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
 
-class Term(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Term:
     """A summand of the loss: `sum(weight * loss_fn(now, credit, rollout))`.
 
     loss_fn: minimised, broadcastable to f32[P, G, T], local to a prompt.
@@ -71,7 +78,13 @@ class Term(NamedTuple):
 
     loss_fn: LossFn
     weighting: AdvantageTransform
-    advantage: AdvantageTransform = chain()
+    advantage: AdvantageTransform = dataclasses.field(default_factory=chain)
+
+    def __post_init__(self):
+        check.function("loss_fn of Term", self.loss_fn, "now, credit, rollout")
+        for name in ("weighting", "advantage"):
+            transform = vars(self)[name]
+            check.kind(f"{name} of Term", transform, AdvantageTransform, "token_mean()")
 
 
 class Algorithm(NamedTuple):
@@ -104,9 +117,9 @@ def start(rollout: Rollout) -> Credit:
     nothing; their reward is not read and counts as 0.
     """
     mask, member = rollout.samples.mask, solve_rate.members(rollout)
-    try:
+    if is_measured(rollout.verdict):
         reward = rollout.verdict.reward[..., None].astype(jnp.float32)
-    except NotMeasured:
+    else:
         reward = jnp.ones(member.shape, jnp.float32)
     return Credit(
         advantage=jnp.where(member, reward, 0.0),
@@ -125,6 +138,8 @@ def algorithm(**terms: Term) -> Algorithm:
     """
     if not terms:
         raise ValueError("algorithm needs at least one term, got none; pass name=Term.")
+    for name, term in terms.items():
+        check.kind(f"term {name!r}", term, Term, "Term(nll(), token_mean())")
     names, parts = tuple(terms), tuple(terms.values())
 
     def run(chain_name, credits, states, rollout):
@@ -158,15 +173,18 @@ def algorithm(**terms: Term) -> Algorithm:
 
     def credit(rollout, state):
         credits = (start(rollout),) * len(parts)
-        credits, new, metrics = run("advantage", credits, state.advantage, rollout)
-        for name, c in zip(names, credits, strict=True):
+        made, new, metrics = run("advantage", credits, state.advantage, rollout)
+        for name, c in zip(names, made, strict=True):
             if c.reduced:
                 raise ValueError(
                     f"term {name!r} needs its one reduction in its weighting, its"
                     " advantage chain has one; move it there, or exchange the chains"
                     " if they are swapped."
                 )
-        return credits, state._replace(advantage=new), metrics
+        if not is_measured(rollout.verdict):
+            for name, term, s in zip(names, parts, state.advantage, strict=True):
+                _require_no_reward(name, term.advantage, s, rollout)
+        return made, state._replace(advantage=new), metrics
 
     def weigh(credits, rollout, state):
         credits, new, metrics = run("weighting", credits, state.weighting, rollout)
@@ -179,7 +197,7 @@ def algorithm(**terms: Term) -> Algorithm:
         return credits, state._replace(weighting=new), metrics
 
     def loss(now, credits, rollout):
-        rollout = solve_rate.only_verified(rollout).replace(current=_NOT_CURRENT)
+        rollout = solve_rate.only_verified(rollout).without("current")
         total = jnp.zeros((), jnp.float32)
         for name, term, c in zip(names, parts, credits, strict=True):
             c = _without_idle_rows(c)
@@ -189,9 +207,6 @@ def algorithm(**terms: Term) -> Algorithm:
         return total
 
     return Algorithm(init, credit, weigh, loss)
-
-
-_NOT_CURRENT = Rollout.__dataclass_fields__["current"].default
 
 
 def _lawful(credit: Credit, rollout: Rollout) -> Credit:
@@ -210,11 +225,29 @@ def _without_idle_rows(credit: Credit) -> Credit:
     return credit.replace(advantage=jnp.where(idle, 0.0, credit.advantage))
 
 
+def _require_no_reward(name: str, transform, state, rollout: Rollout) -> None:
+    # Without a verdict every reward is 1, and a baseline makes an advantage of 0 of it.
+    credit = start(rollout)
+
+    def made(reward):
+        got, _ = transform.update(credit.replace(advantage=reward), state, rollout)
+        return jnp.zeros(()) if got.advantage is reward else got.advantage
+
+    # Mapping shows what depends on the reward: asking for it unmapped raises.
+    try:
+        jax.eval_shape(jax.vmap(made, out_axes=None), credit.advantage[None])
+    except ValueError as error:
+        raise ValueError(
+            f"term {name!r} needs a verdict, as its advantage is made of the reward,"
+            " got a rollout without one; pass verify to the loop, such as"
+            " loop.fused(act, learner, verify)."
+        ) from error
+
+
 def reads_current(algorithm: Algorithm, credits, rollout: Rollout, state) -> bool:
     """Whether the weighting reads the current policy's statistics; found by tracing."""
-    blind = rollout.replace(current=_NOT_CURRENT)
     try:
-        jax.eval_shape(algorithm.weigh, credits, blind, state)
+        jax.eval_shape(algorithm.weigh, credits, rollout.without("current"), state)
     except NotMeasured as missing:
         if missing.name != "current":
             raise

@@ -65,6 +65,8 @@ def scale_by_group_std(*, ddof: int = 0, epsilon: float = 0.0) -> AdvantageTrans
       at G = 8 the ddof alone is a factor of 1.069. Here ddof 0 and no epsilon, the
       formula of arXiv:2402.03300; equal groups are found exactly, so none is needed.
     """
+    check.count("ddof", ddof, low=0)
+    check.number("epsilon", epsilon, low=0)
 
     def apply(credit, rollout):
         del rollout
@@ -100,6 +102,7 @@ def focal(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
     FADE's difficulty factor with exponent alpha - 1; F-GRPO's with gamma.
     0^0 counts as 1. Reads `rollout.verdict.reward`, in [0, 1].
     """
+    check.number("exponent", exponent)
 
     def apply(credit, rollout):
         p = solve_rate.by_reward(rollout, credit.member).p
@@ -117,6 +120,7 @@ def focal_factor(p: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
 
 def scale_negative(factor: jax.typing.ArrayLike) -> AdvantageTransform:
     """Multiplies negative advantages: the sign axis (AsymGRPO with factor 1/delta)."""
+    check.number("factor", factor, low=0)
     return stateless(
         lambda c, r: c.replace(
             advantage=jnp.where(c.advantage < 0, c.advantage * factor, c.advantage)
@@ -126,6 +130,7 @@ def scale_negative(factor: jax.typing.ArrayLike) -> AdvantageTransform:
 
 def center_by(constant: jax.typing.ArrayLike) -> AdvantageTransform:
     """r - constant: one baseline for all prompts (REINFORCE, Williams 1992)."""
+    check.number("constant", constant)
     return stateless(lambda c, r: c.replace(advantage=c.advantage - constant))
 
 

@@ -63,7 +63,9 @@ def whiten_by_batch(
     Source: REINFORCE++, arXiv:2501.03262 (PAPER: authors' code).
     Variants: verl adds 1e-8 to the variance instead of a floor.
     """
+    check.count("ddof", ddof, low=0)
     check.number("floor", floor, above=0)
+    check.function("share_fn", share_fn, "credit")
 
     def apply(credit, rollout):
         del rollout

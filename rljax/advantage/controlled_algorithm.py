@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.advantage.algebra import Algorithm
 from rljax.advantage.controller import Controller
 from rljax.types import Credit, Rollout
@@ -45,6 +45,9 @@ def controlled_algorithm(
     Raises:
       ValueError: when traced, if a loss function depends on the value.
     """
+    check.maker("make", make, "value")
+    check.kind("controller", controller, Controller, "ema(0.1)")
+    check.function("measure_fn", measure_fn, "credits, rollout")
 
     def init():
         value, state = controller.init()

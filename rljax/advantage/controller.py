@@ -38,6 +38,9 @@ def controlled(
       controller: the state machine.
       measure_fn: (credit, rollout) -> measurement, taken before the transform runs.
     """
+    check.maker("make", make, "value")
+    check.kind("controller", controller, Controller, "ema(0.1)")
+    check.function("measure_fn", measure_fn, "credit, rollout")
 
     def init():
         value, state = controller.init()
@@ -55,11 +58,15 @@ def controlled(
 
 def constant(value) -> Controller:
     """Always the same value."""
+    leaves = jax.tree.leaves(value)
+    for leaf in leaves or [value]:
+        check.number("value", leaf, low=-jnp.inf, high=jnp.inf)
     return Controller(lambda: (value, ()), lambda measurement, state: (value, state))
 
 
 def schedule(fn: Callable[[jax.Array], Any]) -> Controller:
     """`fn(step)`, step i32[] counting updates from 0; optax schedules fit."""
+    check.function("fn", fn, "step")
     zero = jnp.zeros((), jnp.int32)
     return Controller(
         lambda: (fn(zero), zero), lambda measurement, step: (fn(step), step + 1)
@@ -74,6 +81,8 @@ class EmaState(NamedTuple):
 def ema(rate: float, initial: float | None = None) -> Controller:
     """x <- (1 - rate) x + rate * measurement; the first measurement if no `initial`."""
     check.number("rate", rate, above=0, high=1)
+    if initial is not None:
+        check.number("initial", initial)
     start = jnp.zeros((), jnp.float32) if initial is None else jnp.float32(initial)
 
     def update(measurement, state):
@@ -106,6 +115,11 @@ def pid(
 
     The sum stands still while the output is clipped (no wind-up).
     """
+    check.number("target", target)
+    check.number("initial", initial)
+    check.number("proportional", proportional)
+    check.number("integral", integral)
+    check.number("derivative", derivative)
     check.ordered(low=low, high=high)
     zero = jnp.zeros((), jnp.float32)
 

@@ -58,14 +58,22 @@ def at_most(cap: jax.typing.ArrayLike) -> Callable[[jax.Array], jax.Array]:
     return lambda w: jnp.minimum(w, cap)
 
 
-def within(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike):
+def within(
+    low: jax.typing.ArrayLike, high: jax.typing.ArrayLike
+) -> Callable[[jax.Array], jax.Array]:
     """w clamped to [low, high]."""
+    check.number("low", low, low=0)
+    check.number("high", high, above=0, high=jnp.inf)
     check.ordered(low=low, high=high)
     return lambda w: jnp.clip(w, low, high)
 
 
-def kept_within(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike):
+def kept_within(
+    low: jax.typing.ArrayLike, high: jax.typing.ArrayLike
+) -> Callable[[jax.Array], jax.Array]:
     """w inside [low, high], ends kept, else 0: IcePop; TRL's "mask" modes."""
+    check.number("low", low, low=0)
+    check.number("high", high, above=0, high=jnp.inf)
     check.ordered(low=low, high=high)
     return lambda w: jnp.where((w >= low) & (w <= high), w, 0.0)
 
@@ -90,6 +98,9 @@ def importance_weight(
 
     Source: fengyao.notion.site/off-policy-rl, as quoted by TRL and verl (SECONDARY).
     """
+    if bound_fn is not None:
+        check.function("bound_fn", bound_fn, "w")
+    check.function("ratio_fn", ratio_fn, "d, mask")
     bound_fn = at_most(2.0) if bound_fn is None else bound_fn
 
     def apply(credit, rollout):
@@ -103,6 +114,8 @@ def normalised_importance_weight(
     bound_fn: Callable[[jax.Array], jax.Array], ratio_fn: Statistic = per_token
 ) -> AdvantageTransform:
     """`importance_weight` divided by its mean over the minibatch's tokens (or rows)."""
+    check.function("bound_fn", bound_fn, "w")
+    check.function("ratio_fn", ratio_fn, "d, mask")
 
     def apply(credit, rollout):
         mask = rollout.samples.mask
@@ -132,6 +145,7 @@ def k3(d: jax.Array) -> jax.Array:
 
 def row_sum(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
     """A divergence's sum over each row, f32[P, G, 1]."""
+    check.function("divergence_fn", divergence_fn, "d")
     return lambda d, mask: jnp.sum(
         jnp.where(mask, divergence_fn(d), 0.0), -1, keepdims=True
     )
@@ -139,6 +153,7 @@ def row_sum(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
 
 def row_mean(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
     """A divergence's mean over each row, f32[P, G, 1]."""
+    check.function("divergence_fn", divergence_fn, "d")
     return lambda d, mask: numerics.masked_mean(
         divergence_fn(d), mask, -1, keepdims=True
     )
@@ -146,6 +161,7 @@ def row_mean(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
 
 def row_max(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
     """A non-negative divergence's maximum over each row, f32[P, G, 1]."""
+    check.function("divergence_fn", divergence_fn, "d")
     return lambda d, mask: jnp.max(
         jnp.where(mask, divergence_fn(d), 0.0), -1, keepdims=True
     )
@@ -170,6 +186,7 @@ def reject(
     Variants: verl's bounds on k1 bound mu / pi_old, the inverse of w. Here they bound
       w; `lambda d, mask: per_token(-d, mask)` gives verl's.
     """
+    check.function("statistic_fn", statistic_fn, "d, mask")
     check.ordered(low=low, high=high)
 
     def apply(credit, rollout):

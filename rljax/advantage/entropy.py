@@ -31,6 +31,8 @@ def entropy_controller(
       verl/trainer/ppo/core_algos.py `EntController`, or1_scripts (PAPER). There the new
       value serves the next training step: wrap it in `delayed`.
     """
+    check.number("target", target, low=0)
+    check.number("step", step, low=0)
     check.ordered(low=low, initial=initial, high=high)
     start = jnp.asarray(initial, jnp.float32)
 
@@ -44,6 +46,7 @@ def entropy_controller(
 
 def delayed(controller: Controller) -> Controller:
     """A controller whose value serves from the next update on."""
+    check.kind("controller", controller, Controller, "ema(0.1)")
 
     def init():
         value, state = controller.init()
@@ -64,6 +67,7 @@ def sampled_entropy(credit: Credit, rollout: Rollout) -> jax.Array:
 
 def set_advantage(value: jax.typing.ArrayLike) -> AdvantageTransform:
     """The same advantage everywhere: a term's coefficient for one rollout batch."""
+    check.number("value", value)
     return stateless(
         lambda c, r: c.replace(
             advantage=jnp.full(c.advantage.shape, value, jnp.float32)

@@ -25,7 +25,7 @@ from rljax import check, numerics
 from rljax.advantage import baseline, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
-from rljax.types import Credit, NotMeasured, Rollout
+from rljax.types import Credit, Rollout, is_measured
 
 
 class FadeState(NamedTuple):
@@ -81,8 +81,15 @@ def fade_controller(
     """
     check.number("ema_rate", ema_rate, above=0, high=1)
     check.number("p_init", p_init, low=0, high=1)
-    check.number("delta_min", delta_min, above=0)
+    if h_init is not None:
+        check.number("h_init", h_init, low=0)
+    if entropy_target is not None:
+        check.number("entropy_target", entropy_target, low=0)
+    check.number("entropy_target_frac", entropy_target_frac, low=0)
+    check.number("alpha_gain", alpha_gain, above=0)
     check.number("alpha_min", alpha_min, low=0)
+    check.number("delta_min", delta_min, above=0)
+    check.number("delta_slope", delta_slope, low=0)
     check.ordered(delta_min=delta_min, delta_max=delta_max)
     check.ordered(alpha_min=alpha_min, alpha_max=alpha_max)
 
@@ -165,6 +172,16 @@ def fade_advantage(
       unmeasured, the mean of -logp); changes `advantage`, logs alpha, delta and the
       averages, and counts `fault/reward_out_of_range`.
     """
+    if controller is not None:
+        check.kind("controller", controller, Controller, "fade_controller()")
+    if base is not None:
+        check.kind("base", base, AdvantageTransform, "center_by_group()")
+    check.function("focal_rate_fn", focal_rate_fn, "credit, reward, value")
+    check.function("scale_fn", scale_fn, "alpha")
+    if not isinstance(reward_range, tuple) or len(reward_range) != 2:
+        check.refuse("reward_range", "be a pair (low, high)", reward_range)
+    check.number("reward_range[0]", reward_range[0])
+    check.number("reward_range[1]", reward_range[1])
     low, high = reward_range
     if low >= high:
         raise ValueError(
@@ -208,8 +225,6 @@ def mean_entropy(rollout: Rollout) -> jax.Array:
 
     Without measured entropies, the mean of -logp, its sampled estimate.
     """
-    try:
-        entropy = rollout.old.entropy * 1.0
-    except NotMeasured:
-        entropy = -rollout.old.logp
+    old = rollout.old
+    entropy = old.entropy if is_measured(old.entropy) else -old.logp
     return numerics.masked_mean(entropy, rollout.samples.mask)

@@ -91,7 +91,11 @@ def gac_controller(
     check.number("high", high, low=0, high=1)
     check.ordered(low=low, initial=initial, high=high)
     check.number("max_change", max_change, above=0)
-    check.number("every", every, low=1)
+    check.count("every", every)
+    if prior is not None:
+        check.function("prior", prior, "step")
+    if mismatch_cap is not None:
+        check.number("mismatch_cap", mismatch_cap, above=0)
 
     def init():
         zero, step = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
@@ -160,7 +164,9 @@ def gac_proxies(
       trim: fraction of rows left out on each side of s_s; nothing below 4 rows.
       scale_fn: `as_they_are` or `z_scores`.
     """
+    check.function("weight_fn", weight_fn, "now, credit, rollout")
     check.number("trim", trim, low=0, below=0.5)
+    check.function("scale_fn", scale_fn, "coefficient, valid")
 
     def measure(credits, rollout):
         credit, now = credits[0], rollout.current

@@ -107,6 +107,7 @@ def gae_advantage(
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lam", lam, low=0, high=1)
+    check.function("bootstrap_fn", bootstrap_fn, "rollout")
 
     def apply(credit, rollout):
         a, _, _ = _estimate(credit, rollout, gamma, lam, bootstrap_fn)
@@ -126,6 +127,7 @@ def value_target(
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lam", lam, low=0, high=1)
+    check.function("bootstrap_fn", bootstrap_fn, "rollout")
 
     def apply(credit, rollout):
         _, target, value = _estimate(credit, rollout, gamma, lam, bootstrap_fn)

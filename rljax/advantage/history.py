@@ -44,8 +44,8 @@ def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransfor
 
     Source: CurveRL (PAPER: authors' code, zhyzmath/CurveRL).
     """
-    check.number("num_samples", num_samples, low=2)
-    check.number("window", window, low=1)
+    check.count("num_samples", num_samples, low=2)
+    check.count("window", window)
 
     def init():
         counts = jnp.zeros((window, num_samples + 1), jnp.int32)

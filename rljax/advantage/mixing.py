@@ -19,9 +19,18 @@ from rljax.types import Rollout, Source
 
 def of_source(rollout: Rollout, *sources: int) -> jax.Array:
     """bool[P, G]: rows that came from one of these sources."""
-    if not sources:
-        raise ValueError("of_source needs a source, got none; pass Source.OWN or so.")
+    _require_sources(sources)
     return jnp.stack([rollout.samples.source == s for s in sources]).any(0)
+
+
+def _require_sources(sources):
+    for source in sources:
+        check.count("sources", source, low=0, high=3)
+    if not sources:
+        raise ValueError(
+            "sources must name one, as a filter needs a source, got none; pass"
+            " Source.OWN or so."
+        )
 
 
 def is_stored(rollout: Rollout) -> jax.Array:
@@ -34,6 +43,7 @@ def keep_source(*sources: int) -> AdvantageTransform:
 
     Changes `weight` alone: all rows still count in the statistics of their group.
     """
+    _require_sources(sources)
     return keep_rows(lambda rollout: of_source(rollout, *sources))
 
 
@@ -71,6 +81,7 @@ def members_from(*sources: int) -> AdvantageTransform:
 
     Others still get the group's baseline; use at the head of an advantage chain.
     """
+    _require_sources(sources)
     return stateless(
         lambda c, r: c.replace(member=c.member & of_source(r, *sources)[..., None])
     )
@@ -91,6 +102,7 @@ def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransf
 
     Source: arXiv:2509.04419; code TsinghuaC3I/Unify-Post-Training.
     """
+    check.function("select_fn", select_fn, "solved")
 
     def apply(credit, rollout):
         own = of_source(rollout, Source.OWN)[..., None] & solve_rate.members(rollout)
@@ -148,6 +160,7 @@ def weighted_sequence_mean(
     Args:
       row_weight_fn: rollout -> broadcastable to f32[P, G], not negative.
     """
+    check.function("row_weight_fn", row_weight_fn, "rollout")
 
     def share(w, rollout):
         row = jnp.sum(w, -1)

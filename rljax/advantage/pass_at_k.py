@@ -19,7 +19,7 @@ keeps the reward, too). Without sampling error pass@k is the power objective of 
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.advantage import baseline, rate, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.solve_rate import Group
@@ -37,11 +37,6 @@ def all_from(part: jax.Array, total: jax.Array, k: int) -> jax.Array:
         left = jnp.maximum(total - drawn, 0.0)
         result *= numerics.safe_divide(jnp.maximum(part - drawn, 0.0), left)
     return result
-
-
-def _check_k(k) -> None:
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be an integer of at least 1, got {k!r}.")
 
 
 def _needs(k: int, name: str) -> AdvantageTransform:
@@ -74,7 +69,6 @@ def _miss_beside_failure(group: Group, k: int) -> jax.Array:
 
 
 def _by_class(name: str, k: int, success_fn, failure_fn) -> AdvantageTransform:
-    _check_k(k)
     assign = rate.assign_by_class(success_fn, failure_fn)
     return chain(_needs(k, f"{name}({k})"), assign, _silence_short_groups(k))
 
@@ -87,6 +81,7 @@ def pkpo(k: int) -> AdvantageTransform:
 
     Source: PKPO, arXiv:2505.15201 (SECONDARY; here checked by enumerating subsets).
     """
+    check.count("k", k)
     return _by_class(
         "pkpo", k, lambda g: k, lambda g: k * (1 - _miss_beside_failure(g, k))
     )
@@ -98,6 +93,7 @@ def pkpo_minus_one(k: int) -> AdvantageTransform:
     Source: PKPO's leave-one-out-minus-one baseline, arXiv:2505.15201 (DERIVED here,
       checked by enumerating subsets).
     """
+    check.count("k", k)
     return _by_class(
         "pkpo_minus_one", k, lambda g: k * _miss_beside_success(g, k), lambda g: 0.0
     )
@@ -111,7 +107,7 @@ def pkpo_leave_one_out(k: int) -> AdvantageTransform:
 
     Source: tajwarfahim/maxrl (SECONDARY code).
     """
-    _check_k(k)
+    check.count("k", k)
 
     def scale(credit, rollout):
         factor = _miss_beside_success(solve_rate.by_correct(rollout, credit.member), k)
@@ -140,6 +136,8 @@ def pass_at_k_training(
 
     Source: Pass@k Training (PAPER: authors' code, RUCAIBox/Passk_Training).
     """
+    check.count("k", k)
+    check.number("epsilon", epsilon, low=0)
 
     def miss(g):
         return all_from(g.n - g.c, g.n, k)

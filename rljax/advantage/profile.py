@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, Algorithm, start
 from rljax.types import Prompts, Rollout, Samples, TokenStats, Verdict
 
@@ -42,6 +42,8 @@ class Profile(NamedTuple):
 
 def advantage_of(algorithm: Algorithm, index: int = 0) -> AdvantageTransform:
     """The advantage chain of an algorithm's term (the first one), as a transform."""
+    check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
+    check.count("index", index, low=0)
 
     def update(credit, state, rollout):
         del credit

@@ -31,6 +31,7 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
       A stateless transform. Reads `verdict.reward`; changes `advantage` and counts
       members' rewards outside [0, 1] in `fault/reward_out_of_range`.
     """
+    check.function("fn", fn, "p")
 
     def apply(credit, rollout):
         factor = jnp.asarray(fn(solve_rate.by_reward(rollout, credit.member).p))
@@ -55,6 +56,8 @@ def assign_by_class(
     Args:
       success_fn, failure_fn: `Group` -> f32[P, 1, 1] or a number.
     """
+    check.function("success_fn", success_fn, "group")
+    check.function("failure_fn", failure_fn, "group")
 
     def apply(credit, rollout):
         group = solve_rate.by_correct(rollout, credit.member)

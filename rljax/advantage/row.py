@@ -9,12 +9,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rljax import check
 from rljax.advantage.algebra import AdvantageTransform, stateless
 from rljax.types import Rollout
 
 
 def keep_rows(fn: Callable[[Rollout], jax.Array]) -> AdvantageTransform:
     """Weight 0 for the rows where `fn(rollout)`, bool[P, G], does not hold."""
+    check.function("fn", fn, "rollout")
     return stateless(
         lambda c, r: c.replace(weight=jnp.where(fn(r)[..., None], c.weight, 0.0))
     )

@@ -18,6 +18,8 @@ def affine_reward(
     *, scale: jax.typing.ArrayLike, shift: jax.typing.ArrayLike
 ) -> AdvantageTransform:
     """scale r + shift; DAPO's rewards of +1 and -1 are scale 2, shift -1."""
+    check.number("scale", scale)
+    check.number("shift", shift)
     return stateless(lambda c, r: c.replace(advantage=scale * c.advantage + shift))
 
 
@@ -34,6 +36,7 @@ def overlong_penalty(*, max_tokens: int, buffer: int) -> AdvantageTransform:
     Source: arXiv:2503.14476, eq. (13).
     Variants: Tunix counts characters and does not stop at -1; TRL is as here.
     """
+    check.number("max_tokens", max_tokens, above=0)
     check.number("buffer", buffer, above=0, high=max_tokens)
 
     def apply(credit, rollout):
@@ -98,6 +101,7 @@ def punish_confident_errors(
     Source: arXiv:2602.21420, abstract (c: PAPER). Reads `rollout.reference` and `old`.
     """
     check.number("alpha", alpha, low=0)
+    check.function("confidence_fn", confidence_fn, "log_ratio, mask")
 
     def apply(credit, rollout):
         ratio = rollout.old.logp - rollout.reference.logp
@@ -131,6 +135,7 @@ def follow_teacher_by_entropy(
 
     Source: arXiv:2605.22263 (omega and A: SECONDARY; both normalisers RECONSTRUCTED).
     """
+    check.number("beta", beta, low=0)
     check.number("entropy_quantile", entropy_quantile, low=0, high=1)
 
     def apply(credit, rollout):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import check, numerics
+from rljax import check, keys, numerics
 from rljax.advantage import order
 from rljax.advantage.algebra import AdvantageTransform, stateless
 from rljax.types import Credit, Rollout
@@ -60,6 +60,7 @@ def silence_spurious(
     """
     check.number("max_prob", max_prob, above=0, high=1)
     check.number("entropy_quantile", entropy_quantile, low=0, high=1)
+    check.function("population_fn", population_fn, "rare, valid")
 
     def apply(credit, rollout):
         now, valid = rollout.current, credit.weighs
@@ -103,6 +104,7 @@ def keep_top_entropy(
       verl/workers/actor/dp_actor.py (PAPER), which selects per microbatch.
     """
     check.number("fraction", fraction, above=0, high=1)
+    check.function("select_fn", select_fn, "values, valid, fraction")
 
     def apply(credit, rollout):
         valid = credit.weighs
@@ -175,12 +177,14 @@ def drop_covariant(
     """
     check.number("fraction", fraction, low=0, high=1)
     check.ordered(low=low, high=high)
+    check.function("clipped_fn", clipped_fn, "credit, rollout")
+    check.seed("seed", seed)
 
     def update(credit, count, rollout):
         valid = credit.weighs
         cov = covariance(credit, rollout)
         candidate = valid & (cov > low) & (cov < high) & ~clipped_fn(credit, rollout)
-        key = jax.random.fold_in(jax.random.key(seed), count)
+        key = keys.stream(jax.random.key(seed), keys.Stream.TOKEN_FILTER, count)
         noise = _noise(key, rollout.prompts.id, cov.shape)
         number = jnp.maximum(jnp.floor(order.share(valid, fraction)), 1)
         dropped = order.smallest(noise, candidate, number)
@@ -193,9 +197,8 @@ def _noise(key, prompt_id, shape):
     """f32[P, G, T] in [0, 1); each entry depends on its identity, not on the shape."""
 
     def row(prompt, sample):
-        own = jax.random.fold_in(jax.random.fold_in(key, prompt), sample)
         # Threefry is counter-based: a longer draw begins with the shorter one.
-        return jax.random.uniform(own, shape[2:])
+        return jax.random.uniform(keys.at(key, prompt, sample), shape[2:], jnp.float32)
 
     rows = jax.vmap(jax.vmap(row, (None, 0)), (0, None))
     return rows(prompt_id, jnp.arange(shape[1]))

@@ -1,7 +1,7 @@
 """The loss that most static advantages come in: PPO's clipped ratio, token mean."""
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 
 
 def clipped_policy(
@@ -16,6 +16,9 @@ def clipped_policy(
       clip: distance of both bounds from 1.
       rows: a filter before the mean, such as `adv.keep_correct()`; None keeps all.
     """
+    check.number("clip", clip, low=0, high=1)
+    if rows is not None:
+        check.kind("rows", rows, adv.AdvantageTransform, "keep_correct()")
     filters = () if rows is None else (rows,)
     return adv.algorithm(
         policy=adv.Term(

@@ -5,7 +5,7 @@ as the actor's `measure_old`.
 """
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 from rljax.advantage.algebra import LossFn
 
 
@@ -18,6 +18,8 @@ def _actor_critic(
     value_clip,
     value_coefficient,
 ) -> adv.Algorithm:
+    check.number("value_clip", value_clip, above=0, high=float("inf"))
+    check.number("value_coefficient", value_coefficient, low=0)
     return adv.algorithm(
         policy=adv.Term(
             policy_loss,

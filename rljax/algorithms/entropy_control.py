@@ -1,7 +1,7 @@
 """An entropy bonus whose coefficient follows the entropy: Skywork-OR1."""
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 from rljax.advantage.entropy import (
     delayed,
     entropy_controller,
@@ -33,6 +33,8 @@ def skywork_or1(
     Source: arXiv:2505.22312; code SkyworkAI/Skywork-OR1 verl/trainer/ppo/core_algos.py,
       or1_scripts (controller PAPER; the clip's numbers are verl's defaults).
     """
+    check.number("maximum", maximum, low=0)
+    check.ordered(initial=initial, maximum=maximum)
     controller = delayed(
         entropy_controller(target=target, step=step, initial=initial, high=maximum)
     )

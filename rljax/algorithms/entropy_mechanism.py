@@ -5,7 +5,7 @@ back the few tokens where it is largest. `rljax.entropy_law` fits R = -a exp(H) 
 """
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 from rljax.algorithms.clip_higher import group_normalised
 
 
@@ -27,6 +27,7 @@ def clip_cov(
     Source: eqs. (11)-(12); code PRIME-RL/Entropy-Mechanism-of-RL@88505792
       verl/trainer/ppo/core_algos.py, recipe/dapo/7b_clip_cov.sh (PAPER).
     """
+    check.ordered(cov_low=cov_low, cov_high=cov_high)
 
     def clipped(credit, rollout):
         ratio = loss.token_ratio(rollout.current, rollout)
@@ -57,6 +58,7 @@ def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
     Source: eqs. (13)-(14); code as `clip_cov` (PAPER). The equation has KL(old, now) in
       the place of the sampled |log rho|.
     """
+    check.number("beta", beta, low=0)
     select = adv.chain(
         adv.token_mean(), adv.keep_covariant(fraction), adv.scale_weight(beta)
     )

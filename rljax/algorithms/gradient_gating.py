@@ -7,7 +7,7 @@ Any algorithm may stand under the gate; the paper's is GRPO with the clipped rat
 from collections.abc import Callable
 from typing import Any
 
-from rljax.gate import Gate, every, finite, gradient_gate
+from rljax.gate import Gate, gradient_gate
 
 
 def output_projection(grads) -> Any:
@@ -31,4 +31,4 @@ def dgg_gate(
 
     Source: arXiv:2605.19425 (rule SECONDARY, window RECONSTRUCTED).
     """
-    return every(finite(), gradient_gate(select_fn, threshold=threshold, window=window))
+    return gradient_gate(select_fn, threshold=threshold, window=window)

@@ -1,7 +1,7 @@
 """GRPO and its relatives: the group mean as baseline, divided by a group norm."""
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 from rljax.algorithms import clipped
 
 
@@ -21,6 +21,7 @@ def grpo_kl(
 
     Needs reference parameters. Source: arXiv:2402.03300, eq. (3) and (4).
     """
+    check.number("beta", beta, low=0)
     kl = adv.chain(adv.sequence_mean(), adv.scale_weight(beta))
     return adv.algorithm(
         policy=_policy(clip, ddof, epsilon),
@@ -29,6 +30,7 @@ def grpo_kl(
 
 
 def _policy(clip, ddof, epsilon):
+    check.number("clip", clip, low=0, high=1)
     return adv.Term(
         loss.clipped_ratio(clip, clip),
         advantage=adv.chain(
@@ -47,6 +49,8 @@ def dr_grpo(max_tokens: int, *, clip: float = 0.2) -> adv.Algorithm:
       max_tokens: the divisor, the longest completion allowed, tokens.
       clip: distance of both bounds of the ratio from 1.
     """
+    check.number("max_tokens", max_tokens, above=0)
+    check.number("clip", clip, low=0, high=1)
     return adv.algorithm(
         policy=adv.Term(
             loss.clipped_ratio(clip, clip),
@@ -79,5 +83,7 @@ def qae(
     n are unverified. `scale`, by n, is `adv.scale_by_group_std()` by default;
     `adv.chain()` is n = 1.
     """
+    if scale is not None:
+        check.kind("scale", scale, adv.AdvantageTransform, "scale_by_group_std()")
     scale = adv.scale_by_group_std() if scale is None else scale
     return clipped.clipped_policy(adv.center_by_quantile(level), scale, clip=clip)

@@ -27,6 +27,7 @@ _ALL_ROWS = adv.chain()
 
 def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
     """Clipped GRPO on own rows, their statistics, and their token mean."""
+    check.number("clip", clip, low=0, high=1)
     return adv.Term(
         surrogate.clipped_ratio(clip, clip),
         advantage=adv.chain(mixing.members_from(Source.OWN), group_normalised()),
@@ -53,6 +54,11 @@ def luffy(
       statistics: whose mean; `mixing.members_from(Source.OWN)` is the code's other
         estimator.
     """
+    check.number("max_tokens", max_tokens, above=0)
+    check.number("entropy", entropy, low=0)
+    check.kind(
+        "statistics", statistics, adv.AdvantageTransform, "members_from(Source.OWN)"
+    )
     advantage = adv.chain(statistics, adv.center_by_group())
     total = mixing.constant_sum(max_tokens)
     return adv.algorithm(
@@ -92,6 +98,10 @@ def srft(
       clip: of the GRPO term.
       sft, positive: coefficients of the two entropy weights.
     """
+    check.number("max_tokens", max_tokens, above=0)
+    check.number("clip", clip, low=0, high=1)
+    check.number("sft", sft, low=0)
+    check.number("positive", positive, low=0)
     total = mixing.constant_sum(max_tokens)
     grow = supervised.entropy_weight(positive, 1.0)
 
@@ -133,6 +143,8 @@ def mixture(
       weight_fn: of a stored token, under stop-gradient.
     """
     check.number("mu", mu, low=0, high=1)
+    check.number("clip", clip, low=0, high=1)
+    check.function("weight_fn", weight_fn, "now, credit, rollout")
     imitate = supervised.rectified(surrogate.nll(), weight_fn)
     return adv.algorithm(
         policy=_grpo(clip, adv.scale_weight(1 - mu)),
@@ -160,6 +172,9 @@ def chord(
       weight_fn: `supervised.uncertainty` is CHORD-phi, `supervised.unit` CHORD-mu's
         plain likelihood.
     """
+    check.function("mu_fn", mu_fn, "step")
+    check.number("clip", clip, low=0, high=1)
+    check.function("weight_fn", weight_fn, "now, credit, rollout")
 
     def make(mu):
         return mixture(mu, clip=clip, weight_fn=weight_fn)
@@ -187,6 +202,7 @@ def gac(
       trim, scale_fn: see `advantage.gac.gac_proxies`.
       **controller: see `advantage.gac.gac_controller`.
     """
+    check.number("clip", clip, low=0, high=1)
     prior = mixing.warmup_cosine(200, 800, 0.85, 0.15) if prior is None else prior
     return adv.controlled_algorithm(
         lambda value: mixture(value.mu, clip=clip, weight_fn=weight_fn),
@@ -212,6 +228,9 @@ def hpt(
       gate: correct rollouts, a count; 0 (Qwen) or 2 (Llama).
       coefficient: of the imitation term; 0.3 for 1.5B models.
     """
+    check.number("max_tokens", max_tokens, above=0)
+    check.number("gate", gate, low=0)
+    check.number("coefficient", coefficient, low=0)
     return adv.algorithm(
         policy=adv.Term(
             ratio.plain_ratio(),
@@ -251,6 +270,9 @@ def uft(
       reference, entropy: coefficients of k3 against the reference and of the entropy
         bonus, both on own tokens.
     """
+    check.number("hint", hint, low=0)
+    check.number("reference", reference, low=0)
+    check.number("entropy", entropy, low=0)
 
     def own(coefficient):
         return adv.chain(_OWN, adv.token_mean(), adv.scale_weight(coefficient))

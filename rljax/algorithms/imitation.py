@@ -8,6 +8,7 @@ statistics say so.
 import jax
 
 from rljax import advantage as adv
+from rljax import check
 from rljax.advantage import mixing
 from rljax.advantage.entropy import set_advantage
 from rljax.loss import kl, supervised, surrogate
@@ -47,6 +48,7 @@ def asft(anchor: jax.typing.ArrayLike = 0.05) -> adv.Algorithm:
     Needs reference parameters and `policy.divergence.against_reference(policy)` as the
     learner's measure function.
     """
+    check.number("anchor", anchor, low=0)
     forward = kl.kl_forward_exact()
     return adv.algorithm(
         sft=_dft(), anchor=_demonstrations(forward, adv.scale_weight(anchor))
@@ -59,6 +61,7 @@ def asft_sampled(anchor: jax.typing.ArrayLike = 0.1) -> adv.Algorithm:
     Demonstrated tokens are not drawn from the policy: a penalty, not an estimate of a
     KL. Needs reference parameters in the state and `loop.actor(policy, mix.stored())`.
     """
+    check.number("anchor", anchor, low=0)
     return adv.algorithm(
         sft=_dft(), anchor=_demonstrations(kl.kl_k3(), adv.scale_weight(anchor))
     )
@@ -86,6 +89,8 @@ def iw_sft(weight_fn=None) -> adv.Algorithm:
 
     Needs reference parameters in the state and `loop.actor(policy, mix.stored())`.
     """
+    if weight_fn is not None:
+        check.function("weight_fn", weight_fn, "now, credit, rollout")
     weight_fn = supervised.sequence_importance() if weight_fn is None else weight_fn
     return adv.algorithm(
         sft=_demonstrations(supervised.rectified(surrogate.nll(), weight_fn))
@@ -121,6 +126,7 @@ def lfu(weight: jax.typing.ArrayLike = 5.0) -> adv.Algorithm:
     Needs a learner of `rljax.consistency`. PAPER: scripts have weight 5 with perturbed
     weights (LoRA), 0.1 with steering (RepS).
     """
+    check.number("weight", weight, low=0)
     return adv.algorithm(
         sft=_demonstrations(surrogate.nll()),
         consistency=_demonstrations(supervised.consistency(), adv.scale_weight(weight)),

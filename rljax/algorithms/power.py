@@ -29,6 +29,7 @@ def power(
     Source: arXiv:2607.01490 (SECONDARY; C is unspecified there).
     """
     check.number("alpha", alpha, above=0)
+    check.function("scale_fn", scale_fn, "alpha")
 
     def factor(p):
         scale = scale_fn(jnp.asarray(alpha, jnp.float32))
@@ -44,6 +45,7 @@ def pass_at_k(k: float, *, clip: float = 0.2) -> adv.Algorithm:
 
     p is the group's own rate; `algorithms.pkpo` and others are free of that error.
     """
+    check.number("k", k, above=0)
     return power(k, scale_fn=lambda alpha: alpha, clip=clip)
 
 
@@ -59,6 +61,8 @@ def f_grpo(
     `power(1 + gamma)`. SECONDARY.
     """
     check.number("gamma", gamma, low=0)
+    if base is not None:
+        check.kind("base", base, adv.AdvantageTransform, "center_by_group()")
     grpo = adv.chain(adv.center_by_group(), adv.scale_by_group_std())
     base = grpo if base is None else base
     return clipped.clipped_policy(base, adv.focal(gamma), clip=clip)

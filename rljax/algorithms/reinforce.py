@@ -5,7 +5,7 @@ the same advantages under PPO's ratio for several updates per batch.
 """
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 
 
 def _likelihood(advantage, *weighting):
@@ -21,6 +21,7 @@ def reinforce(*, baseline: float = 0.0) -> adv.Algorithm:
 
     Source: Williams 1992. b = 0 pushes successes up alone and is not 0 at p = 1.
     """
+    check.number("baseline", baseline)
     return _likelihood(adv.center_by(baseline), adv.token_mean())
 
 

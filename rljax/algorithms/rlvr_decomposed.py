@@ -4,6 +4,7 @@ Source: TianHongZXY/RLVR-Decomposed (PAPER: authors' code).
 """
 
 from rljax import advantage as adv
+from rljax import check
 from rljax.algorithms import clipped
 
 
@@ -35,6 +36,7 @@ def nsr(
 
 def w_reinforce(*, weight: float = 0.1, clip: float = 0.2) -> adv.Algorithm:
     """A_S = weight, A_F = -1: masses weight p, q; f = (1 + weight) p."""
+    check.number("weight", weight, low=0)
     return clipped.clipped_policy(
         adv.assign_by_class(lambda g: weight, lambda g: -1.0), clip=clip
     )

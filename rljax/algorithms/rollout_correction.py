@@ -5,7 +5,7 @@ the learner's policy: `actor(..., measure_old=policy.measure)`.
 """
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 from rljax.advantage import correction
 from rljax.algorithms.clip_higher import group_normalised
 
@@ -24,6 +24,10 @@ def corrected(
       after: importance weights, and rejections that do not.
       low, high: distances of the clip's bounds from 1.
     """
+    if before is not None:
+        check.kind("before", before, adv.AdvantageTransform, "reject(geometric)")
+    if after is not None:
+        check.kind("after", after, adv.AdvantageTransform, "importance_weight()")
     before = adv.chain() if before is None else before
     after = adv.chain() if after is None else after
     return adv.algorithm(
@@ -51,6 +55,9 @@ def icepop(
 
     Source: verl, OpenRLHF (SECONDARY).
     """
+    check.number("floor", floor, low=0)
+    check.number("cap", cap, above=0, high=float("inf"))
+    check.ordered(floor=floor, cap=cap)
     after = adv.importance_weight(correction.kept_within(floor, cap))
     return corrected(after=after, low=low, high=high)
 
@@ -62,6 +69,7 @@ def sequence_mask(
 
     Source: TRL's default, `sequence_mask` (SECONDARY).
     """
+    check.number("cap", cap, above=0, high=float("inf"))
     after = adv.importance_weight(
         correction.kept_within(0.0, cap), correction.per_sequence
     )
@@ -75,6 +83,9 @@ def geometric_rejection(
 
     Source: verl's rejection sampling `geometric` (SECONDARY).
     """
+    check.number("floor", floor, low=0)
+    check.number("cap", cap, above=0, high=float("inf"))
+    check.ordered(floor=floor, cap=cap)
     before = adv.reject(correction.geometric, low=floor, high=cap)
     return corrected(before=before, low=low, high=high)
 
@@ -87,6 +98,9 @@ def sequence_mask_tis(
     Source: OpenRLHF `seq-mask-tis` as released: divisor unchanged, ratios untruncated
       (SECONDARY).
     """
+    check.number("floor", floor, low=0)
+    check.number("cap", cap, above=0, high=float("inf"))
+    check.ordered(floor=floor, cap=cap)
     after = adv.chain(
         adv.reject(correction.geometric, low=floor, high=cap),
         adv.importance_weight(correction.as_is),

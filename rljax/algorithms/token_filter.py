@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 from rljax.advantage.token_weight import low_probability
 from rljax.algorithms.clip_higher import group_normalised
 
@@ -39,11 +39,13 @@ def stapo(
 
 def over_selected(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
     """Token mean over the selected tokens: the authors' code."""
+    check.kind("select", select, adv.AdvantageTransform, "keep_top_entropy()")
     return adv.chain(select, adv.token_mean())
 
 
 def over_all(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
     """Sum over the selected tokens / number of all: the paper's equation, TRL."""
+    check.kind("select", select, adv.AdvantageTransform, "keep_top_entropy()")
     return adv.chain(adv.token_mean(), select)
 
 
@@ -67,6 +69,8 @@ def top_entropy(
     Source: arXiv:2506.01939 (equation SECONDARY, code PAPER); without DAPO's overlong
       punishment, which `overlong_penalty` adds.
     """
+    check.number("fraction", fraction, above=0, high=1)
+    check.maker("divisor_fn", divisor_fn, "select")
     return adv.algorithm(
         policy=adv.Term(
             loss.dual_clip(low, high, cap),

@@ -1,11 +1,13 @@
 """Loss functions from loss functions."""
 
+from rljax import check
 from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import token_ratio
 
 
 def against_old(loss_fn: LossFn) -> LossFn:
     """The loss with the sampling policy in the place of the reference."""
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: loss_fn(
         now, credit, rollout.replace(reference=rollout.old)
     )
@@ -17,6 +19,7 @@ def against_behaviour(loss_fn: LossFn) -> LossFn:
     verl's bypass mode: PPO's ratio is then pi / mu and needs no further weight; with
     `cispo` it is truncated REINFORCE.
     """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: loss_fn(
         now, credit, rollout.replace(old=rollout.samples.behaviour)
     )
@@ -28,6 +31,7 @@ def times_advantage(loss_fn: LossFn) -> LossFn:
     An advantage chain runs once per rollout batch: with `set_advantage` in it, that is
     how often the coefficient changes.
     """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: credit.advantage * loss_fn(now, credit, rollout)
 
 
@@ -37,6 +41,7 @@ def times_ratio(loss_fn: LossFn) -> LossFn:
     A sampled KL so weighed estimates the KL of the current policy off-policy, and its
     gradient too: rho k3 of DeepSeek-V3.2, TRL's default.
     """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: (
         token_ratio(now, rollout) * loss_fn(now, credit, rollout)
     )

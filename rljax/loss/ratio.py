@@ -56,6 +56,8 @@ def cispo(
 
     Source: MiniMax-M1, arXiv:2506.13585, eqs. (4)-(5) (SECONDARY); its cap is unknown.
     """
+    check.number("floor", floor)
+    check.number("cap", cap, above=0, high=jnp.inf)
     check.ordered(floor=floor, cap=cap)
 
     def loss(now, credit, rollout):
@@ -71,6 +73,7 @@ def cispo_band(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> LossFn:
     The same number means another cap than in `cispo`: verl's example script has low 10
     (no floor) and high 0.2, a cap of 1.2.
     """
+    check.number("low", low, low=0)
     check.number("high", high, low=0)
     return cispo(floor=1 - low, cap=1 + high)
 

@@ -73,6 +73,8 @@ def mean_of_clipped(
     low: jax.typing.ArrayLike = 0.4, high: jax.typing.ArrayLike = 0.4
 ) -> LogRatio:
     """Mean of d clipped per token, on the side that the advantage's sign can overdo."""
+    check.number("low", low, low=0)
+    check.number("high", high, low=0)
     return lambda d, a, mask: _row_mean(_clip_by_sign(d, a, low, high), mask)
 
 
@@ -86,6 +88,8 @@ def sum_of_clipped(
     low: jax.typing.ArrayLike = 0.4, high: jax.typing.ArrayLike = 0.4
 ) -> LogRatio:
     """Ablation: the sum of what `mean_of_clipped` averages: without 1 / |y|."""
+    check.number("low", low, low=0)
+    check.number("high", high, low=0)
     return lambda d, a, mask: jnp.sum(
         jnp.where(mask, _clip_by_sign(d, a, low, high), 0.0), -1, keepdims=True
     )
@@ -93,6 +97,7 @@ def sum_of_clipped(
 
 def clipped_sum(bound: jax.typing.ArrayLike = 0.4) -> LogRatio:
     """Ablation `seqclip`: the row's summed d, clipped to +-bound, over |y|."""
+    check.number("bound", bound, above=0)
 
     def log_s(d, a, mask):
         del a
@@ -116,6 +121,8 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
     Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER), with
       its ablations `mean_unclipped`, `clipped_sum` and `sum_of_clipped`.
     """
+    if log_ratio_fn is not None:
+        check.function("log_ratio_fn", log_ratio_fn, "d, advantage, mask")
     log_s = mean_of_clipped() if log_ratio_fn is None else log_ratio_fn
 
     def loss(now, credit, rollout):
@@ -173,6 +180,7 @@ def turn_ppo(
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
+    check.function("turn_fn", turn_fn, "rollout")
 
     def loss(now, credit, rollout):
         w = turn_ratio(now, rollout, turn_fn)
@@ -197,6 +205,9 @@ def clipping_bias(
     Source: arXiv:2511.20718, lemma 4.2 (SECONDARY); through w RECONSTRUCTED: the form
       sg[w] A log pi does not have this property for turns.
     """
+    check.function("ratio_fn", ratio_fn, "now, rollout")
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
 
     def loss(now, credit, rollout):
         w, a = ratio_fn(now, rollout), credit.advantage

@@ -37,6 +37,8 @@ def rectified(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
       weight_fn: (now, credit, rollout) -> broadcastable to f32[P, G, T]; reads the
         token's own row only. Its result carries no gradient.
     """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
+    check.function("weight_fn", weight_fn, "now, credit, rollout")
 
     def loss(now, credit, rollout):
         weight = jax.lax.stop_gradient(weight_fn(now, credit, rollout))
@@ -86,6 +88,7 @@ def threshold(
     Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py `compute_gft_loss`.
     """
     check.number("tau", tau, low=0)
+    check.function("exceeds", exceeds, "p, tau")
 
     def weight(now, credit, rollout):
         del credit, rollout
@@ -106,7 +109,8 @@ def sequence_importance(
 
     Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py.
     """
-    check.number("high", high, above=0)
+    check.number("exponent", exponent)
+    check.number("high", high, above=0, high=jnp.inf)
 
     def weight(now, credit, rollout):
         del credit
@@ -122,6 +126,8 @@ def token_importance(
     low: jax.typing.ArrayLike = 0.2, high: jax.typing.ArrayLike = 1.8
 ) -> WeightFn:
     """clip(p / p_ref, low, high) per token: iw-SFT's other weight."""
+    check.number("low", low, low=0)
+    check.number("high", high, above=0, high=jnp.inf)
     check.ordered(low=low, high=high)
 
     def weight(now, credit, rollout):
@@ -142,6 +148,8 @@ def entropy_weight(
     Source: arXiv:2506.19767 (SECONDARY); row mean as in the re-implementation
       TsinghuaC3I/Unify-Post-Training mix_actor.py.
     """
+    check.number("coefficient", coefficient, low=0)
+    check.number("exponent", exponent)
 
     def weight(now, credit, rollout):
         del credit
@@ -169,6 +177,7 @@ def shaped_probability(gamma: jax.typing.ArrayLike = 0.1) -> LossFn:
 
 def behaved_certainly(loss_fn: LossFn) -> LossFn:
     """The loss with old probabilities of 1, the behaviour assumed of demonstrations."""
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
 
     def loss(now, credit, rollout):
         old = TokenStats(logp=jnp.zeros_like(now.logp))

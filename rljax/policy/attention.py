@@ -7,6 +7,7 @@ prompt's keys exist once, read by all its G samples in a single product (but a s
 one's in training, see `attend_causally`).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -27,42 +28,40 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
-def attend(
-    q, own: KeyValue, own_mask, prompt: KeyValue | None = None, prompt_mask=None
-):
-    """Softmax attention over the union of two sets of keys.
+def attend(q, *sets: tuple[KeyValue, jax.Array]):
+    """Softmax attention over the union of several sets of keys, which are never joined.
 
     Args:
       q: [P, H, G, R, T, D] queries.
-      own: keys and values of the row itself.
-      own_mask: bool, broadcasts to [P, H * G, T, U]: the own keys each query sees, at
-        least one.
-      prompt: keys and values shared by the group, or None.
-      prompt_mask: bool[P, S].
+      *sets: keys and values, of the rows [P, H * G, U, D] or shared by the group
+        [P, H, U, D], each with the keys that a query sees: bool, broadcasts to
+        [P, H * G, T, U]. A query sees at least one key of the first set.
 
     Returns:
       [P, H, G, R, T, D] in q's dtype; scores and their sum are float32.
     """
     P, H, G, R, T, D = q.shape
     scaled = q * jnp.asarray(D**-0.5, q.dtype)
-    mask = jnp.concatenate([own_mask] * R, -2)
-    scores = _scores(scaled.reshape(P, H * G, R * T, D), own.key, mask)
-    top = jnp.max(scores, -1, keepdims=True)
-    if prompt is None or prompt_mask is None:
-        exp, total = _exp(scores, jax.lax.stop_gradient(top))
-        out = exp.astype(q.dtype) @ own.value
-        return (out / total.astype(q.dtype)).reshape(q.shape)
-    # One softmax over both sets without joining them: same maximum, sums added.
-    scaled = scaled.reshape(P, H, G * R * T, D)
-    shared = _scores(scaled, prompt.key, prompt_mask[:, None, None])
-    shared = shared.reshape(P, H * G, R * T, -1)
-    top = jnp.maximum(top, jnp.max(shared, -1, keepdims=True))
-    exp, total = _exp(scores, jax.lax.stop_gradient(top))
-    shared, more = _exp(shared, jax.lax.stop_gradient(top))
-    out = exp.astype(q.dtype) @ own.value
-    shared = shared.astype(q.dtype).reshape(P, H, G * R * T, -1) @ prompt.value
-    out += shared.reshape(out.shape)
-    return (out / (total + more).astype(q.dtype)).reshape(q.shape)
+
+    def by_head(x, keys):  # side by side what reads the same keys
+        return x.reshape(P, keys.key.shape[1], -1, x.shape[-1])
+
+    scores = []
+    for keys, mask in sets:
+        score = _scores(by_head(scaled, keys), keys.key).reshape(P, H * G, R * T, -1)
+        mask = jnp.concatenate([mask] * R, -2) if mask.shape[-2] > 1 else mask
+        scores.append(jnp.where(mask, score, -1e30))
+    # One softmax over all sets: the same maximum, the sums added.
+    top = functools.reduce(
+        jnp.maximum, [jnp.max(score, -1, keepdims=True) for score in scores]
+    )
+    out, total = jnp.zeros((), q.dtype), jnp.zeros(())
+    for score, (keys, _) in zip(scores, sets, strict=True):
+        exp = jnp.exp(score - jax.lax.stop_gradient(top))
+        total += jnp.sum(exp, -1, keepdims=True)
+        part = by_head(exp.astype(q.dtype), keys) @ keys.value
+        out += part.reshape(P, H * G, R * T, D)
+    return (out / total.astype(q.dtype)).reshape(q.shape)
 
 
 def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mask=None):
@@ -90,8 +89,10 @@ def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mas
     out, start = [], 0
     for end in numerics.equal_steps(T, min(-(-T // 64), 4)):
         keys = jax.tree.map(lambda x, end=before + end: x[..., :end, :], own)
-        part = mask[..., start:end, : before + end]
-        out.append(attend(q[..., start:end, :], keys, part, prompt, prompt_mask))
+        sets = [(keys, mask[..., start:end, : before + end])]
+        if prompt is not None and prompt_mask is not None:
+            sets.append((prompt, prompt_mask[:, None, None]))
+        out.append(attend(q[..., start:end, :], *sets))
         start = end
     return jnp.concatenate(out, -2)
 
@@ -109,20 +110,14 @@ def _in_front(prompt: KeyValue, seen, own: KeyValue, mask):
     return jax.tree.map(join, prompt, own), jnp.concatenate([seen, mask], -1)
 
 
-def _exp(scores, top):
-    exp = jnp.exp(scores - top)
-    return exp, jnp.sum(exp, -1, keepdims=True)
-
-
-def _scores(q, k, mask):
+def _scores(q, k):
     width, batch = q.ndim - 1, tuple(range(q.ndim - 2))
-    scores = jax.lax.dot_general(
+    return jax.lax.dot_general(
         q,
         k,
         (((width,), (width,)), (batch, batch)),
         preferred_element_type=jnp.float32,
     )
-    return jnp.where(mask, scores, -1e30)
 
 
 def rotary_table(num_positions: int, head_dim: int, theta: float) -> jax.Array:

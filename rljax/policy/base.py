@@ -11,6 +11,9 @@ from rljax.types import Prompts, Samples, TokenStats
 class Policy(NamedTuple):
     """A language model as pure functions.
 
+    All logits are those of the distribution that is sampled and trained: a temperature
+    other than 1 has been divided out of them.
+
     init: key -> params.
     prefill: (params, prompts) -> (logits f32[P, V], prompt); logits of each
       completion's first token, and what decoding reads of a prompt, leaves [P, ...].
@@ -21,8 +24,8 @@ class Policy(NamedTuple):
     hidden: (params, prompts, samples) -> [P, G, T, D], normalised final states; the
       state at t predicts completion token t.
     logits: (params, hidden [..., D]) -> f32[..., V].
-    measure: (params, prompts, samples) -> TokenStats of the completions' tokens at
-      temperature 1; what sampler and learner compute agrees to rounding.
+    measure: (params, prompts, samples) -> TokenStats of the completions' tokens; what
+      sampler and learner compute agrees to rounding.
     weights: params -> what `decode` reads of them, made once for all its tokens.
     """
 

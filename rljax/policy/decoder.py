@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy import score
 from rljax.policy.base import Policy
 from rljax.policy.transformer import (
@@ -17,14 +17,32 @@ from rljax.policy.transformer import (
 from rljax.types import TokenStats
 
 
-def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
-    """The policy of a decoder.
+def decoder_policy(
+    config: DecoderConfig,
+    *,
+    temperature: jax.typing.ArrayLike = 1.0,
+    max_logits: int = 2**27,
+) -> Policy:
+    """The policy of a decoder: softmax(logits / temperature).
 
     Args:
       config: sizes.
+      temperature: of the policy itself: samples, log-probabilities, entropies, KLs and
+        values, for sampler and learner alike. So what is trained is what is sampled,
+        and a policy trained at T is to be used at T. Above 0; may be traced.
       max_logits: float32 logits that scoring may hold at once, over the whole mesh;
         beyond it, tokens are scored in chunks and their logits recomputed backward.
     """
+    check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
+    check.count("max_logits", max_logits)
+    known = not isinstance(temperature, jax.core.Tracer)
+    if known and temperature == 0:
+        raise ValueError(
+            "temperature must be above 0, got 0: a policy without chance has no policy"
+            " gradient; for the most likely tokens use rljax.sample.greedy."
+        )
+    check.number("temperature", temperature, above=0)
+    plain = known and temperature == 1
     model = Decoder(config)
 
     def apply(params, method, *args):
@@ -70,7 +88,7 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         return out.reshape(P, G, -1), cache
 
     def hidden(params, prompts, samples):
-        tokens, params = samples.tokens, members(params)
+        tokens, mask, params = samples.tokens, samples.mask, members(params)
         first, keys = apply(
             params, Decoder.read_prompts, prompts.tokens, prompts.length
         )
@@ -82,6 +100,7 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
             params,
             Decoder.read_completions,
             tokens[:, :, :-1],
+            mask[:, :, :-1],
             prompts.length,
             prompts.tokens.shape[1],
             keys,
@@ -89,11 +108,12 @@ def decoder_policy(config: DecoderConfig, *, max_logits: int = 2**27) -> Policy:
         return jnp.concatenate([states, rest], 2)
 
     def logits(params, hidden):
-        return apply(params, Decoder.logits, hidden)
+        raw = apply(params, Decoder.logits, hidden)
+        return raw if plain else raw / temperature
 
     def measure(params, prompts, samples):
         states = hidden(params, prompts, samples)
-        tokens = samples.tokens
+        tokens = numerics.readable_ids(samples.tokens, samples.mask, config.vocab_size)
 
         def stats(states, tokens):
             return numerics.logp_and_entropy(logits(params, states), tokens)

@@ -6,7 +6,7 @@ The logits of both policies exist for one chunk of tokens at a time.
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy import score
 from rljax.policy.base import Policy
 from rljax.types import TokenStats
@@ -46,6 +46,8 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
       A measure function whose `extra` holds `divergences` by name; each costs a forward
       pass of the reference, without gradient.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.count("max_logits", max_logits)
 
     def measure(params, reference, prompts, samples):
         reference = jax.lax.stop_gradient(reference)
@@ -57,10 +59,9 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
             known = numerics.logp_and_entropy(logits, tokens)
             return known, divergences(logits, policy.logits(reference, other))
 
-        chunks = score.num_chunks(policy.logits, params, own, max_logits // 2)
-        (logp, entropy), extra = score.by_chunks(
-            stats, chunks, own, other, samples.tokens
-        )
+        half = max_logits // 2  # there are two of each
+        chunks, tokens = score.plan(policy.logits, params, own, samples, half)
+        (logp, entropy), extra = score.by_chunks(stats, chunks, own, other, tokens)
         return TokenStats(logp=logp, entropy=entropy, extra=extra)
 
     return ReferencedMeasure(measure)

@@ -22,14 +22,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax.policy import hugging_face_config
+from rljax import digest, strict_json, token_ids
+from rljax.policy import hugging_face_config, hugging_face_metadata
 from rljax.policy.decoder import decoder_policy
+from rljax.policy.hugging_face_metadata import CONFIG, Metadata
 from rljax.policy.transformer import DecoderConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -46,6 +47,8 @@ _LAYER_MODULES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+
+_HEAD = f"{_MODULES['head']}.weight"
 
 # Old checkpoints carry the rotary frequencies, which follow from rope_theta.
 _REDUNDANT = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -75,13 +78,9 @@ def load(
         broken, if the decoder does not compute what the configuration asks for, or if
         tensors are missing, unexpected, quantised or of a wrong shape.
     """
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise ValueError(
-            f"path must be a local folder, got {str(folder)!r}, which is"
-            f" {'a file' if folder.exists() else 'missing'}; download the model first."
-        )
-    config = hugging_face_config.read(_read_json(folder / CONFIG), folder / CONFIG)
+    folder = hugging_face_metadata.local_folder(path)
+    entries = strict_json.read_file(folder / CONFIG)
+    config = hugging_face_config.read(entries, folder / CONFIG)
     shapes = _shapes(config)
     with contextlib.ExitStack() as stack:
         source, stored = _open(folder, stack)
@@ -106,6 +105,7 @@ def save(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     model_type: str | None = None,
     extra: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a folder that `load` and transformers read, with the same logits.
@@ -119,17 +119,20 @@ def save(
       params: its parameters, of one dtype (float32, bfloat16 or float16), which the
         files keep; this process must be able to address them.
       tokenizer: saved beside; config.json names its begin, end and padding tokens.
-      model_type: `llama`, `qwen2` or `mistral`; None takes the first of them that has
-        the biases of `config`.
+      model_type: `llama`, `qwen2` or `mistral`; None takes that of `metadata`, or the
+        first of them that has the biases of `config`.
       extra: further keys of config.json, such as {"max_position_embeddings": 32768};
         they win over the tokenizer's and must not contradict `config`.
+      metadata: `hugging_face_metadata.read` of the folder the policy comes from: all
+        its keys of config.json (`extra` wins), its generation_config.json and licence,
+        and, as they are there, its tokenizer, unless one is given, and chat templates.
       shard_bytes: where weights are cut into several files, bytes; so much is copied
         to the host at a time.
 
     Raises:
       ValueError: before anything is written, if `path` is taken, `params` are not
-        those of `config`, the tokenizer has more tokens than the model, the model type
-        cannot express `config`, or `extra` contradicts it.
+        those of `config` or not finite, the tokenizer has more tokens than the model,
+        the model type cannot express `config`, or `extra` contradicts it.
     """
     target = pathlib.Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -138,30 +141,59 @@ def save(
             " choose another, or remove it first."
         )
     tensors = _named(config, params)
-    # Without explicit nulls, transformers ends any Llama at token 2.
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    if tokenizer is not None:
-        if len(tokenizer) > config.vocab_size:
-            raise ValueError(
-                f"tokenizer must have at most vocab_size={config.vocab_size} tokens,"
-                f" got {len(tokenizer)}; pass the one the model was trained with."
-            )
-        ids = {key: getattr(tokenizer, key) for key in ids}
+    bad = digest.not_finite(params)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"params must be finite, but {bad[0]}{more} hold NaN or infinity; save"
+            " those of the last good checkpoint."
+        )
     some = jax.tree.leaves(params)[0]
     dtypes = dict.fromkeys(("dtype", "torch_dtype"), some.dtype.name)
-    extra = {**ids, **({} if extra is None else extra), **dtypes}
-    entries = hugging_face_config.entries(config, model_type=model_type, extra=extra)
+    extra = {**({} if extra is None else extra), **dtypes}
+    entries = config_entries(config, tokenizer, metadata, model_type, extra)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
         _write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        if metadata is not None:
+            hugging_face_metadata.write_files(
+                partial, metadata, with_tokenizer=tokenizer is None
+            )
         _write_json(partial / CONFIG, entries)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def config_entries(
+    config: DecoderConfig,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    metadata: Metadata | None = None,
+    model_type: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `save` would write to config.json.
+
+    Call it before a run: what `save` refuses, it should not refuse after all the work.
+
+    Raises:
+      ValueError: as `save` does.
+    """
+    said = {} if metadata is None else dict(metadata.config)
+    # Without explicit nulls, transformers ends any Llama at token 2.
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if tokenizer is not None:
+        token_ids.check_tokenizer(tokenizer, config.vocab_size)
+        ids = {key: getattr(tokenizer, key) for key in ids}
+    elif metadata is not None:  # what its folder leaves out it goes on leaving out
+        ids = {}
+    model_type = said.get("model_type") if model_type is None else model_type
+    extra = {**ids, **said, **({} if extra is None else extra)}
+    return hugging_face_config.entries(config, model_type=model_type, extra=extra)
 
 
 def _shapes(config: DecoderConfig):
@@ -200,22 +232,36 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
             f" {sorted(entry.name for entry in folder.iterdir())}; convert other"
             " formats with save_pretrained of transformers."
         )
-    shard_of = _read_json(index).get("weight_map")
+    shard_of = strict_json.read_file(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise ValueError(f"{index}: must hold an object weight_map, got {shard_of!r}.")
+    shard_of = {name: str(shard) for name, shard in shard_of.items()}
     files = {}
-    for shard in sorted({str(shard) for shard in shard_of.values()}):
+    for shard in sorted(set(shard_of.values())):
         # A path that leaves the folder is no shard of it.
-        if shard != pathlib.Path(shard).name or not (folder / shard).is_file():
+        if shard == pathlib.Path(shard).name and (folder / shard).is_file():
+            files[shard] = _open_file(folder / shard, stack)
+        elif not all(_is_spare(name) for name, s in shard_of.items() if s == shard):
             raise ValueError(f"{index}: shard {shard!r} is missing; download it again.")
-        files[shard] = _open_file(folder / shard, stack)
+    listed = {x for x in shard_of.items() if x[1] in files}
     held = {(name, s) for s, file in files.items() for name in sorted(file.keys())}
-    if differ := sorted(held ^ set(shard_of.items())):
+    only_listed = {x for x in listed - held if not _is_spare(x[0])}
+    only_held = {x for x in held - listed if not _REDUNDANT.match(x[0])}
+    if differ := sorted(only_listed | only_held):
         raise ValueError(
             f"{index}: must list the tensors that its shards hold, but these are only"
-            f" listed or only held: {_some(differ)}; download the folder again."
+            f" listed or only held: {_some(differ)}; index and shards are of different"
+            " models: download all of them again."
         )
-    return index, {name: files[shard] for name, shard in shard_of.items()}
+    return index, {name: files[shard] for name, shard in held}
+
+
+def _is_spare(name: str) -> bool:
+    """Whether an index may list a tensor that no file holds.
+
+    Of tied embeddings some tools list the head; if it is needed it is missed later.
+    """
+    return name == _HEAD or bool(_REDUNDANT.match(name))
 
 
 def _open_file(file: pathlib.Path, stack: contextlib.ExitStack):
@@ -232,7 +278,7 @@ def _check_tensors(source: pathlib.Path, stored, config: DecoderConfig, shapes):
         for name, place in _places(path, x).items():
             shape = x.shape[len(place) :]
             expected[name] = shape[::-1] if _is_kernel(path) else shape
-    head, embed = (f"{_MODULES[k]}.weight" for k in ("head", "embed"))
+    head, embed = _HEAD, f"{_MODULES['embed']}.weight"
     if missing := sorted(expected.keys() - stored.keys()):
         hint = f"; without {head}, tie_word_embeddings must be true"
         raise ValueError(
@@ -322,27 +368,17 @@ def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
             # safetensors writes memory as it lies: of a view, the wrong order.
             arrays[name] = np.ascontiguousarray(x)
         # Versions of transformers refuse files that do not name a framework.
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(
+                arrays, folder / file, metadata={"format": "pt"}
+            )
+        except safetensors.SafetensorError as error:  # a full disk
+            raise OSError(f"{folder / file} could not be written: {error}") from error
         shard_of |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(num_bytes.values())
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
         _write_json(folder / INDEX, index)
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(
-            f"{str(file.parent)!r} must hold {file.name}, found"
-            f" {sorted(entry.name for entry in file.parent.iterdir())}."
-        )
-    try:
-        out = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON: {error}.") from error
-    if not isinstance(out, dict):
-        raise ValueError(f"{file}: must hold an object, got a {type(out).__name__}.")
-    return out
 
 
 def _write_json(file: pathlib.Path, content: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ ignored that would change a logit. A further family is a row in `FAMILIES`.
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -178,11 +179,18 @@ def entries(
     extra = {} if extra is None else extra
     # A null of extra says nothing: published files leave head_dim to the reader.
     said = {k: v for k, v in extra.items() if k in model and v is not None}
-    changed = {k: v for k, v in said.items() if v != model[k]}
+    # Another spelling of the same, and a name that nothing is computed by.
+    supported = {**_SUPPORTED, **family.supported}
+    same = {
+        k: v
+        for k, v in said.items()
+        if k == "architectures" or v in supported.get(k, ())
+    }
+    changed = {k: v for k, v in said.items() if v != model[k] and k not in same}
     if changed:
         kept = {k: model[k] for k in changed}
         raise ValueError(f"extra must leave {kept} as they are, got {changed}.")
-    out = {**extra, **model}
+    out = {**extra, **model, **same}
     read(out, "extra")
     return out
 
@@ -223,7 +231,8 @@ def _check_value(kind: type, key: str, value, source) -> None:
         good, what = isinstance(value, bool), "true or false"
     else:
         allowed = int if kind is int else (int, float)
-        good = isinstance(value, allowed) and not isinstance(value, bool) and value > 0
+        good = isinstance(value, allowed) and not isinstance(value, bool)
+        good = good and 0 < value < (2**31 if kind is int else math.inf)
         what = "a whole number above 0" if kind is int else "a number above 0"
     if not good:
         raise ValueError(f"{source}: {key} must be {what}, got {json.dumps(value)}.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from rljax import check
 from rljax.policy.base import Policy
 from rljax.types import Prompts, Samples, TokenStats, TrainState
 
@@ -14,6 +15,7 @@ def privileged_teacher(
     Reads `prompts.data["privileged"]` i32[P, S'] and `["privileged_length"]` i32[P]:
     the prompt with a reference solution or a hint, right-padded.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
 
     def teacher(state, prompts, samples):
         for name in ("privileged", "privileged_length"):

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rljax import numerics
+from rljax.types import Samples
+
 
 def by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):
     """Applies `stats_fn` to the tokens of each prompt, a chunk of them at a time.
@@ -49,7 +52,13 @@ def by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):
     return jax.tree.map(lambda x: x.reshape(P, G, T, *x.shape[2:]), out)
 
 
-def num_chunks(logits_fn: Callable, params, states: jax.Array, max_logits: int) -> int:
-    """How many chunks keep the logits of states [P, G, T, D] within `max_logits`."""
-    size = jax.eval_shape(logits_fn, params, states).size
-    return -(-size // max_logits)
+def plan(logits_fn: Callable, params, states: jax.Array, samples: Samples, max_logits):
+    """What scoring the tokens of samples by their states [P, G, T, D] needs to know.
+
+    Returns:
+      How many chunks keep the logits within `max_logits`, and the token ids
+      i32[P, G, T], those outside the mask such that they can be looked up.
+    """
+    logits = jax.eval_shape(logits_fn, params, states)
+    ids = numerics.readable_ids(samples.tokens, samples.mask, logits.shape[-1])
+    return -(-logits.size // max_logits), ids

@@ -18,8 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import check, numerics
 from rljax.policy import attention
 from rljax.policy.attention import KeyValue
+
+_SIZES = (
+    *("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim"),
+    "d_ff",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +57,21 @@ class DecoderConfig:
     remat: bool = False
 
     def __post_init__(self):
+        for name in _SIZES:
+            check.count(name, vars(self)[name])
+        for name in ("rope_theta", "norm_epsilon", "initializer_std"):
+            check.number(name, vars(self)[name], above=0)
+        if self.unroll is not None:
+            check.count("unroll", self.unroll)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads}"
-                f" and {self.num_kv_heads}."
+                f" and {self.num_kv_heads}; change one of them."
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, got {self.head_dim}.")
+            raise ValueError(
+                f"head_dim must be even, got {self.head_dim}; add or take 1."
+            )
         if self.num_members < 1 or self.num_layers % self.num_members:
             raise ValueError(
                 f"unroll must be a divisor of num_layers={self.num_layers}, got"
@@ -207,6 +221,11 @@ class Decoder(nn.Module):
         table = attention.rotary_table(size, c.head_dim, c.rope_theta)
         return table[positions][:, None, None]
 
+    def _embed(self, tokens, read):
+        """Flat rows; only where `read` holds must tokens be ids of the vocabulary."""
+        ids = numerics.readable_ids(tokens, read, self.config.vocab_size)
+        return self.embed(ids.reshape(-1))
+
     def logits(self, hidden):
         """f32[..., V] from normalised hidden states [..., d_model]."""
         if self.config.tie_embeddings:
@@ -259,7 +278,7 @@ class Decoder(nn.Module):
         The keys are a `KeyValue` [N, P, H, S, D] per member.
         """
         P, S = tokens.shape
-        x = self.embed(tokens.reshape(-1))
+        x = self._embed(tokens, jnp.arange(S) < length[:, None])
         rope = self._rope((jnp.arange(S)[None], S))
 
         def attend(q, own, n, given, fixed):
@@ -272,11 +291,14 @@ class Decoder(nn.Module):
         )[:, 0]
         return self.norm(last), keys
 
-    def read_completions(self, tokens, length, num_prompt_tokens, prompt):
-        """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt."""
+    def read_completions(self, tokens, mask, length, num_prompt_tokens, prompt):
+        """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt.
+
+        Tokens outside the mask are read, too (tool output); what is no id there is 0.
+        """
         P, G, T = tokens.shape
         S = num_prompt_tokens
-        x = self.embed(tokens.reshape(-1))
+        x = self._embed(tokens, mask)
         rope = self._rope((length[:, None] + jnp.arange(T), S + T))
         seen = jnp.arange(S) < length[:, None]
 
@@ -295,8 +317,8 @@ class Decoder(nn.Module):
         rope = self._rope(((prompt.length + t)[:, None], S + U))
         place = cache.written % U
         age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written
-        own_mask = (age <= t[:, None])[:, None, None, :]
-        seen = jnp.arange(S) < prompt.length[:, None]
+        own_mask = (age <= t[:, None])[:, None, None]
+        seen = (jnp.arange(S) < prompt.length[:, None])[:, None, None]
 
         def put(old, new):
             write = functools.partial(
@@ -312,7 +334,8 @@ class Decoder(nn.Module):
                 return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
 
             shared, own = jax.tree.map(part, fixed)
-            return attention.attend(q, put(own, new), own_mask, shared, seen), new
+            sets = (put(own, new), own_mask), (shared, seen)
+            return attention.attend(q, *sets), new
 
         fixed = tuple(zip(prompt.keys, cache.keys, strict=True))
         x, new = self.walk(x, (P, G, 1), rope, attend, fixed=fixed)

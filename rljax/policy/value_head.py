@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import check, numerics
 from rljax.policy import score
 from rljax.policy.base import Policy
 from rljax.types import TokenStats
@@ -31,9 +31,16 @@ def with_value_head(
       features_fn: applied to the hidden states; `jax.lax.stop_gradient` keeps the value
         loss out of the trunk.
     """
+    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.count("d_model", d_model)
+    check.count("max_logits", max_logits)
+    check.function("features_fn", features_fn, "states")
 
     def init(key):
-        head = {"kernel": jnp.zeros(d_model), "bias": jnp.zeros(())}
+        head = {
+            "kernel": jnp.zeros(d_model, jnp.float32),
+            "bias": jnp.zeros((), jnp.float32),
+        }
         return {"policy": policy.init(key), "value": head}
 
     def measure(params, prompts, samples):
@@ -43,8 +50,8 @@ def with_value_head(
         def stats(states, tokens):
             return numerics.logp_and_entropy(policy.logits(trunk, states), tokens)
 
-        chunks = score.num_chunks(policy.logits, trunk, states, max_logits)
-        logp, entropy = score.by_chunks(stats, chunks, states, samples.tokens)
+        chunks, tokens = score.plan(policy.logits, trunk, states, samples, max_logits)
+        logp, entropy = score.by_chunks(stats, chunks, states, tokens)
         features = features_fn(states).astype(jnp.float32)
         value = features @ head["kernel"] + head["bias"]
         return TokenStats(logp=logp, entropy=entropy, extra={"value": value})

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from rljax import check
 from rljax.types import Prompts, Samples, Verdict
 from rljax.verify import text as texts
 from rljax.verify.text import Text, Verifier
@@ -25,7 +26,14 @@ def exact(
     Returns:
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`. Unfinished samples
       are wrong: their text is not all they would have said.
+
+    Raises:
+      ValueError: if `strip` is no `bytes`.
     """
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("strip", strip)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         text_first, text_size = _core(text, strip)
@@ -53,14 +61,21 @@ def contains(
       (prompts, samples) -> Verdict. Reads nothing of the prompts.
 
     Raises:
-      ValueError: if `needle` is empty; when traced, if no completion has room for it.
+      ValueError: if `needle` is empty or no `bytes`; when traced, if no completion has
+        room for it.
     """
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("needle", needle)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
     if not needle:
         raise ValueError("contains needs a needle of at least one byte, got b''.")
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         del prompts
-        text = texts.decode(table, samples.tokens, samples.mask, max_bytes=max_bytes)
+        text = texts.decode(
+            table, samples.tokens, samples.mask, max_bytes=max_bytes, gap=texts.GAP
+        )
         found = jax.vmap(jax.vmap(lambda one: texts.find(one, needle)))(text)
         return Verdict.binary((found >= 0) & text.fits)
 

@@ -1,33 +1,45 @@
 """A pool of processes for calls that may fail in every way, each with a real timeout.
 
-A call that raises, hangs, exits or takes too much memory fails alone: its worker is
-killed, together with all processes it started, and replaced; no call is run twice.
+A call runs in a process of its own, forked from one that has loaded the function, so
+that nothing it changes is there for the next. That takes about 1 ms, and 3 ms more
+where the function's module imports JAX. A call that raises, hangs, exits, takes too
+much memory or writes nonsense fails alone; no call is run twice. What it has started is
+killed with it: on Linux all descendants, also in sessions of their own; elsewhere its
+process group, so that what leaves the group survives, and a call that kills its worker.
+On macOS some system frameworks do not work in a forked process.
+
+It is no sandbox. A call may use the network, change files, fork faster than it can be
+killed, and signal any process of its user, the trainer included. Code that means harm
+needs a container or a virtual machine.
 
 Why not a library: `concurrent.futures` and loky have no timeout per call. Pebble (5.2)
 has one per chunk of calls, lets its workers share one pipe under a lock that is lost
 with its holder (pebble issues 97, 163), and leaves alive what a worker started. Here
-every worker has a pipe of its own and reports after every call, so that the call it was
-at when it ended is known, and the rest of its chunk goes back to the queue.
+every worker has a line of its own, and what comes over it is checked on this side.
 """
 
 import collections
 import contextlib
 import dataclasses
 import math
-import multiprocessing
+import numbers
 import os
 import pickle
 import selectors
-import signal
-import struct
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import spawn
 
 from rljax.verify import worker as workers
 
 _START_TIMEOUT_S = 300.0
-_KILL_TIMEOUT_S = 10.0  # a process in an uninterruptible system call dies later
-_MAX_FAILED_STARTS = 3  # in a row, once the pool has run
+_FORK_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5.0
+_GRACE_S = 5.0  # a worker ends a call in time; this is for one that is stopped itself
+_MAX_STARTS = 3  # in a row, of servers and of workers that end before their first call
+_MAX_FLOAT32 = 3.4028234663852886e38  # rewards are float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,47 +54,91 @@ class Failure:
     detail: str
 
 
-class _Worker:
-    """A process, the pipe to it, and the calls it has been given and not answered."""
+class _Server:
+    """The process that forks workers; it imports the function's module and no more."""
 
-    def __init__(self, fn: bytes, memory_bytes: int | None):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        with theirs:  # closed here, so that it closes for good when the worker ends
-            self.process = context.Process(
-                target=workers.serve, args=(theirs, fn, memory_bytes)
+    def __init__(self, work: workers.Work):
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [spawn.get_executable(), "-P", workers.__file__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # The accelerator belongs to the trainer, also if a call uses jax.
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                start_new_session=True,  # Ctrl-C is for the trainer
             )
-            self.process.start()
-        self.ready = False
-        self.calls: collections.deque[int] = collections.deque()
-        self.deadline = time.monotonic() + _START_TIMEOUT_S
+        try:
+            self._control.settimeout(_START_TIMEOUT_S)
+            workers.send(self._control, pickle.dumps(tuple(work)))
+            kind, _, text = self._answer()
+        except BaseException:
+            self._process.kill()
+            self.close()
+            raise
+        if kind != workers.READY:
+            self.close()
+            raise RuntimeError(f"a worker cannot load its function: {text}. {_HINT}")
+        self._control.settimeout(_FORK_TIMEOUT_S)
 
-    @property
-    def idle(self) -> bool:
-        return self.ready and not self.calls
+    def start(self, instead_of: int) -> tuple[socket.socket, int]:
+        """A worker's line and process id; the one it replaces is killed (0: none)."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            request = instead_of.to_bytes(8, "little")
+            try:
+                socket.send_fds(self._control, [request], [theirs.fileno()])
+                kind, process, text = self._answer()
+                if kind != workers.STARTED:
+                    raise OSError(text)
+            except BaseException:
+                ours.close()
+                raise
+        return ours, int(process)
 
-    def kill(self) -> str:
-        """Ends the process and its group; says how it ended."""
-        group = self.process.pid  # `serve` makes it the leader of one
-        if group is not None:
-            # Before the process is reaped: after it the id may be somebody else's.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
-        self.process.kill()
-        self.process.join(_KILL_TIMEOUT_S)
-        self.pipe.close()
-        return f"exit code {self.process.exitcode}"
+    def close(self) -> None:
+        """Ends it and all of its workers."""
+        self._control.close()
+        try:
+            self._process.wait(_CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _answer(self) -> tuple[bytes, float, str]:
+        try:
+            record = workers.receive_exactly(self._control, workers.SIZE)
+        except EOFError as error:
+            raise ConnectionError("it ended; see its own message above") from error
+        return workers.unpack(record)
+
+
+@dataclasses.dataclass(eq=False)
+class _Worker:
+    """A worker's line and process, the call it is at, and what has come of its answer.
+
+    deadline: when it is given up, on the clock of `time.monotonic`.
+    """
+
+    line: socket.socket
+    process: int
+    call: int | None = None
+    deadline: float = math.inf
+    record: bytes = b""
 
 
 class Pool:
     """Runs a function on many arguments, in processes; a context manager.
 
     Args:
-      fn: returns a finite number. It is sent by name, so it must be importable.
-      num_workers: processes, at least 1.
+      fn: returns a finite number. It is sent by name, so it must be importable. Its
+        module is loaded once, in a process that then forks: it may load models and
+        tables there for all calls, but should start no threads.
+      num_workers: calls at a time, at least 1.
       timeout_s: limit of one call, seconds.
-      memory_bytes: address space a worker may take beyond what it has when it starts
-        (Linux): more raises MemoryError in `fn`. None: no limit.
+      memory_bytes: address space a call, and each process it starts, may take beyond
+        what it has when it starts (Linux): more raises MemoryError in `fn`. None: no
+        limit.
 
     Raises:
       ValueError: if an argument is out of range or `fn` cannot be sent.
@@ -98,44 +154,57 @@ class Pool:
         timeout_s: float,
         memory_bytes: int | None = None,
     ):
-        if num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {num_workers}.")
-        if not 0 < timeout_s < math.inf:
-            raise ValueError(f"timeout_s must be positive seconds, got {timeout_s}.")
+        if not callable(fn):
+            raise ValueError(f"fn must be a function, got {fn!r}; pass it uncalled.")
+        if not isinstance(num_workers, numbers.Integral) or num_workers < 1:
+            raise ValueError(
+                f"num_workers must be at least 1, got {num_workers!r}; pass an int."
+            )
+        if not isinstance(timeout_s, numbers.Real) or not 0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s must be positive seconds, got {timeout_s!r}.")
         if memory_bytes is not None and (
-            memory_bytes < 1 or not os.path.exists("/proc/self/statm")
+            not isinstance(memory_bytes, numbers.Integral)
+            or memory_bytes < 1
+            or not os.path.exists("/proc/self/statm")
         ):
             raise ValueError(
                 "memory_bytes must be a positive number of bytes, on Linux, got"
-                f" {memory_bytes}; pass None for no limit."
+                f" {memory_bytes!r}; pass None for no limit."
             )
-        self._fn = _pickled(fn)
-        self._num_workers, self._timeout_s = num_workers, timeout_s
-        self._memory_bytes = memory_bytes
+        pickled = _pickled(fn)
+        self._work = workers.Work(_setting(pickled), pickled, timeout_s, memory_bytes)
+        self._num_workers = int(num_workers)
+        self._server: _Server | None = None
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
-        self._failed_starts, self._tolerated_starts = 0, 0
+        self._lost_in_row = 0  # workers that ended idle, since one has answered
         self._arguments: Sequence[tuple] = ()
         self._queue: collections.deque[int] = collections.deque()
         self._results: dict[int, float | Failure] = {}
 
     def __enter__(self) -> "Pool":
         with self._closed_on_error():
+            try:
+                self._server = _Server(self._work)
+            except OSError as error:
+                raise RuntimeError(
+                    f"a worker ended before it was ready: {error}. {_HINT}"
+                ) from error
             for _ in range(self._num_workers):
                 self._start()
-            while not all(worker.ready for worker in self._workers):
-                self._step()
-        self._tolerated_starts = _MAX_FAILED_STARTS - 1
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
     def close(self) -> None:
-        """Kills all workers."""
+        """Kills all workers and what their calls have started."""
         while self._workers:
-            self._workers.pop().kill()
+            self._workers.pop().line.close()
         self._selector.close()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def run(self, arguments: Sequence[tuple]) -> list[float | Failure]:
         """`fn(*args)` for each `args`, or why there is no result; in order."""
@@ -159,84 +228,114 @@ class Pool:
             raise
 
     def _feed(self) -> None:
-        """Gives every idle worker a share of the queue, smaller towards its end."""
-        for worker in [worker for worker in self._workers if worker.idle]:
-            share = math.ceil(len(self._queue) / (2 * self._num_workers))
-            if share == 0:
+        """Gives every idle worker a call."""
+        for worker in [worker for worker in self._workers if worker.call is None]:
+            if not self._queue:
                 return
-            worker.calls.extend(self._queue.popleft() for _ in range(share))
-            worker.deadline = time.monotonic() + self._timeout_s
+            call = self._queue[0]
             try:
-                worker.pipe.send([self._arguments[i] for i in worker.calls])
+                workers.send(worker.line, pickle.dumps(self._arguments[call]))
             except OSError:  # it had ended while idle: no call is to blame
-                self._queue.extendleft(reversed(worker.calls))
-                self._retire(worker)
-                self._start()
+                self._replace(worker)
+                continue
+            worker.call, worker.record = self._queue.popleft(), b""
+            worker.deadline = time.monotonic() + self._work.timeout_s + _GRACE_S
 
     def _step(self) -> None:
-        """Waits for messages, at most until the next deadline, and handles both."""
-        waiting = [worker for worker in self._workers if not worker.idle]
-        left_s = min(worker.deadline for worker in waiting) - time.monotonic()
-        for key, _ in self._selector.select(max(0.0, left_s)):
-            try:
-                message = key.data.pipe.recv_bytes()
-            except (EOFError, OSError):
-                self._lose(key.data, "died")
-            else:
-                self._receive(key.data, message[:1], message[1:])
-        # Messages come first: a busy trainer must not fail a call that is done.
+        """Reads what has come, waiting at most until the next deadline."""
+        left_s = min(worker.deadline for worker in self._workers) - time.monotonic()
+        if left_s < math.inf:
+            for key, _ in self._selector.select(max(0.0, left_s)):
+                self._read(key.data)
+        # Answers come first: a busy trainer must not fail a call that is done.
         now = time.monotonic()
-        for worker in waiting:
-            if worker in self._workers and not worker.idle and worker.deadline < now:
-                self._lose(worker, "timeout")
+        for worker in [worker for worker in self._workers if worker.deadline < now]:
+            self._lose(worker, self._timeout())
 
-    def _receive(self, worker: _Worker, kind: bytes, body: bytes) -> None:
-        worker.deadline = time.monotonic() + self._timeout_s
-        if kind == workers.READY:
-            worker.ready, self._failed_starts = True, 0
-        elif kind == workers.BROKEN:
-            raise RuntimeError(f"a worker cannot load its function: {body.decode()}")
-        elif kind == workers.NUMBER:
-            self._results[worker.calls.popleft()] = struct.unpack("<d", body)[0]
-        else:
-            self._results[worker.calls.popleft()] = Failure("raised", body.decode())
+    def _read(self, worker: _Worker) -> None:
+        try:
+            piece = worker.line.recv(workers.SIZE - len(worker.record))
+        except OSError:
+            piece = b""
+        if not piece or worker.call is None:
+            self._lose(worker, Failure("died", "its worker was killed"))
+            return
+        worker.record += piece
+        if len(worker.record) == workers.SIZE:
+            self._results[worker.call] = self._judge(worker.record)
+            worker.call, worker.deadline = None, math.inf
+            self._lost_in_row = 0
 
-    def _lose(self, worker: _Worker, kind: str) -> None:
-        """Fails the call at which a worker hangs or died, and replaces the worker."""
-        ended = self._retire(worker)
-        if not worker.ready:
-            self._count_failed_start(f"{kind}, {ended}")
-        elif worker.calls:
-            detail = f"{self._timeout_s:g} s" if kind == "timeout" else ended
-            self._results[worker.calls.popleft()] = Failure(kind, detail)
-            self._queue.extendleft(reversed(worker.calls))
-        self._start()
+    def _judge(self, record: bytes) -> float | Failure:
+        """What a record says: it may come from a call, so nothing in it is believed."""
+        kind, number, text = workers.unpack(record)
+        if kind == workers.NUMBER and abs(number) <= _MAX_FLOAT32:  # false if NaN
+            return number
+        if kind == workers.NUMBER:
+            return Failure("raised", f"a reward must be a finite float32, got {number}")
+        if kind == workers.ERROR:
+            return Failure("raised", text)
+        if kind == workers.TIMEOUT:
+            return self._timeout()
+        if kind == workers.DIED:
+            return Failure("died", text)
+        return Failure("died", "its process wrote something that is no answer")
 
-    def _retire(self, worker: _Worker) -> str:
+    def _timeout(self) -> Failure:
+        return Failure("timeout", f"{self._work.timeout_s:g} s")
+
+    def _lose(self, worker: _Worker, failure: Failure) -> None:
+        if worker.call is not None:
+            self._results[worker.call] = failure
+        self._replace(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        self._lost_in_row += worker.call is None
+        if self._lost_in_row > self._num_workers * _MAX_STARTS:
+            raise RuntimeError(f"workers end before their first call. {_HINT}")
         self._workers.remove(worker)
-        self._selector.unregister(worker.pipe)
-        return worker.kill()
+        self._selector.unregister(worker.line)
+        worker.line.close()
+        self._start(instead_of=worker.process)
 
-    def _start(self) -> None:
-        while True:
+    def _start(self, instead_of: int = 0) -> None:
+        why: Exception | None = None
+        for attempt in range(_MAX_STARTS):
+            time.sleep(max(0, attempt - 1))  # perhaps there is memory again
             try:
-                worker = _Worker(self._fn, self._memory_bytes)
-                break
-            except OSError as error:  # no memory or no process left, perhaps not now
-                self._count_failed_start(str(error))
-                time.sleep(1.0)
-        self._workers.append(worker)
-        self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
+                if self._server is None:
+                    self._server = _Server(self._work)
+                line, process = self._server.start(instead_of)
+            except OSError as error:
+                why = error
+                if self._server is not None:
+                    self._server.close()
+                    self._server = None
+                continue
+            line.settimeout(_GRACE_S)
+            self._workers.append(_Worker(line, process))
+            self._selector.register(line, selectors.EVENT_READ, self._workers[-1])
+            return
+        raise RuntimeError(
+            f"a worker could not be started, {_MAX_STARTS} times in a row: {why}."
+            f" {_HINT}"
+        ) from why
 
-    def _count_failed_start(self, why: str) -> None:
-        self._failed_starts += 1
-        if self._failed_starts > self._tolerated_starts:
-            raise RuntimeError(
-                f"a worker ended before it was ready ({why}; see its own message above)"
-                f" {self._failed_starts} times in a row. A script needs"
-                ' `if __name__ == "__main__":` around what it runs; in a notebook,'
-                " import the function from a file."
-            )
+
+_HINT = (
+    'A script needs `if __name__ == "__main__":` around what it runs; in a notebook,'
+    " import the function from a file."
+)
+
+
+def _setting(pickled: bytes) -> dict:
+    """What a fresh process needs to find the function, as `multiprocessing` says it."""
+    setting = spawn.get_preparation_data("verifier")
+    del setting["authkey"]  # cannot be pickled, and nothing here uses it
+    if b"__main__" not in pickled:  # the script is not needed, and may import much
+        setting.pop("init_main_from_name", None)
+        setting.pop("init_main_from_path", None)
+    return setting
 
 
 def _pickled(fn: Callable) -> bytes:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from rljax import check
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenBytes:
@@ -27,9 +29,16 @@ class TokenBytes:
 
     The arrays keep the pieces end to end instead of in a [V, longest] table, which for
     a vocabulary of 150 000 with one token of 128 spaces would be 20 times as large.
+
+    Raises:
+      ValueError: if a piece is no `bytes`.
     """
 
     pieces: tuple[bytes, ...]
+
+    def __post_init__(self):
+        for token, piece in enumerate(self.pieces):
+            check.raw_bytes(f"the piece of token {token}", piece)
 
     @functools.cached_property
     def flat(self) -> np.ndarray:

@@ -1,68 +1,342 @@
-"""What runs in each process of a `pool.Pool`: one call after the other, each reported.
+"""What runs beside the trainer for a `pool.Pool`: a fork server, workers, and calls.
 
-Messages to the trainer are a kind, one byte, and a body. They are not pickled: the
-trainer must not execute what a worker says.
+The trainer starts one server by this file's path, so that it imports little (no JAX).
+The server loads the function once and forks the workers; each worker forks a process
+for every call and, when the call has answered or its time is over, kills all that is
+left of it. So a call finds what the function's module has set up, and what it changes
+(built-ins, signal handlers, limits, open files) is gone after it.
+
+Answers are records of one size: whoever reads knows what is missing, and a pipe takes
+one in a single piece. They are not pickled: nobody executes what a call says.
 """
 
+import contextlib
+import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
+import select
 import signal
+import socket
 import struct
-import threading
-from multiprocessing.connection import Connection
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing import spawn
+from typing import NamedTuple, NoReturn
 
-import jax
+READY = b"r"  # the server can start workers
+BROKEN = b"b"  # the server cannot; text: why
+STARTED = b"s"  # number: process id of a new worker
+NUMBER = b"n"  # number: the result of a call
+ERROR = b"e"  # text: what a call, or a start, raised
+TIMEOUT = b"t"  # a call took too long
+DIED = b"d"  # text: how a call ended that did not answer
 
-READY = b"r"  # no body; can take calls
-BROKEN = b"b"  # UTF-8: why it cannot start
-NUMBER = b"n"  # float64, little endian: the result of a call
-ERROR = b"e"  # UTF-8: why a call has no result
-_MAX_TEXT = 500  # characters of an error
-_MAX_FLOAT32 = 3.4028234663852886e38  # rewards are float32
+_RECORD = struct.Struct("<cd503s")  # kind, number, UTF-8 text
+SIZE = _RECORD.size  # 512 bytes, the least that POSIX lets a pipe take in one piece
+_LENGTH = struct.Struct("<Q")
+_POLL_S = 0.1
+_END_S = 1.0  # a process in an uninterruptible system call dies later
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
-def serve(pipe: Connection, fn: bytes, memory_bytes: int | None) -> None:
-    """Answers lists of arguments with one message per call, until the pipe closes.
+class Work(NamedTuple):
+    """What the server is for.
+
+    setting: of `multiprocessing.spawn`: the trainer's path, folder, main module.
+    fn: the pickled function.
+    timeout_s: seconds a call may take.
+    memory_bytes: address space a call may take beyond what it has; None: any.
+    """
+
+    setting: dict
+    fn: bytes
+    timeout_s: float
+    memory_bytes: int | None
+
+
+def pack(kind: bytes, number: float = 0.0, text: str = "") -> bytes:
+    """A record; text that is too long is cut."""
+    return _RECORD.pack(kind, number, text[:SIZE].encode(errors="replace"))
+
+
+def unpack(record: bytes) -> tuple[bytes, float, str]:
+    """Kind, number and text of any `SIZE` bytes."""
+    kind, number, text = _RECORD.unpack(record)
+    return kind, number, text.rstrip(b"\0").decode(errors="replace")
+
+
+def send(line: socket.socket, data: bytes) -> None:
+    """Sends bytes of any length for `receive`."""
+    line.sendall(_LENGTH.pack(len(data)) + data)
+
+
+def receive(line: socket.socket) -> bytes:
+    """What `send` sent. EOFError: the other side is gone."""
+    return receive_exactly(line, _LENGTH.unpack(receive_exactly(line, 8))[0])
+
+
+def receive_exactly(line: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = line.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            raise EOFError("the other side of the line is gone")
+        data += piece
+    return bytes(data)
+
+
+def serve(control: socket.socket) -> None:
+    """Starts workers until the trainer closes the line; then ends all of them."""
+    _become_subreaper()
+    work = Work(*pickle.loads(receive(control)))
+    try:
+        call = _load(work)
+    except BaseException as error:
+        control.sendall(pack(BROKEN, text=_text(error)))
+        return
+    _settle()
+    helpers = _children()  # that the function's module has started, for all calls
+    workers: set[int] = set()
+    try:
+        control.sendall(pack(READY))
+        while (start := _request(control)) is not None:
+            instead_of, line = start
+            if instead_of in workers:
+                os.kill(instead_of, signal.SIGKILL)
+                workers.remove(instead_of)
+            workers -= end_children(but=workers | helpers).keys()
+            with line:
+                try:
+                    process = _fork(work_on, line, call, work, control)
+                except OSError as error:  # no memory or no process left
+                    control.sendall(pack(ERROR, text=_text(error)))
+                    continue
+            workers.add(process)
+            control.sendall(pack(STARTED, process))
+    finally:
+        give_up = time.monotonic() + _END_S
+        while workers and time.monotonic() < give_up:  # their lines are closed, too
+            workers -= end_children(but=workers).keys()
+            time.sleep(0.001)
+        end_children()
+
+
+def _request(control: socket.socket) -> tuple[int, socket.socket] | None:
+    """The worker to replace, or 0, and the line of the new one; None at the end."""
+    instead_of, lines, _, _ = socket.recv_fds(control, 8, 1)
+    if not lines:
+        return None
+    return int.from_bytes(instead_of, "little"), socket.socket(fileno=lines[0])
+
+
+def _load(work: Work) -> Callable:
+    # As in a child of `multiprocessing`, which refuses to start processes while it
+    # imports a script that has no `if __name__ == "__main__":`.
+    process = multiprocessing.current_process()
+    process._inheriting = True  # pyrefly: ignore
+    try:
+        spawn.prepare(work.setting)
+        return pickle.loads(work.fn)
+    finally:
+        del process._inheriting  # pyrefly: ignore
+
+
+def _settle() -> None:
+    """Undoes what an import may have left that forks would trip over or repeat."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the trainer says when to stop
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Python reports every fork where a library has started threads.
+    warnings.filterwarnings("ignore", r"This process .* is multi-threaded")
+    _flush()
+    gc.collect()
+    gc.freeze()  # a collection would copy the pages that forks share
+
+
+def _fork(run: Callable, *args) -> int:
+    """The id of a process that runs this and nothing else, whatever it raises."""
+    leave = os._exit
+    process = os.fork()
+    if process == 0:
+        try:
+            run(*args)
+        finally:
+            leave(1)
+    return process
+
+
+def work_on(
+    line: socket.socket, call: Callable, work: Work, control: socket.socket
+) -> None:
+    """A worker: answers each pickled tuple of arguments with a record."""
+    control.close()
+    _become_subreaper()
+    while True:  # until the trainer closes the line
+        arguments = receive(line)
+        try:
+            answer = _supervise(line, call, arguments, work)
+        except OSError as error:  # no memory or no process left
+            answer = pack(DIED, text=_text(error))
+        line.sendall(answer)
+
+
+def _supervise(line: socket.socket, call: Callable, arguments: bytes, work: Work):
+    """Runs a call in a process of its own and ends all that is left of it."""
+    ours, theirs = os.pipe()
+    try:
+        deadline = time.monotonic() + work.timeout_s
+        try:
+            process = _fork(
+                _call, theirs, call, arguments, work.memory_bytes, (ours, line.fileno())
+            )
+        finally:
+            os.close(theirs)
+        try:
+            answer = _await(ours, process, line, deadline)
+        finally:
+            code = _end(process)
+    finally:
+        os.close(ours)
+    return answer or pack(DIED, text=f"exit code {code} without an answer")
+
+
+def _await(pipe: int, process: int, line: socket.socket, deadline: float) -> bytes:
+    """The call's record, that of a timeout, or b"" if there will be none."""
+    answer, ended = b"", False
+    while len(answer) < SIZE:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return pack(TIMEOUT)
+        ready, _, _ = select.select([pipe, line], [], [], min(left_s, _POLL_S))
+        if line in ready:
+            raise EOFError("the trainer is gone")
+        if pipe in ready:
+            piece = os.read(pipe, SIZE - len(answer))
+            if not piece:
+                return b""
+            answer += piece
+        elif ended:
+            return b""
+        else:  # what the call has forked may hold the pipe open after its end
+            ended = _has_ended(process)
+    return answer
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a child has ended, which stays to be waited for."""
+    if sys.platform == "darwin":  # has no `waitid`: the call takes all its time
+        return False
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process, how) is not None
+
+
+def _end(process: int) -> int:
+    """Kills a call and all that it has started; returns its exit code."""
+    for kill in (os.killpg, os.kill):  # it may not have a group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    end_children()
+    return os.waitstatus_to_exitcode(status)
+
+
+def end_children(but: frozenset | set = frozenset()) -> dict[int, int]:
+    """Kills the children of this process and, as they become its own, theirs.
+
+    Where the system has no subreapers (other than Linux), these do not become its own.
+
+    Returns:
+      The exit codes of those that have ended, `but` included, by process id.
+    """
+    ended = {}
+    give_up = time.monotonic() + _END_S
+    while time.monotonic() < give_up:
+        try:
+            process, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if process:
+            ended[process] = os.waitstatus_to_exitcode(status)
+            continue
+        alive = _children() - but
+        if not alive:
+            break
+        for process in alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.001)
+    return ended
+
+
+def _children() -> set[int]:
+    """The children of this process that are not zombies; empty without /proc."""
+    found, me = set(), str(os.getpid()).encode()
+    if not os.path.isdir("/proc"):
+        return found
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
+            if parent == me and state != b"Z":
+                found.add(int(name))
+    return found
+
+
+def _become_subreaper() -> None:
+    """Orphans among this process's descendants become its children (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def _call(
+    pipe: int,
+    call: Callable,
+    arguments: bytes,
+    memory_bytes: int | None,
+    not_its: tuple[int, ...],
+) -> NoReturn:
+    """What runs in a call's process: writes its record and ends.
 
     Args:
-      pipe: to the trainer.
-      fn: the pickled function.
-      memory_bytes: address space it may take beyond what is in use now; None: any.
+      not_its: open files that the call must not have.
     """
-    os.setsid()  # a group of its own, so that it can be killed with its children
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The accelerator belongs to the trainer, also if `fn` or its module uses jax.
-    jax.config.update("jax_platforms", "cpu")
+    leave, process_id, write = os._exit, os.getpid, os.write  # `call` may replace them
+    me = process_id()
+    code = 0
     try:
-        call = pickle.loads(fn)
-        if memory_bytes is not None:
-            _limit_memory(memory_bytes)
-    except BaseException as error:
-        pipe.send_bytes(BROKEN + _text(error))
-        return
-    pipe.send_bytes(READY)
-    while True:
-        try:
-            chunk = pipe.recv()
-        except EOFError:
-            return
-        for arguments in chunk:
-            pipe.send_bytes(_answer(call, arguments))
-
-
-def _answer(call, arguments: tuple) -> bytes:
-    try:
-        result = call(*arguments)
-        if not abs(result) <= _MAX_FLOAT32:  # also if it is NaN
-            raise ValueError(f"a reward must be a finite float32, got {result!r}")
-        return NUMBER + struct.pack("<d", result)
+        for file in not_its:
+            os.close(file)
+        _prepare(memory_bytes)
+        record = pack(NUMBER, _number(call(*pickle.loads(arguments))))
     except BaseException as error:  # sys.exit() in `call` is an error of the call, too
-        return ERROR + _text(error)
+        code = error.code if isinstance(error, SystemExit) else 1
+        record = pack(ERROR, text=_text(error))
+    if process_id() != me:  # a process that `call` has forked: the answer is not its
+        leave(code if isinstance(code, int) else int(code is not None))
+    _flush()
+    write(pipe, record)
+    leave(0)
 
 
-def _text(error: BaseException) -> bytes:
-    return f"{type(error).__name__}: {error}"[:_MAX_TEXT].encode(errors="replace")
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def _prepare(memory_bytes: int | None) -> None:
+    os.setsid()  # a group of its own, so that it can be killed with its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    # Where the machine has no memory left, Linux kills the call, not the trainer.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    if memory_bytes is not None:
+        _limit_memory(memory_bytes)
 
 
 def _limit_memory(extra: int) -> None:
@@ -72,12 +346,34 @@ def _limit_memory(extra: int) -> None:
         pages = int(file.read().split()[0])
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + extra
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _end_with_parent() -> None:
-    """Kills this group when the trainer is gone, also amid a call that hangs."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.killpg(0, signal.SIGKILL)
+def _number(result) -> float:
+    shape = getattr(result, "shape", ())  # NumPy makes a number of an array of one
+    if shape == () and not isinstance(result, str | bytes | bytearray):
+        with contextlib.suppress(TypeError):
+            return float(result)
+    kind = f"{type(result).__module__}.{type(result).__qualname__}"
+    raise TypeError(
+        f"a reward must be one number, got {kind.removeprefix('builtins.')}"
+        + (f" of shape {shape}" if shape != () else "")
+        + "; return a float"
+    )
+
+
+def _text(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:  # an exception may raise when it is asked what it says
+        return f"{name}, which cannot say more"
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as control_line:
+        control_line.set_inheritable(False)
+        with contextlib.suppress(EOFError, OSError):  # the trainer is gone
+            serve(control_line)

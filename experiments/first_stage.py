@@ -1,0 +1,58 @@
+"""The test of the policy that RL begins with, kept until the table at the end.
+
+It is asked for once, when that policy is there. Where the disk is full it waits in
+memory, and every later evaluation tries to write it again.
+"""
+
+import io
+import pathlib
+import zipfile
+
+import numpy as np
+
+from rljax import evaluate, metrics
+
+FILE = "before.npz"
+
+
+class FirstStage:
+    """Keeps the stage of a run folder over kills, resumes and full disks."""
+
+    def __init__(self, run_dir: pathlib.Path):
+        self._path = run_dir / FILE
+        self._waiting: evaluate.Stage | None = None
+        self._failing = False
+
+    def keep(self, stage: evaluate.Stage) -> None:
+        """Takes the stage and writes it down if that is possible now."""
+        self._waiting = stage
+        self.write()
+
+    def write(self) -> None:
+        """Writes down what waits, if something does; says when it begins to fail."""
+        if self._waiting is None:
+            return
+        file = io.BytesIO()
+        np.savez(file, correct=self._waiting.correct, greedy=self._waiting.greedy)
+        try:
+            metrics.replace_file(self._path, file.getvalue())
+        except OSError as error:
+            if not self._failing:
+                print(f"{self._path}: {error}; kept in memory for later")
+            self._failing = True
+            return
+        self._waiting, self._failing = None, False
+
+    def read(self) -> evaluate.Stage | None:
+        """The stage; None, with a word, where a kill came before it could be written.
+
+        What waits in memory is newer than any file.
+        """
+        if self._waiting is not None:
+            return self._waiting
+        try:
+            with np.load(io.BytesIO(self._path.read_bytes())) as file:
+                return evaluate.Stage(file["correct"], file["greedy"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            print(f"{self._path}: {error}; the table has only the stage after RL")
+            return None

@@ -1,0 +1,155 @@
+"""What the numbers and texts of a configuration may be, told before anything is made.
+
+Every number of every experiment has its range here, by the name of its field; numbers
+that must fit each other are the experiment's own matter. Cheap: nothing is built.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import types
+import typing
+from typing import Any
+
+from rljax import check
+
+# Two billion, as random keys, shuffles and their sums stay below 2**31 then.
+_SEEDS = 2_000_000_000
+# More than any of these would not fit into 32-bit sizes or anyone's machine.
+_MANY, _STEPS = 2**20, 2**30
+
+
+def _count(low: int = 1, high: int = _MANY):
+    return functools.partial(check.count, low=low, high=high)
+
+
+def _number(**bounds):
+    return functools.partial(check.number, **bounds)
+
+
+# A rate of 0 trains nothing, AdamW leaves every useful scale with one above 1.
+_RATE = _number(above=0, high=1)
+_SHARE = _number(low=0, high=1)
+
+RANGES = {
+    "seed": _count(0, _SEEDS),
+    "seeds": _count(1, 10_000),
+    "max_prompt_tokens": _count(),
+    "num_layers": _count(1, 1000),
+    "d_model": _count(2),
+    "num_heads": _count(),
+    "d_ff": _count(),
+    "warm_steps": _count(0, _STEPS),
+    "warm_prompts": _count(),
+    "warm_learning_rate": _RATE,
+    "forget": _SHARE,
+    "slip": _SHARE,
+    "stage_steps": _count(1, _STEPS),
+    "num_steps": _count(1, _STEPS),
+    "steps_per_dispatch": _count(),
+    "num_prompts": _count(),
+    # The advantages compare the samples of a group.
+    "num_samples": _count(2),
+    "max_tokens": _count(),
+    # At 0 all samples of a group are the same, and nothing is learned.
+    "temperature": _number(above=0, high=100),
+    "num_minibatches": _count(),
+    "num_microbatches": _count(),
+    "num_lengths": _count(),
+    "num_slots": _count(),
+    "learning_rate": _RATE,
+    "gradient_clip": _number(above=0),
+    "clip": _number(above=0, high=1),
+    "entropy_target": _number(low=0),
+    "evaluate_every": _count(1, _STEPS),
+    "num_validation": _count(),
+    "num_test": _count(),
+    "checkpoint_every": _count(1, _STEPS),
+    "keep": _count(),
+}
+
+
+def require(config: Any) -> None:
+    """Raises ValueError for a field outside its range or of a wrong kind, by its flag.
+
+    Args:
+      config: a flat dataclass. Fields of str hold text, those of Literal one of their
+        values, those of Path a path, and all others are numbers of `RANGES`; None is
+        allowed where the annotation says so.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        _require_field(field.name, hints[field.name], vars(config)[field.name])
+
+
+def _require_field(name: str, hint: Any, value: Any) -> None:
+    kinds = (hint,)
+    if isinstance(hint, types.UnionType):
+        kinds = typing.get_args(hint)
+    if value is None and type(None) in kinds:
+        return
+    if typing.get_origin(hint) is typing.Literal:
+        options = typing.get_args(hint)
+        if value not in options:
+            check.refuse(flag(name), f"be one of {', '.join(options)}", value)
+    elif str in kinds:
+        check.text(flag(name), value)
+    elif pathlib.Path in kinds:
+        check.kind(flag(name), value, pathlib.Path, "Path('folder')")
+    else:
+        RANGES[name](flag(name), value)
+
+
+def flag(name: str) -> str:
+    """--num-steps for num_steps."""
+    return f"--{name.replace('_', '-')}"
+
+
+def multiple(config: Any, name: str, *parts: str) -> None:
+    """Raises ValueError unless a number is a multiple of the product of others."""
+    numbers = [vars(config)[part] for part in parts]
+    value = vars(config)[name]
+    if value % math.prod(numbers):
+        given = " * ".join(
+            f"{flag(p)} {n}" for p, n in zip(parts, numbers, strict=True)
+        )
+        raise ValueError(
+            f"{flag(name)} must be a multiple of {given}, got {value}; change one of"
+            " them."
+        )
+
+
+def product(config: Any, limit: int, what: str, *names: str) -> None:
+    """Raises ValueError if the product of numbers exceeds a limit; `what` has it."""
+    _at_most(config, limit, what, names, math.prod, " * ")
+
+
+def total(config: Any, limit: int, what: str, *names: str) -> None:
+    """Raises ValueError if the sum of numbers exceeds a limit; `what` has it."""
+    _at_most(config, limit, what, names, sum, " + ")
+
+
+def tokens(config: Any, *names: str) -> None:
+    """`product` of numbers that together are the size of an array."""
+    product(config, 2**31 - 1, "the largest 32-bit index", *names)
+
+
+def _at_most(config, limit, what, names, fn, sign):
+    numbers = [vars(config)[name] for name in names]
+    if fn(numbers) > limit:
+        given = sign.join(f"{flag(n)} {x}" for n, x in zip(names, numbers, strict=True))
+        raise ValueError(
+            f"{given} must be at most {limit}, {what}, got {fn(numbers)}; lower"
+            f" {'one of them' if len(names) > 1 else 'it'}."
+        )
+
+
+def heads(config: Any) -> None:
+    """Raises ValueError unless the width of an attention head is even and not 0."""
+    width, number = config.d_model, config.num_heads
+    if width // number < 2 or (width // number) % 2:
+        raise ValueError(
+            "--d-model // --num-heads, the width of a head, must be even and at least"
+            f" 2, got {width} // {number} = {width // number}; change one of them."
+        )

@@ -1,0 +1,133 @@
+"""Which of the things in a folder are a run's checkpoints, and which are complete.
+
+A folder is the run's if its name is the step that its metadata names. A copy under
+another name, notes, whatever else lies there is the user's and is never touched.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from etils import epath
+
+_METADATA, _COMPLETE = "_CHECKPOINT_METADATA", "commit_success.txt"  # orbax's names
+_WRITTEN = frozenset({"state", _METADATA, _COMPLETE})
+_NAME = re.compile(r"\d{8,}")
+_UNFINISHED = re.compile(r"\d{8,}\.orbax-checkpoint-tmp")
+
+
+class Found(NamedTuple):
+    """A complete checkpoint: its folder and what was saved beside the state."""
+
+    path: epath.Path
+    info: dict[str, Any]
+
+
+class Names:
+    """How orbax finds this run's checkpoints: it removes none that is not found."""
+
+    def build_name(self, step: int) -> str:
+        return f"{step:08d}"
+
+    def find_all(self, base_path: epath.PathLike) -> Iterator[Any]:
+        return map(_orbax_metadata, ours(epath.Path(base_path)))
+
+    def find_step(self, base_path: epath.PathLike, step: int) -> Any:
+        path = epath.Path(base_path) / self.build_name(step)
+        if not is_ours(path):
+            raise ValueError(f"{path} is no checkpoint of this run.")
+        return _orbax_metadata(path)
+
+
+def ours(directory: epath.Path) -> list[epath.Path]:
+    """This run's checkpoints, newest first."""
+    return [path for path in _named(directory) if is_ours(path)]
+
+
+def others(directory: epath.Path) -> list[epath.Path]:
+    """Checkpoints of another run, or of a version that wrote them differently."""
+    return [
+        path
+        for path in _named(directory)
+        if (path / _METADATA).exists() and not is_ours(path)
+    ]
+
+
+def is_ours(path: epath.Path) -> bool:
+    """Whether a folder with the name of a step is a checkpoint of this run.
+
+    A removal that was cut short, or a decayed disk, leaves parts of a checkpoint, and
+    nothing else, in its folder.
+    """
+    beside = _sound(path)
+    if beside is not None:
+        return beside["step"] == int(path.name)
+    names = {inside.name for inside in path.iterdir()} if path.is_dir() else set()
+    return bool(names) and names <= _WRITTEN
+
+
+def saved(path: epath.Path) -> dict[str, Any] | None:
+    """What was saved beside the state of a complete checkpoint, else None."""
+    return _sound(path) if (path / _COMPLETE).exists() else None
+
+
+def sealed(beside: dict[str, Any]) -> dict[str, Any]:
+    """With a digest of itself."""
+    text = json.dumps(beside, sort_keys=True)
+    return beside | {"seal": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def put_aside(path: epath.Path) -> epath.Path:
+    """Renames a checkpoint to the first free of `.corrupt`, `.corrupt2`, ..."""
+    number, aside = 1, path.with_name(f"{path.name}.corrupt")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.corrupt{number}")
+    path.rename(aside)
+    return aside
+
+
+def remove_unfinished(directory: epath.Path) -> None:
+    """Removes what saves and removals that were cut short left; none may be running."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    unfinished = [path for path in found if _UNFINISHED.fullmatch(path.name)]
+    incomplete = [p for p in ours(directory) if not (p / _COMPLETE).exists()]
+    for path in unfinished + incomplete:
+        path.rmtree(missing_ok=True)
+
+
+def require_readable(path: epath.Path) -> None:
+    """Raises the OSError of a file that is there but cannot be read now."""
+    for root, _, files in path.walk():
+        for name in files:
+            with (root / name).open("rb") as data:
+                data.read(1)
+
+
+def _named(directory: epath.Path) -> list[epath.Path]:
+    """Folders with the name of a step, newest first."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    named = [path for path in found if _NAME.fullmatch(path.name)]
+    real = [path for path in named if path.is_dir() and not os.path.islink(path)]
+    return sorted(real, key=lambda path: -int(path.name))
+
+
+def _sound(path: epath.Path) -> dict[str, Any] | None:
+    """What was saved beside the state, if no bit of it has changed."""
+    try:
+        beside = json.loads((path / _METADATA).read_bytes())["custom_metadata"]
+        seal = beside.pop("seal")
+        return beside if sealed(beside)["seal"] == seal else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None  # not JSON, or of another shape
+
+
+def _orbax_metadata(path: epath.Path) -> Any:
+    from orbax.checkpoint import v1 as orbax
+
+    return orbax.training.CheckpointMetadata(int(path.name), path=path, metadata=None)

@@ -1,0 +1,144 @@
+"""Text in which only the template's control tokens are control tokens.
+
+A tokenizer reads `<|im_end|>` as the token that ends a turn wherever it stands, in
+anybody's question too: there it would end the turn, or the whole prompt. The template
+is ours, a question is text.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+QUESTION = "{question}"
+
+
+class Encoded(NamedTuple):
+    """Texts as token ids.
+
+    ids: of each text.
+    spelled: the numbers of the texts whose question spells a control token; it is text.
+    """
+
+    ids: list[list[int]]
+    spelled: list[int]
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], template: str
+) -> Encoded:
+    """The questions in a template, as tokens; nothing is added before or after.
+
+    Texts whose questions spell no control token are what the tokenizer makes of them.
+
+    Args:
+      template: with {question} where the question goes.
+
+    Raises:
+      ValueError: with its number, if a text cannot be encoded.
+    """
+    if not questions:
+        return Encoded([], [])
+    own = [_ids(tokenizer, part) for part in template.split(QUESTION)]
+    special = special_ids(tokenizer)
+    expected = [i for part in own for i in part if i in special]
+    texts = [template.replace(QUESTION, question) for question in questions]
+    ids = _all_ids(tokenizer, dict(enumerate(texts)))
+    more = [
+        n for n, row in enumerate(ids) if [i for i in row if i in special] != expected
+    ]
+    if not more:
+        return Encoded(ids, [])
+    # Unknown characters are such a token, too, and stay one: then nothing changes.
+    as_text = _as_text(tokenizer, {n: questions[n] for n in more}, template)
+    spelled = [n for n, row in zip(more, as_text, strict=True) if row != ids[n]]
+    for n, row in zip(more, as_text, strict=True):
+        ids[n] = row
+    return Encoded(ids, spelled)
+
+
+def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The ids of control tokens: those that the tokenizer calls special."""
+    added = tokenizer.added_tokens_decoder
+    return {i for i, token in added.items() if token.special} | set(
+        tokenizer.all_special_ids
+    )
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return _all_ids(tokenizer, {0: text})[0] if text else []
+
+
+def _all_ids(tokenizer, texts: dict[int, str]) -> list[list[int]]:
+    def encode(texts):
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    return _encoded(encode, texts)
+
+
+def _encoded(encode_fn, texts: dict[int, str]):
+    """`encode_fn` of the texts; says which, by its number, cannot be encoded."""
+    try:
+        return encode_fn(list(texts.values()))
+    except Exception:  # tokenizers raises no finer kind
+        for n, text in texts.items():
+            try:
+                encode_fn([text])
+            except Exception as error:
+                raise ValueError(
+                    f"the tokenizer must know every character, but text number {n}"
+                    f" cannot be encoded ({error}): {text[:200]!r}; change the text."
+                ) from error
+        raise
+
+
+def _as_text(tokenizer, questions: dict[int, str], template: str) -> list[list[int]]:
+    """Encodes with control tokens known by other names, which the template uses.
+
+    A question cannot spell these, so that it is nothing but text. Encoding the parts
+    between control tokens by themselves would be simpler, but other tokens: several
+    tokenizers mark where a text begins, or strip blanks around control tokens.
+    """
+    import tokenizers
+
+    if not tokenizer.is_fast:
+        raise ValueError(
+            "a question spells a control token, which only a fast tokenizer"
+            f" (PreTrainedTokenizerFast) reads as text, got {type(tokenizer).__name__};"
+            f" convert it, or change question number {next(iter(questions))}."
+        )
+    mark = "<control"
+    while any(mark in text for text in (*questions.values(), template)):
+        mark += "l"
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = [t for t in description["added_tokens"] if t["special"]]
+    names = {t["content"]: f"{mark}{n}>" for n, t in enumerate(special)}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(description, names)))
+    ours = {backend.token_to_id(names[t["content"]]): t["id"] for t in special}
+    longest_first = sorted(names, key=lambda name: -len(name))
+    known = "|".join(re.escape(name) for name in longest_first)
+    template = re.sub(known, lambda m: names[m[0]], template)
+    texts = {n: template.replace(QUESTION, text) for n, text in questions.items()}
+    rows = _encoded(lambda t: backend.encode_batch(t, add_special_tokens=False), texts)
+    return [[ours.get(i, i) for i in row.ids] for row in rows]
+
+
+def _renamed(description: dict, names: dict[str, str]) -> dict:
+    """A tokenizer.json whose control tokens have other names, in its model as well."""
+    model = dict(description["model"])
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(k, k): i for k, i in vocabulary.items()}
+    else:  # of Unigram, which would find a control token in plain text by its name
+        model["vocab"] = [[names.get(k, k), score] for k, score in vocabulary]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    added = [
+        {**t, "content": names.get(t["content"], t["content"])}
+        for t in description["added_tokens"]
+    ]
+    nothing = {"post_processor": None, "truncation": None, "padding": None}
+    return {**description, **nothing, "model": model, "added_tokens": added}

@@ -1,0 +1,107 @@
+"""Digests of arrays: of a state's bits, on the device; of a data set's, on the host."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Leaf(NamedTuple):
+    """What one pass over an array finds.
+
+    digest: in [0, 2**32), by its bits and their places.
+    nan, infinite: whether a number in it is so.
+    """
+
+    digest: int
+    nan: bool
+    infinite: bool
+
+
+def examine(tree: Any) -> dict[str, Leaf]:
+    """A pass over every leaf where it lies, by its place in the tree.
+
+    One program, and the same digests, whatever the mesh.
+    """
+    groups: dict[Any, dict[str, jax.Array]] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        bound = isinstance(leaf, jax.Array) and leaf.committed
+        devices = frozenset(leaf.sharding.device_set) if bound else None
+        groups.setdefault(devices, {})[jax.tree_util.keystr(path)] = leaf
+    free = groups.pop(None, {})  # goes with any others
+    first, *rest = groups.values() or [{}]
+    found: dict[str, Leaf] = {}
+    for group in (first | free, *rest):
+        for name, values in jax.device_get(_examine(group)).items():
+            digest, nan, infinite = values
+            found[name] = Leaf(int(digest), bool(nan), bool(infinite))
+    return found
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The leaves in which a number is NaN or infinite."""
+    return [name for name, x in examine(tree).items() if x.nan or x.infinite]
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest of host arrays: of their places in the tree, dtypes, shapes and bytes.
+
+    Two data sets of the same fingerprint are the same, in the same order.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = f"{jax.tree_util.keystr(path)} {array.dtype}{list(array.shape)}\n"
+        digest.update(name.encode())
+        digest.update(array.data.cast("B") if array.size else b"")
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _examine(leaves: dict[str, jax.Array]):
+    no = jnp.zeros((), bool)
+    return {
+        name: (
+            _digest(x),
+            jnp.any(jnp.isnan(x)) if _is_float(x) else no,
+            jnp.any(jnp.isinf(x)) if _is_float(x) else no,
+        )
+        for name, x in leaves.items()
+    }
+
+
+def _is_float(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    """u32: the sum of x's words, each times an odd number that its place gives.
+
+    Modulo 2**32 an odd factor keeps every bit that differs, and sums do not depend on
+    their order, so that all shardings give the same.
+    """
+    words = _words(x)
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(words.ndim):
+        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        place = (place + index) * jnp.uint32(0x9E3779B1)
+        place = place ^ (place >> jnp.uint32(15))
+    return jnp.sum(words * (place | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of x as u32; wider numbers become two on a last axis."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return _words(jax.random.key_data(x))
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return jnp.stack([_words(x.real), _words(x.imag)])
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    kind = jnp.iinfo if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo
+    bits = kind(x.dtype).bits
+    if bits < 8:
+        return _words(x.astype(jnp.float32))  # which holds them exactly
+    words = {8: jnp.uint8, 16: jnp.uint16}.get(bits, jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, words).astype(jnp.uint32)

@@ -1,0 +1,75 @@
+"""JSON as others wrote it, read strictly: what is ambiguous or no text raises.
+
+Python's `json` takes the last of two equal keys, takes NaN, and lets half a surrogate
+pair through, which no tokenizer and no file takes afterwards.
+"""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+def read_file(file: pathlib.Path) -> dict[str, Any]:
+    """The object that a file holds.
+
+    Raises:
+      ValueError: with the file, unless it is there and holds an object.
+    """
+    if not file.is_file():
+        raise ValueError(
+            f"{str(file.parent)!r} must hold {file.name}, found"
+            f" {sorted(entry.name for entry in file.parent.iterdir())}."
+        )
+    try:
+        out = loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON: {error}.") from error
+    if not isinstance(out, dict):
+        raise ValueError(
+            f"{file}: must hold an object, got a {type(out).__name__}; take the file"
+            " published with the weights."
+        )
+    return out
+
+
+def loads(text: bytes) -> Any:
+    """The value that UTF-8 bytes are; a byte-order mark in front is skipped.
+
+    Raises:
+      ValueError: with the reason alone, if the bytes are not UTF-8 or no JSON, if an
+        object has a key twice, for NaN, infinities, numbers of thousands of digits and
+        thousands of brackets.
+    """
+    try:
+        return json.loads(
+            text.decode("utf-8-sig").strip(" \t\n\r\v\f"),  # not all blanks of Unicode
+            object_pairs_hook=_object,
+            parse_constant=_no_number,
+        )
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
+def no_text(text: str) -> str | None:
+    """Why a string cannot be trained on, or None: half a surrogate pair, or a zero."""
+    found = _NO_TEXT.search(text)
+    if found is None:
+        return None
+    kind = "a zero byte" if found[0] == "\0" else "half of a surrogate pair"
+    return f"character {found.start()} is {kind}, {found[0]!a}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!a} is there twice")
+    return out
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number of JSON")

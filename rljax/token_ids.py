@@ -1,0 +1,100 @@
+"""Every token id that a run can meet, against the rows of the policy's embedding.
+
+An id without a row is NaN to a compiled program, which can say neither which nor where:
+hence this check on the host, before the first step. Fewer tokens than rows are fine:
+many models have more rows than their tokenizer has tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rljax.types import Prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
+    """Raises ValueError if the tokenizer has a token that the embedding has no row for.
+
+    Args:
+      vocab_size: rows of the embedding.
+    """
+    tokens = tokenizer.get_vocab()  # with added tokens; ids may have gaps
+    beyond = {i: token for token, i in tokens.items() if i >= vocab_size}
+    if beyond:
+        shown = ", ".join(f"{beyond[i]!r} ({i})" for i in sorted(beyond)[:4])
+        raise ValueError(
+            f"tokenizer must have at most vocab_size={vocab_size} tokens, got"
+            f" {len(tokens)}, and ids below that, but the policy's embedding has no row"
+            f" for {shown}; take the tokenizer the model was trained with, or a model"
+            " whose embedding was made larger."
+        )
+
+
+def check_stops(stops: Sequence[int], vocab_size: int, source: str = "") -> None:
+    """Raises ValueError unless all end tokens are ids of the vocabulary.
+
+    Args:
+      source: what names them, for the message.
+    """
+    for i in stops:
+        whole = isinstance(i, int | np.integer) and not isinstance(i, bool)
+        if not whole or not 0 <= i < vocab_size:
+            raise ValueError(
+                f"{source or 'stop_tokens'}: an end token must be an id in"
+                f" [0, {vocab_size}), the rows of the policy's embedding, got {i!r};"
+                " nothing could ever end with it."
+            )
+
+
+def check_prompts(prompts: Prompts, vocab_size: int) -> None:
+    """Raises ValueError if a token that will be read is no id of the vocabulary.
+
+    Looks at the prompts up to their length, at demonstrations and stored answers under
+    their masks, at solutions up to their last piece, and at privileged prompts; what
+    lies behind or outside is padding and may be anything.
+
+    Args:
+      prompts: of NumPy arrays, N rows.
+    """
+    width = prompts.tokens.shape[1]
+    for row, length in enumerate(np.asarray(prompts.length).tolist()):
+        if not 1 <= length <= width:
+            raise ValueError(
+                f"every prompt must have 1 to {width} tokens, but that of row {row} has"
+                f" {length}; encode it again."
+            )
+    for name, tokens, read in _read(prompts):
+        tokens = np.asarray(tokens)
+        bad = np.argwhere(read & ((tokens < 0) | (tokens >= vocab_size)))
+        if len(bad):
+            row = int(bad[0][0])
+            raise ValueError(
+                f"{name}: every token that is read must be an id in [0, {vocab_size}),"
+                f" the rows of the policy's embedding, but row {row} (problem"
+                f" {int(prompts.id[row])}) has {int(tokens[tuple(bad[0])])}, and"
+                f" {len(bad)} tokens in all are none; encode the problems with the"
+                " tokenizer the model was trained with."
+            )
+
+
+def _read(prompts: Prompts) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, token ids and where they are read, of all that rows carry."""
+
+    def upto(tokens, length):
+        return np.arange(tokens.shape[1]) < np.asarray(length)[:, None]
+
+    data = prompts.data
+    yield "prompts", prompts.tokens, upto(prompts.tokens, prompts.length)
+    for name in ("completion", "answers"):
+        if name in data:
+            yield name, data[name], np.asarray(data[f"{name}_mask"])
+    if "privileged" in data:
+        told = data["privileged"]
+        yield "privileged", told, upto(told, data["privileged_length"])
+    if "solution" in data:
+        hint = data["solution"]
+        yield "solution", hint, upto(hint, np.max(data["solution_ends"], -1))

@@ -1,0 +1,286 @@
+"""Every factory of the library refuses wrong arguments at once, by name, with advice.
+
+A table says what fits an argument of a name; each argument of each factory in turn is
+then replaced by values of other kinds. What comes must be a ValueError of the library,
+not an error of Python or JAX, and not one of the trace in which the result is used.
+"""
+
+import collections.abc
+import dataclasses
+import importlib
+import inspect
+import math
+import pkgutil
+import traceback
+import typing
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rljax import advantage as adv
+from rljax import algorithms, gate, loop, loss, mix, policy, update, verify
+from rljax.types import Source
+
+PACKAGES = ("advantage", "algorithms", "loss", "policy", "verify")
+MODULES = (
+    *("consistency", "dynamic_sampling", "gate", "hint", "loop", "mix", "sample"),
+    *("update", *PACKAGES),
+)
+# Reports and readers of files, whose arguments are not those of an algorithm.
+OTHERS = ("hugging_face", "plot", "probe", "score", "pool", "worker", "attention")
+
+CONFIG = policy.DecoderConfig(
+    vocab_size=8,
+    num_layers=1,
+    d_model=8,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=4,
+    d_ff=8,
+)
+POLICY = policy.decoder_policy(CONFIG)
+LEARNER = update.learner(POLICY.measure, algorithms.grpo(), optax.sgd(0.1))
+
+FITS = {
+    "act": loop.demonstrator(),
+    "after": b"=",
+    "algorithm": algorithms.grpo(),
+    "bound_fn": adv.correction.at_most(2.0),
+    "buffer": 0.5,
+    "cap": 2.0,
+    "clipped_fn": lambda credit, rollout: rollout.samples.mask,
+    "config": CONFIG,
+    "constant": 0.5,
+    "controller": adv.ema(0.1),
+    "decay": 2,
+    "divergence_fn": adv.correction.k3,
+    "fn": lambda *arguments: arguments[0],
+    "gates": gate.finite(),
+    "high": 1.0,
+    "learner": LEARNER,
+    "log_ratio_fn": None,
+    "loss_fn": loss.nll(),
+    "low": 0.5,
+    "make": lambda value: adv.scale_weight(1.0),
+    "max_tokens": 8,
+    "measure": POLICY.measure,
+    "measure_fn": lambda *arguments: 1.0,
+    "needle": b"x",
+    "optimizer": optax.sgd(0.1),
+    "policy": POLICY,
+    "judge": lambda text, answer, finished: finished,
+    "level": 0.5,
+    "prompts": fakes.prompts(),
+    "row_weight_fn": lambda rollout: 1.0,
+    "sample": mix.stored(),
+    "samplers": mix.stored(),
+    "select": adv.keep_top_entropy(),
+    "select_fn": lambda value: value,
+    "shape": (1, 8),
+    "num_samples": 4,
+    "scale_fn": lambda *arguments: arguments[0],
+    "sources": Source.OWN,
+    "statistic_fn": adv.correction.geometric,
+    "weight_fn": loss.supervised.unit,
+    "success_fn": lambda group: 1.0,
+    "failure_fn": lambda group: -1.0,
+    "share_fn": adv.by_token,
+    "steps": adv.center_by_group(),
+    "stop_tokens": (1,),
+    "table": verify.TokenBytes((b"a", b"b")),
+    "terms": adv.Term(loss.nll(), adv.token_mean()),
+    "transforms": adv.center_by_group(),
+    "vector_optimizer": optax.sgd(0.1),
+    "verify": lambda prompts, samples: None,
+}
+
+WRONG = {
+    "a string": "0.2",
+    "None": None,
+    "a bool": True,
+    "NaN": math.nan,
+    "a list": [1.0],
+    "an object": object(),
+    "a factory": adv.importance_weight,
+    "a loss's factory": loss.dual_clip,
+    "another function": lambda: 1.0,
+    "a class": dict,
+    "complex": 1j,
+    "an array of bools": np.array([True, False]),
+    "a large integer": 10**400,
+    "a transform": adv.token_mean(),
+    "a module": adv.baseline,
+}
+NUMBERS = (-math.inf, -1e39, -1, -0.5, 0, 1e-50, 0.5, 1, 1.0, 7, 2**31, 1e39, math.inf)
+
+# Chooses the program, or is an integer.
+STATIC = ("temperature", "seed")
+
+# How an argument without a name of its own is called.
+NAMED = {"terms": "one", "steps": "transforms"}
+
+# What is right of the above: any value, a function of any arguments.
+RIGHT = {
+    ("constant", "value"): {"a list"},
+    ("controlled", "make"): {"a factory", "a loss's factory"},
+    ("controlled_algorithm", "make"): {"a factory", "a loss's factory"},
+    ("top_entropy", "divisor_fn"): {"a factory", "a loss's factory"},
+}
+
+
+def functions():
+    """(module, name, function) of all public functions of the modules above."""
+    for module in MODULES:
+        found = importlib.import_module(f"rljax.{module}")
+        inside = (
+            pkgutil.iter_modules(found.__path__) if hasattr(found, "__path__") else ()
+        )
+        names = [f"rljax.{module}", *(f"rljax.{module}.{m.name}" for m in inside)]
+        for name in names:
+            if name.rpartition(".")[2] in OTHERS:
+                continue
+            for key, value in vars(importlib.import_module(name)).items():
+                own = getattr(value, "__module__", "") == name
+                if own and inspect.isfunction(value) and not key.startswith("_"):
+                    yield name.removeprefix("rljax."), key, value
+
+
+def is_factory(fn) -> bool:
+    """Whether what it returns is itself a function, or a NamedTuple of some."""
+    result = inspect.signature(fn).return_annotation
+    origin = typing.get_origin(result)
+    pair = isinstance(result, type) and hasattr(result, "_fields")
+    return origin is collections.abc.Callable or (
+        pair
+        and isinstance(vars(result).get("__annotations__"), dict)
+        and "init" in result._fields
+    )
+
+
+FACTORIES = {f"{m}.{k}": fn for m, k, fn in functions() if is_factory(fn)}
+
+
+def fitting(fn) -> tuple[list, dict]:
+    args, kwargs = [], {}
+    for name, p in inspect.signature(fn).parameters.items():
+        if p.kind is p.VAR_POSITIONAL:
+            args.append(FITS[name])
+        elif p.kind is p.VAR_KEYWORD:
+            kwargs |= {"one": FITS[name]} if name == "terms" else {}
+        elif p.default is p.empty:
+            kwargs[name] = FITS.get(name, 1)
+    return args, kwargs
+
+
+def call(fn, name=None, value=None):
+    args, kwargs = fitting(fn)
+    if name is not None:
+        p = inspect.signature(fn).parameters[name]
+        if p.kind is p.VAR_POSITIONAL:
+            args = [value]
+        elif p.kind is p.VAR_KEYWORD:
+            kwargs = {"one": value}
+        else:
+            kwargs[name] = value
+    if args and any(
+        p.kind is p.POSITIONAL_OR_KEYWORD
+        for p in inspect.signature(fn).parameters.values()
+    ):
+        args = [
+            kwargs.pop(n)
+            for n in list(kwargs)
+            if inspect.signature(fn).parameters[n].kind.name == "POSITIONAL_OR_KEYWORD"
+        ] + args
+    return fn(*args, **kwargs)
+
+
+CASES = [
+    pytest.param(fn, name, id=f"{key}-{name}")
+    for key, fn in FACTORIES.items()
+    for name, p in inspect.signature(fn).parameters.items()
+    if p.kind is not p.VAR_KEYWORD or name == "terms"
+]
+
+
+@pytest.mark.parametrize("key", FACTORIES)
+def test_every_factory_is_called_rightly_by_the_table(key):
+    assert call(FACTORIES[key]) is not None
+
+
+def complaint(fn, name, value):
+    """What is wrong with the refusal; None if there is none, and "taken" if it is."""
+    try:
+        call(fn, name, value)
+    except ValueError as error:
+        (*_, last) = traceback.extract_tb(error.__traceback__)
+        message = str(error)
+        if "rljax" not in last.filename or NAMED.get(name, name) not in message:
+            return f"{last.filename}: {message}"
+        parts = " got " in message and ";" in message
+        return None if parts else f"not in three parts: {message}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "taken"
+
+
+@pytest.mark.parametrize("fn, name", CASES)
+def test_values_of_other_kinds_are_refused_by_name(fn, name):
+    parameter = inspect.signature(fn).parameters[name]
+    right = set(RIGHT.get((fn.__name__, name), ()))
+    if parameter.default is None:
+        right.add("None")
+    if "AdvantageTransform" in str(parameter.annotation):
+        right.add("a transform")
+    found = {k: complaint(fn, name, v) for k, v in WRONG.items() if k not in right}
+    bad = [f"{k}: {why}" for k, why in found.items() if why is not None]
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize("fn, name", CASES)
+def test_any_number_is_taken_or_refused_by_name(fn, name):
+    # Not an error of Python or JAX; what is taken is within the documented range.
+    found = {x: complaint(fn, name, x) for x in NUMBERS}
+    bad = [f"{x}: {why}" for x, why in found.items() if why not in (None, "taken")]
+    assert not bad, "\n".join(bad)
+
+
+def test_hyper_parameters_may_be_traced():
+    # A population is a vmap over them: a check that compared would raise.
+    for fn in FACTORIES.values():
+        for name, p in inspect.signature(fn).parameters.items():
+            if (p.annotation is float or p.annotation == jax.typing.ArrayLike) and (
+                name not in STATIC
+            ):
+
+                def build(x, fn=fn, name=name):
+                    assert call(fn, name, x) is not None
+                    return x
+
+                assert jax.eval_shape(build, jnp.float32(0.5)).shape == ()
+
+
+def test_a_decoder_has_sizes():
+    sizes = (
+        "vocab_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "d_ff",
+    )
+    for name in sizes:
+        for wrong in (0, -2, 2.5, "2", None, True):
+            with pytest.raises(ValueError, match=f"{name} must"):
+                dataclasses.replace(CONFIG, **{name: wrong})
+
+
+def test_a_pool_refuses_its_arguments_before_it_starts_a_process():
+    right = {"fn": max, "decode": FITS["table"], "num_workers": 1, "timeout_s": 1.0}
+    for name in right:
+        with pytest.raises(ValueError, match=f"{name} must"):  # noqa: SIM117
+            with verify.pooled(**right | {name: "1"}):
+                pass
