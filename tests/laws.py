@@ -183,6 +183,27 @@ def stays_finite(transform, rollout):
         chex.assert_tree_all_finite(apply(transform, rows))
 
 
+def never_reads_failed_rows(transform, rollout):
+    # What a verifier that failed has written may be NaN, and be called correct.
+    failed = jnp.zeros_like(rollout.verdict.failed).at[:, 1].set(True)
+    verdict = rollout.verdict.replace(failed=failed)
+    rows = rollout.replace(verdict=verdict)
+    said = verdict.replace(
+        reward=jnp.where(failed, jnp.nan, verdict.reward),
+        correct=verdict.correct | failed,
+    )
+    want, state = apply(transform, rows)
+    got, after = apply(transform, rows.replace(verdict=said))
+
+    def learned(credit):
+        return jnp.where(credit.weighs, credit.advantage, 0.0)
+
+    chex.assert_trees_all_equal(
+        (learned(got), got.weight, got.member, got.metrics, after),
+        (learned(want), want.weight, want.member, want.metrics, state),
+    )
+
+
 def takes_one_sample_or_says_no(transform, rollout):
     # A quiet NaN would be found after hours, as a collapsed policy.
     try:
@@ -218,6 +239,7 @@ LAWS = (
     follows_samples,
     ignores_padding,
     stays_finite,
+    never_reads_failed_rows,
     takes_one_sample_or_says_no,
     sends_no_gradient,
 )
