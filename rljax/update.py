@@ -137,8 +137,8 @@ def learner(
         state = state.replace(algorithm=after)
 
         def one(state, i):
-            rows = minibatch(state, (rollout, credits), i)
-            return optimiser_step(state, *rows, usable, i)
+            rows, own = minibatch(state, (rollout, credits), i)
+            return optimiser_step(state, rows, own, usable, i)
 
         state, metrics = _repeat(one, state, num_steps)
         # If every step of this batch was refused, the algorithm's state is restored, as
