@@ -4,8 +4,8 @@ import decimal
 import fractions
 
 import jax
-import numpy as np
 import number_texts as slow
+import numpy as np
 import pytest
 import verify_fakes
 from hypothesis import given, settings
@@ -163,7 +163,9 @@ def test_cases_by_hand(name):
     )
     for answer, row in zip(said, correct, strict=True):
         same = [bool(v) and slow.value(v) == slow.value(answer) for v in values]
-        wrong = [t for t, yes, want in zip(texts, row, same, strict=True) if yes != want]
+        wrong = [
+            t for t, yes, want in zip(texts, row, same, strict=True) if yes != want
+        ]
         assert not wrong, (answer, wrong)
 
 

@@ -190,9 +190,7 @@ def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None):
     require_table(table, max_bytes)
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
-        text = decode(
-            table, samples.tokens, samples.mask, max_bytes=max_bytes, gap=GAP
-        )
+        text = decode(table, samples.tokens, samples.mask, max_bytes=max_bytes, gap=GAP)
         by_sample = jax.vmap(judge, in_axes=(0, None, 0))
         correct = jax.vmap(by_sample)(text, answers(prompts), samples.finished)
         return Verdict.binary(correct & text.fits)
@@ -207,7 +205,9 @@ def require_table(table: TokenBytes, max_bytes: int | None) -> None:
             "a verifier needs the bytes of each token, a TokenBytes, got"
             f" {type(table).__name__}; pass token_bytes(tokenizer)."
         )
-    if max_bytes is not None and not (isinstance(max_bytes, numbers.Integral) and max_bytes >= 1):
+    if max_bytes is not None and not (
+        isinstance(max_bytes, numbers.Integral) and max_bytes >= 1
+    ):
         raise ValueError(
             f"max_bytes must be a whole number of at least 1, or None, got"
             f" {max_bytes!r}; 4 to 8 bytes per token are ample."
