@@ -19,6 +19,7 @@ def dtypes(tree):
     return [x.dtype for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_keeps_the_dtypes_of_its_state(name):
     # jnp.zeros(n), 1.0 * mask and jnp.mean(mask) are float64 there, and a loop whose
