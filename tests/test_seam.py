@@ -200,8 +200,27 @@ def test_unequal_sizes_are_multiples_that_differ():
     assert seam.unequal((4, 4, 4)) == (12, 4, 8)
     assert seam.unequal((4, 8, 8)) == (4, 8, 16)
     assert seam.unequal((3, 4, 5)) == (3, 4, 5)
+    assert seam.unequal((4, 4, 4), fixed={4}) == (4, 4, 4)
     # One prompt, sample or token broadcasts as it should.
     assert seam.unequal((1, 1, 1)) == (1, 1, 1)
+
+
+def test_numbers_and_state_of_one_batch_size_are_no_slip():
+    # Written down by hand for 4 prompts, or kept for each of them.
+    rows = cube()
+    table = jnp.arange(16, dtype=jnp.float32).reshape(4, 4, 1)
+    by_hand = adv.stateless(lambda c, r: c.replace(advantage=c.advantage + table))
+    inside = adv.stateless(
+        lambda c, r: c.replace(advantage=jnp.array([[[1.0]] * 4] * 4))
+    )
+
+    def remember(credit, last, rollout):
+        return credit.replace(advantage=credit.advantage - last), credit.advantage
+
+    kept = adv.AdvantageTransform(lambda: jnp.zeros((4, 4, 1)), remember)
+    for transform in (by_hand, inside, kept):
+        assert run(rows, transform).shape == ()
+        jax.eval_shape(lambda t=transform: run(rows, t))
 
 
 def test_nothing_of_the_check_is_left_in_the_program():

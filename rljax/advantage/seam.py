@@ -7,7 +7,8 @@ with sizes that do not. All of this happens when traced and costs nothing at run
 """
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -66,15 +67,23 @@ def _called(fn: Callable, args: tuple, require: Callable, place: str):
     with _watching(place):
         result = fn(*args)
     require(result, sizes)
-    other = unequal(sizes)
-    if other != sizes:
+    if unequal(sizes) != sizes:
+        other = unequal(sizes, _fixed(fn, args))
         with _watching(place):
             probe = jax.eval_shape(fn, *_resized(args, sizes, other))
         require(probe, other)
     return result
 
 
-def unequal(sizes: Sizes) -> Sizes:
+def _fixed(fn, args) -> set[int]:
+    """Sizes that a function cannot do without: of its constants and of its state."""
+    arrays = jax.make_jaxpr(fn)(*args).consts
+    if isinstance(args[0], Credit):  # (credit, state, rollout)
+        arrays = [*arrays, *jax.tree.leaves(args[1])]
+    return {size for x in arrays for size in jnp.shape(x)}
+
+
+def unequal(sizes: Sizes, fixed: Collection[int] = ()) -> Sizes:
     """Sizes of P, G and T that differ where these do not; G stays, it may be fixed.
 
     Multiples, so that P still divides by what it is sharded over.
@@ -82,13 +91,15 @@ def unequal(sizes: Sizes) -> Sizes:
     >>> unequal((4, 4, 4))
     (12, 4, 8)
     """
+
+    def apart(size, *others):
+        if size == 1 or size in fixed:
+            return size
+        return next(size * i for i in itertools.count(1) if size * i not in others)
+
     P, G, T = sizes
-    if T == G > 1:
-        T = 2 * T
-    num = 1
-    while num * P in (G, T) and P > 1:
-        num += 1
-    return num * P, G, T
+    T = apart(T, G, P)
+    return apart(P, G, T), G, T
 
 
 def _resized(tree, old: Sizes, new: Sizes):
