@@ -76,7 +76,7 @@ def learner(
         "optimizer", optimizer, optax.GradientTransformation, "optax.adamw(1e-5)"
     )
     if gate is not None:
-        check.kind("gate", gate, Gate, "finite()")
+        check.kind("gate", gate, Gate, "target_kl(0.05)")
     check.count("num_passes", num_passes)
     check.count("num_minibatches", num_minibatches)
     check.count("num_microbatches", num_microbatches)

@@ -59,7 +59,7 @@ FITS = {
     "decay": 2,
     "divergence_fn": adv.correction.k3,
     "fn": lambda *arguments: arguments[0],
-    "gates": gate.finite(),
+    "gates": gate.every(),
     "high": 1.0,
     "learner": LEARNER,
     "log_ratio_fn": None,
