@@ -17,9 +17,11 @@ import numpy as np
 import optax
 
 from benchmarks import clock, results
-from rljax import algorithms, machine, update
-from rljax.policy import DecoderConfig, decoder_policy
-from rljax.sample import sampler
+from rljax import algorithms
+from rljax.learn import update
+from rljax.model import DecoderConfig, decoder_policy
+from rljax.plan import machine
+from rljax.rollout.sample import sampler
 from rljax.types import Prompts, Rollout, Verdict
 
 SIZES = {

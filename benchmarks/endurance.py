@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import results, rljax_program, workload
-from rljax import train
+from rljax.run import train
 
 STEPS_PER_DISPATCH = 20
 # What counts as growth: more than this part of the median over the whole run.

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import results, rljax_program, workload
-from rljax import plan
+from rljax.plan import cost
 
 STEPS_PER_DISPATCH = 2
 AXES = {
@@ -85,11 +85,11 @@ class Case:
 
     def found(self) -> dict[str, float]:
         """Measured, and by arithmetic: state, gradients, keys and values."""
-        memory = plan.memory(self._program, self._compiled)
+        memory = cost.memory(self._program, self._compiled)
         parts = memory.parameters + memory.optimizer + memory.gradients + memory.cache
         return {
             "ms": 1e3 * statistics.median(self.times),
-            "gflop": sum(plan.decoder_flops(self._program.sizes)) / 1e9,
+            "gflop": sum(cost.decoder_flops(self._program.sizes)) / 1e9,
             "mib": memory.total / 2**20,
             "parts_mib": parts / 2**20,
         }

@@ -23,11 +23,12 @@ import optax
 import scipy.stats
 
 from benchmarks import clock, results, rljax_program, workload
-from rljax import algorithms, data, loop, update
-from rljax.policy import decoder_policy, hugging_face
+from rljax import algorithms, data, program
+from rljax.data.tokenizer import load_tokenizer
+from rljax.learn import update
+from rljax.model import decoder_policy, hugging_face
 from rljax.policy.base import Policy
-from rljax.sample import sampler
-from rljax.tokenizer import load_tokenizer
+from rljax.rollout.sample import sampler
 from rljax.types import Prompts, Rollout, Verdict
 
 STOP = 2
@@ -114,7 +115,9 @@ def by_slots(case: Case, args):
     first, old = drawn[None]
     rows = []
     for n, (samples, _) in drawn.items():
-        used = loop.rollout_metrics(Rollout(prompts=prompts, samples=samples, old=old))
+        used = program.rollout_metrics(
+            Rollout(prompts=prompts, samples=samples, old=old)
+        )
         other = int(jnp.sum(samples.tokens != first.tokens))
         useful = f"{float(used['samples/useful_share']):.0%}"
         rows.append((n or "all at once", *compared(times, n, None), useful, other))

@@ -9,10 +9,14 @@ import numpy as np
 import optax
 
 from benchmarks import workload
-from rljax import advantage, data, loop, loss, plan, train, update
-from rljax.policy import DecoderConfig, decoder_policy
+from rljax import advantage, data, loss
+from rljax import program as loop
+from rljax.learn import update
+from rljax.model import DecoderConfig, decoder_policy
+from rljax.plan import cost
 from rljax.policy.base import Policy
-from rljax.sample import sampler
+from rljax.rollout.sample import sampler
+from rljax.run import train
 from rljax.types import Prompts, TrainState, Verdict
 
 
@@ -20,7 +24,7 @@ class Built(NamedTuple):
     """A program; `start`: key -> what it starts from; `prompts`: the data set."""
 
     policy: Policy
-    program: plan.Program
+    program: cost.Program
     start: Callable[[jax.Array], TrainState]
     prompts: Prompts
 
@@ -92,7 +96,7 @@ def build(
     def start(key):
         return learner.init(policy.init(key), key)
 
-    program = plan.Program(
+    program = cost.Program(
         act=loop.actor(policy, sample),
         learner=learner,
         verify=verify,
@@ -100,7 +104,7 @@ def build(
         prompts=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), problems
         ),
-        sizes=plan.Sizes(
+        sizes=cost.Sizes(
             decoder=decoder,
             num_prompts=work.num_prompts,
             num_samples=work.num_samples,

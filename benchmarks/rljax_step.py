@@ -18,7 +18,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import clock, rljax_program, workload  # noqa: E402
-from rljax import metrics, microbatch, train  # noqa: E402
+from rljax.learn import microbatch  # noqa: E402
+from rljax.run import record, train  # noqa: E402
 
 STEPS_PER_DISPATCH = 5
 
@@ -51,7 +52,7 @@ def main() -> None:
     phase = built.phase(args.steps, noticing)
     with tempfile.TemporaryDirectory() as folder:
         state = train.train([phase], state, folder, checkpoint_every=args.steps)
-        records = metrics.read_metrics(pathlib.Path(folder) / metrics.FILE)
+        records = record.read_metrics(pathlib.Path(folder) / record.FILE)
     compiled = sum(compiling)
     parts = time_parts(built, work.num_microbatches, state)
     seconds = np.array([r["seconds"] for r in records if r["kind"] == "step"])

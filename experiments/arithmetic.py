@@ -22,23 +22,17 @@ from experiments import column_addition as addition
 from experiments.first_stage import FirstStage
 from experiments.judge import Judge
 from experiments.task import Task, build
-from rljax import (
-    algorithms,
-    data,
-    digest,
-    evaluate,
-    folder,
-    keys,
-    loop,
-    loss,
-    plan,
-    report,
-    train,
-    update,
-)
+from rljax import algorithms, data, digest, evaluate, keys, loss
+from rljax import program as loop
 from rljax.advantage import Term, algorithm, token_mean
-from rljax.policy import Policy, decoder_policy, hugging_face
-from rljax.sample import sampler
+from rljax.evaluate import report
+from rljax.learn import update
+from rljax.model import decoder_policy, hugging_face
+from rljax.plan import cost
+from rljax.policy import Policy
+from rljax.rollout.sample import sampler
+from rljax.run import run_dir as folder
+from rljax.run import train
 from rljax.types import TrainState
 
 
@@ -238,7 +232,7 @@ def trained_policy(config: Config, task: Task) -> Policy:
     return decoder_policy(task.decoder, temperature=config.temperature)
 
 
-def program(config: Config | None = None, task: Task | None = None) -> plan.Program:
+def program(config: Config | None = None, task: Task | None = None) -> cost.Program:
     """RL: sampler, verifier and update, and what they start from."""
     config = Config() if config is None else config
     check(config)
@@ -254,7 +248,7 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     shape = (config.steps_per_dispatch, config.num_prompts)
-    return plan.Program(
+    return cost.Program(
         act=loop.actor(policy, sample),
         learner=learner,
         verify=task.verify,
@@ -264,7 +258,7 @@ def program(config: Config | None = None, task: Task | None = None) -> plan.Prog
         prompts=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), task.train
         ),
-        sizes=plan.Sizes(
+        sizes=cost.Sizes(
             decoder=task.decoder,
             num_prompts=config.num_prompts,
             num_samples=config.num_samples,

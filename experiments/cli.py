@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from experiments import planning
-from rljax import plan
+from rljax.plan import cost as plan
 
 # What a configuration, a file or a machine may be to blame for; memory that does not
 # suffice is JAX's own error.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments import ranges
-from rljax import tokenizer as tokenizers
+from rljax.data import tokenizer as tokenizers
 from rljax.types import Prompts
 
 if TYPE_CHECKING:

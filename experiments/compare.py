@@ -18,8 +18,9 @@ from collections.abc import Callable
 
 from experiments import cli, compare_report, contest, contest_warm
 from experiments.contest import Config
-from rljax import algorithms, folder
+from rljax import algorithms
 from rljax.advantage import Algorithm
+from rljax.run import run_dir as folder
 
 SETTINGS = {
     "demo": Config(),

@@ -16,7 +16,7 @@ from experiments import column_addition as addition
 from experiments.task import Task, build_addition
 from rljax import check as library
 from rljax.advantage import Algorithm
-from rljax.sample import Sampler, sampler
+from rljax.rollout.sample import Sampler, sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from experiments import column_addition as addition
 from experiments.contest import Config, World
 from experiments.task import Task
 from rljax import advantage as adv
-from rljax import algorithms, loss, mix
+from rljax import algorithms, loss
 from rljax.advantage import Algorithm
+from rljax.rollout import mixed
 from rljax.types import Prompts, Source
 
 
@@ -89,7 +90,7 @@ def warm_stage(world: World, params: Any) -> dict[str, Any]:
     optimiser steps; GFT fills its groups with its own samples.
     """
     config = world.config
-    stored = mix.stored()
+    stored = mixed.stored()
     outcomes, ends = {}, {}
     for name in contest.names(config.warm, OBJECTIVES, "--warm"):
         own = contest.samples(world, config.num_samples - 2) if name == "gft" else None
@@ -98,7 +99,7 @@ def warm_stage(world: World, params: Any) -> dict[str, Any]:
             name,
             OBJECTIVES[name](),
             params,
-            sample=stored if own is None else mix.joined(own, stored),
+            sample=stored if own is None else mixed.joined(own, stored),
             part=2,
             map_fn=two_answers(config, world.task),
             num_steps=config.stage_steps,

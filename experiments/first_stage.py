@@ -10,7 +10,8 @@ import zipfile
 
 import numpy as np
 
-from rljax import evaluate, metrics
+from rljax import evaluate
+from rljax.run import record
 
 FILE = "before.npz"
 
@@ -35,7 +36,7 @@ class FirstStage:
         file = io.BytesIO()
         np.savez(file, correct=self._waiting.correct, greedy=self._waiting.greedy)
         try:
-            metrics.replace_file(self._path, file.getvalue())
+            record.replace_file(self._path, file.getvalue())
         except OSError as error:
             if not self._failing:
                 print(f"{self._path}: {error}; kept in memory for later")

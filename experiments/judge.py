@@ -7,9 +7,11 @@ import jax
 import numpy as np
 
 from experiments.task import Task
-from rljax import evaluate, loop, report
-from rljax.policy import decoder_policy
-from rljax.sample import greedy, sampler
+from rljax import evaluate
+from rljax import program as loop
+from rljax.evaluate import report
+from rljax.model import decoder_policy
+from rljax.rollout.sample import greedy, sampler
 
 if TYPE_CHECKING:
     from experiments.arithmetic import Config

@@ -9,7 +9,7 @@ import jax
 import rich.console
 import rich.table
 
-from rljax import machine, plan
+from rljax.plan import cost, machine
 
 # Numbers of a config that memory falls with.
 _LOWERED = ("num_prompts", "num_samples", "max_tokens")
@@ -30,11 +30,11 @@ _WITHIN = {
 
 
 def show_plan(
-    program: Callable[[Any], plan.Program] | None,
+    program: Callable[[Any], cost.Program] | None,
     config: Any,
     *,
     free: int | None = None,
-) -> plan.Plan:
+) -> cost.Plan:
     """Prints the plan of a training step on the default device.
 
     Args:
@@ -52,7 +52,7 @@ def show_plan(
         )
     built = program(config)
     compiled = built.compile()
-    found = plan.make(built, compiled, measure_rates(built.sizes))
+    found = cost.make(built, compiled, measure_rates(built.sizes))
     free = machine.free_memory(jax.devices()[0]) if free is None else free
     console = rich.console.Console(highlight=False)
     for table in (work_table(built, found), memory_table(found.memory, free)):
@@ -63,19 +63,19 @@ def show_plan(
     return found
 
 
-def measure_rates(sizes: plan.Sizes, seconds: float = 0.2) -> plan.Rates:
+def measure_rates(sizes: cost.Sizes, seconds: float = 0.2) -> cost.Rates:
     """The machine's rates at the program's shapes; takes 5 times `seconds` at most,
     beside the compilation."""
-    training, decoding = plan.product_shapes(sizes)
+    training, decoding = cost.product_shapes(sizes)
     dtype = sizes.decoder.dtype
-    return plan.Rates(
+    return cost.Rates(
         training=machine.product_rate(*training, dtype, seconds),
         decoding=machine.product_rate(*decoding, dtype, seconds),
         memory=machine.memory_rate(2**27, seconds),
     )
 
 
-def work_table(program: plan.Program, found: plan.Plan) -> rich.table.Table:
+def work_table(program: cost.Program, found: cost.Plan) -> rich.table.Table:
     """Arithmetic and time of a step."""
     s = program.sizes
     table = rich.table.Table(
@@ -86,7 +86,7 @@ def work_table(program: plan.Program, found: plan.Plan) -> rich.table.Table:
     for name in ("GFLOP at the least", "in the program", "ms at best"):
         table.add_column(name, justify="right")
     rows = zip(found.arithmetic, found.traced, found.seconds, strict=True)
-    for name, (least, traced, seconds) in zip(plan.Flops._fields, rows, strict=True):
+    for name, (least, traced, seconds) in zip(cost.Flops._fields, rows, strict=True):
         table.add_row(name, *_work(least, traced, seconds))
     table.add_section()
     table.add_row(
@@ -99,7 +99,7 @@ def _work(least, traced, seconds):
     return f"{least / 1e9:,.3f}", f"{traced / 1e9:,.3f}", f"{1e3 * seconds:,.2f}"
 
 
-def memory_table(memory: plan.Memory, free: int) -> rich.table.Table:
+def memory_table(memory: cost.Memory, free: int) -> rich.table.Table:
     """Where the memory goes, against what is free."""
     table = rich.table.Table(title="Memory")
     table.add_column("")
@@ -115,7 +115,7 @@ def memory_table(memory: plan.Memory, free: int) -> rich.table.Table:
     return table
 
 
-def summary(found: plan.Plan) -> str:
+def summary(found: cost.Plan) -> str:
     """What the tables leave out."""
     rates, (all_once, products_once) = found.rates, found.once
     return (
@@ -132,7 +132,7 @@ def summary(found: plan.Plan) -> str:
     )
 
 
-def refusal(program, config, memory: plan.Memory, free: int) -> str:
+def refusal(program, config, memory: cost.Memory, free: int) -> str:
     """That it does not fit, and what would."""
     text = f"a training step needs {_mib(memory.total)} MiB, and {_mib(free)} are free"
     fixed = memory.total - memory.temporaries
@@ -168,7 +168,7 @@ def advice(program, config, name: str, factor: int, free: int) -> str | None:
             return None
         try:
             smaller = program(dataclasses.replace(config, **{name: value}))
-            needed = plan.memory(smaller, smaller.compile()).total
+            needed = cost.memory(smaller, smaller.compile()).total
         except ValueError:  # such as prompts that do not divide
             continue
         if needed <= free:

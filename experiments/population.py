@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rljax import data, fault, loop, update
+from rljax import data, program
 from rljax.advantage import Algorithm
 from rljax.keys import Stream, stream
+from rljax.learn import update
 from rljax.policy import Policy
-from rljax.sample import Sampler, greedy, sampler
+from rljax.rollout.sample import Sampler, greedy, sampler
+from rljax.run import fault
 from rljax.types import Prompts
 
 Asked = tuple[np.ndarray, np.ndarray]
@@ -74,7 +76,9 @@ def imitate(
             init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
         )
 
-    run = jax.jit(jax.vmap(loop.fused(loop.demonstrator(), learner)), donate_argnums=0)
+    run = jax.jit(
+        jax.vmap(program.fused(program.demonstrator(), learner)), donate_argnums=0
+    )
     state = jax.jit(jax.vmap(begin))(keys)
     for _ in range(dispatches):
         state, _ = run(state, next(batches))
@@ -84,7 +88,7 @@ def imitate(
 def train(
     policy: Policy,
     sample: Sampler,
-    verify: loop.Verify,
+    verify: program.Verify,
     make_learner: Callable[[jax.Array], update.Learner],
     params: Any,
     keys: jax.Array,
@@ -109,7 +113,7 @@ def train(
         return make_learner(jnp.float32(0)).init(params, stream(key, Stream.PHASE, 1))
 
     def member(state, prompts, rate):
-        run = loop.fused(loop.actor(policy, sample), make_learner(rate), verify)
+        run = program.fused(program.actor(policy, sample), make_learner(rate), verify)
         return run(state, prompts)
 
     def over(fn, seeds, rates):
@@ -138,7 +142,7 @@ def train(
 
 def judge(
     policy: Policy,
-    verify: loop.Verify,
+    verify: program.Verify,
     prompts: Prompts,
     *,
     size: int,
@@ -158,7 +162,7 @@ def judge(
     def ask(params, prompts):
         def correct(sample):
             samples, _ = sample(params, prompts, jax.random.key(20_000))
-            return loop.verdict_of(verify, prompts, samples).correct
+            return program.verdict_of(verify, prompts, samples).correct
 
         return correct(samplers[0]), correct(samplers[1])[:, 0]
 

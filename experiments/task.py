@@ -7,17 +7,18 @@ import jax
 import numpy as np
 
 from experiments import column_addition as addition
-from rljax import data, held_out, token_ids, verify
-from rljax.policy import (
-    DecoderConfig,
-    Policy,
-    decoder_policy,
-    hugging_face,
-    hugging_face_config,
-    hugging_face_metadata,
+from rljax import data, verify
+from rljax.data import held_out, token_ids
+from rljax.data.tokenizer import load_tokenizer
+from rljax.model import DecoderConfig, decoder_policy, hugging_face
+from rljax.model.hugging_face import (
+    config as hugging_face_config,
 )
-from rljax.policy.hugging_face_metadata import Metadata
-from rljax.tokenizer import load_tokenizer
+from rljax.model.hugging_face import (
+    metadata as hugging_face_metadata,
+)
+from rljax.model.hugging_face.metadata import Metadata
+from rljax.policy import Policy
 from rljax.types import Prompts
 
 if TYPE_CHECKING:

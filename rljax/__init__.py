@@ -1,3 +1,29 @@
-"""rljax: composable reinforcement-learning post-training of language models."""
+"""rljax: small pure transforms for the policy optimisation of language models.
 
-__version__ = "0.1.0"
+A training step is a fixed dataflow,
+
+    prompts -> sample -> verify -> measure -> credit -> per step: weigh -> loss -> gate
+
+and the packages follow it. A package imports those of lower floors only
+(tests/test_imports.py holds the table):
+
+    1  types, numerics, check, keys, mesh    what flows, and what everybody uses
+    2  advantage   credit: transforms, terms, algorithms, reductions, controllers
+       loss        functions per token, minimised
+       policy      the interface, and what is measured of any policy
+       verify      rewards: graph (in the program) and host (processes)
+       data        NumPy on the host: problems, encoding, streams, tokenizers
+       run         the host loop: training, checkpoints, records, display
+    3  algorithms  named methods, a dozen lines each
+       model       networks behind the interface; flax lives here alone
+       rollout     prompts to samples, on the device
+       learn       a rollout to a new state: update, microbatches, gates
+       analysis    what one looks at: masses, plots, the entropy law
+    4  program     act, verify and learn as one program, fused or split
+       task        what is to be solved, and how it is judged
+    5  evaluate    held-out problems: asking a policy, estimates, the report
+       plan        what a run takes, before it runs
+
+Your own advantage is a function in your own file: README, "ten lines". The experiments,
+which one copies, lie beside this package.
+"""

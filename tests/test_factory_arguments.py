@@ -22,18 +22,20 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import algorithms, gate, loop, loss, mix, policy, update, verify
+from rljax import algorithms, loss, model, program, verify
+from rljax.learn import gate, update
+from rljax.rollout import mixed
 from rljax.types import Source
 
-PACKAGES = ("advantage", "algorithms", "loss", "policy", "verify")
-MODULES = (
-    *("consistency", "dynamic_sampling", "gate", "hint", "loop", "mix", "sample"),
-    *("update", *PACKAGES),
+PACKAGES = (
+    *("advantage", "algorithms", "learn", "loss", "model", "policy", "rollout"),
+    *("verify", "verify.graph", "verify.host"),
 )
+MODULES = ("program", *PACKAGES)
 # Reports and readers of files, whose arguments are not those of an algorithm.
 OTHERS = ("hugging_face", "plot", "probe", "score", "pool", "worker", "attention")
 
-CONFIG = policy.DecoderConfig(
+CONFIG = model.DecoderConfig(
     vocab_size=8,
     num_layers=1,
     d_model=8,
@@ -42,11 +44,11 @@ CONFIG = policy.DecoderConfig(
     head_dim=4,
     d_ff=8,
 )
-POLICY = policy.decoder_policy(CONFIG)
+POLICY = model.decoder_policy(CONFIG)
 LEARNER = update.learner(POLICY.measure, algorithms.grpo(), optax.sgd(0.1))
 
 FITS = {
-    "act": loop.demonstrator(),
+    "act": program.demonstrator(),
     "after": b"=",
     "algorithm": algorithms.grpo(),
     "bound_fn": adv.correction.at_most(2.0),
@@ -76,8 +78,8 @@ FITS = {
     "level": 0.5,
     "prompts": fakes.prompts(),
     "row_weight_fn": lambda rollout: 1.0,
-    "sample": mix.stored(),
-    "samplers": mix.stored(),
+    "sample": mixed.stored(),
+    "samplers": mixed.stored(),
     "select": adv.keep_top_entropy(),
     "select_fn": lambda value: value,
     "shape": (1, 8),

@@ -11,9 +11,10 @@ import optax
 
 import rljax
 from rljax import advantage as adv
-from rljax import keys, loss, update
+from rljax import keys, loss
 from rljax.keys import Stream
-from rljax.sample import sample_keys
+from rljax.learn import update
+from rljax.rollout.sample import sample_keys
 
 RUN = jax.random.key(0)
 

@@ -9,15 +9,16 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import loop, loss, update
+from rljax import loss, program
 from rljax.advantage import Term, algorithm, chain
-from rljax.sample import sampler
+from rljax.learn import update
+from rljax.rollout.sample import sampler
 from rljax.types import NotMeasured, Prompts, Source, Verdict
 
 P, T, V = 8, 3, 6
 POLICY = fakes.bandit(P, T, V)
 SAMPLE = sampler(POLICY, num_samples=4, max_tokens=T, stop_tokens=(0,))
-ACT = loop.actor(POLICY, SAMPLE)
+ACT = program.actor(POLICY, SAMPLE)
 
 
 def verify(prompts, samples):
@@ -36,8 +37,8 @@ METHOD = algorithm(
     kl=Term(loss.kl_k3_straight(), chain(adv.token_mean(), adv.scale_weight(0.05))),
 )
 LEARNER = update.learner(POLICY.measure, METHOD, optax.adam(0.1), num_minibatches=2)
-FUSED = loop.fused(ACT, LEARNER, verify)
-SPLIT = loop.split(ACT, LEARNER, verify)
+FUSED = program.fused(ACT, LEARNER, verify)
+SPLIT = program.split(ACT, LEARNER, verify)
 K = 4  # one number of steps per dispatch, so that one program serves most tests
 
 
@@ -86,7 +87,7 @@ def test_slots_and_pieces_by_length_are_the_same_steps():
         learner = update.learner(
             POLICY.measure, METHOD, optax.sgd(1.0), num_minibatches=2, **pieces
         )
-        run = loop.fused(loop.actor(POLICY, sample), learner, verify)
+        run = program.fused(program.actor(POLICY, sample), learner, verify)
         reference = jax.tree.map(lambda x: x + 0.0, POLICY.init(None))
         state = learner.init(POLICY.init(None), jax.random.key(3), reference)
         state, metrics = run(state, batches(K))
@@ -159,7 +160,7 @@ def test_verifier_failures_are_counted_and_teach_nothing():
         verdict = verify(prompts, samples)
         return verdict.replace(failed=verdict.failed | True)
 
-    run = loop.fused(ACT, LEARNER, broken)
+    run = program.fused(ACT, LEARNER, broken)
     state, metrics = run(start(), batches(K))
     assert metrics["verify/failed"].tolist() == [P * 4] * K
     assert metrics["reward/solved"].shape == (K,)
@@ -200,12 +201,12 @@ def test_demonstrations_are_learned_without_a_verifier():
     )
     sft = algorithm(sft=Term(loss.nll(), adv.token_mean()))
     learner = update.learner(POLICY.measure, sft, optax.adam(0.3))
-    run = loop.fused(loop.demonstrator(), learner)
+    run = program.fused(program.demonstrator(), learner)
     state, metrics = run(learner.init(POLICY.init(None), jax.random.key(0)), prompts)
     assert float(metrics["update/loss"][0]) == pytest.approx(np.log(V), abs=1e-5)
     assert float(metrics["update/loss"][-1]) < 0.05
     assert "reward/mean" not in metrics
     best = jnp.argmax(state.params["logits"], -1)
     chex.assert_trees_all_equal(best, completion[0])
-    rollout = loop.demonstrator()(None, jax.tree.map(lambda x: x[0], prompts))
+    rollout = program.demonstrator()(None, jax.tree.map(lambda x: x[0], prompts))
     assert rollout.samples.source.tolist() == [[Source.DEMONSTRATION]] * P

@@ -14,14 +14,17 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import loop, loss, mesh, numerics, update
+from rljax import loss, mesh, numerics, program
 from rljax.advantage import Term, algorithm, chain, stateless
-from rljax.sample import sampler
+from rljax.learn import update
+from rljax.rollout.sample import sampler
 from rljax.types import Verdict
 
 P, STEPS = 32, 5
 POLICY = fakes.decoder(num_layers=2, unroll=1)  # its layers are a scan
-ACT = loop.actor(POLICY, sampler(POLICY, num_samples=2, max_tokens=6, stop_tokens=(0,)))
+ACT = program.actor(
+    POLICY, sampler(POLICY, num_samples=2, max_tokens=6, stop_tokens=(0,))
+)
 
 
 def verify(prompts, samples):
@@ -52,7 +55,7 @@ def train(devices, weighting, options, spread=True):
         policy=Term(loss.clipped_ratio(), weighting, adv.fade_advantage())
     )
     learner = update.learner(POLICY.measure, method, optax.sgd(0.1), **options)
-    run = loop.fused(ACT, learner, verify)
+    run = program.fused(ACT, learner, verify)
     place = mesh.make(devices)
     with jax.set_mesh(place):
         params = fakes.jit(POLICY.init)(jax.random.key(0))

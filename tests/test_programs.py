@@ -11,7 +11,8 @@ from experiments import arithmetic
 from experiments.first_stage import FirstStage
 from experiments.judge import Judge
 from experiments.task import build
-from rljax import digest, train
+from rljax import digest
+from rljax.run import train
 
 TINY = dataclasses.replace(
     arithmetic.QUICK,

@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import loop, loss, update
+from rljax import loss, program
 from rljax.advantage import baseline, mixing, solve_rate
-from rljax.dynamic_sampling import dynamic_sampling
+from rljax.learn import update
+from rljax.learn.dynamic_sampling import dynamic_sampling
 
 # [right, right, failed, failed], [right, wrong, failed, failed], all failed, all wrong:
 # if failures counted as wrong answers the first would be mixed, too.
@@ -66,7 +67,7 @@ def test_filters_agree_with_it(claimed):
 
 @pytest.mark.parametrize("claimed", [False, True])
 def test_metrics_of_a_rollout_agree_with_it(claimed):
-    metrics = loop.rollout_metrics(batch(claimed))
+    metrics = program.rollout_metrics(batch(claimed))
     # Over the three groups with a verified sample: 1, 1/2 and 0; failures counted as
     # wrong answers would give (1/2 + 1/4) / 4.
     assert float(metrics["reward/solved"]) == 0.5

@@ -16,7 +16,8 @@ import verify_fakes
 import worker_fakes
 from rich.console import Console
 
-from rljax import display, fault, loop
+from rljax import program
+from rljax.run import display, fault
 from rljax.types import Rollout, Verdict
 from rljax.verify import pooled
 
@@ -27,11 +28,11 @@ GOOD["failed"] = ~GOOD["correct"]
 
 
 def on_host(verify):
-    return loop.verdict_of(verify, *jax.device_get((PROMPTS, SAMPLES)))
+    return program.verdict_of(verify, *jax.device_get((PROMPTS, SAMPLES)))
 
 
 def in_graph(verify):
-    return jax.jit(functools.partial(loop.verdict_of, verify))(PROMPTS, SAMPLES)
+    return jax.jit(functools.partial(program.verdict_of, verify))(PROMPTS, SAMPLES)
 
 
 @pytest.mark.parametrize("call", [on_host, in_graph])
@@ -116,7 +117,7 @@ def test_lists_of_a_host_verifier_are_arrays():
         np.testing.assert_array_equal(getattr(verdict, name), value)
 
 
-@pytest.mark.parametrize("glue", [loop.fused, loop.split])
+@pytest.mark.parametrize("glue", [program.fused, program.split])
 def test_both_glues_check_it_at_the_first_step(glue):
     def act(state, prompts):
         return Rollout(prompts=PROMPTS, samples=SAMPLES)
@@ -132,7 +133,7 @@ def test_both_glues_check_it_at_the_first_step(glue):
 def test_a_pool_that_was_not_entered_is_refused():
     verify = pooled(worker_fakes.same, verify_fakes.BYTES, num_workers=1, timeout_s=1.0)
     with pytest.raises(ValueError, match="`with pooled"):
-        loop.split(None, None, verify)
+        program.split(None, None, verify)
 
 
 def test_rows_whose_verifier_failed_count_as_failed_and_as_nothing_else():
@@ -146,7 +147,7 @@ def test_rows_whose_verifier_failed_count_as_failed_and_as_nothing_else():
     )
     samples = verify_fakes.saying([[b"a", b"b", b"c"]] * 3)
     rollout = Rollout(prompts=None, samples=samples, verdict=verdict)
-    metrics = loop.rollout_metrics(rollout)
+    metrics = program.rollout_metrics(rollout)
     assert float(metrics["reward/mean"]) == pytest.approx(2.5 / 5)
     assert float(metrics["reward/solved"]) == pytest.approx((1 + 1 / 3) / 2)
     assert float(metrics["reward/mixed_share"]) == pytest.approx(1 / 3)
@@ -160,7 +161,7 @@ def test_the_share_is_exactly_one_when_all_have_failed(size):
     verdict = Verdict.binary(jnp.ones(size, bool)).replace(failed=jnp.ones(size, bool))
     samples = verify_fakes.samples(np.zeros((*size, 1)), np.ones((*size, 1)))
     rollout = Rollout(prompts=None, samples=samples, verdict=verdict)
-    metrics = jax.jit(loop.rollout_metrics)(rollout.replace(prompts=PROMPTS))
+    metrics = jax.jit(program.rollout_metrics)(rollout.replace(prompts=PROMPTS))
     assert float(metrics["verify/failed_share"]) == 1.0
     assert float(metrics["reward/mean"]) == float(metrics["reward/solved"]) == 0.0
 

@@ -11,8 +11,8 @@ import test_algorithm_laws as laws
 import tiny_program
 from algorithm_cases import CASES
 
-from rljax import update
-from rljax.sample import sampler
+from rljax.learn import update
+from rljax.rollout.sample import sampler
 
 
 def dtypes(tree):

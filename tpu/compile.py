@@ -35,7 +35,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 import experiments
-from rljax import mesh, plan
+from rljax import mesh
+from rljax.plan import cost as plan
 
 TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
 _COLLECTIVE = re.compile(

@@ -1,6 +1,6 @@
 """The algebra of credit: transforms, terms, algorithms, controllers, masses."""
 
-from rljax.advantage import correction, gac, mass, mixing, profile, token_weight
+from rljax.advantage import correction, gac, mass, mixing, token_weight
 from rljax.advantage.algebra import (
     AdvantageTransform,
     Algorithm,
@@ -87,6 +87,7 @@ from rljax.advantage.token_weight import (
     keep_top_entropy,
     silence_spurious,
 )
+from rljax.analysis import profile
 
 __all__ = [
     "AdvantageTransform",

@@ -62,7 +62,7 @@ def drop_equal_groups() -> AdvantageTransform:
 
     Placed before a reduction, its divisor counts the groups 0 < #correct < G alone. The
     paper samples until the batch is full of such groups; that is the learner's matter
-    (`rljax.dynamic_sampling`), this is what it means for the loss.
+    (`rljax.learn.dynamic_sampling`), this is what it means for the loss.
 
     Source: arXiv:2503.14476, eq. (11). Reads `verdict.correct`, logs `dropped_share`.
     """

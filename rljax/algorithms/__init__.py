@@ -9,7 +9,6 @@ from rljax.algorithms.entropy_control import skywork_or1
 from rljax.algorithms.entropy_mechanism import clip_cov, kl_cov
 from rljax.algorithms.fade import fade
 from rljax.algorithms.gft import gft
-from rljax.algorithms.gradient_gating import dgg_gate, output_projection
 from rljax.algorithms.grpo import dr_grpo, grpo, grpo_kl, norm_grpo, qae
 from rljax.algorithms.hybrid import chord, gac, hpt, luffy, mixture, srft, uft
 from rljax.algorithms.imitation import (
@@ -65,6 +64,7 @@ from rljax.algorithms.rollout_correction import (
 from rljax.algorithms.sequence_level import gmpo, gspo, gspo_token
 from rljax.algorithms.token_filter import over_all, over_selected, stapo, top_entropy
 from rljax.algorithms.token_level import cispo, minpro, sapo
+from rljax.learn.gradient_gating import dgg_gate, output_projection
 
 __all__ = [
     "a_grae",

@@ -1,7 +1,8 @@
 """The entropy mechanism: Clip-Cov and KL-Cov, arXiv:2505.22617.
 
 Entropy falls with the covariance of log-probability and advantage; both methods hold
-back the few tokens where it is largest. `rljax.entropy_law` fits R = -a exp(H) + b.
+back the few tokens where it is largest. `rljax.analysis.entropy_law` fits
+R = -a exp(H) + b.
 """
 
 from rljax import advantage as adv

@@ -17,8 +17,8 @@ from rljax import advantage as adv
 from rljax import check
 from rljax.advantage import mixing
 from rljax.algorithms.clip_higher import group_normalised
-from rljax.hint import is_hint
 from rljax.loss import kl, ratio, supervised, surrogate
+from rljax.rollout.hint import is_hint
 from rljax.types import Source
 
 _OWN = mixing.keep_source(Source.OWN)
@@ -262,7 +262,7 @@ def uft(
 ) -> adv.Algorithm:
     """GRPO from hinted prompts and likelihood of the hints (arXiv:2505.16984, PAPER).
 
-    Needs the act of `rljax.hint` and reference parameters.
+    Needs the act of `rljax.rollout.hint` and reference parameters.
 
     Args:
       clip: of the GRPO term on the continuations.

@@ -101,7 +101,7 @@ def gcsl() -> adv.Algorithm:
     """Goal-conditioned supervised learning (arXiv:2605.16345, RECONSTRUCTED).
 
     sum_i w_i mean_t(-log p) / sum_i w_i over pairs of sample and goal; the pairs and
-    their weights are made by `rljax.relabel`, `data["weight"]`.
+    their weights are made by `rljax.data.relabel`, `data["weight"]`.
     """
     reduction = mixing.weighted_sequence_mean(_pair_weight)
     return adv.algorithm(
@@ -123,8 +123,8 @@ def _pair_weight(rollout):
 def lfu(weight: jax.typing.ArrayLike = 5.0) -> adv.Algorithm:
     """SFT with a consistency term: Learning from the Undesirable (arXiv:2511.13052).
 
-    Needs a learner of `rljax.consistency`. PAPER: scripts have weight 5 with perturbed
-    weights (LoRA), 0.1 with steering (RepS).
+    Needs a learner of `rljax.learn.consistency`. PAPER: scripts have weight 5 with
+    perturbed weights (LoRA), 0.1 with steering (RepS).
     """
     check.number("weight", weight, low=0)
     return adv.algorithm(

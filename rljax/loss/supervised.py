@@ -198,7 +198,7 @@ def consistency() -> LossFn:
         if "consistency" not in now.extra:
             raise NotMeasured(
                 'now.extra["consistency"]',
-                "make the learner with rljax.consistency: perturbing_learner or"
+                "make the learner with rljax.learn.consistency: perturbing_learner or"
                 " steering_learner",
             )
         return now.extra["consistency"]

@@ -6,11 +6,9 @@ has the same ones in plain Python; `pooled` runs any Python function in a pool o
 processes.
 """
 
-from rljax.verify import twin
-from rljax.verify.host import pooled
-from rljax.verify.match import contains, exact
-from rljax.verify.numeral import last_number, number, number_after
-from rljax.verify.text import (
+from rljax.verify.graph.match import contains, exact
+from rljax.verify.graph.numeral import last_number, number, number_after
+from rljax.verify.graph.text import (
     Text,
     Verifier,
     answers,
@@ -20,7 +18,9 @@ from rljax.verify.text import (
     find_last,
     judged,
 )
-from rljax.verify.vocabulary import TokenBytes, token_bytes
+from rljax.verify.graph.vocabulary import TokenBytes, token_bytes
+from rljax.verify.host import twin
+from rljax.verify.host.pooled import pooled
 
 __all__ = [
     "Text",

@@ -1,0 +1,398 @@
+"""Decoders as Hugging Face folders, read and written without torch or transformers.
+
+Folders are checked completely before the first array is made. Which tensors there must
+be, and their shapes, is read off the decoder; the tables below only translate names. A
+further family needs a row in `hugging_face_config.FAMILIES` and, if it has modules of
+new kinds, rows in `_MODULES` or `_LAYER_MODULES`.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from rljax import digest
+from rljax.data import strict_json, token_ids
+from rljax.model.decoder import decoder_policy
+from rljax.model.hugging_face import (
+    config as hugging_face_config,
+)
+from rljax.model.hugging_face import (
+    metadata as hugging_face_metadata,
+)
+from rljax.model.hugging_face.metadata import CONFIG, Metadata
+from rljax.model.transformer import DecoderConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_MODULES = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+
+_LAYER_MODULES = {
+    "norm_attention": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "norm_mlp": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+_HEAD = f"{_MODULES['head']}.weight"
+
+# Old checkpoints carry the rotary frequencies, which follow from rope_theta.
+_REDUNDANT = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+# NumPy reads and writes bfloat16 because jax imports ml_dtypes, which registers it.
+_STORED_DTYPES = ("F32", "BF16", "F16", "F64")
+_SAVED_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+    path: str | os.PathLike, *, param_dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The decoder in a local folder: `config, params = load(path)`.
+
+    Activations are float32; for others, `dataclasses.replace(config, dtype=...)`.
+
+    Args:
+      path: a folder with config.json (`llama`, `qwen2`, or `mistral` without sliding
+        window) and model.safetensors, or shards and their index.
+      param_dtype: of the parameters, whatever the files hold.
+
+    Returns:
+      The configuration, and the parameters that `decoder_policy(config)` takes.
+
+    Raises:
+      ValueError: naming the file, and the key or tensor, if a file is missing or
+        broken, if the decoder does not compute what the configuration asks for, or if
+        tensors are missing, unexpected, quantised or of a wrong shape.
+    """
+    folder = hugging_face_metadata.local_folder(path)
+    entries = strict_json.read_file(folder / CONFIG)
+    config = hugging_face_config.read(entries, folder / CONFIG)
+    shapes = _shapes(config)
+    with contextlib.ExitStack() as stack:
+        source, stored = _open(folder, stack)
+        _check_tensors(source, stored, config, shapes)
+
+        def read(path, x):
+            # One parameter at a time is there twice, whatever the size of the model.
+            host = np.empty(x.shape, jnp.dtype(param_dtype))
+            for name, place in _places(path, x).items():
+                tensor = stored[name].get_tensor(name)
+                host[place] = tensor.T if _is_kernel(path) else tensor
+            return jnp.array(host)
+
+        return config, jax.tree_util.tree_map_with_path(read, shapes)
+
+
+def save(
+    path: str | os.PathLike,
+    config: DecoderConfig,
+    params: dict[str, Any],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    model_type: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a folder that `load` and transformers read, with the same logits.
+
+    All or nothing: the files are written to a hidden folder beside `path`, which gets
+    its name when it is complete.
+
+    Args:
+      path: the folder to make; must not exist, or be empty.
+      config: the decoder's.
+      params: its parameters, of one dtype (float32, bfloat16 or float16), which the
+        files keep; this process must be able to address them.
+      tokenizer: saved beside; config.json names its begin, end and padding tokens.
+      model_type: `llama`, `qwen2` or `mistral`; None takes that of `metadata`, or the
+        first of them that has the biases of `config`.
+      extra: further keys of config.json, such as {"max_position_embeddings": 32768};
+        they win over the tokenizer's and must not contradict `config`.
+      metadata: `hugging_face_metadata.read` of the folder the policy comes from: all
+        its keys of config.json (`extra` wins), its generation_config.json and licence,
+        and, as they are there, its tokenizer, unless one is given, and chat templates.
+      shard_bytes: where weights are cut into several files, bytes; so much is copied
+        to the host at a time.
+
+    Raises:
+      ValueError: before anything is written, if `path` is taken, `params` are not
+        those of `config` or not finite, the tokenizer has more tokens than the model,
+        the model type cannot express `config`, or `extra` contradicts it.
+    """
+    target = pathlib.Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"path must not exist yet or be an empty folder, got {str(target)!r};"
+            " choose another, or remove it first."
+        )
+    tensors = _named(config, params)
+    bad = digest.not_finite(params)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"params must be finite, but {bad[0]}{more} hold NaN or infinity; save"
+            " those of the last good checkpoint."
+        )
+    some = jax.tree.leaves(params)[0]
+    dtypes = dict.fromkeys(("dtype", "torch_dtype"), some.dtype.name)
+    extra = {**({} if extra is None else extra), **dtypes}
+    entries = config_entries(config, tokenizer, metadata, model_type, extra)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        _write_tensors(partial, tensors, shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if metadata is not None:
+            hugging_face_metadata.write_files(
+                partial, metadata, with_tokenizer=tokenizer is None
+            )
+        _write_json(partial / CONFIG, entries)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def config_entries(
+    config: DecoderConfig,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    metadata: Metadata | None = None,
+    model_type: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `save` would write to config.json.
+
+    Call it before a run: what `save` refuses, it should not refuse after all the work.
+
+    Raises:
+      ValueError: as `save` does.
+    """
+    said = {} if metadata is None else dict(metadata.config)
+    # Without explicit nulls, transformers ends any Llama at token 2.
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if tokenizer is not None:
+        token_ids.check_tokenizer(tokenizer, config.vocab_size)
+        ids = {key: getattr(tokenizer, key) for key in ids}
+    elif metadata is not None:  # what its folder leaves out it goes on leaving out
+        ids = {}
+    model_type = said.get("model_type") if model_type is None else model_type
+    extra = {**ids, **said, **({} if extra is None else extra)}
+    return hugging_face_config.entries(config, model_type=model_type, extra=extra)
+
+
+def _shapes(config: DecoderConfig):
+    """The decoder's parameter tree, shapes only; nothing is computed."""
+    return jax.eval_shape(lambda: decoder_policy(config).init(jax.random.key(0)))
+
+
+def _places(path, x) -> dict[str, tuple[int, ...]]:
+    """Names of the tensors of a parameter, and the index of each in it.
+
+    norm/scale -> {model.norm.weight: ()}, all of it; layers/q/kernel, all layers' ->
+    {model.layers.0.self_attn.q_proj.weight: (0,), ...}.
+    """
+    *modules, leaf = (entry.key for entry in path)
+    kind = "bias" if leaf == "bias" else "weight"
+    if len(modules) == 1:
+        return {f"{_MODULES[modules[0]]}.{kind}": ()}
+    module = _LAYER_MODULES[modules[1]]
+    return {f"model.layers.{i}.{module}.{kind}": (i,) for i in range(x.shape[0])}
+
+
+def _is_kernel(path) -> bool:
+    """Kernels are [in, out] in the decoder and [out, in] in the file."""
+    return path[-1].key == "kernel"
+
+
+def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
+    """The file that lists the folder's tensors, and for each the open file it is in."""
+    single, index = folder / WEIGHTS, folder / INDEX
+    if single.is_file():
+        file = _open_file(single, stack)
+        return single, dict.fromkeys(file.keys(), file)
+    if not index.is_file():
+        raise ValueError(
+            f"{str(folder)!r} must hold {WEIGHTS} or {INDEX}, found"
+            f" {sorted(entry.name for entry in folder.iterdir())}; convert other"
+            " formats with save_pretrained of transformers."
+        )
+    shard_of = strict_json.read_file(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise ValueError(f"{index}: must hold an object weight_map, got {shard_of!r}.")
+    shard_of = {name: str(shard) for name, shard in shard_of.items()}
+    files = {}
+    for shard in sorted(set(shard_of.values())):
+        # A path that leaves the folder is no shard of it.
+        if shard == pathlib.Path(shard).name and (folder / shard).is_file():
+            files[shard] = _open_file(folder / shard, stack)
+        elif not all(_is_spare(name) for name, s in shard_of.items() if s == shard):
+            raise ValueError(f"{index}: shard {shard!r} is missing; download it again.")
+    listed = {x for x in shard_of.items() if x[1] in files}
+    held = {(name, s) for s, file in files.items() for name in sorted(file.keys())}
+    only_listed = {x for x in listed - held if not _is_spare(x[0])}
+    only_held = {x for x in held - listed if not _REDUNDANT.match(x[0])}
+    if differ := sorted(only_listed | only_held):
+        raise ValueError(
+            f"{index}: must list the tensors that its shards hold, but these are only"
+            f" listed or only held: {_some(differ)}; index and shards are of different"
+            " models: download all of them again."
+        )
+    return index, {name: files[shard] for name, shard in held}
+
+
+def _is_spare(name: str) -> bool:
+    """Whether an index may list a tensor that no file holds.
+
+    Of tied embeddings some tools list the head; if it is needed it is missed later.
+    """
+    return name == _HEAD or bool(_REDUNDANT.match(name))
+
+
+def _open_file(file: pathlib.Path, stack: contextlib.ExitStack):
+    try:
+        return stack.enter_context(safetensors.safe_open(file, framework="np"))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: broken: {error}; download it again.") from error
+
+
+def _check_tensors(source: pathlib.Path, stored, config: DecoderConfig, shapes):
+    """Raises unless the files hold what the decoder needs, and nothing else."""
+    expected = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(shapes):
+        for name, place in _places(path, x).items():
+            shape = x.shape[len(place) :]
+            expected[name] = shape[::-1] if _is_kernel(path) else shape
+    head, embed = _HEAD, f"{_MODULES['embed']}.weight"
+    if missing := sorted(expected.keys() - stored.keys()):
+        hint = f"; without {head}, tie_word_embeddings must be true"
+        raise ValueError(
+            f"{source}: needs tensors it does not have: {_some(missing)}"
+            f"{hint if head in missing else ''}."
+        )
+    got = {name: stored[name].get_slice(name) for name in stored}
+    quantised = {
+        name: x.get_dtype()
+        for name, x in got.items()
+        if x.get_dtype() not in _STORED_DTYPES
+    }
+    if quantised:
+        raise ValueError(
+            f"{source}: tensors must be of {', '.join(_STORED_DTYPES)}, got"
+            f" {_some(quantised.items())}; load weights that are not quantised."
+        )
+    wrong = [
+        f"{name} is {got[name].get_shape()}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if tuple(got[name].get_shape()) != shape
+    ]
+    if wrong:
+        raise ValueError(f"{source}: shapes contradict {CONFIG}: {_some(wrong)}.")
+    unexpected = {x for x in stored.keys() - expected.keys() if not _REDUNDANT.match(x)}
+    if config.tie_embeddings and head in unexpected:
+        unexpected.remove(head)
+        if not np.array_equal(*(stored[x].get_tensor(x) for x in (head, embed))):
+            raise ValueError(
+                f"{source}: {head} must equal {embed} because tie_word_embeddings is"
+                f" true, but they differ; set it to false in {CONFIG}."
+            )
+    if unexpected:
+        raise ValueError(
+            f"{source}: holds tensors that the decoder has no place for:"
+            f" {_some(sorted(unexpected))}; this is another model than {CONFIG} says."
+        )
+
+
+def _named(config: DecoderConfig, params) -> dict[str, tuple[Any, Any, tuple]]:
+    """Tensor name -> (path, parameter, index in it), checked against the decoder."""
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    shapes = jax.tree_util.tree_leaves_with_path(_shapes(config))
+
+    def describe(leaves):
+        return {f"{jax.tree_util.keystr(p)} {list(x.shape)}" for p, x in leaves}
+
+    if differ := sorted(describe(flat) ^ describe(shapes)):
+        raise ValueError(
+            "params must be the parameters of config's decoder; these are only in one"
+            f" of them: {_some(differ)}."
+        )
+    dtypes = {x.dtype.name for _, x in flat}
+    if len(dtypes) > 1 or not dtypes <= set(_SAVED_DTYPES):
+        raise ValueError(
+            f"params must all be of one dtype of {', '.join(_SAVED_DTYPES)}, got"
+            f" {', '.join(sorted(dtypes))}; cast them with jax.tree.map."
+        )
+    return {
+        name: (path, x, place)
+        for path, x in flat
+        for name, place in _places(path, x).items()
+    }
+
+
+def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
+    shards, size = [[]], 0
+    num_bytes = {
+        k: x.nbytes // (len(x) if i else 1) for k, (_, x, i) in tensors.items()
+    }
+    for name, more in num_bytes.items():
+        if shards[-1] and size + more > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += more
+    shard_of = {}
+    for i, names in enumerate(shards, 1):
+        file = WEIGHTS
+        if len(shards) > 1:
+            file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        arrays = {}
+        for name in names:
+            path, x, place = tensors[name]
+            x = np.asarray(x[place])
+            x = x.T if _is_kernel(path) else x
+            # safetensors writes memory as it lies: of a view, the wrong order.
+            arrays[name] = np.ascontiguousarray(x)
+        # Versions of transformers refuse files that do not name a framework.
+        try:
+            safetensors.numpy.save_file(
+                arrays, folder / file, metadata={"format": "pt"}
+            )
+        except safetensors.SafetensorError as error:  # a full disk
+            raise OSError(f"{folder / file} could not be written: {error}") from error
+        shard_of |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(num_bytes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": shard_of}
+        _write_json(folder / INDEX, index)
+
+
+def _write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _some(items) -> str:
+    """The first few of many, for a message."""
+    shown = [x if isinstance(x, str) else " in ".join(x) for x in items]
+    rest = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+    return ", ".join(shown[:4]) + rest

@@ -1,0 +1,343 @@
+"""What a training step takes, known before it runs: arithmetic, memory and time.
+
+The arithmetic is that of a decoder: a multiply-add counts 2, and only matrix products
+count. It is what must be computed at the least: attention over the tokens so far, each
+prompt once. What the program does compute is counted in its traced form; a difference
+is work on padding, or done twice.
+
+Symbols: `K` training steps per dispatch, `L` layers, `H` query heads of width `Dh`.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from rljax import program as loop
+from rljax.learn.update import Learner
+from rljax.model import DecoderConfig
+from rljax.types import Prompts
+
+
+class Sizes(NamedTuple):
+    """The sizes of a training step, names as in the sampler and the learner.
+
+    prompt_tokens: S, padding included.
+    max_logits: as `decoder_policy` has it.
+    """
+
+    decoder: DecoderConfig
+    num_prompts: int
+    num_samples: int
+    prompt_tokens: int
+    max_tokens: int
+    num_passes: int = 1
+    num_minibatches: int = 1
+    num_microbatches: int = 1
+    num_slots: int | None = None
+    max_logits: int = 2**27
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are decoded at a time."""
+        rows = self.num_prompts * self.num_samples
+        return rows if self.num_slots is None else min(rows, self.num_slots)
+
+    @property
+    def num_rounds(self) -> float:
+        """Samples per row that is decoded."""
+        return self.num_prompts * self.num_samples / self.num_rows
+
+
+class Program(NamedTuple):
+    """What is going to run: the parts of a fused loop, and what it starts from.
+
+    state, prompts [K, P, ...]: pytrees of jax.ShapeDtypeStruct.
+    """
+
+    act: loop.Act
+    learner: Learner
+    verify: loop.Verify
+    state: Any
+    prompts: Prompts
+    sizes: Sizes
+
+    def fused(self) -> jax.stages.Wrapped:
+        """The loop; each call makes a new one, that compiles anew."""
+        run = loop.fused(self.act, self.learner, self.verify)
+        return cast(jax.stages.Wrapped, run)
+
+    def compile(self):
+        """Compiled for the default device, to read off what it takes, not to run it."""
+        # On a CPU, LLVM takes most of the time, and changes nothing of what is read.
+        options: dict[str, bool | str] = {}
+        if jax.default_backend() == "cpu":
+            options["xla_backend_optimization_level"] = "0"
+        return self.fused().lower(self.state, self.prompts).compile(options)
+
+
+class Flops(NamedTuple):
+    """Matrix products of a training step, a multiply-add counted as 2.
+
+    prompts: all of the rollout but the sampler's loop: prompts, a reference.
+    sampling: the sampler's loop, at T tokens per sample.
+    training: all optimiser steps, forward and backward.
+    """
+
+    prompts: float
+    sampling: float
+    training: float
+
+
+class Memory(NamedTuple):
+    """Bytes of the compiled program on a device.
+
+    The last three are part of the temporaries, at different times.
+    """
+
+    parameters: int
+    optimizer: int
+    rest: int  # of the state: algorithm, gate, reference, key; and the prompts
+    outputs: int  # that do not take the place of the donated state: metrics
+    temporaries: int
+    code: int
+    gradients: int
+    cache: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return sum(self[:6])
+
+
+class Rates(NamedTuple):
+    """What the machine does, measured: FLOP/s at two shapes, and bytes/s."""
+
+    training: float
+    decoding: float
+    memory: float
+
+
+class Plan(NamedTuple):
+    """What a training step takes.
+
+    arithmetic: at the least. traced: in the traced program.
+    once: (the compiler's count of all arithmetic, the traced program's of matrix
+      products), with the body of every loop counted once, for a whole dispatch.
+    seconds: of a training step, by part like Flops, at the measured rates.
+    """
+
+    num_parameters: int
+    arithmetic: Flops
+    traced: Flops
+    once: tuple[float, float]
+    memory: Memory
+    rates: Rates
+    seconds: Flops
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Sampled tokens over the time of the whole step."""
+        return self.tokens / sum(self.seconds)
+
+
+def make(program: Program, compiled, rates: Rates) -> Plan:
+    """The plan of a program.
+
+    Args:
+      compiled: `program.compile()`.
+      rates: measured at the shapes of `product_shapes`.
+    """
+    sizes, arithmetic = program.sizes, decoder_flops(program.sizes)
+    run = jax.make_jaxpr(program.fused())(program.state, program.prompts)
+    params = jax.tree.leaves(program.state.params)
+    return Plan(
+        num_parameters=sum(x.size for x in params),
+        arithmetic=arithmetic,
+        traced=traced_flops(program),
+        once=(
+            float(compiled.cost_analysis()["flops"]),
+            float(sum(products(run.jaxpr, repeat=lambda length: 1))),
+        ),
+        memory=memory(program, compiled),
+        rates=rates,
+        seconds=Flops(
+            prompts=arithmetic.prompts / rates.training,
+            sampling=max(
+                arithmetic.sampling / rates.decoding,
+                bytes_decoded(program) / rates.memory,
+            ),
+            training=arithmetic.training / rates.training,
+        ),
+        tokens=sizes.num_prompts * sizes.num_samples * sizes.max_tokens,
+    )
+
+
+def decoder_flops(sizes: Sizes) -> Flops:
+    """The least arithmetic of a training step; attention is causal."""
+    c, P, B = sizes.decoder, sizes.num_prompts, sizes.num_prompts * sizes.num_samples
+    S, T = sizes.prompt_tokens, sizes.max_tokens
+    layers, head = decoder_weights(c)
+
+    def attention(pairs):  # of a query and a key: a score, and a value to add
+        return 4.0 * c.num_layers * c.num_heads * c.head_dim * pairs
+
+    prompts = 2.0 * P * (S * layers + head) + attention(P * S * (S + 1) / 2)
+    # The first token comes from its prompt, and the last one is never fed.
+    rest = 2.0 * B * (T - 1) * (layers + head)
+    rest += attention(B * ((T - 1) * S + T * (T - 1) / 2))
+    # In training each sample asks for the logits of its first token, too.
+    forward = prompts + rest + 2.0 * (B - P) * head
+    return Flops(prompts, rest, 3 * sizes.num_passes * forward)
+
+
+def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
+    """Weights that multiply each token: of all layers, and of the output head."""
+    heads = c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    return c.num_layers * c.d_model * (heads + 3 * c.d_ff), c.d_model * c.vocab_size
+
+
+def traced_flops(program: Program) -> Flops:
+    """The matrix products of the program as traced, before the compiler sees it.
+
+    The `while`s of the rollout are the sampler's, each one segment of the T tokens, all
+    of which are taken to be sampled; one of the learner is over optimiser steps. Of a
+    `cond` the dearer branch counts.
+    """
+    sizes = program.sizes
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.prompts
+    )
+
+    def rollout(state, prompts):
+        rollout = program.act(state, prompts)
+        verdict = loop.verdict_of(program.verify, prompts, rollout.samples)
+        return rollout.replace(verdict=verdict)
+
+    act, shapes = jax.make_jaxpr(rollout, return_shape=True)(program.state, batch)
+    learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
+    once, per_token = products(act.jaxpr)
+    num_segments = max(1, num_loops(act.jaxpr))
+    outside, per_update = products(learn.jaxpr)
+    num_updates = sizes.num_passes * sizes.num_minibatches
+    return Flops(
+        prompts=once,
+        sampling=per_token / num_segments * (sizes.max_tokens - 1) * sizes.num_rounds,
+        training=outside + per_update * num_updates,
+    )
+
+
+def products(jaxpr: core.Jaxpr, repeat=lambda length: length) -> tuple[float, float]:
+    """FLOPs of the matrix products outside and inside of `while` loops.
+
+    Args:
+      jaxpr: of any function.
+      repeat: (length of a `scan`) -> how often its body counts; that of a `while`
+        counts once.
+    """
+    outside = inside = 0.0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "dot_general":
+            left: Any = eqn.invars[0].aval
+            product: Any = eqn.outvars[0].aval
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            depth = int(np.prod([left.shape[i] for i in contracted]))
+            outside += 2.0 * depth * product.size
+            continue
+        inner = [products(j, repeat) for j in core.jaxprs_in_params(eqn.params)]
+        if not inner:
+            continue
+        if name == "cond":
+            inner = [max(inner, key=sum)]
+        out, looped = (sum(part) for part in zip(*inner))
+        if name == "while":
+            out, looped = 0.0, out + looped
+        times = repeat(eqn.params["length"]) if name == "scan" else 1
+        outside, inside = outside + times * out, inside + times * looped
+    return outside, inside
+
+
+def num_loops(jaxpr: core.Jaxpr) -> int:
+    """How many `while` loops with matrix products follow each other."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        inner = list(core.jaxprs_in_params(eqn.params))
+        if eqn.primitive.name == "while":
+            count += any(sum(products(j)) > 0 for j in inner)
+        else:
+            count += sum(num_loops(j) for j in inner)
+    return count
+
+
+def memory(program: Program, compiled) -> Memory:
+    """Where the memory goes; shapes say what the state and its copies take."""
+    sizes, state = program.sizes, program.state
+    c, measured = sizes.decoder, compiled_memory(compiled)
+    parameters, optimizer = num_bytes(state.params), num_bytes(state.optimizer)
+    pieces = sizes.num_minibatches * sizes.num_microbatches
+    rows = sizes.num_prompts * sizes.num_samples
+    logits = rows * sizes.max_tokens // pieces * c.vocab_size
+    return Memory(
+        parameters=parameters,
+        optimizer=optimizer,
+        rest=measured["arguments"] - parameters - optimizer,
+        outputs=measured["outputs"] - measured["outputs_in_arguments"],
+        temporaries=measured["temporaries"],
+        code=measured["code"],
+        gradients=parameters,
+        cache=sum(_cache_bytes(sizes)),
+        logits=4 * max(min(logits, sizes.max_logits), rows * c.vocab_size),
+    )
+
+
+def compiled_memory(compiled) -> dict[str, int]:
+    """Bytes that the compiler says a program takes on each device."""
+    memory = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "outputs_in_arguments": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+
+
+def bytes_decoded(program: Program) -> float:
+    """Bytes that the sampler's loop reads: at each turn all parameters, the keys and
+    values of the prompts, once per group or slot, and those of the tokens so far."""
+    sizes = program.sizes
+    prompts, own = _cache_bytes(sizes)
+    each = num_bytes(program.state.params) + prompts
+    turns = (sizes.max_tokens - 1) * each + own * sizes.max_tokens / 2
+    return sizes.num_rounds * turns
+
+
+def _cache_bytes(sizes: Sizes) -> tuple[int, int]:
+    """Keys and values of all rows: of their prompts, and of their own tokens."""
+    c = sizes.decoder
+    each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
+    prompts = sizes.num_prompts if sizes.num_slots is None else sizes.num_rows
+    own = sizes.num_rows * (sizes.max_tokens - 1)
+    return each * prompts * sizes.prompt_tokens, each * own
+
+
+def product_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """(rows, width, width) of the matrix products of training, and of decoding."""
+    rows = sizes.num_prompts * sizes.num_samples
+    pieces = sizes.num_minibatches * sizes.num_microbatches
+    widths = (sizes.decoder.d_model, sizes.decoder.d_ff)
+    training = max(1, rows * sizes.max_tokens // pieces)
+    return (training, *widths), (sizes.num_rows, *widths)
+
+
+def num_bytes(tree) -> int:
+    """Bytes of the arrays of a pytree, or of what has their shapes."""
+    return sum(
+        x.size * jnp.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves(tree)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )

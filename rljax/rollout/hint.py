@@ -1,0 +1,201 @@
+"""Hints: rollouts that continue a partial solution, and learn it too (UFT).
+
+    act = hinted_act(actor(policy, joined(hinted(sampler(policy, ...)),
+                                          measured(hint_row(), policy.measure))),
+                     cosine_reveal())
+
+A solution is cut into pieces; each training step reveals a random number of them, fewer
+as training goes on. Rollouts start after the revealed part. In the rollout they stand
+under the original prompt: hint tokens first, outside the mask, then the continuation.
+The hint is one more row of its group, a demonstration, for the likelihood term.
+
+Symbols: `H` tokens of a solution, `N` pieces at most. The prompts carry
+`data["solution"]` i32[P, H] and `data["solution_ends"]` i32[P, N]: after how many
+tokens each piece ends, 0 for pieces that are not there. What the verifier reads is the
+continuation, so solutions should leave the final answer to the policy.
+
+Source: UFT, arXiv:2505.16984; code liumy2010/UFT (PAPER).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rljax import check, keys
+from rljax.advantage.mixing import of_source
+from rljax.rollout.sample import Sampler
+from rljax.types import Missing, Prompts, Rollout, Samples, Source, over_tokens
+
+
+def cosine_reveal(
+    *,
+    low: jax.typing.ArrayLike = 0.05,
+    high: jax.typing.ArrayLike = 0.95,
+    num_steps: int = 300,
+) -> Callable[[jax.Array], jax.Array]:
+    """step -> probability of revealing a piece: cosine from high to low, then 0.
+
+    Args:
+      low, high: probabilities at step `num_steps` and at step 0.
+      num_steps: last training step with hints.
+    """
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0, high=1)
+    check.count("num_steps", num_steps)
+
+    def probability(step):
+        step = jnp.asarray(step, jnp.float32)
+        cosine = low + 0.5 * (high - low) * (1 + jnp.cos(jnp.pi * step / num_steps))
+        return jnp.where(step <= num_steps, cosine, 0.0)
+
+    return probability
+
+
+def hinted_act(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
+    """Wraps an act: draws how much of each solution is revealed.
+
+    The number of pieces is Binomial(pieces of the solution, probability_fn(step)),
+    drawn from the run's key, the step and the prompt's id.
+
+    Returns:
+      An act whose rollouts' prompts carry `data["hint_length"]` i32[P], tokens.
+    """
+    check.function("act", act, "state, prompts")
+    check.function("probability_fn", probability_fn, "step")
+
+    def hinting(state, prompts):
+        ends = _require(prompts, "solution_ends")
+        key = keys.of_step(state.key, state.step)
+
+        def draw(prompt):
+            own = keys.stream(key, keys.Stream.HINT, prompt)
+            return jax.random.uniform(own, ends.shape[1:], jnp.float32)
+
+        draws = jax.vmap(draw)(prompts.id)
+        revealed = (draws < probability_fn(state.step)) & (ends > 0)
+        count = jnp.sum(revealed, -1, keepdims=True, dtype=jnp.int32)
+        at = jnp.take_along_axis(ends, jnp.maximum(count - 1, 0), -1)
+        length = jnp.where(count > 0, at, 0)[:, 0].astype(jnp.int32)
+        return act(state, prompts.replace(data={**prompts.data, "hint_length": length}))
+
+    return hinting
+
+
+def hinted(sample: Sampler) -> Sampler:
+    """Samples from prompts extended by their hints, and moves the hints to the samples.
+
+    Returns:
+      A sampler of completions of H + T tokens; hint tokens are outside the mask.
+    """
+    check.function("sample", sample, "params, prompts, key")
+
+    def hinting(params, prompts, key):
+        solution = _require(prompts, "solution")
+        length = _require(prompts, "hint_length")
+        H = solution.shape[1]
+        tokens = jnp.pad(prompts.tokens, ((0, 0), (0, H)))
+        extended = prompts.replace(
+            tokens=_shifted_over(tokens, solution, prompts.length),
+            length=prompts.length + length,
+        )
+        samples, old = sample(params, extended, key)
+        G = samples.tokens.shape[1]
+        shift = jnp.broadcast_to(length[:, None], (length.shape[0], G))
+
+        def move(x):  # [P, G, T, ...] -> [P, G, H + T, ...], later by the hint's length
+            wide = jnp.zeros((*x.shape[:2], H + x.shape[2], *x.shape[3:]), x.dtype)
+            return _shifted_over(wide, x, shift)
+
+        samples, old = over_tokens(move, (samples, old))
+        hint = jnp.broadcast_to(solution[:, None], (*shift.shape, H))
+        hint = jnp.pad(hint, ((0, 0), (0, 0), (0, samples.tokens.shape[2] - H)))
+        at_hint = jnp.arange(hint.shape[2]) < shift[..., None]
+        return samples.replace(tokens=jnp.where(at_hint, hint, samples.tokens)), old
+
+    return hinting
+
+
+def _shifted_over(base: jax.Array, x: jax.Array, start: jax.Array) -> jax.Array:
+    """base [..., U, ...] with x [..., T, ...] written from `start` [...] on."""
+
+    def one(base, x, start):
+        return jax.lax.dynamic_update_slice_in_dim(base, x, start, 0)
+
+    for _ in range(start.ndim):
+        one = jax.vmap(one)
+    return one(base, x, start)
+
+
+def hint_row() -> Sampler:
+    """A sampler of one row: the revealed hint, as a demonstration of the prompt."""
+
+    def sample(params, prompts, key):
+        del params, key
+        tokens = _require(prompts, "solution")[:, None]
+        length = _require(prompts, "hint_length")[:, None]
+        mask = jnp.arange(tokens.shape[2]) < length[..., None]
+        samples = Samples(
+            tokens=tokens,
+            mask=mask,
+            source=jnp.full(length.shape, Source.DEMONSTRATION, jnp.int32),
+            finished=jnp.zeros(length.shape, bool),
+        )
+        how = "measure them: measured(hint_row(), policy.measure)"
+        return samples, Missing("old", how)
+
+    return sample
+
+
+def is_hint(rollout: Rollout) -> jax.Array:
+    """bool[P, G]: the hints' rows.
+
+    Raises:
+      ValueError: when traced, if the run gives no hints.
+    """
+    _require(rollout.prompts, "hint_length")
+    return of_source(rollout, Source.DEMONSTRATION)
+
+
+def _require(prompts: Prompts, name: str) -> jax.Array:
+    if name not in prompts.data:
+        how = (
+            "wrap the act in hinted_act(act, cosine_reveal())"
+            if name == "hint_length"
+            else "cut the data set's solutions with piece_ends"
+        )
+        raise ValueError(
+            f'hints read prompts.data["{name}"], the prompts carry'
+            f" {sorted(prompts.data)}; {how}."
+        )
+    return jnp.asarray(prompts.data[name])
+
+
+def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarray:
+    """i32[N, num_pieces]: where the pieces of each solution end, for `solution_ends`.
+
+    A solution of n sentences has min(num_pieces, n) pieces of nearly equally many
+    sentences, longer ones first (RECONSTRUCTED); missing pieces are 0.
+
+    Args:
+      sentence_ends: per solution, after how many tokens each of its sentences ends;
+        rising and above 0.
+      num_pieces: pieces at most.
+
+    Raises:
+      ValueError: if ends do not rise from above 0.
+    """
+    check.count("num_pieces", num_pieces)
+    out = np.zeros((len(sentence_ends), num_pieces), np.int32)
+    for row, ends in zip(out, sentence_ends, strict=True):
+        if np.any(np.diff([0, *ends]) <= 0):
+            raise ValueError(
+                f"sentence ends must rise from above 0, got {ends}; give the running"
+                " total of tokens."
+            )
+        parts = np.array_split(
+            np.asarray(ends, np.int32), min(num_pieces, len(ends)) or 1
+        )
+        row[: len(parts)] = [part[-1] for part in parts if len(part)] or 0
+    return out

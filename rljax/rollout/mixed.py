@@ -1,0 +1,159 @@
+"""Mixed groups: rollouts beside stored answers, as an algebra of samplers.
+
+    actor(policy, joined(sampler(policy, num_samples=4, ...), stored()))
+
+samples four completions per prompt and puts the data set's answers beside them in the
+same group. The actor then measures the reference on all rows, and the verifier judges
+all rows, exactly as for rollouts. `A` is the number of stored answers per prompt.
+
+Stored answers have no old statistics, and so the joined samples have none: GFT needs
+none. Where a method does (PPO clips, LUFFY's on-policy part), measure them:
+
+    joined(sampler(...), measured(stored(), policy.measure))
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax import check, keys
+from rljax.advantage.mixing import require_answers
+from rljax.rollout.sample import Sampler
+from rljax.types import (
+    Missing,
+    Prompts,
+    Samples,
+    Source,
+    TokenStats,
+    is_measured,
+    over_tokens,
+)
+
+_MEASURE = "wrap the stored answers: measured(stored(), policy.measure)"
+
+
+def stored(num_answers: int | None = None) -> Sampler:
+    """A sampler that reads the data set's answers instead of sampling.
+
+    Reads `prompts.data["answers"]` i32[P, A, T], `["answers_mask"]` bool[P, A, T] and
+    `["answers_source"]` i32[P, A]; or, where there are none, the single demonstration
+    `["completion"]` i32[P, T] and `["completion_mask"]`. An answer whose mask is empty
+    is absent: its row has no token and counts in nothing.
+
+    Args:
+      num_answers: takes the first so many of each prompt; None takes all.
+
+    Raises:
+      ValueError: when traced, if the prompts carry no answers, or of wrong shapes.
+    """
+    if num_answers is not None:
+        check.count("num_answers", num_answers)
+
+    def sample(params, prompts, key):
+        del params, key
+        tokens, mask, source = (x[:, :num_answers] for x in _answers(prompts))
+        if num_answers is not None and tokens.shape[1] < num_answers:
+            raise ValueError(
+                f"num_answers asks for {num_answers} stored answers per prompt, the"
+                f" prompts carry {tokens.shape[1]}; lower it or store more."
+            )
+        samples = Samples(
+            tokens=tokens, mask=mask, source=source, finished=jnp.any(mask, -1)
+        )
+        return samples, Missing("old", _MEASURE)
+
+    return sample
+
+
+def _answers(prompts: Prompts):
+    data = prompts.data
+    require_answers(data, "stored() reads")
+    if "answers" in data:
+        tokens, mask, source = (
+            jnp.asarray(data[name])
+            for name in ("answers", "answers_mask", "answers_source")
+        )
+    else:
+        tokens = jnp.asarray(data["completion"])[:, None]
+        mask = jnp.asarray(data["completion_mask"])[:, None]
+        source = jnp.full(tokens.shape[:2], Source.DEMONSTRATION, jnp.int32)
+    if tokens.ndim != 3 or mask.shape != tokens.shape or mask.dtype != bool:
+        raise ValueError(
+            "stored answers must be i32[P, A, T] with a bool mask of the same shape,"
+            f" got {tokens.shape} and {mask.dtype}{mask.shape}; pad them to one length."
+        )
+    if source.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"answers_source must be i32[P, A] = {tokens.shape[:2]}, got"
+            f" {source.shape}; give each answer one of `Source`."
+        )
+    return tokens, mask, source
+
+
+def measured(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
+    """The same samples with `old` measured under the sampling parameters.
+
+    One forward pass over these rows; what the sampler returned as `old` is dropped.
+
+    Args:
+      measure: a policy's `measure`.
+    """
+    check.function("sample", sample, "params, prompts, key")
+    check.function("measure", measure, "params, prompts, samples")
+
+    def measuring(params, prompts, key):
+        samples, _ = sample(params, prompts, key)
+        return samples, measure(params, prompts, samples)
+
+    return measuring
+
+
+def joined(*samplers: Sampler) -> Sampler:
+    """The samples of several samplers in one group, in this order along the group axis.
+
+    Shorter completions are padded. Statistics that one of them does not have, the
+    joined samples do not have: half a measurement would be read as a whole one. The
+    first sampler draws what it would draw alone; the others have keys of their own.
+    """
+    if not samplers:
+        raise ValueError("joined needs at least one sampler, got none; pass some.")
+    for i, one in enumerate(samplers):
+        check.function(f"samplers[{i}] of joined", one, "params, prompts, key")
+
+    def sample(params, prompts, key):
+        others = [
+            keys.stream(key, keys.Stream.SOURCE, i) for i in range(1, len(samplers))
+        ]
+        parts = [
+            s(params, prompts, k) for s, k in zip(samplers, [key, *others], strict=True)
+        ]
+        length = max(samples.tokens.shape[2] for samples, _ in parts)
+
+        def pad(x):  # [P, G, T, ...]
+            wide = [(0, 0)] * x.ndim
+            wide[2] = (0, length - x.shape[2])
+            return jnp.pad(x, wide)
+
+        parts = over_tokens(pad, parts)
+        behaviour = _join([samples.behaviour for samples, _ in parts])
+        old = _join([old for _, old in parts])
+        decoded = _join([samples.decoded for samples, _ in parts])
+        bare = [samples.replace(behaviour=None, decoded=None) for samples, _ in parts]
+        samples = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *bare)
+        return samples.replace(behaviour=behaviour, decoded=decoded), old
+
+    return sample
+
+
+def _join(stats: list):
+    for part in stats:
+        if not is_measured(part):
+            return part
+    kinds = {jax.tree.structure(part) for part in stats}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"joined samplers must return the same statistics, got {kinds}; measure"
+            " them all with one function: measured(sampler, policy.measure)."
+        )
+    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *stats)

@@ -1,0 +1,345 @@
+"""Checkpoints: a whole `TrainState` and where the run stands, atomically together.
+
+Orbax writes the arrays in the background, into a folder that gets its name, the step,
+when it is complete; then it removes the checkpoints that its policy does not keep. A
+digest of every leaf, taken where the leaf lies, is saved beside. A restore compares the
+leaves with it, so neither a kill nor a full disk nor a decaying one gives other numbers
+back, and nothing is read again after a save.
+
+Directories are `etils.epath` paths, so they may lie in a bucket.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from rljax import digest
+from rljax.run import checkpoint_folder
+from rljax.run.checkpoint_folder import Found
+
+
+class Corrupt(ValueError):
+    """A checkpoint does not hold what was saved."""
+
+
+class Checkpoints:
+    """Saves checkpoints in the background, one at a time, and keeps the newest.
+
+    Args:
+      directory: the folder of all checkpoints; made if missing.
+      keep: how many to keep, at least 1.
+      report: (event, message), called from the thread that calls the methods here. A
+        save that fails is the event `checkpoint/failed`; the others stay as they are.
+      latest: the newest checkpoint that exists already.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep: int,
+        report: Callable[[str, str], None],
+        latest: epath.Path | None = None,
+    ):
+        self._directory = epath.Path(directory)
+        self._keep = keep
+        self._report = report
+        self._saving: epath.Path | None = None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet_orbax())
+        self.latest = latest
+
+    @functools.cached_property
+    def _orbax(self):
+        from orbax.checkpoint import v1 as orbax
+
+        keep = orbax.training.preservation_policies.LatestN(self._keep)
+        return orbax.training.Checkpointer(
+            _absolute(self._directory),
+            preservation_policy=keep,
+            step_name_format=checkpoint_folder.Names(),
+            lightweight_initialize=True,
+        )
+
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        """Starts to save; returns once the state has been copied from the device.
+
+        Args:
+          step: names the checkpoint; one of the same name is replaced.
+          state: a pytree of `jax.Array`.
+          info: what else to save, JSON-able.
+
+        Raises:
+          ValueError: if they are not.
+        """
+        self.wait()
+        path = self._directory / checkpoint_folder.Names().build_name(step)
+        beside = checkpoint_folder.sealed(
+            {
+                "step": step,
+                "info": _json(info),
+                "leaves": _describe(template(state)),
+                "digests": _digests(state),
+            }
+        )
+        try:
+            if path.exists() and not checkpoint_folder.is_ours(path):
+                raise FileExistsError("what is there is not of this run; move it away")
+            checkpoint_folder.remove_unfinished(self._directory)
+            with _folders_at_once():  # made within it, orbax keeps to it
+                self._orbax.save_checkpointables_async(
+                    step,
+                    {"state": state},
+                    force=True,
+                    overwrite=True,
+                    custom_metadata=beside,
+                )
+        except OSError as error:
+            self._failed(path, error)
+            return
+        self._saving = path
+
+    def poll(self) -> None:
+        """Reports on the running save if it has ended."""
+        if self._saving is not None and not self._orbax.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the running save and reports if it failed."""
+        if self._saving is None:
+            return
+        path, self._saving = self._saving, None
+        try:
+            self._orbax.wait()
+        except Exception as error:  # tensorstore has a full disk as a ValueError
+            if checkpoint_folder.saved(path) is None:
+                self._failed(path, error)
+                return
+            self._orbax.reload()  # only an older one could not be removed
+        self.latest = path
+
+    def close(self) -> None:
+        self.wait()
+        if "_orbax" in self.__dict__:
+            self._orbax.close()
+        self._quiet.close()
+
+    def _failed(self, path: epath.Path, error: Exception) -> None:
+        with contextlib.suppress(OSError):
+            checkpoint_folder.remove_unfinished(self._directory)
+        if "_orbax" in self.__dict__:
+            self._orbax.reload()
+        kept = "there is none yet" if self.latest is None else f"it is {self.latest}"
+        message = " ".join(str(error).split())[:300]
+        self._report(
+            "checkpoint/failed",
+            f"could not write to {path}: {message}; the last good checkpoint is kept"
+            f" ({kept}) and training goes on",
+        )
+
+
+def newest(directory: epath.PathLike) -> Found | None:
+    """The newest complete checkpoint of a run; its arrays are not looked at."""
+    found = map(_found, checkpoint_folder.ours(epath.Path(directory)))
+    return next((one for one in found if one is not None), None)
+
+
+def restore_newest(
+    directory: epath.PathLike, like: Callable[[Found], Any]
+) -> tuple[Found | None, Any, list[str]]:
+    """The newest state of a run that can be restored; its folder must not be in use.
+
+    What unfinished saves left is removed. Checkpoints that no longer hold what was
+    saved are put aside, under the name `<step>.corrupt`, if an older one is whole.
+
+    Args:
+      like: found -> the template that its state is restored to.
+
+    Returns:
+      The checkpoint, its state, and a message for each that was put aside; None, None
+      and no messages where nothing was saved yet.
+
+    Raises:
+      ValueError: if there are checkpoints and none is whole; as `restore` and `like`.
+      OSError: if a checkpoint cannot be read now.
+    """
+    directory = epath.Path(directory)
+    checkpoint_folder.remove_unfinished(directory)
+    corrupt: dict[epath.Path, str] = {}
+    for path in checkpoint_folder.ours(directory):
+        found = _found(path)
+        try:
+            if found is None:
+                raise Corrupt("its metadata has changed since it was saved")
+            state = restore(path, like(found))
+        except Corrupt as error:
+            corrupt[path] = str(error)
+            continue
+        return found, state, [_put_aside(*one) for one in corrupt.items()]
+    others = checkpoint_folder.others(directory)
+    unread = dict.fromkeys(others, "is of another run or version") | corrupt
+    if unread:
+        why = "; ".join(f"{path.name}: {problem}" for path, problem in unread.items())
+        raise ValueError(
+            f"one of the checkpoints in {directory} must be whole, but none is ({why})."
+            " Bring back a copy, or move them away to start from the first step."
+        )
+    return None, None, []
+
+
+def template(state: Any) -> Any:
+    """What `restore` must know of a state, without holding its memory.
+
+    A pytree of `jax.ShapeDtypeStruct`. Uncommitted arrays get sharding None and are
+    restored uncommitted; a scalar committed to device 0 could not be combined with
+    parameters on a mesh.
+
+    Raises:
+      ValueError: if a leaf is not a `jax.Array`.
+    """
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if not isinstance(leaf, jax.Array):
+            raise ValueError(
+                "every leaf of the state must be a jax.Array, got"
+                f" {type(leaf).__name__} at {jax.tree_util.keystr(path)}; wrap it in"
+                " jnp.asarray."
+            )
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=x.sharding if x.committed else None
+        ),
+        state,
+    )
+
+
+def restore(path: epath.PathLike, like: Any) -> Any:
+    """The saved state, bit for bit.
+
+    Args:
+      like: the template of a state of the same structure; the result is placed so.
+
+    Raises:
+      ValueError: if structure, shapes or dtypes differ from the saved ones, with the
+        leaves that do.
+      Corrupt: if the files do not hold what was saved.
+      OSError: if they cannot be read now.
+    """
+    from orbax.checkpoint import v1 as orbax
+
+    path = epath.Path(path)
+    beside = checkpoint_folder.saved(path)
+    if beside is None:
+        raise Corrupt("its metadata has changed since it was saved")
+    _require_same(path, beside["leaves"], _describe(like))
+    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or anywhere), like)
+    try:
+        loaded = orbax.load_checkpointables(_absolute(path), {"state": placed})["state"]
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the machine's fault, not the file's
+    except Exception as error:  # orbax and tensorstore have many names for it
+        checkpoint_folder.require_readable(path)
+        raise Corrupt(" ".join(str(error).split())[:200]) from error
+    if _describe(loaded) != beside["leaves"]:  # a key as plain numbers, for one
+        raise Corrupt("its leaves have changed since it was saved")
+    changed = [
+        leaf
+        for leaf, number in _digests(loaded).items()
+        if number != beside["digests"][leaf]
+    ]
+    if changed:
+        raise Corrupt(f"{changed[0]} has changed since it was saved")
+    return jax.tree.map(
+        lambda x, want: x if want.sharding else _unbound(x), loaded, like
+    )
+
+
+def _unbound(x: jax.Array) -> jax.Array:
+    """The same array, free to go where others are."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _unbound(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return jnp.array(np.asarray(x))
+
+
+def _require_same(path: epath.Path, saved: dict, wanted: dict) -> None:
+    differing = [
+        f"{leaf}: saved {saved.get(leaf, 'nothing')}, now {wanted.get(leaf, 'nothing')}"
+        for leaf in sorted({*saved, *wanted})
+        if saved.get(leaf) != wanted.get(leaf)
+    ]
+    if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ValueError(
+            f"the state must be built as when {path} was saved, but differs in"
+            f" {'; '.join(differing[:5])}{more}. Restore the program or start a new run"
+            " with another --run-dir."
+        )
+
+
+def _describe(state: Any) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+
+
+def _digests(state: Any) -> dict[str, int]:
+    return {leaf: found.digest for leaf, found in digest.examine(state).items()}
+
+
+def _json(info: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(info))
+    except TypeError as error:
+        raise ValueError(
+            f"what a checkpoint holds beside the state must be JSON-able, but {error};"
+            " let the stream's get_state() return numbers, strings, lists and dicts."
+        ) from error
+
+
+def _found(path: epath.Path) -> Found | None:
+    beside = checkpoint_folder.saved(path)
+    return None if beside is None else Found(path, beside["info"])
+
+
+def _put_aside(path: epath.Path, problem: str) -> str:
+    aside = checkpoint_folder.put_aside(path)
+    return f"{path} is corrupt ({problem}); put aside as {aside.name}"
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """Orbax refuses relative ones."""
+    return path.absolute()
+
+
+def _folders_at_once():
+    """Where a disk is so full that it takes no folder, orbax's threads would wait for
+    it, and a run for them at its end, for five minutes."""
+    from orbax.checkpoint import v1 as orbax
+
+    now = orbax.options.AsyncOptions(create_directories_asynchronously=False)
+    return orbax.Context(async_options=now)
+
+
+@contextlib.contextmanager
+def _quiet_orbax():
+    """Orbax logs a failed save with hundreds of lines; the event says it in one."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)

@@ -1,0 +1,103 @@
+"""The parts of a run, one after the other, and where a checkpoint stands in them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from rljax import check
+from rljax.run import checkpoint
+from rljax.types import Prompts, TrainState
+
+Metrics = Mapping[str, jax.Array]
+
+
+class Stream(Protocol):
+    """An endless iterator over Prompts of NumPy arrays [K, P, ...] that can be saved.
+
+    The state is JSON-able and says how many items were handed out.
+    """
+
+    def __next__(self) -> Prompts: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run: such as the warm start, then reinforcement learning.
+
+    name: shown and recorded; unique in a run.
+    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K]); the state is donated.
+    stream: where the prompts come from.
+    num_steps: training steps, a multiple of steps_per_dispatch.
+    steps_per_dispatch: `K`.
+    begin: applied to the state once, when the phase is entered: a new optimiser state.
+      It must not change anything else than the state it returns.
+    evaluate: state -> metrics by name, or None; must not donate the state.
+    evaluate_every: training steps between evaluations; at the first dispatch boundary
+      from there on. The last step of a phase is always evaluated, and the start of a
+      phase if no phase before it has just done so.
+    """
+
+    name: str
+    run: Callable[[TrainState, Prompts], tuple[TrainState, Metrics]]
+    stream: Stream
+    num_steps: int
+    steps_per_dispatch: int
+    begin: Callable[[TrainState], TrainState] = lambda state: state
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
+    evaluate_every: int = 1
+
+    def __post_init__(self):
+        for name in ("num_steps", "steps_per_dispatch", "evaluate_every"):
+            check.number(name, getattr(self, name), low=1)
+        if self.num_steps % self.steps_per_dispatch:
+            raise ValueError(
+                "num_steps must be a multiple of steps_per_dispatch, got"
+                f" {self.num_steps} and {self.steps_per_dispatch} in phase"
+                f" {self.name!r}; change one of them."
+            )
+
+
+def check_phases(phases: Sequence[Phase]) -> None:
+    """Raises ValueError unless there are phases, of different names."""
+    names = [phase.name for phase in phases]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(
+            f"phases must be at least one and have different names, got {names}; name"
+            " each after what it does."
+        )
+
+
+def phase_of(phases: Sequence[Phase], found: checkpoint.Found) -> int:
+    """The phase that a checkpoint was saved in."""
+    info = found.info
+    index, done = info["phase"], info["phase_step"]
+    if index >= len(phases) or (
+        phases[index].name != info["phase_name"] or phases[index].num_steps < done
+    ):
+        raise ValueError(
+            f"the phases must be those that {found.path} was saved in, after"
+            f" {done} steps of phase {info['phase_name']!r}, got"
+            f" {[(p.name, p.num_steps) for p in phases]}; pass another --run-dir."
+        )
+    return index
+
+
+def templates_of(
+    phases: Sequence[Phase], state: TrainState, newest: checkpoint.Found | None
+) -> tuple[list[Any], Any]:
+    """The templates of the phases up to a checkpoint's, whose state is not needed.
+
+    All at once and in order, as `begin` may consume the state.
+    """
+    templates = []
+    if newest is not None:
+        for phase in phases[: phase_of(phases, newest) + 1]:
+            state = phase.begin(state)  # not to train on, only for its structure
+            templates.append(checkpoint.template(state))
+    return templates, None if templates else state

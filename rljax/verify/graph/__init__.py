@@ -1,0 +1,1 @@
+"""Verifiers inside the compiled program: pure JAX on token bytes."""

@@ -1,0 +1,255 @@
+"""The in-graph verifiers once more, in plain Python, for the host.
+
+Each does what its namesake in `numeral` and `match` documents, with regular expressions
+and `decimal`, and shares no code with it beyond the table of token bytes, so that each
+can be checked against the other. Verdicts hold NumPy arrays.
+"""
+
+import decimal
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from rljax import check
+from rljax.types import Prompts, Samples, Verdict
+from rljax.verify.graph.numeral import require_marker
+from rljax.verify.graph.text import GAP, WHITESPACE, Verifier, answers_host, decode_host
+from rljax.verify.graph.vocabulary import TokenBytes
+
+# The number that ends the text, with all digits, points and commas before it.
+_NUMBER_AT_END = re.compile(
+    rb"""
+    (?: (?P<sign> [+-] | \xe2\x88\x92 ) (?P<dollar> \\?\$ )? | (?<![0-9.,]) )
+    (?: (?P<whole> \d{1,3} (?:,\d{3})+ | \d+ ) (?P<fraction> \.\d+ )?
+      | (?P<bare> \.\d+ )
+    ) \Z
+    """,
+    re.VERBOSE,
+)
+_BOX = rb"\boxed{"
+_BLANK = b" \t:\xff=<>\n\r\v\f"  # the spaces of `neighbours`, then its edges
+_SPACE, _EDGE = _BLANK[:4], _BLANK[4:]
+_OPENING, _CLOSING = b"\"'`([$#", b"\"'`)]$%.,;?"
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PASSED = _OPENING + _CLOSING + _SPACE
+_BEFORE = re.compile(rb"minus|negative|plus|times|over|point|x", re.IGNORECASE)
+_BETWEEN = re.compile(rb"and|or|to|by", re.IGNORECASE)
+_AFTER = re.compile(
+    rb"(?:hundred|thousand|million|billion|trillion|dozen)s?"
+    rb"|plus|minus|times|x|divided|over|point|squared|cubed|factorial|and|or|to|by",
+    re.IGNORECASE,
+)
+_NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
+
+
+def number(
+    table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
+) -> Verifier:
+    """Twin of `numeral.number`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
+
+    def judge(text, answer, finished):
+        value = read_number(_rest(text, after))
+        return finished and value is not None and value == read_number(answer)
+
+    return _judged(table, judge, max_bytes)
+
+
+def last_number(
+    table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
+) -> Verifier:
+    """Twin of `numeral.last_number`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("after", after)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
+
+    check.raw_bytes("after", after)
+
+    def judge(text, answer, finished):
+        value = read_last_number(_rest(text, after), finished)
+        return value is not None and value == read_number(answer)
+
+    return _judged(table, judge, max_bytes)
+
+
+def number_after(
+    table: TokenBytes, marker: bytes, *, max_bytes: int | None = None
+) -> Verifier:
+    """Twin of `numeral.number_after`."""
+    require_marker(marker)
+
+    def judge(text, answer, finished):
+        value = read_number_after(text, marker, finished)
+        return value is not None and value == read_number(answer)
+
+    return _judged(table, judge, max_bytes)
+
+
+def exact(
+    table: TokenBytes, *, strip: bytes = WHITESPACE, max_bytes: int | None = None
+) -> Verifier:
+    """Twin of `match.exact`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("strip", strip)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
+
+    def judge(text, answer, finished):
+        return finished and text.strip(strip) == answer.strip(strip)
+
+    return _judged(table, judge, max_bytes)
+
+
+def contains(
+    table: TokenBytes, needle: bytes, *, max_bytes: int | None = None
+) -> Verifier:
+    """Twin of `match.contains`."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    check.raw_bytes("needle", needle)
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
+
+    def verify(prompts: Prompts, samples: Samples) -> Verdict:
+        found = [
+            needle in text and _fits(text, max_bytes)
+            for text in decode_host(table, samples.tokens, samples.mask, gap=GAP)
+        ]
+        return _binary(found, np.shape(samples.finished))
+
+    return verify
+
+
+def read_number(text: bytes) -> decimal.Decimal | None:
+    """The number that the text is, whitespace around it ignored; None if it is none.
+
+    A data set can be checked with it: an answer that reads as None is never matched.
+    """
+    text = text.strip(WHITESPACE)
+    match = _NUMBER_AT_END.search(text)
+    if match is None or match.start() > 0 or match["dollar"]:
+        return None
+    return _value(match)
+
+
+def read_last_number(text: bytes, finished: bool = True) -> decimal.Decimal | None:
+    """The number in the last box, else at the last digit; None if there is none."""
+    if _BOX in text:
+        return read_number_after(text, _BOX, finished)
+    end = len(text.rstrip(_NO_DIGITS))
+    match = _NUMBER_AT_END.search(text[:end])
+    free = match and _alone(_plain(text), match.start(), end, finished)
+    return _value(match) if match and free else None
+
+
+def read_number_after(
+    text: bytes, marker: bytes, finished: bool = True
+) -> decimal.Decimal | None:
+    """The number right after the last marker; None if there is none."""
+    place = text.rfind(marker)
+    rest = text[place + len(marker) :]
+    digits = re.search(rb"\d(?:[\d.,]*\d)?", rest)
+    match = _NUMBER_AT_END.search(rest[: digits.end()]) if digits else None
+    if place < 0 or digits is None or match is None:
+        return None
+    left, right = match.start(), digits.end()
+    if marker.endswith(b"{"):
+        plain, inner = _plain(text), place + len(marker)
+        closed = _in_braces(plain, inner, inner + left, inner + right)
+        free = closed is not None and _alone(plain, place, closed, finished)
+    else:
+        plain = _plain(rest)
+        reached = not plain[:left].strip(_OPENING + _SPACE + WHITESPACE)
+        free = reached and _alone(plain, left, right, finished)
+    return _value(match) if free else None
+
+
+def _plain(text: bytes) -> bytes:
+    """The text with `'` for escaping backslashes and for asterisks that are bold."""
+
+    def bold(match: re.Match) -> bytes:
+        around = text[max(match.start() - 1, 0) : match.end() + 1].split(match[0])
+        spaced = not b"".join(around).strip(WHITESPACE + GAP)
+        return match[0] if len(match[0]) == 2 and spaced else b"'" * len(match[0])
+
+    return re.sub(rb"\\(?=[()[\]$%])", b"'", re.sub(rb"\*\*+", bold, text))
+
+
+def _in_braces(plain: bytes, inner: int, left: int, right: int) -> int | None:
+    """Where the braces end that open before `inner` and hold only left..right."""
+    marks = _OPENING + _SPACE
+    rest = plain[right:].lstrip(_CLOSING + _SPACE)
+    if left < inner or plain[inner:left].strip(marks) or not rest.startswith(b"}"):
+        return None
+    return len(plain) - len(rest) + 1
+
+
+def _alone(plain: bytes, left: int, right: int, finished: bool) -> bool:
+    """Twin of `neighbours.alone`."""
+    near = plain[:left].rstrip(_OPENING)
+    far = near.rstrip(_PASSED)
+    stem = far.rstrip(_LETTERS)
+    word, opens = far[len(stem) :], plain[len(far) : len(far) + 1] in (b"(", b"[")
+    joins = stem.rstrip(_PASSED)[-1:].isdigit() and _BETWEEN.fullmatch(word)
+    other = _BEFORE.fullmatch(word) or joins or stem.endswith(b"\\")
+    is_word = word and not opens and not other
+    if near and near[-1] not in _BLANK:
+        return False
+    if far and far[-1] not in _EDGE and not is_word:
+        return False
+
+    near = plain[right:].lstrip(_CLOSING)
+    far = near.lstrip(_PASSED)
+    word = far[: len(far) - len(far.lstrip(_LETTERS))]
+    is_word = word and not _AFTER.fullmatch(word) and (finished or word != far)
+    if near and near[0] not in _BLANK:
+        return False
+    return far[0] in _EDGE or bool(is_word) if far else finished
+
+
+def _value(match: re.Match) -> decimal.Decimal | None:
+    whole = (match["whole"] or b"").replace(b",", b"").decode()
+    fraction = (match["fraction"] or match["bare"] or b"").decode()
+    if len(whole) + len(fraction.removeprefix(".")) > 24:
+        return None
+    sign = "" if match["sign"] in (None, b"+") else "-"
+    return decimal.Decimal(f"{sign}{whole or '0'}{fraction}")
+
+
+def _rest(text: bytes, after: bytes) -> bytes:
+    return text.partition(after)[2] if after else text
+
+
+def _fits(text: bytes, max_bytes: int | None) -> bool:
+    return max_bytes is None or len(text) <= max_bytes
+
+
+def _judged(
+    table: TokenBytes,
+    judge: Callable[[bytes, bytes, bool], bool],
+    max_bytes: int | None,
+) -> Verifier:
+    def verify(prompts: Prompts, samples: Samples) -> Verdict:
+        finished = np.asarray(samples.finished)
+        texts = decode_host(table, samples.tokens, samples.mask, gap=GAP)
+        answers = [a for a in answers_host(prompts) for _ in range(finished.shape[1])]
+        correct = [
+            judge(text, answer, done) and _fits(text, max_bytes)
+            for text, answer, done in zip(
+                texts, answers, finished.ravel().tolist(), strict=True
+            )
+        ]
+        return _binary(correct, finished.shape)
+
+    return verify
+
+
+def _binary(correct: list[bool], shape: tuple[int, ...]) -> Verdict:
+    array = np.array(correct, bool).reshape(shape)
+    return Verdict(
+        reward=array.astype(np.float32), correct=array, failed=np.zeros(shape, bool)
+    )

@@ -1,0 +1,154 @@
+"""One's own model and problems: what is checked and said before the first step."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import arithmetic, task
+from rljax.data import tokenizer
+from rljax.model import DecoderConfig, decoder_policy, hugging_face
+from rljax.types import Samples
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDS = tokenizer.character_tokenizer("0123456789+=")  # "0" is 2, "+" 12, "=" 13
+CONFIG = DecoderConfig(
+    vocab_size=20,
+    num_layers=1,
+    d_model=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    d_ff=16,
+)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder whose generation_config.json names a second end token, "="."""
+    folder = tmp_path / "model"
+    params = decoder_policy(CONFIG).init(jax.random.key(0))
+    extra = {"max_position_embeddings": 48, "note": "kept"}
+    hugging_face.save(folder, CONFIG, params, tokenizer=WORDS, extra=extra)
+    generation = {"eos_token_id": [1, 13], "top_p": 0.9}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def write(folder, questions):
+    file = folder / "problems.jsonl"
+    rows = [{"question": q, "answer": str(i % 7)} for i, q in enumerate(questions)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def build(model, file, **changes):
+    options = {
+        "max_prompt_tokens": 8,
+        "max_tokens": 6,
+        "num_validation": 2,
+        "num_test": 3,
+        "num_prompts": 4,
+    }
+    return task.build(arithmetic.Config(model=model, data=file, **options | changes))
+
+
+DIFFERENT = [f"{i}+{i}" for i in range(30)]
+
+
+def test_no_question_is_trained_on_and_tested(model, tmp_path, capsys):
+    file = write(tmp_path, [f"{i % 10}+1" for i in range(60)])
+    made = build(model, file)
+    parts = [made.train, made.validation, made.test]
+    seen = [{tuple(row) for row in part.tokens.tolist()} for part in parts]
+    assert [len(questions) for questions in seen] == [5, 2, 3]
+    assert len(set.union(*seen)) == 10
+    assert [len(part.id) for part in parts] == [30, 2, 3]
+    out = capsys.readouterr().out
+    assert "50 repeat the question of an earlier one" in out
+    assert "30 problems to train on, 2 and 3 held out" in out and "25 left out" in out
+
+
+@pytest.mark.parametrize(
+    ("held", "told"), [(8, "more different"), (6, "at least --num")]
+)
+def test_too_few_different_questions_are_refused(model, tmp_path, held, told):
+    # 20 problems would do, of which but 10 differ.
+    file = write(tmp_path, [f"{i % 10}+1" for i in range(20)])
+    with pytest.raises(ValueError, match=rf"problems\.jsonl.*{told}.*lower"):
+        build(model, file, num_validation=held, num_test=2, num_prompts=6)
+
+
+def test_all_end_tokens_are_used_and_shown(model, tmp_path, capsys):
+    made = build(model, write(tmp_path, DIFFERENT))
+    assert made.stop_tokens == (1, 13)
+    assert "a completion ends with <end> (1) or = (13)" in capsys.readouterr().out
+    # The answer is "0", and the completion "0=": what ends it is no part of its text.
+    samples = Samples(
+        tokens=np.array([[[2, 13]]]),
+        mask=np.ones((1, 1, 2), bool),
+        source=np.zeros((1, 1), np.int32),
+        finished=np.ones((1, 1), bool),
+    )
+    prompts = jax.tree.map(lambda x: x[made.train.id % 7 == 0][:1], made.train)
+    assert made.verify(prompts, samples).correct.tolist() == [[True]]
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "told"),
+    [
+        ("generation_config.json", {"eos_token_id": [1, 20]}, r"eos_token_id of .*20"),
+        (
+            "config.json",
+            {"eos_token_id": "</s>"},
+            r"(?s)config.json.*'</s>'",
+        ),
+        ("config.json", {"max_position_embeddings": "48"}, "config.json: max_position"),
+        ("config.json", {"max_position_embeddings": 13}, "must be at most 13"),
+        ("config.json", {"vocab_size": 12}, r"vocab_size=12 .* got 14.*'\+' \(12\)"),
+    ],
+)
+def test_what_the_folder_says_wrong_is_refused(model, tmp_path, file, changes, told):
+    entries = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps(entries | changes))
+    with pytest.raises(ValueError, match=told):
+        build(model, write(tmp_path, DIFFERENT))
+
+
+def test_a_tokenizer_with_one_token_too_many_is_refused(model, tmp_path):
+    # All steps ran, then saving was refused, and so was every resume.
+    words = tokenizer.load_tokenizer(model)
+    words.add_tokens([f"<{i}>" for i in range(7)])
+    words.save_pretrained(model)
+    with pytest.raises(ValueError, match=r"vocab_size=20 tokens, got 21.*'<6>' \(20\)"):
+        build(model, write(tmp_path, DIFFERENT))
+
+
+@pytest.mark.slow
+def test_what_the_folder_says_survives_a_run(model, tmp_path):
+    flags = (
+        f"--quick --model {model} --data {write(tmp_path, DIFFERENT)} --num-steps 4"
+        " --max-prompt-tokens 8 --max-tokens 4 --num-prompts 4 --num-samples 2"
+        f" --num-validation 4 --num-test 4 --run-dir {tmp_path / 'run'}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.arithmetic", *flags.split()],
+        cwd=ROOT,
+        env=dict(os.environ, JAX_PLATFORMS="cpu", XDG_CACHE_HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ends with <end> (1) or = (13)" in done.stdout
+    policy = tmp_path / "run" / "policy"
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (policy / name).read_bytes() == (model / name).read_bytes()
+    before, after = (
+        json.loads((folder / "config.json").read_text()) for folder in (model, policy)
+    )
+    assert before == after

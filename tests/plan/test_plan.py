@@ -1,0 +1,156 @@
+"""What a step takes, against numbers that a person can check."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_program
+
+from rljax.model import decoder_policy
+from rljax.plan import cost
+
+# One layer of 4 matrices 16 x 16 and 3 of 16 x 32, 2,560 weights; an output head of
+# 16 x 16, 256. Attention: a pair of query and key costs 4 x 2 heads x 8 = 64.
+# P, S, G, T = 8, 3, 2, 4.
+CONFIG = tiny_program.Config(max_tokens=4)
+
+
+@functools.cache
+def made(config=CONFIG):
+    program = tiny_program.program(config)
+    compiled = program.compile()
+    return program, cost.make(program, compiled, cost.Rates(1e6, 2e6, 3e6))
+
+
+def test_the_arithmetic_of_a_step_by_hand():
+    # Prompts: 8 of 3 tokens through the layer, the last of each through the head; 6
+    # pairs each. Sampling: 3 fed tokens of 16 rows through everything; each sees the 3
+    # of the prompt, and 1, 2 and 3 own ones: 15 pairs a row. Training: both once more
+    # and the head for 8 more first tokens, times 3 with the backward pass.
+    prompts = 2 * 8 * (3 * 2560 + 256) + 64 * 8 * 6
+    sampling = 2 * 16 * 3 * 2816 + 64 * 16 * 15
+    training = 3 * (prompts + sampling + 2 * 8 * 256)
+    found = cost.decoder_flops(tiny_program.program(CONFIG).sizes)
+    assert found == (prompts, sampling, training) == (130_048, 285_696, 1_259_520)
+
+
+def test_passes_multiply_training_alone_and_minibatches_nothing():
+    sizes = tiny_program.program(CONFIG).sizes
+    once = cost.decoder_flops(sizes)
+    found = cost.decoder_flops(sizes._replace(num_passes=3, num_minibatches=4))
+    assert found == (once.prompts, once.sampling, 3 * once.training)
+
+
+@pytest.mark.parametrize("pieces", [(1, 1), (2, 1), (2, 2)])
+def test_the_traced_program_does_the_arithmetic_and_little_more(pieces):
+    # A loop's body counted once would give a third of sampling and, with minibatches
+    # or microbatches, a half or a quarter of training; repeated prompts a half more.
+    program = tiny_program.program(
+        tiny_program.Config(
+            max_tokens=4, num_minibatches=pieces[0], num_microbatches=pieces[1]
+        )
+    )
+    traced = cost.traced_flops(program)
+    for least, does in zip(cost.decoder_flops(program.sizes), traced, strict=True):
+        assert least <= does <= 1.1 * least
+
+
+def test_the_segments_of_a_growing_cache_are_one_loop():
+    # 64 tokens are sampled by four programs, each for 16 of them; at one segment, keys
+    # that are not there yet would be read, too: 1.26 times as much.
+    program = tiny_program.program(tiny_program.Config(max_tokens=64))
+    traced = cost.traced_flops(program).sampling
+    least = cost.decoder_flops(program.sizes).sampling
+    assert least <= traced <= 1.1 * least
+
+
+def test_products_count_loops_branches_and_what_is_computed_again():
+    a, b = jnp.ones((2, 3)), jnp.ones((3, 3))
+    each = 2 * 2 * 3 * 3
+
+    def count(fn, **options):
+        return cost.products(jax.make_jaxpr(fn)(a).jaxpr, **options)
+
+    def scan(x):
+        return jax.lax.scan(lambda x, _: (jax.jit(jnp.dot)(x, b), None), x, length=5)
+
+    assert count(lambda x: x @ b @ b) == (2 * each, 0)
+    assert count(scan) == (5 * each, 0)
+    assert count(scan, repeat=lambda length: 1) == (each, 0)
+    loop = functools.partial(jax.lax.while_loop, lambda x: x[0, 0] < 9)
+    assert count(lambda x: loop(lambda x: x @ b, x @ b @ b)) == (2 * each, each)
+    branch = functools.partial(jax.lax.cond, a[0, 0] > 0)
+    found = count(lambda x: branch(lambda x: x @ b @ b, lambda x: x @ b, x))
+    assert found == (2 * each, 0)
+    # Forward, and backward to the argument alone; kept from a checkpoint: once more.
+    square = jax.checkpoint(lambda x: jnp.sum((x @ b) ** 2))
+    assert count(jax.grad(square)) == (3 * each, 0)
+
+
+def test_the_compiler_counts_the_products_and_what_lies_between_them():
+    _, found = made()
+    everything, products = found.once
+    assert products < everything < 2 * products
+
+
+def test_memory_by_hand():
+    # 2,816 weights and three norms of 16, in float32; adam has two of each and a count.
+    # Keys and values: 2 x 2 heads x 8 x 4 bytes for 8 x 3 prompt tokens and 16 x 3 fed
+    # ones. Logits of 16 x 4 tokens.
+    program, found = made()
+    memory = found.memory
+    assert found.num_parameters == 2864
+    assert memory.parameters == memory.gradients == 4 * 2864
+    assert memory.optimizer == 2 * memory.parameters + 4
+    assert memory.cache == 2 * 2 * 8 * 4 * (24 + 48)
+    assert memory.logits == 4 * 16 * 16 * 4
+    assert memory.rest >= cost.num_bytes(program.prompts) > 0
+    measured = cost.compiled_memory(program.compile())
+    assert memory.total == (
+        sum(measured[k] for k in ("arguments", "outputs", "temporaries", "code"))
+        - measured["outputs_in_arguments"]
+    )
+    assert memory.temporaries > memory.cache  # it lives through the sampler's loop
+
+
+def test_microbatches_take_less_memory():
+    def memory(pieces):
+        program = tiny_program.program(
+            tiny_program.Config(num_prompts=64, max_tokens=16, num_microbatches=pieces)
+        )
+        return cost.memory(program, program.compile())
+
+    whole, cut = memory(1), memory(8)
+    assert cut.temporaries < 0.8 * whole.temporaries
+    assert cut.logits == whole.logits / 8
+
+
+def test_time_is_arithmetic_over_rates_or_bytes_where_they_take_longer():
+    # Each of the 3 fed tokens reads the parameters and the prompts' 24 keys; own keys,
+    # 48 in all, are read 1, 2 and 3 thirds: twice.
+    program, found = made()
+    read = 3 * (4 * 2864 + 128 * 24) + 2 * 128 * 48
+    assert cost.bytes_decoded(program) == read
+    assert read / 3e6 < 285_696 / 2e6
+    assert found.seconds == pytest.approx((0.130048, 0.142848, 1.25952))
+    assert found.tokens == 8 * 2 * 4
+    assert found.tokens_per_second == pytest.approx(
+        64 / (0.130048 + 0.142848 + 1.25952)
+    )
+    slow = cost.make(program, program.compile(), cost.Rates(1e6, 2e6, 1e3))
+    assert slow.seconds.sampling == pytest.approx(read / 1e3)
+
+
+def test_slots_take_turns():
+    # 16 samples in 4 slots: 4 rounds, each with the keys of 4 prompts and 4 samples.
+    program, _ = made()
+    slots = program._replace(sizes=program.sizes._replace(num_slots=4))
+    assert cost.bytes_decoded(slots) == 4 * (3 * (4 * 2864 + 128 * 12) + 2 * 128 * 12)
+    assert cost.decoder_flops(slots.sizes) == cost.decoder_flops(program.sizes)
+
+
+def test_the_logits_limit_is_the_decoders():
+    limit = inspect.signature(decoder_policy).parameters["max_logits"].default
+    assert cost.Sizes._field_defaults["max_logits"] == limit

@@ -1,0 +1,87 @@
+"""GRPO on a decoder of one layer: the smallest program that has every part."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rljax import advantage, loss
+from rljax import program as loop
+from rljax.learn import update
+from rljax.model import DecoderConfig, decoder_policy
+from rljax.plan import cost
+from rljax.rollout.sample import sampler
+from rljax.types import Prompts, Verdict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    steps_per_dispatch: int = 3
+    num_prompts: int = 8
+    prompt_tokens: int = 3
+    num_samples: int = 2
+    max_tokens: int = 2
+    num_minibatches: int = 1
+    num_microbatches: int = 1
+    d_ff: int = 32
+
+
+def program(config: Config) -> cost.Program:
+    decoder = DecoderConfig(
+        vocab_size=16,
+        num_layers=1,
+        d_model=16,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=config.d_ff,
+    )
+    policy = decoder_policy(decoder)
+    grpo = advantage.algorithm(
+        policy=advantage.Term(
+            loss.clipped_ratio(0.2, 0.2),
+            advantage=advantage.center_by_group(),
+            weighting=advantage.token_mean(),
+        )
+    )
+    learner = update.learner(
+        policy.measure,
+        grpo,
+        optax.adam(0.1),
+        num_minibatches=config.num_minibatches,
+        num_microbatches=config.num_microbatches,
+    )
+    sample = sampler(
+        policy,
+        num_samples=config.num_samples,
+        max_tokens=config.max_tokens,
+        stop_tokens=(1,),
+    )
+
+    def verify(prompts, samples):
+        del prompts
+        return Verdict.binary(samples.tokens[..., 0] == 5)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    rows = (config.steps_per_dispatch, config.num_prompts)
+    return cost.Program(
+        act=loop.actor(policy, sample),
+        learner=learner,
+        verify=verify,
+        state=jax.eval_shape(lambda k: learner.init(policy.init(k), k), key),
+        prompts=Prompts(
+            tokens=jax.ShapeDtypeStruct((*rows, config.prompt_tokens), jnp.int32),
+            length=jax.ShapeDtypeStruct(rows, jnp.int32),
+            id=jax.ShapeDtypeStruct(rows, jnp.int32),
+        ),
+        sizes=cost.Sizes(
+            decoder=decoder,
+            num_prompts=config.num_prompts,
+            num_samples=config.num_samples,
+            prompt_tokens=config.prompt_tokens,
+            max_tokens=config.max_tokens,
+            num_minibatches=config.num_minibatches,
+            num_microbatches=config.num_microbatches,
+        ),
+    )
