@@ -64,9 +64,9 @@ class Config:
     template: str = "{question}"
     """Text of the prompt around the question."""
     verifier: Literal["number", "last-number", "exact", "contains"] = "number"
-    """number: the completion is the answer's number; last-number: its last number is, or
-    the one in its last box;
-    exact: the same text; contains: the completion contains --needle."""
+    """number: the completion is the answer's number, or has it after --after;
+    last-number: its last number is, or the one in its last \\boxed{}; exact: the same
+    text; contains: the completion contains --needle."""
     after: str = ""
     """number: read the number right after the last occurrence of this, whatever text
     follows it (#### for GSM8K, \\boxed{ for LaTeX); last-number: read only what follows

@@ -75,8 +75,8 @@ def require(config: Any) -> None:
 
     Args:
       config: a flat dataclass. Fields of str hold text, those of Literal one of their
-        values, those of Path a path, and all others are numbers of `RANGES`; None is
-        allowed where the annotation says so.
+        values, those of Path a path, those of bool one of two, and all others are
+        numbers of `RANGES`; None is allowed where the annotation says so.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -93,6 +93,8 @@ def _require_field(name: str, hint: Any, value: Any) -> None:
         options = typing.get_args(hint)
         if value not in options:
             check.refuse(flag(name), f"be one of {', '.join(options)}", value)
+    elif bool in kinds:
+        check.kind(flag(name), value, bool, "True")
     elif str in kinds:
         check.text(flag(name), value)
     elif pathlib.Path in kinds:

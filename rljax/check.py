@@ -37,7 +37,8 @@ def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=
         refuse(name, "be a number", value)
     if isinstance(value, jax.core.Tracer):
         return
-    entries = value.ravel().tolist() if hasattr(value, "ravel") else [value]
+    # NumPy: an operation of JAX on a constant would be traced, too.
+    entries = np.asarray(value).ravel().tolist() if hasattr(value, "ravel") else [value]
     for x in entries:
         if isinstance(x, int) and abs(x) > _LARGEST_INT:
             raise ValueError(
@@ -185,15 +186,25 @@ def _parameters(fn) -> list[str]:
         return ["..."]
 
 
+def _is_numeral(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _advice(must: str, value) -> str:
     if inspect.isroutine(value):
         other = " Or does it take other arguments?" if "function" in must else ""
         return f"did you forget to call it?{other}"
     if isinstance(value, str):
-        exact = f"pass {value.encode(errors='replace')!r}."
-        return exact if "bytes" in must else "pass it without quotes."
+        if "bytes" in must:
+            return f"pass {value.encode(errors='replace')!r}."
+        return "pass it without quotes." if _is_numeral(value) else "pass one."
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return "pass its elements one by one."
+        together = " or make one of them by chain(...)" if "Transform" in must else ""
+        return f"pass its elements one by one{together}."
     if value is None:
         return "pass one, or leave the argument out if it has a default."
     return "pass one."

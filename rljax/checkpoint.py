@@ -61,12 +61,8 @@ class Checkpoints:
         from orbax.checkpoint import v1 as orbax
 
         keep = orbax.training.preservation_policies.LatestN(self._keep)
-        # Where a disk is so full that it takes no folder, orbax's threads would wait
-        # for it, and a run for them at its end, for five minutes.
-        folders = orbax.options.AsyncOptions(create_directories_asynchronously=False)
         return orbax.training.Checkpointer(
             _absolute(self._directory),
-            context=orbax.Context(async_options=folders),
             preservation_policy=keep,
             step_name_format=checkpoint_folder.Names(),
             lightweight_initialize=True,
@@ -97,13 +93,14 @@ class Checkpoints:
             if path.exists() and not checkpoint_folder.is_ours(path):
                 raise FileExistsError("what is there is not of this run; move it away")
             checkpoint_folder.remove_unfinished(self._directory)
-            self._orbax.save_checkpointables_async(
-                step,
-                {"state": state},
-                force=True,
-                overwrite=True,
-                custom_metadata=beside,
-            )
+            with _folders_at_once():  # made within it, orbax keeps to it
+                self._orbax.save_checkpointables_async(
+                    step,
+                    {"state": state},
+                    force=True,
+                    overwrite=True,
+                    custom_metadata=beside,
+                )
         except OSError as error:
             self._failed(path, error)
             return
@@ -321,6 +318,15 @@ def _put_aside(path: epath.Path, problem: str) -> str:
 def _absolute(path: epath.Path) -> epath.Path:
     """Orbax refuses relative ones."""
     return path.absolute()
+
+
+def _folders_at_once():
+    """Where a disk is so full that it takes no folder, orbax's threads would wait for
+    it, and a run for them at its end, for five minutes."""
+    from orbax.checkpoint import v1 as orbax
+
+    now = orbax.options.AsyncOptions(create_directories_asynchronously=False)
+    return orbax.Context(async_options=now)
 
 
 @contextlib.contextmanager

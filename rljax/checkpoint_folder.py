@@ -71,7 +71,7 @@ def is_ours(path: epath.Path) -> bool:
 
 def saved(path: epath.Path) -> dict[str, Any] | None:
     """What was saved beside the state of a complete checkpoint, else None."""
-    return _sound(path) if (path / _COMPLETE).exists() else None
+    return _sound(path) if _is_complete(path) else None
 
 
 def sealed(beside: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def remove_unfinished(directory: epath.Path) -> None:
     """Removes what saves and removals that were cut short left; none may be running."""
     found = directory.iterdir() if directory.is_dir() else ()
     unfinished = [path for path in found if _UNFINISHED.fullmatch(path.name)]
-    incomplete = [p for p in ours(directory) if not (p / _COMPLETE).exists()]
+    incomplete = [path for path in ours(directory) if not _is_complete(path)]
     for path in unfinished + incomplete:
         path.rmtree(missing_ok=True)
 
@@ -105,6 +105,16 @@ def require_readable(path: epath.Path) -> None:
         for name in files:
             with (root / name).open("rb") as data:
                 data.read(1)
+
+
+def _is_complete(path: epath.Path) -> bool:
+    """Whether a folder with its final name was written to the end, and is there still.
+
+    Orbax writes the metadata first and renames the folder last; in a bucket, where
+    nothing can be renamed, it puts a file there last.
+    """
+    last = _COMPLETE if "://" in str(path) else _METADATA
+    return (path / last).exists()
 
 
 def _named(directory: epath.Path) -> list[epath.Path]:

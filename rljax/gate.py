@@ -46,7 +46,7 @@ def every(*gates: Gate) -> Gate:
     A gate sees only what those before it accept.
     """
     for i, gate in enumerate(gates):
-        check.kind(f"gates[{i}] of every", gate, Gate, "finite()")
+        check.kind(f"gates[{i}] of every", gate, Gate, "target_kl(0.05)")
 
     def update(grads, metrics, reuse, state):
         accept, stop = jnp.ones((), bool), jnp.zeros((), bool)

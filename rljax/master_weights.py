@@ -43,8 +43,8 @@ def master_weights(optimizer: optax.GradientTransformation):
         if not isinstance(state, MasterState):
             return optimizer.update(updates, state, params)
         exact = _with(state.masters, params)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), updates, exact)
-        updates, inner = optimizer.update(grads, state.inner, exact)
+        updates = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, exact)
+        updates, inner = optimizer.update(updates, state.inner, exact)
         moved = optax.apply_updates(exact, updates)
         updates = _over(
             lambda m, p, new, u: u if m is None else new - p.astype(jnp.float32),

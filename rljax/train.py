@@ -12,6 +12,7 @@ It can be killed at any moment and goes on from its newest checkpoint, bit for b
 import collections
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -21,6 +22,7 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
+from etils import epath
 from rich.console import Console
 
 from rljax import (
@@ -52,6 +54,7 @@ def train(
     checkpoint_every: int,
     keep: int = 3,
     max_refused: int = 10,
+    checkpoint_dir: epath.PathLike | None = None,
     console: Console | None = None,
 ) -> TrainState:
     """Runs the phases one after the other, from the newest checkpoint if there is one.
@@ -65,6 +68,8 @@ def train(
         boundary from there on. The last step of each phase is always saved.
       keep: newest checkpoints to keep.
       max_refused: optimiser steps in a row that may be refused.
+      checkpoint_dir: the folder of this run's checkpoints alone, which may be in a
+        bucket (gs://...); None is `checkpoints` in the run folder.
       console: where to show progress.
 
     Returns:
@@ -84,7 +89,7 @@ def train(
     check.number("checkpoint_every", checkpoint_every, low=1)
     check.number("keep", keep, low=1)
     check.number("max_refused", max_refused, low=1)
-    directory = run_dir / "checkpoints"
+    directory = epath.Path(checkpoint_dir or run_dir / "checkpoints")
     with ownership.kept(run_dir):
         newest = checkpoint.newest(directory)
         templates, state = templates_of(phases, state, newest)  # frees its memory
@@ -98,7 +103,8 @@ def train(
             state = restored
             index, done = found.info["phase"], found.info["phase_step"]
             phases[index].stream.set_state(found.info["stream"])
-        with _open_host(phases, run_dir, found, keep, max_refused, console) as host:
+        saver = functools.partial(checkpoint.Checkpoints, directory, keep=keep)
+        with _open_host(phases, run_dir, found, saver, max_refused, console) as host:
             for problem in problems:
                 host.report("checkpoint/corrupt", problem)
             for i in range(index, len(phases)):
@@ -202,7 +208,7 @@ class _Host:
 
 
 @contextlib.contextmanager
-def _open_host(phases, run_dir, found, keep, max_refused, console):
+def _open_host(phases, run_dir, found, saver, max_refused, console):
     """Opens all that the loop uses and closes it again, whatever happens."""
     step, seconds = -1, 0.0
     if found is not None:
@@ -223,9 +229,7 @@ def _open_host(phases, run_dir, found, keep, max_refused, console):
         stack.callback(screen.close)
         recorder = metrics.Recorder(run_dir, purge_step=step + 1)
         stack.callback(recorder.close)
-        checkpoints = checkpoint.Checkpoints(
-            run_dir / "checkpoints",
-            keep=keep,
+        checkpoints = saver(
             report=lambda name, message: host.report(name, message),
             latest=None if found is None else found.path,
         )

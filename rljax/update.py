@@ -76,7 +76,7 @@ def learner(
         "optimizer", optimizer, optax.GradientTransformation, "optax.adamw(1e-5)"
     )
     if gate is not None:
-        check.kind("gate", gate, Gate, "finite()")
+        check.kind("gate", gate, Gate, "target_kl(0.05)")
     check.count("num_passes", num_passes)
     check.count("num_minibatches", num_minibatches)
     check.count("num_microbatches", num_microbatches)
@@ -105,42 +105,6 @@ def learner(
         order = order.reshape(-1, num_minibatches)[:, i % num_minibatches]
         return mesh.constrain(take(rows, order))
 
-    def optimiser_step(state, rollout, credits, usable, i):
-        """`usable`: what the credit remembered of this rollout batch is finite."""
-        grads, _, weighing, metrics = gradient(
-            measure,
-            algorithm,
-            num_microbatches,
-            state,
-            rollout,
-            credits,
-            i == 0,
-            num_lengths,
-        )
-        metrics["update/gradient_norm"] = optax.tree.norm(grads)
-        accept, stop, gate_state, gate_metrics = gate.update(
-            grads, metrics, i // num_minibatches, state.gate.gate
-        )
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = (params, moments, weighing)
-        old = (state.params, state.optimizer, state.algorithm)
-        finite = usable & numerics.all_finite(grads) & numerics.stays_finite(old, new)
-        accept &= finite
-        moved = _moved_share(old[:2], new[:2])
-        params, moments, weighing = _choose(accept, new, old)
-        in_row = jnp.where(finite, 0, state.gate.refused_in_row + 1)
-        guarded = Guarded(_choose(finite, gate_state, state.gate.gate), in_row)
-        state = state.replace(
-            params=params, optimizer=moments, algorithm=weighing, gate=guarded
-        )
-        metrics |= gate_metrics | {
-            "update/moved_share": jnp.where(accept, moved, 0.0),
-            "update/refused": ~accept,
-            "update/refused_in_row": in_row,
-        }
-        return state, stop & finite, metrics
-
     def learn(state, rollout):
         _require_divisible(rollout, num_minibatches * num_microbatches, num_lengths)
         before = state.algorithm
@@ -149,8 +113,19 @@ def learner(
         state = state.replace(algorithm=after)
 
         def one(state, i):
-            batch, shares = minibatch(state, (rollout, credits), i)
-            return optimiser_step(state, batch, shares, usable, i)
+            batch, own = minibatch(state, (rollout, credits), i)
+            grads, _, weighing, metrics = gradient(
+                measure,
+                algorithm,
+                num_microbatches,
+                state,
+                batch,
+                own,
+                i == 0,
+                num_lengths,
+            )
+            step = _Step(grads, weighing, metrics, usable, i // num_minibatches)
+            return _take(step, state, gate, optimizer)
 
         state, metrics = _repeat(one, state, num_steps)
         # If every step of this batch was refused, the algorithm's state is restored, as
@@ -161,6 +136,49 @@ def learner(
         return state, metrics | credit_metrics
 
     return Learner(init, learn)
+
+
+class _Step(NamedTuple):
+    """An optimiser step that may be taken or refused.
+
+    grads: the gradient. weighing: the algorithm's state after it. metrics: so far.
+    usable: bool[] what the credit remembered of this rollout batch is finite.
+    reuse: i32[] earlier passes over this rollout batch.
+    """
+
+    grads: Any
+    weighing: Any
+    metrics: dict
+    usable: jax.Array
+    reuse: jax.Array
+
+
+def _take(step: _Step, state: TrainState, gate: Gate, optimizer):
+    """(state, stop, metrics) after the step, or as it was if the step is refused."""
+    metrics = step.metrics | {"update/gradient_norm": optax.tree.norm(step.grads)}
+    accept, stop, gate_state, gate_metrics = gate.update(
+        step.grads, metrics, step.reuse, state.gate.gate
+    )
+    updates, moments = optimizer.update(step.grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = (params, moments, step.weighing)
+    old = (state.params, state.optimizer, state.algorithm)
+    finite = numerics.all_finite(step.grads) & numerics.stays_finite(old, new)
+    finite &= step.usable
+    accept &= finite
+    moved = _moved_share(old[:2], new[:2])
+    params, moments, weighing = _choose(accept, new, old)
+    in_row = jnp.where(finite, 0, state.gate.refused_in_row + 1)
+    guarded = Guarded(_choose(finite, gate_state, state.gate.gate), in_row)
+    state = state.replace(
+        params=params, optimizer=moments, algorithm=weighing, gate=guarded
+    )
+    metrics |= gate_metrics | {
+        "update/moved_share": jnp.where(accept, moved, 0.0),
+        "update/refused": ~accept,
+        "update/refused_in_row": in_row,
+    }
+    return state, stop & finite, metrics
 
 
 def _choose(condition, new, old):

@@ -18,37 +18,13 @@ WHITE = set(" \t\n\r\v\f")
 SPACE, EDGE = {" ", "\t", ":", GAP}, set("=<>\n\r\v\f")
 OPENING = {*"\"'`([$#", "bold", "escaped"}
 CLOSING = {*"\"'`)]$%.,;?", "bold", "escaped"}
-OTHER_NUMBER_AFTER = set(
-    [
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "dozen",
-        "hundreds",
-        "thousands",
-        "millions",
-        "billions",
-        "trillions",
-        "dozens",
-        "plus",
-        "minus",
-        "times",
-        "x",
-        "divided",
-        "over",
-        "point",
-        "squared",
-        "cubed",
-        "factorial",
-        "and",
-        "or",
-        "to",
-        "by",
-    ]
-)
-OTHER_NUMBER_BEFORE = set(["minus", "negative", "plus", "times", "over", "point", "x"])
+OTHER_NUMBER_AFTER = {
+    *("hundred", "thousand", "million", "billion", "trillion", "dozen"),
+    *("hundreds", "thousands", "millions", "billions", "trillions", "dozens"),
+    *("plus", "minus", "times", "x", "divided", "over", "point", "squared", "cubed"),
+    *("factorial", "and", "or", "to", "by"),
+}
+OTHER_NUMBER_BEFORE = {"minus", "negative", "plus", "times", "over", "point", "x"}
 
 
 def last_number(text: str, finished: bool = True) -> fractions.Fraction | None:
@@ -209,74 +185,59 @@ _NUMBERS = st.one_of(
     st.sampled_from([".5", "1,5", "10,20", "1.2.3", "12,34,567", "9" * 24, "9" * 25]),
 )
 _SIGNS = st.sampled_from(
-    ["", "", "", "-", "+", MINUS, "- ", f"{MINUS} ", "--", "-$", "-\\$", "\\$-", "$"]
-    + ["\u2013", "\u2014", "\u2010", "\ufe63", "\uff0d", "\u207b", "\u00b1", "-("]
-    + ["minus ", "negative ", "\\$", "- \\$", "\\pm ", "\u20ac", "~"]
+    [
+        *("", "", "", "-", "+", MINUS, "- ", "\u2212 ", "--", "-$", "-\\$", "\\$-"),
+        *("$", "\u2013", "\u2014", "\u2010", "\ufe63", "\uff0d", "\u207b", "\xb1"),
+        *("-(", "minus ", "negative ", "\\$", "- \\$", "\\pm ", "\u20ac", "~"),
+    ]
 )
 _TEMPLATES = st.sampled_from(
-    ["{a}", "{a}", "{a}.", "{a}%", "{a}\\%", "{a} apples", "({a})", "**{a}**", "${a}$"]
-    + ["\\({a}\\)", "\\[ {a} \\]", "\\boxed{{{a}}}", "\\boxed{{ {a} }}", "#### {a}"]
-    + ["####{a}", "= {a}", "={a}", "Answer: {a}", "**Answer:** {a}", '"{a}"', "'{a}'"]
-    + ["{a}/{b}", "{a} / {b}", "\\frac{{{a}}}{{{b}}}", "\\frac {a} {b}", "{a} {b}/{c}"]
-    + ["{a}e{b}", "{a}E-{b}", "{a} \\times 10^{b}", "{a}*10^{{{b}}}", "{a}\u00d710^{b}"]
-    + ["{a} x {b}", "{a}x", "x{a}", "{a} cm^{b}", "{a} cm\u00b2", "x_{a}", "x_{{{a}}}"]
-    + ["{a}{{,}}{b}", "{a},\\!{b}", "{a}\\,{b}", "{a}\\!{b}", "{a}\\ {b}", "{a}~{b}"]
-    + ["{a}\u2009{b}", "{a}\u00a0{b}", "{a}\u202f{b}", "{a} {b}", "{a}_{b}", "{a}'{b}"]
-    + ["{a}-{b}", "{a} - {b}", "{a}\u2013{b}", "{a} to {b}", "{a}:{b}", "{a} : {b}"]
-    + ["{b} or {a}", "{b} and {a}", "{b}, and {a}", "3m by {a}", "equal to {a}"]
-    + ["{a}.{b}.{c}", "v{a}.{b}", "{a}-{b}-{c}", "{a}/{b}/{c}", "{a},{b}", "{a}, {b}"]
-    + [
-        "{a}st",
-        "{a}k",
-        "{a} million",
-        "{a} dozen",
-        "{a}\u00bd",
-        "{a}\u00b2",
-        "{a}\u00b0",
+    [
+        *("{a}", "{a}", "{a}.", "{a}%", "{a}\\%", "{a} apples", "({a})", "**{a}**"),
+        *("${a}$", "\\({a}\\)", "\\[ {a} \\]", "\\boxed{{{a}}}", "\\boxed{{ {a} }}"),
+        *("#### {a}", "####{a}", "= {a}", "={a}", "Answer: {a}", "**Answer:** {a}"),
+        *('"{a}"', "'{a}'", "{a}/{b}", "{a} / {b}", "\\frac{{{a}}}{{{b}}}"),
+        *("\\frac {a} {b}", "{a} {b}/{c}", "{a}e{b}", "{a}E-{b}"),
+        *("{a} \\times 10^{b}", "{a}*10^{{{b}}}", "{a}\xd710^{b}", "{a} x {b}"),
+        *("{a}x", "x{a}", "{a} cm^{b}", "{a} cm\xb2", "x_{a}", "x_{{{a}}}"),
+        *("{a}{{,}}{b}", "{a},\\!{b}", "{a}\\,{b}", "{a}\\!{b}", "{a}\\ {b}"),
+        *("{a}~{b}", "{a}\u2009{b}", "{a}\xa0{b}", "{a}\u202f{b}", "{a} {b}"),
+        *("{a}_{b}", "{a}'{b}", "{a}-{b}", "{a} - {b}", "{a}\u2013{b}", "{a} to {b}"),
+        *("{a}:{b}", "{a} : {b}", "{b} or {a}", "{b} and {a}", "{b}, and {a}"),
+        *("3m by {a}", "equal to {a}", "{a}.{b}.{c}", "v{a}.{b}", "{a}-{b}-{c}"),
+        *("{a}/{b}/{c}", "{a},{b}", "{a}, {b}", "{a}st", "{a}k", "{a} million"),
+        *("{a} dozen", "{a}\xbd", "{a}\xb2", "{a}\xb0", "{a}!", "{a}^{b}"),
+        *("{a} ^ {b}", "\\sqrt{{{a}}}", "\\sqrt {a}", "f({a})", "|{a}|", "{a} + {b}"),
+        *("{a}+x", "x + {a}", "x*{a}", "x * {a}", "x ** {a}", "{a} \\pi", "-({a})"),
+        *("-\\boxed{{{a}}}", "\\boxed{{{a}}}^2", "2\\boxed{{{a}}}", "\\text{{{a}}}"),
+        *("\\boxed{{{a}, {b}}}", "\\boxed{{{a} \\text{{ cm}}}}", "\\boxed{{x={a}}}"),
+        *("<answer>{a}</answer>", "<<{a}*{b}={c}>>{c}", "{a}<{b}", "Step {a}: {b}"),
+        *("({a}, {b})", "[{a}, {b}]", "{a}\\{b}", "{a};{b}", "{a}\\\\"),
+        *("{a} and {b}/{c}",),
     ]
-    + ["{a}!", "{a}^{b}", "{a} ^ {b}", "\\sqrt{{{a}}}", "\\sqrt {a}", "f({a})", "|{a}|"]
-    + ["{a} + {b}", "{a}+x", "x + {a}", "x*{a}", "x * {a}", "x ** {a}", "{a} \\pi"]
-    + [
-        "-({a})",
-        "-\\boxed{{{a}}}",
-        "\\boxed{{{a}}}^2",
-        "2\\boxed{{{a}}}",
-        "\\text{{{a}}}",
-    ]
-    + ["\\boxed{{{a}, {b}}}", "\\boxed{{{a} \\text{{ cm}}}}", "\\boxed{{x={a}}}"]
-    + ["<answer>{a}</answer>", "<<{a}*{b}={c}>>{c}", "{a}<{b}", "Step {a}: {b}"]
-    + ["({a}, {b})", "[{a}, {b}]", "{a}\\{b}", "{a};{b}", "{a}\\\\", "{a} and {b}/{c}"]
 )
 _BEFORE = st.sampled_from(
-    ["", "", " ", "The answer is ", "so ", "is", "x = ", "\n", "$", "(", "= -", "5 "]
-    + [
-        "I checked 2 ways.\n",
-        "\\boxed{7} and ",
-        "#### 7\n",
-        "caf\u00e9 ",
-        "\u2248 ",
-        "* ",
+    [
+        *("", "", " ", "The answer is ", "so ", "is", "x = ", "\n", "$", "(", "= -"),
+        *("5 ", "I checked 2 ways.\n", "\\boxed{7} and ", "#### 7\n", "caf\xe9 "),
+        *("\u2248 ", "* "),
     ]
 )
 _AFTER = st.sampled_from(
-    ["", "", ".", " ", "\n", " dollars.", "\nI checked it in 2 ways.", " so", ")", "}"]
-    + [" (2 ways)", "x", " x", " \\pi", " 000", " 1/2", "}^2", "\u3002", " -", " mil"]
+    [
+        *("", "", ".", " ", "\n", " dollars.", "\nI checked it in 2 ways.", " so"),
+        *(")", "}", " (2 ways)", "x", " x", " \\pi", " 000", " 1/2", "}^2", "\u3002"),
+        *(" -", " mil"),
+    ]
 )
 _PIECES = st.sampled_from(
-    [*"0123456789", *"..,,--++$$##()[]{}\\\\**==:;%/^_|!?'\"`~ \n\t<>&", MINUS, "**"]
-    + ["\u2009", "\u00bd", "\u00b2", "a", "x", "so", "10", "000", "\\boxed{", "####"]
-    + [
-        "\\frac",
-        "million",
-        "minus",
-        "\\$",
-        "\\(",
-        "\\)",
-        "\\,",
-        "{,}",
-        "\0",
-        GAP,
-        "\xe9",
+    [
+        *("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", ".", ".", ",", ",", "-"),
+        *("-", "+", "+", "$", "$", "#", "#", "(", ")", "[", "]", "{", "}", "\\"),
+        *("\\", "*", "*", "=", "=", ":", ";", "%", "/", "^", "_", "|", "!", "?", "'"),
+        *('"', "`", "~", " ", "\n", "\t", "<", ">", "&", MINUS, "**", "\u2009"),
+        *("\xbd", "\xb2", "a", "x", "so", "10", "000", "\\boxed{", "####", "\\frac"),
+        *("million", "minus", "\\$", "\\(", "\\)", "\\,", "{,}", "\x00", GAP, "\xe9"),
     ]
 )
 

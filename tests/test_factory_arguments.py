@@ -59,7 +59,7 @@ FITS = {
     "decay": 2,
     "divergence_fn": adv.correction.k3,
     "fn": lambda *arguments: arguments[0],
-    "gates": gate.finite(),
+    "gates": gate.every(),
     "high": 1.0,
     "learner": LEARNER,
     "log_ratio_fn": None,
@@ -246,6 +246,43 @@ def test_any_number_is_taken_or_refused_by_name(fn, name):
     found = {x: complaint(fn, name, x) for x in NUMBERS}
     bad = [f"{x}: {why}" for x, why in found.items() if why not in (None, "taken")]
     assert not bad, "\n".join(bad)
+
+
+a = algorithms
+OUTSIDE = {
+    "num_passes": lambda: update.learner(
+        POLICY.measure, a.grpo(), optax.sgd(0.1), num_passes=0
+    ),
+    "num_minibatches": lambda: update.learner(
+        POLICY.measure, a.grpo(), optax.sgd(0.1), num_minibatches=-1
+    ),
+    "coefficient": lambda: adv.scale_weight(-0.5),
+    "beta": lambda: a.grpo_kl(beta=-1.0),
+    "cap": lambda: a.tis(cap=0.0),
+    "floor": lambda: a.icepop(floor=math.nan),
+    "mu": lambda: a.mixture(2.0),
+    "weight": lambda: a.w_reinforce(weight=-0.1),
+    "entropy": lambda: a.luffy(max_tokens=4, entropy=math.nan),
+    "anchor": lambda: a.asft(-0.1),
+    "value_coefficient": lambda: a.ppo(value_coefficient=-0.1),
+    "epsilon": lambda: adv.scale_by_group_std(epsilon=-1e-6),
+    "factor": lambda: adv.scale_negative(-1.0),
+    "target": lambda: adv.pid(math.nan),
+    "exponent": lambda: adv.focal(math.inf),
+    "constant": lambda: adv.center_by(math.nan),
+    "scale": lambda: adv.affine_reward(scale=math.inf, shift=0.0),
+    "threshold": lambda: a.dgg_gate(threshold=math.nan),
+    "clip": lambda: a.grpo(clip=-0.2),
+    "needle": lambda: verify.contains(FITS["table"], "1"),
+    "after": lambda: verify.number(FITS["table"], after="="),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_numbers_that_would_silently_train_nothing_or_another_method_are_refused(name):
+    # A weight that is not above 0 is left out of the loss: no term, and no word.
+    with pytest.raises(ValueError, match=rf"^{name} must .* got .*; "):
+        OUTSIDE[name]()
 
 
 def test_hyper_parameters_may_be_traced():

@@ -11,7 +11,14 @@ import pytest
 from rljax import advantage as adv
 from rljax import mix, update
 from rljax.sample import sampler
-from rljax.types import Missing, TokenStats, is_measured, over_tokens, take
+from rljax.types import (
+    Missing,
+    NotMeasured,
+    TokenStats,
+    is_measured,
+    over_tokens,
+    take,
+)
 
 P, G, T = 8, 4, 4
 
@@ -133,3 +140,19 @@ def test_joined_samples_are_padded_along_their_tokens_only():
     samples, old = fakes.jit(sample)(params, fakes.prompts(P), jax.random.key(0))
     assert samples.tokens.shape == old.logp.shape == (P, 4, 4)
     assert old.row_extra["k"].shape == (P, 4, 2)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_loss_function_that_reads_current_is_told_to_read_now(num_microbatches):
+    # It was given with one microbatch and missing with two.
+    def loss_fn(now, credit, rollout):
+        return now.logp - rollout.current.logp
+
+    method = adv.algorithm(policy=adv.Term(loss_fn, adv.token_mean()))
+    made = update.learner(
+        TABLE.measure, method, optax.sgd(1.0), num_microbatches=num_microbatches
+    )
+    state = made.init(TABLE.init(None), jax.random.key(0))
+    rows = fakes.rollout(P, G, T).replace(prompts=fakes.prompts(P))
+    with pytest.raises(NotMeasured, match=r"only `weighting` .* given `now`"):
+        jax.eval_shape(made.learn, state, rows)

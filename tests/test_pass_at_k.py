@@ -120,7 +120,7 @@ def test_the_best_sample_gets_its_lead():
 )
 def test_k_must_fit_the_group(make):
     for k in (0, -1, 2.0):
-        with pytest.raises(ValueError, match="k must (lie in|be an integer)"):
+        with pytest.raises(ValueError, match=r"k must (lie in|be an integer)"):
             make(k)
     with pytest.raises(ValueError, match=r"\(4\) needs at least 4 samples .* raise"):
         apply(make(4), fakes.solved(3, 1))

@@ -86,6 +86,19 @@ def test_checkpoints_are_at_multiples_and_the_ends_of_phases(tmp_path):
     assert [int(name) for name in names] == [4, 8, 10, 12]
 
 
+def test_checkpoints_may_lie_elsewhere(tmp_path, whole):
+    # A path as text, as one in a bucket is.
+    where = str(tmp_path / "bucket" / "of the run")
+    phases = toy_run.disturbed(1, 2, toy_run.crash)
+    with pytest.raises(toy_run.Crash):
+        go(tmp_path / "run", phases=phases, checkpoint_dir=where)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    state = go(tmp_path / "run", resume=True, checkpoint_dir=where)
+    assert toy_run.outcome(state, tmp_path / "run") == whole[1]
+    assert checkpoint.newest(where).info["step"] == 12
+    assert records(tmp_path / "run", "event", "message")[-1] != ("from the start",)
+
+
 def test_metrics_are_read_while_the_next_dispatch_runs(tmp_path):
     # A loop that waits for each dispatch would have written 2n steps when it starts
     # the n-th; this one has read all but the last, which the device still works on.

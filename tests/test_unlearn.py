@@ -244,6 +244,21 @@ def test_steering_vectors_harm_persist_and_regularise():
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
+def test_steering_vectors_that_would_not_be_finite_stay():
+    # They have an optimiser of their own; a NaN would stay for the whole run.
+    learner = consistency.steering_learner(
+        POLICY,
+        algorithms.lfu(0.1),
+        optax.sgd(0.0),
+        shape=(1, 16),
+        vector_optimizer=optax.adam(float("nan")),
+    )
+    state = start(learner)
+    after, metrics = fakes.jit(learner.learn)(state, rollout_of(PROMPTS))
+    chex.assert_trees_all_equal(after.algorithm, state.algorithm)
+    assert metrics["update/refused"] == 0
+
+
 @pytest.mark.slow
 def test_the_gradient_of_steering_reaches_the_clean_side_alone():
     recorded = probe.recorded(POLICY.measure)

@@ -1,20 +1,25 @@
 """With JAX_ENABLE_X64 nothing becomes float64: the library asks for its dtypes."""
 
+import chex
 import fakes
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import test_algorithm_laws as laws
+import tiny_program
 from algorithm_cases import CASES
 
 from rljax import update
+from rljax.sample import sampler
 
 
 def dtypes(tree):
     return [x.dtype for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_keeps_the_dtypes_of_its_state(name):
     # jnp.zeros(n), 1.0 * mask and jnp.mean(mask) are float64 there, and a loop whose
@@ -37,3 +42,28 @@ def test_a_step_keeps_the_dtypes_of_its_state(name):
         assert jnp.float64 not in dtypes(state)
         assert dtypes(new) == dtypes(state)
         assert set(dtypes(metrics)) == {jnp.dtype("float32")}
+
+
+def test_a_fused_step_keeps_its_state_and_samples_as_without():
+    # With noise in float64 the same key would draw other tokens.
+    def run(enabled):
+        with jax.enable_x64(enabled):
+            program = tiny_program.program(tiny_program.Config(max_tokens=4))
+            state, _ = jax.eval_shape(program.fused(), program.state, program.prompts)
+            assert jnp.float64 not in dtypes((program.state, state))
+            assert dtypes(state) == dtypes(program.state)
+            draw = sampler(
+                fakes.bandit(4, 4, 16),
+                num_samples=3,
+                max_tokens=4,
+                stop_tokens=(),
+                temperature=0.7,
+                top_k=5,
+            )
+            logits = np.random.default_rng(0).normal(size=(4, 4, 16))
+            params = {"logits": jnp.asarray(logits, jnp.float32)}
+            samples, old = fakes.jit(draw)(params, fakes.prompts(), jax.random.key(0))
+            assert jnp.float64 not in dtypes((params, samples, old))
+            return samples
+
+    chex.assert_trees_all_close(run(True), run(False), atol=1e-5)

@@ -185,12 +185,16 @@ def fade_advantage(
     low, high = reward_range
     if low >= high:
         raise ValueError(
-            f"reward_range must be (low, high) with low < high, got {low, high}."
+            f"reward_range must be (low, high) with low < high, got {low, high};"
+            " exchange them."
         )
     if controller is None:
         controller = fade_controller(**schedule)
     elif schedule:
-        raise ValueError(f"pass either controller or {sorted(schedule)}, not both.")
+        raise ValueError(
+            "fade_advantage must get a controller or a schedule, not both, got a"
+            f" controller and {sorted(schedule)}; give these to the controller."
+        )
     base = baseline.center_by_group() if base is None else base
     unit = stateless(
         lambda c, r: c.replace(advantage=(c.advantage - low) / (high - low))

@@ -2,7 +2,8 @@
 
 In the graph, `(prompts, samples) -> Verdict` without leaving the device: `number`,
 `last_number`, `number_after`, `exact`, `contains`, and `judged` for your own. `twin`
-has the same ones in plain Python; `pooled` runs any Python function in a pool of processes.
+has the same ones in plain Python; `pooled` runs any Python function in a pool of
+processes.
 """
 
 from rljax.verify import twin

@@ -102,7 +102,7 @@ def marks(text: Text, begin) -> Marks:
 
 
 def alone(some: Marks, left, right, finished) -> jax.Array:
-    """bool[]: whether what lies in bytes left..right-1 stands alone (head of this file).
+    """bool[]: whether bytes left..right-1 stand alone in the sense of this file.
 
     The end of an unfinished text is no edge: what would have followed is not known.
     """

@@ -98,10 +98,11 @@ def last_number(
     The last number ends at the last digit of the text, and must stand alone there
     (`neighbours`): if that digit belongs to something that is no number, the sample is
     wrong; no earlier number is looked for. So `#### 18`, `is $1,234.50.`, `x = -3`,
-    `**18**`, `\\(18\\)`, `18%` and `18 apples` are read; `1/2`, `2 1/2`, `5 cm^2`, `1e3`,
-    `3-5`, `10:30`, `3, 5`, `10,20`, `1.2.3`, `18x`, `- 5`, `minus 5`, `5 million` are no
-    numbers. A text with `\\boxed{` in it has said where its answer is: then the number
-    is the one in the last box, as `number_after` reads it, and nothing else.
+    `**18**`, `\\(18\\)`, `18%` and `18 apples` are read; `1/2`, `2 1/2`, `5 cm^2`,
+    `1e3`, `3-5`, `10:30`, `3, 5`, `10,20`, `1.2.3`, `18x`, `- 5`, `minus 5` and
+    `5 million` are no numbers. A text with `\\boxed{` in it has said where its answer
+    is: then the number is the one in the last box, as `number_after` reads it, and
+    nothing else.
 
     Where digits may follow an answer without a box, use `number_after`.
 

@@ -76,14 +76,17 @@ def decode(
             "decode needs at least one token and max_bytes >= 1, got tokens"
             f" {tokens.shape} and max_bytes {max_bytes}."
         )
-    flat, start, length = map(jnp.asarray, (table.flat, table.start, table.length))
+    # The gap stands before every piece: the byte before the piece's first.
+    apart = b"".join(gap + piece for piece in table.pieces) if gap else None
+    flat = table.flat if apart is None else np.frombuffer(apart or b"\0", np.uint8)
+    start = table.start + len(gap) * np.arange(1, table.start.size + 1, dtype=np.int32)
+    flat, start, length = map(jnp.asarray, (flat, start, table.length))
 
     def row(tokens, mask):
         known = mask & (tokens >= 0) & (tokens < length.size)
         index = jnp.where(known, tokens, 0)
         count = jnp.where(known, length[index], 0)
-        gapped = _after_gap(count > 0) & bool(gap)
-        joint = gapped.astype(jnp.int32)
+        joint = _after_gap(count > 0).astype(jnp.int32) * len(gap)
         count += joint
         end = jnp.cumsum(count, dtype=jnp.int32)
         # Byte n comes from the token whose number is how many tokens end at or before
@@ -94,9 +97,6 @@ def decode(
         token = jnp.minimum(jnp.cumsum(ends, dtype=jnp.int32), tokens.size - 1)
         source = (start[index] - (end - count) - joint)[token] + place
         byte = flat[jnp.clip(source, 0, flat.size - 1)]
-        if gap:
-            opening = jnp.where(gapped, end - count, size)
-            byte = byte.at[opening].set(gap[0], mode="drop")
         return jnp.where(place < end[-1], byte, 0).astype(jnp.uint8), end[-1]
 
     return Text(*jnp.vectorize(row, signature="(t),(t)->(n),()")(tokens, mask))

@@ -197,20 +197,18 @@ def _alone(plain: bytes, left: int, right: int, finished: bool) -> bool:
     joins = stem.rstrip(_PASSED)[-1:].isdigit() and _BETWEEN.fullmatch(word)
     other = _BEFORE.fullmatch(word) or joins or stem.endswith(b"\\")
     is_word = word and not opens and not other
-    if (near and near[-1] not in _BLANK) or (
-        far and far[-1] not in _EDGE and not is_word
-    ):
+    if near and near[-1] not in _BLANK:
+        return False
+    if far and far[-1] not in _EDGE and not is_word:
         return False
 
     near = plain[right:].lstrip(_CLOSING)
     far = near.lstrip(_PASSED)
     word = far[: len(far) - len(far.lstrip(_LETTERS))]
     is_word = word and not _AFTER.fullmatch(word) and (finished or word != far)
-    if (near and near[0] not in _BLANK) or (
-        far and far[0] not in _EDGE and not is_word
-    ):
+    if near and near[0] not in _BLANK:
         return False
-    return finished or bool(far)
+    return far[0] in _EDGE or bool(is_word) if far else finished
 
 
 def _value(match: re.Match) -> decimal.Decimal | None:

@@ -175,6 +175,10 @@ def work_on(
     """A worker: answers each pickled tuple of arguments with a record."""
     control.close()
     _become_subreaper()
+    # Where the machine has no memory left, Linux kills a call, which has this from its
+    # worker and is the larger one, not the trainer.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
     while True:  # until the trainer closes the line
         arguments = receive(line)
         try:
@@ -184,7 +188,9 @@ def work_on(
         line.sendall(answer)
 
 
-def _supervise(line: socket.socket, call: Callable, arguments: bytes, work: Work):
+def _supervise(
+    line: socket.socket, call: Callable, arguments: bytes, work: Work
+) -> bytes:
     """Runs a call in a process of its own and ends all that is left of it."""
     ours, theirs = os.pipe()
     try:
@@ -332,9 +338,6 @@ def _prepare(memory_bytes: int | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    # Where the machine has no memory left, Linux kills the call, not the trainer.
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
     if memory_bytes is not None:
         _limit_memory(memory_bytes)
 
