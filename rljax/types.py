@@ -209,8 +209,8 @@ class Rollout(_Replaceable):
     )
     current: TokenStats | Missing = _missing(
         "current",
-        "it belongs to `weighting` chains alone; a loss function has `now`, an"
-        " advantage chain `old`",
+        "only `weighting` chains may read it; a loss function is given `now`, an"
+        " advantage chain reads `old`",
     )
     origin: jax.Array | Missing = _missing(
         "origin", "the actor of the loop supplies it"
