@@ -1,4 +1,4 @@
-"""Hugging Face folders: configuration, weights and metadata in and out, without torch."""
+"""Hugging Face folders: configuration, weights and metadata, without torch."""
 
 from rljax.model.hugging_face.weights import config_entries, load, save
 
