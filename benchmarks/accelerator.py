@@ -84,7 +84,7 @@ def main() -> None:
     names = args.models.split(",")
     if jax.default_backend() == "cpu" and names != ["tiny"]:
         sys.exit(
-            "no accelerator is there: nothing measured; --models tiny tries it out."
+            "no accelerator is there; --models tiny tries the script out without one."
         )
     large = names != ["tiny"]
     bandwidth = machine.memory_rate(2**30 if large else 2**24, 1.0)
