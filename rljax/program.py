@@ -18,10 +18,11 @@ import numpy as np
 from rljax import check, keys, mesh, numerics
 from rljax.advantage import solve_rate
 from rljax.learn import origin
-from rljax.learn.update import Learner, Measure
+from rljax.learn.update import Learner
 from rljax.policy.base import Policy
 from rljax.rollout.sample import Sampler
 from rljax.types import (
+    Measure,
     Prompts,
     Rollout,
     Samples,

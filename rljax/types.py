@@ -8,7 +8,7 @@ nats, lengths in tokens; log-probabilities, rewards and credit are float32, mask
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self, TypeGuard, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -263,6 +263,20 @@ class TrainState(_Replaceable):
     key: jax.Array
     step: jax.Array
     reference: Any = None
+
+
+Measure = Callable[[Any, Prompts, Samples], TokenStats]
+"""(params, prompts, samples) -> the statistics of the samples' tokens."""
+
+
+class ReferencedMeasure(NamedTuple):
+    """A measure function that compares with the reference policy.
+
+    fn: (params, reference params, prompts, samples) -> TokenStats; the second argument
+      is `TrainState.reference`.
+    """
+
+    fn: Callable[[Any, Any, Prompts, Samples], TokenStats]
 
 
 # Which fields have a token axis; sizes cannot tell, as T may equal any other size.

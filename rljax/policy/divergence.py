@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.learn.update import ReferencedMeasure
 from rljax.policy import score
 from rljax.policy.base import Policy
-from rljax.types import TokenStats
+from rljax.types import ReferencedMeasure, TokenStats
 
 
 def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:

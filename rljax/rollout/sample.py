@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, keys, mesh, numerics
-from rljax.data import token_ids
 from rljax.policy.base import Policy
 from rljax.rollout import slots
 from rljax.types import Missing, Prompts, Samples, Source, TokenStats
@@ -161,7 +160,7 @@ def _decoded(
 
         own = sample_keys(key, prompts.id, G)
         logits, prompt = policy.prefill(params, prompts)
-        token_ids.check_stops(stop_tokens, logits.shape[-1])
+        check.stop_tokens(stop_tokens, logits.shape[-1])
         logits = jnp.broadcast_to(logits[:, None], (P, G, logits.shape[-1]))
         first = jax.tree.map(lanes, draw(logits, own, jnp.zeros(P, jnp.int32)))
         log = jax.tree.map(

@@ -259,7 +259,7 @@ def test_uft_runs_with_all_and_without_any_hint():
 
 
 def test_hints_that_nothing_supplies_are_asked_for():
-    with pytest.raises(ValueError, match="hinted_act"):
+    with pytest.raises(ValueError, match="reveal_hints"):
         draw(hint.hint_row(), HINTED)
     act = hint.hinted_act(lambda state, prompts: prompts, hint.cosine_reveal())
     _, state = start(algorithms.sft())
