@@ -136,8 +136,8 @@ class Samples(_Replaceable):
     finished: bool[P, G] ended by itself, not cut at T tokens.
     behaviour: statistics of the distribution the tokens were really drawn from, after
       top-k and top-p; `extra["kept_mass"]` is what truncation left.
-    decoded: f32[P, G] how often rows were decoded for the batch, shared out evenly: so
-      many tokens could have been sampled beside the first ones.
+    decode_steps: f32[P, G] decode steps spent on the batch, divided evenly over its
+      samples. Compare with `length - 1`: the first token comes from the prompt.
     """
 
     tokens: jax.Array
@@ -147,8 +147,8 @@ class Samples(_Replaceable):
     behaviour: TokenStats | Missing = _missing(
         "samples.behaviour", "only a sampler supplies it, demonstrations have none"
     )
-    decoded: jax.Array | Missing = _missing(
-        "samples.decoded", "only a sampler supplies it"
+    decode_steps: jax.Array | Missing = _missing(
+        "samples.decode_steps", "only a sampler supplies it"
     )
 
     @property

@@ -2,7 +2,8 @@
 
 All read mixed groups with `old` on every row:
 
-    mix.joined(sampler(...), mix.measured(mix.stored(), policy.measure))
+    answers = mixed.with_old(mixed.stored_answers(), policy.measure)
+    mixed.side_by_side(sampler(...), answers)
 
 Terms are restricted to rows of one kind before their reduction, so that each keeps the
 mean of its paper.

@@ -209,7 +209,7 @@ def aside_nll(measure_fn: Measure) -> Callable[[Any, Rollout], jax.Array]:
                 " map_fn=with_aside(data_set)."
             )
         aside = rollout.prompts.data["aside"]
-        samples, _ = mixed.stored()(params, aside, None)
+        samples, _ = mixed.stored_answers()(params, aside, None)
         logp = measure_fn(params, aside, samples).logp
         return -numerics.masked_mean(logp, samples.mask)
 

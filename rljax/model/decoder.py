@@ -55,7 +55,7 @@ def decoder_policy(
         ]
         return {**params, "layers": dict(zip(map(member, range(M)), apart))}
 
-    def weights(params):
+    def decode_params(params):
         def cast(path, p):  # as every product would
             return p if path[-1].key == "scale" else p.astype(config.dtype)
 
@@ -73,7 +73,7 @@ def decoder_policy(
         keys = jax.tree.map(side_by_side, keys)
         return logits(params, hidden), Prompt(keys, prompts.length)
 
-    def start(prompt, num_samples, max_tokens):
+    def init_cache(prompt, num_samples, max_tokens):
         def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
             P, heads, _, D = x.shape
             size = (P, heads * num_samples, max(max_tokens - 1, 1), D)
@@ -122,7 +122,16 @@ def decoder_policy(
         logp, entropy = score.by_chunks(stats, num_chunks, states, tokens)
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, start, decode, hidden, logits, measure, weights)
+    return Policy(
+        init=init,
+        prefill=prefill,
+        init_cache=init_cache,
+        decode=decode,
+        hidden=hidden,
+        logits=logits,
+        measure=measure,
+        decode_params=decode_params,
+    )
 
 
 def _joined(layer):

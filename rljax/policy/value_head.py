@@ -65,8 +65,14 @@ def with_value_head(
     def logits(params, states):
         return policy.logits(params["policy"], states)
 
-    def weights(params):
-        return policy.weights(params["policy"])
+    def decode_params(params):
+        return policy.decode_params(params["policy"])
 
-    start, decode = policy.start, policy.decode
-    return Policy(init, prefill, start, decode, hidden, logits, measure, weights)
+    return policy._replace(
+        init=init,
+        prefill=prefill,
+        hidden=hidden,
+        logits=logits,
+        measure=measure,
+        decode_params=decode_params,
+    )

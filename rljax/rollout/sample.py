@@ -183,7 +183,7 @@ def _decoded(
 
         log, count = slots.decode(
             policy,
-            policy.weights(params),
+            policy.decode_params(params),
             queue,
             jax.tree.map(lambda x: x.reshape(D, -1, *x.shape[1:]), prompt),
             log,
@@ -205,7 +205,7 @@ def _decoded(
             source=jnp.full((P, G), source, jnp.int32),
             finished=jnp.any(jnp.isin(log["token"], stops) & log["mask"], -1),
             behaviour=behaviour,
-            decoded=jnp.full((P, G), D * B * W / (P * G), jnp.float32) * count,
+            decode_steps=jnp.full((P, G), D * B * W / (P * G), jnp.float32) * count,
         )
         return samples, old
 

@@ -132,7 +132,7 @@ def decode(
     begun = jnp.full(D, B, jnp.int32)
 
     def start(size):
-        return mesh.constrain(policy.start(flat(held), W, size))
+        return mesh.constrain(policy.init_cache(flat(held), W, size))
 
     num_segments = num_segments if B == N else 1
     sizes = numerics.equal_steps(max_tokens, num_segments)

@@ -283,7 +283,7 @@ def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
     policy = fakes.decoder(
         num_layers=4, qkv_bias=True, unroll=unroll, dtype=jnp.bfloat16
     )
-    weights = policy.weights(DEEP_PARAMS)
+    weights = policy.decode_params(DEEP_PARAMS)
     assert len(weights["layers"]) == unroll
     for member in weights["layers"].values():
         assert set(member) >= {"q_k_v", "gate_up"} and not {"q", "up"} & set(member)
@@ -294,7 +294,7 @@ def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
     }
     tokens, t = jnp.ones((8, 2), jnp.int32), jnp.zeros(8, jnp.int32)
     _, prompt = policy.prefill(DEEP_PARAMS, fakes.prompts(8))
-    cache = policy.start(prompt, 2, 4)
+    cache = policy.init_cache(prompt, 2, 4)
     got, _ = fakes.jit(policy.decode)(weights, tokens, t, prompt, cache)
 
     def apart(layer):  # each product by itself
