@@ -138,6 +138,7 @@ class Samples(_Replaceable):
       top-k and top-p; `extra["kept_mass"]` is what truncation left.
     decode_steps: f32[P, G] decode steps spent on the batch, divided evenly over its
       samples. Compare with `length - 1`: the first token comes from the prompt.
+    environment: the last states of the rows' environments, a tree [P, G, ...].
     """
 
     tokens: jax.Array
@@ -149,6 +150,9 @@ class Samples(_Replaceable):
     )
     decode_steps: jax.Array | Missing = _missing(
         "samples.decode_steps", "only a sampler supplies it"
+    )
+    environment: Any = _missing(
+        "samples.environment", "sample with an environment: sampler(environment=...)"
     )
 
     @property

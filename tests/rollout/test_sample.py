@@ -16,7 +16,8 @@ from benchmarks import long_tail
 from rljax import data, mesh, numerics
 from rljax.data import tokenizer
 from rljax.model import decoder_policy, hugging_face
-from rljax.rollout.sample import greedy, sampler, truncate
+from rljax.rollout.draw import truncate
+from rljax.rollout.sample import greedy, sampler
 from rljax.types import Source
 
 STOP = 3
