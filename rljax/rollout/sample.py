@@ -21,7 +21,7 @@ from rljax.rollout import environment as environments
 from rljax.rollout.environment import Environment
 from rljax.types import Missing, Prompts, Samples, Source, TokenStats
 
-Sampler = Callable[[Any, Prompts, jax.Array], tuple[Samples, TokenStats | Missing]]
+Sampler = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
 """(params, prompts, the step's key) -> (samples, `old`)."""
 
 
@@ -153,18 +153,18 @@ def _sampler(settings: _Settings) -> Sampler:
         check.kind("environment", settings.environment, Environment, example)
     if settings.num_slots is not None:
         check.count("num_slots", settings.num_slots)
-    if settings.num_segments is None:
+    num_segments = settings.num_segments
+    if num_segments is None:
         num_segments = min(max(1, settings.max_tokens // 16), 4)
-        settings = settings._replace(num_segments=num_segments)
-    check.count("num_segments", settings.num_segments, high=settings.max_tokens)
+    check.count("num_segments", num_segments, high=settings.max_tokens)
 
     def sample(params, prompts: Prompts, key):
-        return _sample(settings, params, prompts, key)
+        return _sample(settings, num_segments, params, prompts, key)
 
     return sample
 
 
-def _sample(settings: _Settings, params, prompts: Prompts, key):
+def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, key):
     num_prompts, policy = prompts.tokens.shape[0], settings.policy
     layout = _layout(num_prompts, settings.num_samples, settings.num_slots)
     logits, prompt = policy.prefill(params, prompts)
@@ -185,7 +185,7 @@ def _sample(settings: _Settings, params, prompts: Prompts, key):
         max_tokens=settings.max_tokens,
     )
     out = jax.tree.map(out, written)
-    decoded = slots.decode(work, out, num_segments=settings.num_segments)
+    decoded = slots.decode(work, out, num_segments=num_segments)
     return _samples(settings, layout, num_prompts, decoded)
 
 
