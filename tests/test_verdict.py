@@ -151,7 +151,7 @@ def test_rows_whose_verifier_failed_count_as_failed_and_as_nothing_else():
     assert float(metrics["reward/mean"]) == pytest.approx(2.5 / 5)
     assert float(metrics["reward/solved"]) == pytest.approx((1 + 1 / 3) / 2)
     assert float(metrics["reward/mixed_share"]) == pytest.approx(1 / 3)
-    assert float(metrics["verify/failed"]) == 4.0
+    assert float(metrics["verify/failed"].value) == 4.0
     assert float(metrics["verify/failed_share"]) == pytest.approx(4 / 9)
 
 

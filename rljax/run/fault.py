@@ -1,10 +1,11 @@
 """When training must stop: what the device reports but cannot raise."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from rljax import digest
+from rljax import digest, metric
 from rljax.types import TrainState
 
 
@@ -12,10 +13,16 @@ class RunFault(FloatingPointError):
     """The device reported numbers that training must not go on with."""
 
 
-def problem(before: int, read: Mapping[str, np.ndarray]) -> str | None:
-    for name, value in read.items():
+def find_fault(before: int, metrics: Mapping[str, Any]) -> str | None:
+    """What the first `metric.Fault` that is not 0 says, or None.
+
+    Args:
+      before: training steps before the dispatch.
+      metrics: of the dispatch, f32[K] each, with their kinds.
+    """
+    for name, value in metric.faults(metrics).items():
         bad = np.flatnonzero(value)  # NaN is not zero
-        if "fault" in name.split("/") and len(bad):
+        if len(bad):
             return (
                 f"{name} must be 0 but was {value[bad[0]]} in step"
                 f" {before + bad[0] + 1} (dispatch of steps {before + 1} to"

@@ -6,11 +6,11 @@ from typing import Any, Protocol
 
 import jax
 
-from rljax import check
+from rljax import check, metric
 from rljax.run import checkpoint
 from rljax.types import Prompts, TrainState
 
-Metrics = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array | metric.Metric]
 
 
 class Stream(Protocol):
@@ -31,7 +31,8 @@ class Phase:
     """A part of a run: such as the warm start, then reinforcement learning.
 
     name: shown and recorded; unique in a run.
-    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K]); the state is donated.
+    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K], which say how they add
+      up, see `rljax.metric`); the state is donated.
     stream: where the prompts come from.
     num_steps: training steps, a multiple of steps_per_dispatch.
     steps_per_dispatch: `K`.

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from rljax import check
+from rljax import check, metric
 from rljax.run import (
     checkpoint,
     display,
@@ -82,7 +82,7 @@ def train(
     Raises:
       ValueError: for phases that cannot run, checkpoints that do not fit them, and a
         folder that another process trains in.
-      RunFault: if a metric with `fault` in its path is not 0, `max_refused` updates
+      RunFault: if a `metric.Fault` is not 0, `max_refused` updates
         in a row were refused, the verifier failed for all samples of
         `fault.MAX_FAILED` steps in a row, or parameters or optimiser hold NaN when
         they are to be saved; the last good checkpoint is kept.
@@ -269,7 +269,8 @@ def _announce_stop(screen: display.Display, by: signal.Signals) -> None:
 def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
     """Waits for a dispatch, writes its steps down and looks for faults."""
     phase, before = flying.phase, flying.before
-    read = {name: np.asarray(v) for name, v in jax.device_get(flying.metrics).items()}
+    found = jax.device_get(flying.metrics)
+    read = {name: np.asarray(v) for name, v in metric.numbers(found).items()}
     count = phase.steps_per_dispatch
     for name, value in read.items():
         if value.shape != (count,):
@@ -299,7 +300,7 @@ def _record(host: _Host, pace: metrics.Pace, flying: _Flying) -> None:
     board.metrics = {name: float(value[-1]) for name, value in read.items()}
     host.write(records)
     host.screen.update()
-    problem = fault.problem(before, read) or host.refusals.check(before, read)
+    problem = fault.find_fault(before, found) or host.refusals.check(before, read)
     if problem is not None:
         _fault(host, problem)
 

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from rljax.metric import Fault
 from rljax.run import record as metrics
 from rljax.run import run_dir as folder
 from rljax.run import train
@@ -84,7 +85,7 @@ def train_step(state: TrainState, prompts: Prompts):
         "reward/mean": jnp.mean(w),
         "samples/tokens": jnp.float32(12),
         "update/refused_in_row": jnp.float32(0),
-        "policy/fault/example": jnp.float32(0),
+        "policy/fault/example": Fault(jnp.float32(0)),
     }
 
 
