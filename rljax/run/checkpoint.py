@@ -281,7 +281,7 @@ def _require_same(path: epath.Path, saved: dict, wanted: dict) -> None:
         raise ValueError(
             f"the state must be built as when {path} was saved, but differs in"
             f" {'; '.join(differing[:5])}{more}. Restore the program or start a new run"
-            " with another --run-dir."
+            " in another folder."
         )
 
 

@@ -84,7 +84,7 @@ def phase_of(phases: Sequence[Phase], found: checkpoint.Found) -> int:
         raise ValueError(
             f"the phases must be those that {found.path} was saved in, after"
             f" {done} steps of phase {info['phase_name']!r}, got"
-            f" {[(p.name, p.num_steps) for p in phases]}; pass another --run-dir."
+            f" {[(p.name, p.num_steps) for p in phases]}; choose another run folder."
         )
     return index
 

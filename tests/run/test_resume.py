@@ -20,7 +20,7 @@ from toy_run import records
 
 from rljax import data
 from rljax.run import checkpoint, fault, record, train
-from rljax.run import run_dir as folder
+from rljax.run.run_dir import open_run
 from rljax.types import Prompts
 
 
@@ -281,9 +281,9 @@ def test_a_run_does_not_begin_with_nan(tmp_path):
 
 
 def test_a_folder_in_use_needs_resume(tmp_path):
-    with folder.open_run(tmp_path / "run", {"seed": 0}, resume=False):
+    with open_run(tmp_path / "run", {"seed": 0}, resume=False):
         pass
-    with pytest.raises(ValueError, match=r"pass --resume .* another --run-dir"):
+    with pytest.raises(ValueError, match=r"resume=True.* another run folder"):
         _open(tmp_path / "run", {"seed": 0}, resume=False)
     (tmp_path / "empty").mkdir()
     _open(tmp_path / "empty", {"seed": 0}, resume=False)
@@ -293,7 +293,7 @@ def test_a_folder_that_is_no_runs_is_left_alone(tmp_path):
     # A home directory by mistake would get a configuration, and lose its reports.
     (tmp_path / "report.html").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(ValueError, match=r"pass the run's --run-dir|pass --resume"):
+        with pytest.raises(ValueError, match=r"name the folder of the run|resume=True"):
             _open(tmp_path, {"seed": 0}, resume=resume)
         assert os.listdir(tmp_path) == ["report.html"]
 
@@ -329,5 +329,5 @@ def test_resume_with_another_configuration_names_the_fields(tmp_path):
 
 
 def _open(run_dir, config, *, resume):
-    with folder.open_run(run_dir, config, resume=resume):
+    with open_run(run_dir, config, resume=resume):
         pass

@@ -8,7 +8,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rljax.data import strict_json, token_ids
+from rljax import strict_json
+from rljax.data import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
