@@ -17,10 +17,9 @@ import numpy as np
 
 from rljax import evaluate
 from rljax.run import display, files, record
-from rljax.run import shown as catalogue
 from rljax.run.record import Record
 from rljax.run.run_dir import read_config
-from rljax.run.shown import Panel
+from rljax.run.shown import PANELS, Panel
 
 
 class Completion(NamedTuple):
@@ -85,7 +84,7 @@ def write_report(
 
 def curves(records: Sequence[Record]) -> bytes | None:
     """The panels that have data, as a PNG; None if none has."""
-    panels = [(p, names) for p in catalogue.PANELS if (names := _names(records, p))]
+    panels = [(p, names) for p in PANELS if (names := _names(records, p))]
     if not panels:
         return None
     # Not pyplot: it would need a backend for the whole process.
@@ -197,7 +196,7 @@ def _cards(records: Sequence[Record]) -> str:
     *_, tokens = record.series(records, "samples/tokens")
     if len(tokens):
         cards.append(("tokens sampled", f"{np.nansum(tokens):,.0f}"))
-    for name in _names(records, catalogue.PANELS[0]):
+    for name in _names(records, PANELS[0]):
         *_, value = record.series(records, name, "evaluation")
         text = f"{100 * value[0]:.1f} → {100 * value[-1]:.1f} %"
         cards.append((f"held-out {name}, first → last", text))
