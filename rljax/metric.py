@@ -12,11 +12,8 @@ import jax
 import jax.numpy as jnp
 
 
-def _metric(cls):
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
-
-
-@_metric
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Metric:
     """A number with a rule. value: f32[], or f32[K] after K training steps."""
 
@@ -33,7 +30,8 @@ class Metric:
         return self
 
 
-@_metric
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Mean(Metric):
     """The mean over the optimiser steps; reported as a plain number."""
 
@@ -41,12 +39,14 @@ class Mean(Metric):
         return self.value / num_steps
 
 
-@_metric
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Sum(Metric):
     """A count: what all steps have together."""
 
 
-@_metric
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Max(Metric):
     """The largest value of any step; a mean would dilute it."""
 
@@ -56,7 +56,8 @@ class Max(Metric):
         return type(self)(jnp.maximum(self.value, other.value))
 
 
-@_metric
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Fault(Metric):
     """A count of what must not happen. The run loop stops unless it is 0."""
 

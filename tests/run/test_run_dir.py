@@ -60,7 +60,7 @@ def test_a_number_that_json_does_not_know_comes_back_as_the_same_text(tmp_path):
     _open(tmp_path, config, resume=False)
     _open(tmp_path, config, resume=True)
     assert read_config(tmp_path) == {"clip": "Infinity", "rate": 0.5}
-    with pytest.raises(ValueError, match="clip: Infinity there, 0.2 now"):
+    with pytest.raises(ValueError, match=r"clip: Infinity there, 0\.2 now"):
         _open(tmp_path, {"clip": 0.2, "rate": 0.5}, resume=True)
 
 

@@ -5,7 +5,7 @@ from rljax.run.shown import PANELS, SHOWN, Shown
 
 
 def test_every_entry_is_in_exactly_one_picture_of_the_report():
-    # Two panels of one title, or a title in two spellings, would draw it twice or apart.
+    # Two panels of one title would draw it twice.
     titles = [panel.title for panel in PANELS]
     assert len(set(titles)) == len(titles)
     for entry in SHOWN:
@@ -24,8 +24,8 @@ def test_a_star_is_the_name_of_a_term_and_an_error_is_no_curve():
 def test_the_board_shows_the_entries_that_say_so():
     # One value each for a metric of every entry.
     metrics = {entry.pattern.replace("*", "x"): 1.0 for entry in SHOWN}
-    shown = [
-        label for label, _ in display.values(display.Board("", 1, metrics=metrics))
-    ]
+    board = display.Board("run", last=1, metrics=metrics)
+    shown = [label for label, _ in display.values(board)]
     want = [entry.label for entry in SHOWN if entry.on_board]
-    assert shown == [*want, "verifier failed"]  # which stands there only if it is not 0
+    # Failures of the verifier are shown where there are any.
+    assert shown == [*want, "verifier failed"]
