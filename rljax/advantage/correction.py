@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.metric import Max
 from rljax.types import Rollout
 
 Statistic = Callable[[jax.Array, jax.Array], jax.Array]
@@ -240,6 +241,7 @@ def log_mismatch() -> AdvantageTransform:
 
     def apply(credit, rollout):
         found = mismatch_metrics(mismatch(rollout), rollout.samples.mask)
+        found |= {"gap_max": Max(found["gap_max"])}
         return credit.log(**{f"mismatch/{k}": v for k, v in found.items()})
 
     return stateless(apply)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rljax import metric
 from rljax.types import Credit, Rollout, over_tokens
 
 Sizes = tuple[int, int, int]
@@ -159,8 +160,8 @@ def _require_credit(credit, sizes, place):
     _require(place, "an advantage", credit.advantage, jnp.float32, either, sizes)
     _require(place, "a weight", credit.weight, jnp.float32, "[P, G, T]", sizes)
     _require(place, "a member", credit.member, jnp.bool_, "[P, G, 1]", sizes)
-    for metric, value in credit.metrics.items():
-        _require(place, f"a metric {metric!r}", value, jnp.float32, "[]", sizes)
+    for name, value in metric.numbers(credit.metrics).items():
+        _require(place, f"a metric {name!r}", value, jnp.float32, "[]", sizes)
 
 
 def _require(place, what, value, dtype, layouts, sizes):

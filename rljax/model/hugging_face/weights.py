@@ -22,8 +22,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import digest
-from rljax.data import strict_json, token_ids
+from rljax import digest, strict_json
+from rljax.data import token_ids
 from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
 from rljax.model.hugging_face import (
