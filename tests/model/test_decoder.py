@@ -192,8 +192,8 @@ def deep():
 
 @pytest.mark.parametrize("unroll", [1, 2])
 def test_layers_side_by_side_or_in_turn_are_the_same(deep, unroll):
-    # 4, 2 and 1 groups of layers. A cache read or written at the place of another layer changes
-    # the sampler's numbers, parameters taken in another order all of them.
+    # 4, 2 and 1 groups of layers. A cache read or written at the place of another layer
+    # changes the sampler's numbers, parameters taken in another order all of them.
     policy = fakes.decoder(num_layers=4, qkv_bias=True, unroll=unroll)
     chex.assert_trees_all_equal_shapes(policy.init(jax.random.key(0)), DEEP_PARAMS)
     close(everything(policy), deep)
