@@ -118,6 +118,16 @@ class Prompts(_Replaceable):
     id: jax.Array
     data: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
+    def require_answers(self, reader: str) -> None:
+        """Raises ValueError unless the data hold stored answers; static."""
+        if "answers" not in self.data and "completion" not in self.data:
+            raise ValueError(
+                f'{reader} stored answers: prompts.data["answers"] i32[P, A, T] with'
+                ' "answers_mask" and "answers_source", or ["completion"] i32[P, T] with'
+                f' "completion_mask"; the prompts carry {sorted(self.data)}; add them'
+                " to the data set."
+            )
+
 
 class Source:
     """Where a sample came from: values of `Samples.source`."""
@@ -243,6 +253,27 @@ class Credit(_Replaceable):
         """A copy that also reports these float32 scalars."""
         new = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
         return self.replace(metrics={**self.metrics, **new})
+
+
+LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
+
+
+def measured_extra(
+    stats: TokenStats, owner: str, name: str, supplier: str
+) -> jax.Array:
+    """`stats.extra[name]`; raises NotMeasured, naming the supplier, if nobody did."""
+    if name not in stats.extra:
+        raise NotMeasured(f"{owner}.extra[{name!r}]", supplier)
+    return stats.extra[name]
+
+
+def old_value(rollout: Rollout) -> jax.Array:
+    """f32[P, G, T]: the sampling policy's values, before each token."""
+    supplier = (
+        "samplers return no values: pass the actor measure_old, the measure function of"
+        " a policy with a value head"
+    )
+    return measured_extra(rollout.old, "old", "value", supplier)
 
 
 @_core_type

@@ -10,7 +10,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import loss, program
-from rljax.advantage import baseline, mixing, solve_rate
+from rljax.advantage import baseline, solve_rate
 from rljax.learn import update
 from rljax.learn.dynamic_sampling import dynamic_sampling
 
@@ -56,7 +56,7 @@ def test_filters_agree_with_it(claimed):
     rows = batch(claimed)
     for keep in (
         adv.drop_equal_groups(),
-        mixing.keep_prompts(lambda solved: solved == 1),
+        adv.keep_prompts(lambda solved: solved == 1),
     ):
         credit, _ = keep.update(adv.start(rows), (), rows)
         kept = jnp.any(credit.weight > 0, (1, 2))

@@ -1,6 +1,23 @@
-"""The algebra of credit: transforms, terms, algorithms, controllers, masses."""
+"""Credit: how hard each sampled token is pushed up or down.
 
-from rljax.advantage import correction, gac, mass, mixing, token_weight
+A transform maps `Credit` to `Credit`, and transforms chain; a term is a loss function
+with credit of its own; an algorithm is a sum of terms (`algebra`). The other files are
+named by what a transform does:
+
+    baseline, scale, whiten   subtract from the reward, multiply, do both over the batch
+    assign, gae, pass_at_k    replace the reward
+    shaping                   change rewards by lengths, confidence or a teacher
+    filter, token_filter      leave out rows, prompts and tokens
+    importance                correct for a sampler that is not the policy
+    reduction                 turn weights into shares of a mean; one in every term
+    controller, coefficient   numbers that follow the run
+    fade, gac                 methods with a state
+
+A new transform is a function in the file of its verb, or in your own file. Nothing here
+knows models, tokenizers, files or meshes: arrays in, arrays out.
+"""
+
+from rljax.advantage import fade, gac, importance, mass, token_filter
 from rljax.advantage.algebra import (
     AdvantageTransform,
     Algorithm,
@@ -11,51 +28,52 @@ from rljax.advantage.algebra import (
     start,
     stateless,
 )
+from rljax.advantage.assign import assign_by_class, set_advantage
 from rljax.advantage.baseline import (
     center_by,
     center_by_greedy,
     center_by_group,
     center_by_length,
     center_by_quantile,
-    focal,
+    center_by_risk,
+    except_single,
     leave_one_out,
-    scale_by_group_norm,
-    scale_by_group_std,
-    scale_negative,
 )
-from rljax.advantage.batch import (
-    anneal_by_batch_rate,
-    by_row,
-    by_token,
-    return_to_go,
-    scale_by_mixed_share,
-    whiten_by_batch,
+from rljax.advantage.coefficient import (
+    entropy_controller,
+    kl_controller,
+    sampled_entropy,
+    sampled_kl,
 )
-from rljax.advantage.controlled_algorithm import controlled_algorithm
 from rljax.advantage.controller import (
     Controller,
     constant,
     controlled,
+    controlled_algorithm,
+    delayed,
     ema,
     pid,
     schedule,
 )
-from rljax.advantage.correction import (
+from rljax.advantage.fade import fade_advantage, fade_controller
+from rljax.advantage.filter import (
+    drop_equal_groups,
+    drop_truncated,
+    keep_correct,
+    keep_incorrect,
+    keep_prompts,
+    keep_rows,
+    keep_source,
+    keep_stored,
+    members_from,
+)
+from rljax.advantage.gae import gae_advantage, return_to_go, value_target
+from rljax.advantage.importance import (
     importance_weight,
     log_mismatch,
     normalised_importance_weight,
     reject,
 )
-from rljax.advantage.entropy import (
-    delayed,
-    entropy_controller,
-    sampled_entropy,
-    set_advantage,
-)
-from rljax.advantage.fade import fade_advantage, fade_controller
-from rljax.advantage.gae import gae_advantage, value_target
-from rljax.advantage.history import scale_by_history
-from rljax.advantage.kl_control import kl_controller, sampled_kl
 from rljax.advantage.mass import masses
 from rljax.advantage.pass_at_k import (
     best_minus_second,
@@ -64,30 +82,38 @@ from rljax.advantage.pass_at_k import (
     pkpo_leave_one_out,
     pkpo_minus_one,
 )
-from rljax.advantage.rate import assign_by_class, center_by_risk, scale_by_rate
 from rljax.advantage.reduction import (
     constant_length,
+    constant_sum,
     prompt_mean,
     scale_weight,
     sequence_mean,
     token_mean,
+    weighted_sequence_mean,
 )
-from rljax.advantage.row import keep_correct, keep_incorrect, keep_rows
+from rljax.advantage.scale import (
+    anneal_by_batch_rate,
+    focal,
+    scale_by_group_norm,
+    scale_by_group_std,
+    scale_by_history,
+    scale_by_mixed_share,
+    scale_by_rate,
+    scale_negative,
+)
 from rljax.advantage.shaping import (
     affine_reward,
-    drop_equal_groups,
-    drop_truncated,
     follow_teacher_by_entropy,
     overlong_penalty,
     punish_confident_errors,
 )
-from rljax.advantage.token_weight import (
+from rljax.advantage.token_filter import (
     drop_covariant,
     keep_covariant,
     keep_top_entropy,
     silence_spurious,
 )
-from rljax.analysis import profile
+from rljax.advantage.whiten import by_row, by_token, whiten_by_batch
 
 __all__ = [
     "AdvantageTransform",
@@ -110,33 +136,39 @@ __all__ = [
     "chain",
     "constant",
     "constant_length",
+    "constant_sum",
     "controlled",
     "controlled_algorithm",
-    "correction",
     "delayed",
     "drop_covariant",
     "drop_equal_groups",
     "drop_truncated",
     "ema",
     "entropy_controller",
+    "except_single",
+    "fade",
     "fade_advantage",
     "fade_controller",
     "focal",
     "follow_teacher_by_entropy",
     "gac",
     "gae_advantage",
+    "importance",
     "importance_weight",
     "keep_correct",
     "keep_covariant",
     "keep_incorrect",
+    "keep_prompts",
     "keep_rows",
+    "keep_source",
+    "keep_stored",
     "keep_top_entropy",
     "kl_controller",
     "leave_one_out",
     "log_mismatch",
     "mass",
     "masses",
-    "mixing",
+    "members_from",
     "normalised_importance_weight",
     "overlong_penalty",
     "pass_at_k_training",
@@ -144,7 +176,6 @@ __all__ = [
     "pkpo",
     "pkpo_leave_one_out",
     "pkpo_minus_one",
-    "profile",
     "prompt_mean",
     "punish_confident_errors",
     "reads_current",
@@ -165,8 +196,9 @@ __all__ = [
     "silence_spurious",
     "start",
     "stateless",
+    "token_filter",
     "token_mean",
-    "token_weight",
     "value_target",
+    "weighted_sequence_mean",
     "whiten_by_batch",
 ]

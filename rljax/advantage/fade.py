@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import baseline, solve_rate
+from rljax.advantage import baseline, scale, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
 from rljax.types import Credit, Rollout, is_measured
@@ -211,7 +211,7 @@ def fade_advantage(
         def apply(credit, rollout):
             reward = unit_reward(rollout)
             p = focal_rate_fn(credit, reward, value)
-            factor = scale_fn(value.alpha) * baseline.focal_factor(p, value.alpha - 1)
+            factor = scale_fn(value.alpha) * scale.focal_factor(p, value.alpha - 1)
             outside = credit.member & ((reward < 0) | (reward > 1))
             credit = credit.replace(advantage=credit.advantage * factor)
             return credit.log(**{"fault/reward_out_of_range": jnp.sum(outside)})
@@ -219,7 +219,7 @@ def fade_advantage(
         return stateless(apply)
 
     def make(value):
-        return chain(unit, base, focus(value), baseline.scale_negative(1 / value.delta))
+        return chain(unit, base, focus(value), scale.scale_negative(1 / value.delta))
 
     return controlled(make, controller, measure)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import mixing, order
+from rljax.advantage import filter, order
 from rljax.advantage.controller import Controller
 from rljax.types import Credit, Rollout
 
@@ -77,7 +77,7 @@ def gac_controller(
       initial, low, high: first share and bounds, fractions.
       max_change: largest change of the share per optimiser step.
       every: optimiser steps between measurements that are taken in.
-      prior: step -> share, such as `warmup_cosine`; None follows the measurements.
+      prior: step -> share, such as an optax schedule; None follows the measurements.
       prior_share: weight of the prior, 1 - lambda.
       mismatch_cap: bounds D by this times s_s + s_r; None does not.
 
@@ -172,7 +172,7 @@ def gac_proxies(
         credit, now = credits[0], rollout.current
         tokens = rollout.samples.mask
         filled = jnp.any(tokens, -1, keepdims=True)
-        stored = mixing.is_stored(rollout)[..., None] & filled
+        stored = filter.is_stored(rollout)[..., None] & filled
         own = ~stored & filled & credit.member
 
         advantage = jnp.broadcast_to(credit.advantage, tokens.shape)

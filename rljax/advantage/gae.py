@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.types import Credit, NotMeasured, Rollout
+from rljax.types import Credit, Rollout, old_value
 
 
 def gae(reward, value, mask, gamma, lam, bootstrap=0.0):
@@ -72,17 +72,6 @@ def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
     return jnp.where(position == last, credit.advantage, 0.0)
 
 
-def old_value(rollout: Rollout) -> jax.Array:
-    """f32[P, G, T]: the sampling policy's values, before each token."""
-    if "value" not in rollout.old.extra:
-        raise NotMeasured(
-            "old.extra['value']",
-            "samplers return no values: pass the actor measure_old, the measure"
-            " function of a policy with a value head",
-        )
-    return rollout.old.extra["value"]
-
-
 def _estimate(credit, rollout, gamma, lam, bootstrap_fn):
     value, mask = old_value(rollout), rollout.samples.mask
     reward = token_reward(credit, rollout)
@@ -133,6 +122,27 @@ def value_target(
         _, target, value = _estimate(credit, rollout, gamma, lam, bootstrap_fn)
         share = explained_variance(target, value, rollout.samples.mask)
         return credit.replace(advantage=target).log(explained_variance=share)
+
+    return stateless(apply)
+
+
+def return_to_go(discount: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
+    """G_t = sum over policy tokens s >= t of discount^(s - t) r_s; f32[P, G, T].
+
+    An advantage per row is a reward paid at its last token, one per token (with a KL
+    penalty, say) is taken as it is. Tokens the policy does not answer for are skipped:
+    they pay nothing, cost no discount and get 0.
+
+    Variants: SkyRL ends the running sum at a token outside the mask, which in
+      completions with tool output keeps the final reward from all earlier turns.
+    """
+    check.number("discount", discount, low=0, high=1)
+
+    def apply(credit, rollout):
+        reward, mask = token_reward(credit, rollout), rollout.samples.mask
+        value = jnp.zeros(mask.shape, jnp.float32)
+        returns, _ = gae(reward, value, mask, discount, 1.0)
+        return credit.replace(advantage=returns)
 
     return stateless(apply)
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import baseline, rate, solve_rate
+from rljax.advantage import assign, baseline, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.solve_rate import Group
 
@@ -69,8 +69,8 @@ def _miss_beside_failure(group: Group, k: int) -> jax.Array:
 
 
 def _by_class(name: str, k: int, success_fn, failure_fn) -> AdvantageTransform:
-    assign = rate.assign_by_class(success_fn, failure_fn)
-    return chain(_needs(k, f"{name}({k})"), assign, _silence_short_groups(k))
+    assigned = assign.assign_by_class(success_fn, failure_fn)
+    return chain(_needs(k, f"{name}({k})"), assigned, _silence_short_groups(k))
 
 
 def pkpo(k: int) -> AdvantageTransform:

@@ -12,24 +12,24 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.types import Rollout
 
 
-def _reduction(name: str, share: Callable[[jax.Array], jax.Array]):
+def _reduction(name: str, share: Callable[[jax.Array, Rollout], jax.Array]):
     def apply(credit, rollout):
-        del rollout
         if credit.reduced:
             raise ValueError(
                 f"{name} found weights that are reduced already; a term takes exactly"
                 " one reduction: remove one from its weighting."
             )
-        return credit.replace(weight=share(credit.weight), reduced=True)
+        return credit.replace(weight=share(credit.weight, rollout), reduced=True)
 
     return stateless(apply)
 
 
 def token_mean() -> AdvantageTransform:
     """Mean over all tokens of the minibatch: w / sum(w) (DAPO, arXiv:2503.14476)."""
-    return _reduction("token_mean()", lambda w: numerics.safe_divide(w, jnp.sum(w)))
+    return _reduction("token_mean()", lambda w, _: numerics.safe_divide(w, jnp.sum(w)))
 
 
 def prompt_mean() -> AdvantageTransform:
@@ -38,7 +38,8 @@ def prompt_mean() -> AdvantageTransform:
     Prompts without weight are not counted: those whose groups were filtered out.
     """
 
-    def share(w):
+    def share(w, rollout):
+        del rollout
         group = jnp.sum(w, (1, 2), keepdims=True)
         return numerics.safe_divide(w, group * jnp.sum(group > 0, dtype=jnp.float32))
 
@@ -51,7 +52,8 @@ def sequence_mean() -> AdvantageTransform:
     Rows without weight are not counted: the mean runs over rows that have any token.
     """
 
-    def share(w):
+    def share(w, rollout):
+        del rollout
         row = jnp.sum(w, -1, keepdims=True)
         return numerics.safe_divide(w, row * jnp.sum(row > 0, dtype=jnp.float32))
 
@@ -68,10 +70,47 @@ def constant_length(num_tokens: int) -> AdvantageTransform:
     """
     check.number("num_tokens", num_tokens, above=0)
 
-    def share(w):
+    def share(w, rollout):
+        del rollout
         return w / (w.shape[0] * w.shape[1] * num_tokens)
 
     return _reduction("constant_length()", share)
+
+
+def constant_sum(num_tokens: int) -> AdvantageTransform:
+    """A reduction: the sum over all tokens of all rows, over a constant length.
+
+    What LUFFY's and HPT's code do: unlike `constant_length` it is not divided by the
+    number of rows, so it grows with the batch. Under Adam the difference is felt only
+    against other terms and a gradient clip.
+
+    Args:
+      num_tokens: the constant, tokens.
+    """
+    check.number("num_tokens", num_tokens, above=0)
+    return _reduction("constant_sum()", lambda w, rollout: w / num_tokens)
+
+
+def weighted_sequence_mean(
+    row_weight_fn: Callable[[Rollout], jax.Array],
+) -> AdvantageTransform:
+    """A reduction: the mean of each row's token mean, rows weighted by a number.
+
+    sum_i w_i mean_t l_it / sum_i w_i; rows without tokens are not counted.
+
+    Args:
+      row_weight_fn: rollout -> broadcastable to f32[P, G], not negative.
+    """
+    check.function("row_weight_fn", row_weight_fn, "rollout")
+
+    def share(w, rollout):
+        row = jnp.sum(w, -1)
+        given = jnp.where(row > 0, row_weight_fn(rollout), 0.0)
+        given = given.astype(jnp.float32)
+        per_token = numerics.safe_divide(given, row * jnp.sum(given))
+        return w * per_token[..., None]
+
+    return _reduction("weighted_sequence_mean()", share)
 
 
 def scale_weight(coefficient: jax.typing.ArrayLike) -> AdvantageTransform:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage import order, row, solve_rate
+from rljax.advantage import order
 from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
@@ -45,32 +45,6 @@ def overlong_penalty(*, max_tokens: int, buffer: int) -> AdvantageTransform:
         return credit.replace(
             advantage=credit.advantage + jnp.clip(slope, -1.0, 0.0)[..., None]
         )
-
-    return stateless(apply)
-
-
-def drop_truncated() -> AdvantageTransform:
-    """Weight 0 for samples that were cut off (DAPO's overlong filtering).
-
-    Their rewards still count in their group's statistics.
-    """
-    return row.keep_rows(lambda rollout: rollout.samples.finished)
-
-
-def drop_equal_groups() -> AdvantageTransform:
-    """Weight 0 for groups that are all right or all wrong (DAPO's dynamic sampling).
-
-    Placed before a reduction, its divisor counts the groups 0 < #correct < G alone. The
-    paper samples until the batch is full of such groups; that is the learner's matter
-    (`rljax.learn.dynamic_sampling`), this is what it means for the loss.
-
-    Source: arXiv:2503.14476, eq. (11). Reads `verdict.correct`, logs `dropped_share`.
-    """
-
-    def apply(credit, rollout):
-        mixed = solve_rate.by_correct(rollout, credit.member).mixed
-        weight = jnp.where(mixed, credit.weight, 0.0)
-        return credit.replace(weight=weight).log(dropped_share=jnp.mean(~mixed))
 
     return stateless(apply)
 

@@ -2,12 +2,6 @@
 
 from rljax import advantage as adv
 from rljax import check, loss
-from rljax.advantage.entropy import (
-    delayed,
-    entropy_controller,
-    sampled_entropy,
-    set_advantage,
-)
 from rljax.algorithms.clip_higher import group_normalised
 
 
@@ -35,8 +29,8 @@ def skywork_or1(
     """
     check.number("maximum", maximum, low=0)
     check.ordered(initial=initial, maximum=maximum)
-    controller = delayed(
-        entropy_controller(target=target, step=step, initial=initial, high=maximum)
+    controller = adv.delayed(
+        adv.entropy_controller(target=target, step=step, initial=initial, high=maximum)
     )
     return adv.algorithm(
         policy=adv.Term(
@@ -45,6 +39,8 @@ def skywork_or1(
         entropy=adv.Term(
             loss.times_advantage(loss.entropy_bonus()),
             weighting=adv.token_mean(),
-            advantage=adv.controlled(set_advantage, controller, sampled_entropy),
+            advantage=adv.controlled(
+                adv.set_advantage, controller, adv.sampled_entropy
+            ),
         ),
     )

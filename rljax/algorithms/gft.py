@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from rljax import advantage as adv
-from rljax.advantage import mixing
 from rljax.loss import supervised, surrogate
 
 
@@ -41,7 +40,7 @@ def gft(
             supervised.rectified(
                 surrogate.reinforce(), supervised.threshold(tau, exceeds)
             ),
-            advantage=mixing.except_single(
+            advantage=adv.except_single(
                 adv.center_by_group(), adv.scale_by_group_std(ddof=1, epsilon=epsilon)
             ),
             weighting=adv.token_mean(),

@@ -12,17 +12,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rljax import advantage as adv
 from rljax import check
-from rljax.advantage import mixing
 from rljax.algorithms.clip_higher import group_normalised
 from rljax.loss import kl, ratio, supervised, surrogate
-from rljax.rollout.hint import is_hint
 from rljax.types import Source
 
-_OWN = mixing.keep_source(Source.OWN)
+_OWN = adv.keep_source(Source.OWN)
 _ALL_ROWS = adv.chain()
+
+# The mixing schedule of GAC's README, a fraction.
+README_PRIOR = optax.warmup_cosine_decay_schedule(0.0, 0.85, 200, 1000, 0.15)
 
 
 def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
@@ -30,7 +32,7 @@ def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
         surrogate.clipped_ratio(clip, clip),
-        advantage=adv.chain(mixing.members_from(Source.OWN), group_normalised()),
+        advantage=adv.chain(adv.members_from(Source.OWN), group_normalised()),
         weighting=adv.chain(_OWN, adv.token_mean(), *after),
     )
 
@@ -51,7 +53,7 @@ def luffy(
       max_tokens: the constant length, tokens; 8192 in the paper.
       gamma: of the shaping, a probability.
       entropy: coefficient of the entropy bonus.
-      statistics: whose mean; `mixing.members_from(Source.OWN)` is the code's other
+      statistics: whose mean; `adv.members_from(Source.OWN)` is the code's other
         estimator.
     """
     check.number("max_tokens", max_tokens, above=0)
@@ -60,7 +62,7 @@ def luffy(
         "statistics", statistics, adv.AdvantageTransform, "members_from(Source.OWN)"
     )
     advantage = adv.chain(statistics, adv.center_by_group())
-    total = mixing.constant_sum(max_tokens)
+    total = adv.constant_sum(max_tokens)
     return adv.algorithm(
         policy=adv.Term(
             ratio.plain_ratio(),
@@ -70,7 +72,7 @@ def luffy(
         stored=adv.Term(
             supervised.shaped_probability(gamma),
             advantage=advantage,
-            weighting=adv.chain(mixing.keep_stored(), total),
+            weighting=adv.chain(adv.keep_stored(), total),
         ),
         entropy=adv.Term(
             kl.entropy_bonus(),
@@ -102,7 +104,7 @@ def srft(
     check.number("clip", clip, low=0, high=1)
     check.number("sft", sft, low=0)
     check.number("positive", positive, low=0)
-    total = mixing.constant_sum(max_tokens)
+    total = adv.constant_sum(max_tokens)
     grow = supervised.entropy_weight(positive, 1.0)
 
     def own_weight(now, credit, rollout):
@@ -112,13 +114,11 @@ def srft(
         surrogate.nll(), supervised.entropy_weight(sft, -1.0)
     )
     return adv.algorithm(
-        sft=adv.Term(
-            imitate, weighting=adv.chain(mixing.keep_stored(), adv.token_mean())
-        ),
+        sft=adv.Term(imitate, weighting=adv.chain(adv.keep_stored(), adv.token_mean())),
         stored=adv.Term(
             supervised.behaved_certainly(surrogate.clipped_ratio(clip, clip)),
             advantage=group_normalised(),
-            weighting=adv.chain(mixing.keep_stored(), total),
+            weighting=adv.chain(adv.keep_stored(), total),
         ),
         policy=adv.Term(
             supervised.rectified(surrogate.reinforce(), own_weight),
@@ -151,7 +151,7 @@ def mixture(
         sft=adv.Term(
             imitate,
             weighting=adv.chain(
-                mixing.keep_stored(), adv.token_mean(), adv.scale_weight(mu)
+                adv.keep_stored(), adv.token_mean(), adv.scale_weight(mu)
             ),
         ),
     )
@@ -167,7 +167,7 @@ def chord(
 
     Args:
       mu_fn: optimiser step -> share of the supervised loss; constant 0.1 as the code's
-        default, or `warmup_cosine(...)` for CHORD-mu.
+        default, or an optax schedule for CHORD-mu.
       clip: of the GRPO term.
       weight_fn: `supervised.uncertainty` is CHORD-phi, `supervised.unit` CHORD-mu's
         plain likelihood.
@@ -188,7 +188,7 @@ def gac(
     *,
     clip: float = 0.2,
     weight_fn: supervised.WeightFn = supervised.uncertainty,
-    prior: Callable[[jax.Array], jax.Array] | None = None,
+    prior: Callable[[jax.Array], jax.Array] | None = README_PRIOR,
     trim: float = 0.1,
     scale_fn: Callable[..., jax.Array] = adv.gac.as_they_are,
     **controller,
@@ -198,12 +198,12 @@ def gac(
     Args:
       clip: of the GRPO term.
       weight_fn: `supervised.uncertainty`, or `supervised.unit` for "w/o phi".
-      prior: step -> share; None is the README's `warmup_cosine(200, 800, 0.85, 0.15)`.
+      prior: step -> share; `README_PRIOR` rises to 0.85 in 200 steps and falls to 0.15
+        in the next 800 along a cosine. None follows the measurements alone.
       trim, scale_fn: see `advantage.gac.gac_proxies`.
       **controller: see `advantage.gac.gac_controller`.
     """
     check.number("clip", clip, low=0, high=1)
-    prior = mixing.warmup_cosine(200, 800, 0.85, 0.15) if prior is None else prior
     return adv.controlled_algorithm(
         lambda value: mixture(value.mu, clip=clip, weight_fn=weight_fn),
         adv.gac.gac_controller(prior=prior, **controller),
@@ -234,18 +234,18 @@ def hpt(
     return adv.algorithm(
         policy=adv.Term(
             ratio.plain_ratio(),
-            advantage=adv.chain(mixing.members_from(Source.OWN), adv.center_by_group()),
+            advantage=adv.chain(adv.members_from(Source.OWN), adv.center_by_group()),
             weighting=adv.chain(
                 _OWN,
-                mixing.keep_prompts(lambda solved: solved > gate),
-                mixing.constant_sum(max_tokens),
+                adv.keep_prompts(lambda solved: solved > gate),
+                adv.constant_sum(max_tokens),
             ),
         ),
         sft=adv.Term(
             surrogate.nll(),
             weighting=adv.chain(
-                mixing.keep_stored(),
-                mixing.keep_prompts(lambda solved: ~(solved > gate)),
+                adv.keep_stored(),
+                adv.keep_prompts(lambda solved: ~(solved > gate)),
                 adv.token_mean(),
                 adv.scale_weight(coefficient),
             ),
@@ -277,7 +277,9 @@ def uft(
     def own(coefficient):
         return adv.chain(_OWN, adv.token_mean(), adv.scale_weight(coefficient))
 
-    hints = adv.chain(adv.keep_rows(is_hint), adv.token_mean(), adv.scale_weight(hint))
+    hints = adv.chain(
+        adv.keep_rows(adv.filter.is_hint), adv.token_mean(), adv.scale_weight(hint)
+    )
     return adv.algorithm(
         policy=_grpo(clip),
         hint=adv.Term(surrogate.nll(), weighting=hints),

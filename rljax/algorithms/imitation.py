@@ -9,8 +9,6 @@ import jax
 
 from rljax import advantage as adv
 from rljax import check
-from rljax.advantage import mixing
-from rljax.advantage.entropy import set_advantage
 from rljax.loss import kl, supervised, surrogate
 
 _AS_IT_IS = adv.chain()
@@ -20,7 +18,7 @@ def _demonstrations(loss_fn, *after, advantage=_AS_IT_IS) -> adv.Term:
     return adv.Term(
         loss_fn,
         advantage=advantage,
-        weighting=adv.chain(mixing.keep_stored(), adv.token_mean(), *after),
+        weighting=adv.chain(adv.keep_stored(), adv.token_mean(), *after),
     )
 
 
@@ -75,7 +73,7 @@ def psft(*, low: float = 0.2, high: float = 0.28) -> adv.Algorithm:
     """
     return adv.algorithm(
         sft=_demonstrations(
-            surrogate.clipped_ratio(low, high), advantage=set_advantage(1.0)
+            surrogate.clipped_ratio(low, high), advantage=adv.set_advantage(1.0)
         )
     )
 
@@ -103,11 +101,9 @@ def gcsl() -> adv.Algorithm:
     sum_i w_i mean_t(-log p) / sum_i w_i over pairs of sample and goal; the pairs and
     their weights are made by `rljax.data.relabel`, `data["weight"]`.
     """
-    reduction = mixing.weighted_sequence_mean(_pair_weight)
+    reduction = adv.weighted_sequence_mean(_pair_weight)
     return adv.algorithm(
-        sft=adv.Term(
-            surrogate.nll(), weighting=adv.chain(mixing.keep_stored(), reduction)
-        )
+        sft=adv.Term(surrogate.nll(), weighting=adv.chain(adv.keep_stored(), reduction))
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rljax import advantage as adv
 from rljax import check
-from rljax.advantage import baseline, fade
+from rljax.advantage import fade, scale
 from rljax.algorithms import clipped
 
 
@@ -32,8 +32,8 @@ def power(
     check.function("scale_fn", scale_fn, "alpha")
 
     def factor(p):
-        scale = scale_fn(jnp.asarray(alpha, jnp.float32))
-        return scale * baseline.focal_factor(p, alpha - 1)
+        size = scale_fn(jnp.asarray(alpha, jnp.float32))
+        return size * scale.focal_factor(p, alpha - 1)
 
     return clipped.clipped_policy(
         adv.center_by_group(), adv.scale_by_rate(factor), clip=clip

@@ -6,7 +6,7 @@ the learner's policy: `actor(..., measure_old=policy.measure)`.
 
 from rljax import advantage as adv
 from rljax import check, loss
-from rljax.advantage import correction
+from rljax.advantage import importance
 from rljax.algorithms.clip_higher import group_normalised
 
 
@@ -44,7 +44,7 @@ def tis(*, cap: float = 2.0, low: float = 0.2, high: float = 0.2) -> adv.Algorit
 
     Source: fengyao.notion.site/off-policy-rl, as verl and TRL quote it (SECONDARY).
     """
-    after = adv.importance_weight(correction.at_most(cap))
+    after = adv.importance_weight(importance.at_most(cap))
     return corrected(after=after, low=low, high=high)
 
 
@@ -58,7 +58,7 @@ def icepop(
     check.number("floor", floor, low=0)
     check.number("cap", cap, above=0, high=float("inf"))
     check.ordered(floor=floor, cap=cap)
-    after = adv.importance_weight(correction.kept_within(floor, cap))
+    after = adv.importance_weight(importance.kept_within(floor, cap))
     return corrected(after=after, low=low, high=high)
 
 
@@ -71,7 +71,7 @@ def sequence_mask(
     """
     check.number("cap", cap, above=0, high=float("inf"))
     after = adv.importance_weight(
-        correction.kept_within(0.0, cap), correction.per_sequence
+        importance.kept_within(0.0, cap), importance.per_sequence
     )
     return corrected(after=after, low=low, high=high)
 
@@ -86,7 +86,7 @@ def geometric_rejection(
     check.number("floor", floor, low=0)
     check.number("cap", cap, above=0, high=float("inf"))
     check.ordered(floor=floor, cap=cap)
-    before = adv.reject(correction.geometric, low=floor, high=cap)
+    before = adv.reject(importance.geometric, low=floor, high=cap)
     return corrected(before=before, low=low, high=high)
 
 
@@ -102,8 +102,8 @@ def sequence_mask_tis(
     check.number("cap", cap, above=0, high=float("inf"))
     check.ordered(floor=floor, cap=cap)
     after = adv.chain(
-        adv.reject(correction.geometric, low=floor, high=cap),
-        adv.importance_weight(correction.as_is),
+        adv.reject(importance.geometric, low=floor, high=cap),
+        adv.importance_weight(importance.as_is),
     )
     return corrected(after=after, low=low, high=high)
 

@@ -6,7 +6,7 @@ import jax
 
 from rljax import advantage as adv
 from rljax import check, loss
-from rljax.advantage.token_weight import low_probability
+from rljax.advantage.token_filter import low_probability
 from rljax.algorithms.clip_higher import group_normalised
 
 
@@ -21,7 +21,7 @@ def stapo(
     """Silences rare, certain, rewarded tokens; the mean runs over the others (STAPO).
 
     Source: arXiv:2602.15620 v4 (PAPER). The first versions (SECONDARY) are
-      `population_fn=token_weight.all_tokens, entropy_quantile=0.8`.
+      `population_fn=token_filter.all_tokens, entropy_quantile=0.8`.
     """
     silence = adv.silence_spurious(
         max_prob=max_prob,

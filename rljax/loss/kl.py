@@ -28,8 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.advantage.algebra import LossFn
-from rljax.types import NotMeasured
+from rljax.types import LossFn, measured_extra
 
 
 def kl_k1() -> LossFn:
@@ -104,13 +103,11 @@ def chi_squared_straight() -> LossFn:
 def _exact(name: str) -> LossFn:
     def loss(now, credit, rollout):
         del credit, rollout
-        if name not in now.extra:
-            raise NotMeasured(
-                f"now.extra[{name!r}]",
-                "give the learner a measure function that compares whole"
-                " distributions: rljax.policy.divergence.against_reference(policy)",
-            )
-        return now.extra[name]
+        supplier = (
+            "give the learner a measure function that compares whole distributions:"
+            " rljax.policy.divergence.against_reference(policy)"
+        )
+        return measured_extra(now, "now", name, supplier)
 
     return loss
 

@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check, keys
-from rljax.advantage.mixing import of_source
 from rljax.rollout.sample import Sampler
-from rljax.types import Missing, Prompts, Rollout, Samples, Source, over_tokens
+from rljax.types import Missing, Prompts, Samples, Source, over_tokens
 
 
 def cosine_reveal(
@@ -146,16 +145,6 @@ def hint_row() -> Sampler:
         return samples, Missing("old", how)
 
     return sample
-
-
-def is_hint(rollout: Rollout) -> jax.Array:
-    """bool[P, G]: the hints' rows.
-
-    Raises:
-      ValueError: when traced, if the run gives no hints.
-    """
-    _require(rollout.prompts, "hint_length")
-    return of_source(rollout, Source.DEMONSTRATION)
 
 
 def _require(prompts: Prompts, name: str) -> jax.Array:

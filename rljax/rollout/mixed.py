@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, keys
-from rljax.advantage.mixing import require_answers
 from rljax.rollout.sample import Sampler
 from rljax.types import (
     Missing,
@@ -68,7 +67,7 @@ def stored(num_answers: int | None = None) -> Sampler:
 
 def _answers(prompts: Prompts):
     data = prompts.data
-    require_answers(data, "stored() reads")
+    prompts.require_answers("stored() reads")
     if "answers" in data:
         tokens, mask, source = (
             jnp.asarray(data[name])

@@ -23,6 +23,11 @@ def test_every_transform_obeys(law, transform, rollout_fn):
     law(transform, rollout_fn())
 
 
+@laws.over(laws.MIXED_TRANSFORMS, laws.mixed_rollout)
+def test_every_transform_of_mixed_groups_obeys(law, transform, rollout_fn):
+    law(transform, rollout_fn())
+
+
 def test_every_exported_transform_is_held_to_the_laws():
     exported = {
         name
@@ -31,7 +36,8 @@ def test_every_exported_transform_is_held_to_the_laws():
         and inspect.signature(getattr(adv, name)).return_annotation
         in (AdvantageTransform, "AdvantageTransform")
     }
-    assert exported <= {name.split("(")[0] for name in laws.ALL_TRANSFORMS}
+    held = [*laws.ALL_TRANSFORMS, *laws.MIXED_TRANSFORMS]
+    assert exported <= {name.split("(")[0] for name in held}
 
 
 def test_a_transform_that_breaks_a_law_is_caught():

@@ -12,14 +12,14 @@ from token_case import case, loss_of, weigh
 
 from rljax import advantage as adv
 from rljax import algorithms, loss, numerics
-from rljax.advantage import chain, correction
+from rljax.advantage import chain, importance
 from rljax.rollout.sample import truncate
 from rljax.types import Missing
 
 ROWS = [[0.1, -0.2, 0.3], [-1, 0.5, 0]]
 TWO = case(np.ones((2, 3)), behaviour=ROWS, mask=[[1, 1, 1], [1, 1, 0]])
 # Rejections on verl's side of the trap bound mu / pi_old.
-INVERSE = lambda d, mask: correction.per_token(-d, mask)  # noqa: E731
+INVERSE = lambda d, mask: importance.per_token(-d, mask)  # noqa: E731
 
 
 def weights(case, *weighting):
@@ -51,24 +51,24 @@ def test_tis_truncates_each_tokens_ratio():
 
 
 def test_the_sequence_form_truncates_the_product():
-    whole = adv.importance_weight(correction.as_is, correction.per_sequence)
+    whole = adv.importance_weight(importance.as_is, importance.per_sequence)
     np.testing.assert_allclose(weights(SMALL, whole), [5] * 3, rtol=1e-5)
-    cut = adv.importance_weight(correction.at_most(2.0), correction.per_sequence)
+    cut = adv.importance_weight(importance.at_most(2.0), importance.per_sequence)
     np.testing.assert_allclose(weights(SMALL, cut), [2] * 3, rtol=1e-5)
 
 
 def test_icepop_drops_what_lies_outside():
-    bound = correction.kept_within(0.5, 4.0)
+    bound = importance.kept_within(0.5, 4.0)
     got = weights(SMALL, adv.importance_weight(bound))
     np.testing.assert_allclose(got, [1.25, 0.8, 0], rtol=1e-5)
-    got = weights(SMALL, adv.importance_weight(correction.within(0.9, 4.0)))
+    got = weights(SMALL, adv.importance_weight(importance.within(0.9, 4.0)))
     np.testing.assert_allclose(got, [1.25, 0.9, 4], rtol=1e-5)
 
 
 def test_truncated_weights_and_their_normalisation():
     w = [1.10517092, 0.81873075, 1.34985881, 0.36787944, 1.64872127]
-    cap = correction.at_most(1.3)
-    raw = weights(TWO, adv.importance_weight(correction.as_is))
+    cap = importance.at_most(1.3)
+    raw = weights(TWO, adv.importance_weight(importance.as_is))
     np.testing.assert_allclose(raw, w, rtol=1e-6)
     cut = weights(TWO, adv.importance_weight(cap))
     np.testing.assert_allclose(cut, np.minimum(w, 1.3), rtol=1e-6)
@@ -79,19 +79,19 @@ def test_truncated_weights_and_their_normalisation():
 
 
 def test_the_sequence_form_is_normalised_over_rows():
-    cap = correction.at_most(1.0)
-    got = weights(TWO, adv.normalised_importance_weight(cap, correction.per_sequence))
+    cap = importance.at_most(1.0)
+    got = weights(TWO, adv.normalised_importance_weight(cap, importance.per_sequence))
     mean = (1 + 0.60653066) / 2  # a mean over tokens would be .8426
     np.testing.assert_allclose(got, [1 / mean] * 3 + [0.60653066 / mean] * 2, rtol=1e-6)
 
 
 def test_row_ratios():
-    d, mask = correction.mismatch(TWO.rollout), TWO.rollout.samples.mask
-    got = correction.per_sequence(d, mask)[0, :, 0]
+    d, mask = importance.mismatch(TWO.rollout), TWO.rollout.samples.mask
+    got = importance.per_sequence(d, mask)[0, :, 0]
     np.testing.assert_allclose(got, [1.22140276, 0.60653066], rtol=1e-6)
-    got = correction.geometric(d, mask)[0, :, 0]
+    got = importance.geometric(d, mask)[0, :, 0]
     np.testing.assert_allclose(got, [1.06893911, 0.77880078], rtol=1e-6)
-    got = correction.row_mean(correction.k3)(d, mask)[0, :, 0]
+    got = importance.row_mean(importance.k3)(d, mask)[0, :, 0]
     np.testing.assert_allclose(got, [0.02458683, 0.25830036], rtol=1e-5)
 
 
@@ -101,13 +101,13 @@ def test_row_ratios():
         # verl's k1 bounds .5_1.3 bound mu / pi_old: only e^1 is too large.
         (adv.reject(INVERSE, low=0.5, high=1.3), [1, 1, 1, 0, 1]),
         # The same numbers on w itself: another set.
-        (adv.reject(correction.per_token, low=0.5, high=1.3), [1, 1, 0, 0, 0]),
-        (adv.reject(correction.geometric, low=0.9, high=1.1), [1, 1, 1, 0, 0]),
-        (adv.reject(correction.row_mean(correction.k3), high=0.1), [1, 1, 1, 0, 0]),
+        (adv.reject(importance.per_token, low=0.5, high=1.3), [1, 1, 0, 0, 0]),
+        (adv.reject(importance.geometric, low=0.9, high=1.1), [1, 1, 1, 0, 0]),
+        (adv.reject(importance.row_mean(importance.k3), high=0.1), [1, 1, 1, 0, 0]),
         # Largest k2 per row: .045 and .5; sums of k1: -.2 and .5.
-        (adv.reject(correction.row_max(correction.k2), high=0.1), [1, 1, 1, 0, 0]),
-        (adv.reject(correction.row_sum(correction.k1), high=-0.1), [1, 1, 1, 0, 0]),
-        (adv.reject(correction.per_sequence, high=1.0), [0, 0, 0, 1, 1]),
+        (adv.reject(importance.row_max(importance.k2), high=0.1), [1, 1, 1, 0, 0]),
+        (adv.reject(importance.row_sum(importance.k1), high=-0.1), [1, 1, 1, 0, 0]),
+        (adv.reject(importance.per_sequence, high=1.0), [0, 0, 0, 1, 1]),
     ],
 )
 def test_rejections(rejection, want):
@@ -116,7 +116,7 @@ def test_rejections(rejection, want):
 
 def test_all_rejections_must_pass_and_what_is_left_is_renormalised():
     both = (
-        adv.reject(correction.per_token, high=1.3),
+        adv.reject(importance.per_token, high=1.3),
         adv.reject(INVERSE, high=1.3),
     )
     assert kept(TWO, *both) == [1, 1, 0, 0, 0]
@@ -140,8 +140,8 @@ def test_openrlhfs_sequence_mask_keeps_raw_ratios_and_the_divisor():
 
 
 def test_mismatch_metrics():
-    d, mask = correction.mismatch(TWO.rollout), TWO.rollout.samples.mask
-    got = correction.mismatch_metrics(d, mask)
+    d, mask = importance.mismatch(TWO.rollout), TWO.rollout.samples.mask
+    got = importance.mismatch_metrics(d, mask)
     want = {
         "kl_k1": 0.06,
         "kl_k3": 0.11807224,
@@ -156,7 +156,7 @@ def test_mismatch_metrics():
     for name, value in want.items():
         assert float(got[name]) == pytest.approx(value, rel=1e-5, abs=1e-7), name
     # verl clamps w to [1/C, C] before Kish's formula, C = 2; Kish's count is 4.2616.
-    clamped = correction.mismatch_metrics(jnp.clip(d, -np.log(2), np.log(2)), mask)
+    clamped = importance.mismatch_metrics(jnp.clip(d, -np.log(2), np.log(2)), mask)
     assert float(clamped["effective_share"]) == pytest.approx(0.88005882, rel=1e-6)
     assert 5 * float(got["effective_share"]) == pytest.approx(4.26160601, rel=1e-6)
 
@@ -165,8 +165,8 @@ def test_a_batch_without_mismatch_is_left_alone():
     even = case(np.ones((2, 3)), behaviour=0.0)
     for transform in (
         adv.importance_weight(),
-        adv.normalised_importance_weight(correction.at_most(2.0)),
-        adv.reject(correction.geometric, low=0.999, high=1.001),
+        adv.normalised_importance_weight(importance.at_most(2.0)),
+        adv.reject(importance.geometric, low=0.999, high=1.001),
     ):
         np.testing.assert_allclose(weights(even, transform), 1.0)
 
@@ -209,9 +209,9 @@ def test_mu_is_what_truncation_leaves(top_p, kept_mass, logp):
 
 def test_bounds_in_the_wrong_order_are_refused():
     for make in (
-        lambda: correction.within(2.0, 1.0),
-        lambda: correction.kept_within(2.0, 1.0),
-        lambda: adv.reject(correction.geometric, low=2.0, high=1.0),
+        lambda: importance.within(2.0, 1.0),
+        lambda: importance.kept_within(2.0, 1.0),
+        lambda: adv.reject(importance.geometric, low=2.0, high=1.0),
     ):
         with pytest.raises(ValueError, match="low <= high"):
             make()

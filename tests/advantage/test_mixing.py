@@ -23,42 +23,12 @@ from mixed import (
 
 from rljax import advantage as adv
 from rljax import algorithms, program
-from rljax.advantage import gac, mixing
+from rljax.advantage import gac
+from rljax.algorithms import hybrid
 from rljax.learn import update
 from rljax.loss import nll, reinforce, supervised
 from rljax.rollout import mixed
 from rljax.types import NotMeasured
-
-
-def mixed_rollout():
-    """`fakes.rollout` with every source in each group and stored answers."""
-    rollout = fakes.rollout()
-    source = jnp.tile(jnp.asarray([OWN, OWN, DEMONSTRATION, TEACHER]), (3, 1))
-    data = {"answers": jnp.zeros((3, 2, 5), jnp.int32)}
-    return rollout.replace(
-        samples=rollout.samples.replace(source=source),
-        prompts=rollout.prompts.replace(data=data),
-    )
-
-
-TRANSFORMS = {
-    "constant_sum": mixing.constant_sum(7),
-    "except_single": mixing.except_single(
-        adv.center_by_group(), adv.scale_by_group_std(ddof=1)
-    ),
-    "keep_prompts": mixing.keep_prompts(lambda solved: solved > 0),
-    "keep_source": mixing.keep_source(OWN, TEACHER),
-    "keep_stored": mixing.keep_stored(),
-    "members_from": adv.chain(mixing.members_from(OWN), adv.center_by_group()),
-    "weighted_sequence_mean": mixing.weighted_sequence_mean(
-        lambda rollout: 1 + rollout.verdict.reward
-    ),
-}
-
-
-@laws.over(TRANSFORMS, mixed_rollout)
-def test_transforms_obey_the_laws(law, transform, rollout_fn, strict):
-    law(transform, rollout_fn())
 
 
 def kept(transform, rollout):
@@ -68,17 +38,17 @@ def kept(transform, rollout):
 
 
 def test_rows_are_kept_by_source():
-    rollout = mixed_rollout()
-    assert kept(mixing.keep_source(OWN), rollout) == [[True, True, False, False]] * 3
-    assert kept(mixing.keep_stored(), rollout) == [[False, False, True, True]] * 3
-    assert kept(mixing.keep_source(OWN, TEACHER), rollout)[0] == [
+    rollout = laws.mixed_rollout()
+    assert kept(adv.keep_source(OWN), rollout) == [[True, True, False, False]] * 3
+    assert kept(adv.keep_stored(), rollout) == [[False, False, True, True]] * 3
+    assert kept(adv.keep_source(OWN, TEACHER), rollout)[0] == [
         True,
         True,
         False,
         True,
     ]
     with pytest.raises(ValueError, match="needs a source"):
-        kept(mixing.keep_source(), rollout)
+        kept(adv.keep_source(), rollout)
 
 
 def test_outsiders_get_the_members_baseline():
@@ -87,7 +57,7 @@ def test_outsiders_get_the_members_baseline():
     _, rollout = group(
         [Row((0.5,), 0.0), Row((0.5,), 0.0), Row((0.5,), 1.0, DEMONSTRATION)]
     )
-    own = adv.chain(mixing.members_from(OWN), adv.center_by_group())
+    own = adv.chain(adv.members_from(OWN), adv.center_by_group())
     credit, _ = own.update(adv.start(rollout), own.init(), rollout)
     np.testing.assert_allclose(credit.advantage[0, :, 0], [0, 0, 1])
     joint = adv.center_by_group()
@@ -100,7 +70,7 @@ def test_single_members_keep_their_reward():
     _, rollout = group(
         [Row((0.5,), 1.0), Row((0.5,), 0.0)], [Row((0.5,), 3.0), Row(())]
     )
-    transform = TRANSFORMS["except_single"]
+    transform = laws.MIXED_TRANSFORMS["except_single"]
     credit, _ = transform.update(adv.start(rollout), transform.init(), rollout)
     half = np.sqrt(0.5)
     np.testing.assert_allclose(credit.advantage[:, 0, 0], [half, 3.0], rtol=1e-6)
@@ -112,19 +82,18 @@ def test_prompts_are_kept_by_the_success_of_their_own_rollouts():
         [Row((0.5,), 0.0), Row((0.5,), 0.0), Row((0.5,), 1.0, DEMONSTRATION)],
         [Row((0.5,), 0.0), Row((0.5,), 1.0), Row((0.5,), 1.0, DEMONSTRATION)],
     )
-    transform = mixing.keep_prompts(lambda solved: solved > 0)
+    transform = adv.keep_prompts(lambda solved: solved > 0)
     assert kept(transform, rollout) == [[False] * 3, [True] * 3]
     credit, _ = transform.update(adv.start(rollout), (), rollout)
     assert credit.metrics["kept_prompts"] == 0.5
 
 
-def test_the_schedule_by_hand():
-    # Section 3.4; CHORD's is the same function.
-    prior = mixing.warmup_cosine(200, 800, 0.85, 0.15)
+def test_gacs_prior_by_hand():
+    # 0.85 t / 200, then 0.15 + 0.35 (1 + cos(pi (t - 200) / 800)), then 0.15.
+    prior = hybrid.README_PRIOR
     got = [float(prior(t)) for t in (0, 100, 200, 400, 600, 1000, 5000)]
     want = [0, 0.425, 0.85, 0.7474874, 0.5, 0.15, 0.15]
     np.testing.assert_allclose(got, want, atol=1e-6)
-    assert float(mixing.warmup_cosine(0, 10, 0.5, 0.1)(0)) == 0.5
 
 
 # One controller over several terms.
@@ -346,8 +315,7 @@ def test_states_share_no_buffer():
         lambda: gac.gac_controller(initial=0.95),
         lambda: gac.gac_controller(every=0),
         lambda: gac.gac_proxies(supervised.unit, trim=0.5),
-        lambda: mixing.warmup_cosine(10, 0, 0.5, 0.1),
-        lambda: mixing.constant_sum(0),
+        lambda: adv.constant_sum(0),
     ],
 )
 def test_numbers_outside_their_range_are_refused(make):
@@ -356,12 +324,18 @@ def test_numbers_outside_their_range_are_refused(make):
 
 
 @pytest.mark.parametrize(
-    "reduction", [TRANSFORMS["constant_sum"], TRANSFORMS["weighted_sequence_mean"]]
+    "reduction",
+    [
+        laws.MIXED_TRANSFORMS["constant_sum"],
+        laws.MIXED_TRANSFORMS["weighted_sequence_mean"],
+    ],
 )
 def test_a_second_reduction_is_refused(reduction):
     twice = adv.chain(adv.token_mean(), reduction)
     with pytest.raises(ValueError, match="exactly one reduction"):
-        twice.update(adv.start(mixed_rollout()), twice.init(), mixed_rollout())
+        twice.update(
+            adv.start(laws.mixed_rollout()), twice.init(), laws.mixed_rollout()
+        )
 
 
 # Hybrids by hand.
@@ -417,9 +391,7 @@ def test_luffy_by_hand():
         rtol=1e-5,
     )
     # Statistics of own rows alone: mean 1/2 for all.
-    own = algorithms.luffy(
-        max_tokens=4, entropy=0.0, statistics=mixing.members_from(OWN)
-    )
+    own = algorithms.luffy(max_tokens=4, entropy=0.0, statistics=adv.members_from(OWN))
     _, coefficient, _, _ = step(own, now, rollout)
     np.testing.assert_allclose(coefficient[0, 2, 0], 0.5 * 0.25 / 4, rtol=1e-5)
 
@@ -494,10 +466,11 @@ def test_ratios_on_mixed_groups_need_measured_answers():
         learned(bandit, algorithms.chord(), blind, task(1))
 
 
+SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 0.9, 5, 45, 0.05)
 HYBRIDS = {
     "luffy": algorithms.luffy(max_tokens=3),
-    "chord": algorithms.chord(mu_fn=mixing.warmup_cosine(5, 40, 0.9, 0.05)),
-    "gac": algorithms.gac(prior=mixing.warmup_cosine(5, 40, 0.9, 0.05)),
+    "chord": algorithms.chord(mu_fn=SCHEDULE),
+    "gac": algorithms.gac(prior=SCHEDULE),
 }
 
 

@@ -13,7 +13,7 @@ from token_case import case, loss_of, weigh
 
 from rljax import advantage as adv
 from rljax import loss
-from rljax.advantage import chain, order, token_weight
+from rljax.advantage import chain, order, token_filter
 from rljax.learn import update
 from rljax.types import TokenStats, TrainState
 
@@ -57,7 +57,7 @@ def test_stapo_silences_the_certain_among_the_rare_and_rewarded():
 def test_stapo_v1_takes_the_quantile_over_all_tokens():
     # The 0.8 quantile of all seven entropies is 0.69: token 3 goes, too.
     silence = adv.silence_spurious(
-        entropy_quantile=0.8, population_fn=token_weight.all_tokens
+        entropy_quantile=0.8, population_fn=token_filter.all_tokens
     )
     assert kept(STAPO, silence) == [[1, 0, 0, 0, 1, 1, 1]]
     value, _ = loss_of(STAPO, CLIP, chain(silence, adv.token_mean()))
@@ -105,7 +105,7 @@ def test_twenty_entropys_two_divisors(weighting, objective):
 
 def test_the_quantile_rule_selects_the_same_tokens_here():
     # Threshold 0.69.
-    rule = adv.keep_top_entropy(0.2, token_weight.by_quantile)
+    rule = adv.keep_top_entropy(0.2, token_filter.by_quantile)
     assert kept(STAPO, rule) == [[0, 0, 0, 0, 1, 0, 1]]
 
 
@@ -130,7 +130,7 @@ EIGHT = [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]]
 )
 def test_trls_tables_of_the_entropy_mask(entropy, mask, quantile, want):
     valid = jnp.asarray(mask)[None] > 0
-    got = token_weight.by_quantile(jnp.asarray(entropy)[None], valid, 1 - quantile)
+    got = token_filter.by_quantile(jnp.asarray(entropy)[None], valid, 1 - quantile)
     assert got[0].astype(int).tolist() == want
 
 
@@ -142,7 +142,7 @@ COV = case(
 
 
 def test_the_covariance_is_that_of_logp_and_advantage():
-    got = token_weight.covariance(COV.credit, COV.rollout)
+    got = token_filter.covariance(COV.credit, COV.rollout)
     np.testing.assert_allclose(got[0, 0], [1.3, 0.9, 0.6, 1.6], rtol=1e-6)
 
 

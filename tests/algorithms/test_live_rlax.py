@@ -14,7 +14,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import loss, numerics
-from rljax.advantage import correction, gae
+from rljax.advantage import gae, importance
 from rljax.policy import divergence
 from rljax.types import TokenStats
 
@@ -198,9 +198,9 @@ def test_truncated_importance_weights_are_those_of_impala():
     rows = rollout()
     mask = jnp.ones_like(MASK)
     rows = rows.replace(samples=rows.samples.replace(mask=mask))
-    rho = jnp.exp(correction.mismatch(rows))
+    rho = jnp.exp(importance.mismatch(rows))
     np.testing.assert_allclose(rho, 1 / ratio(LOGITS), rtol=1e-5)
-    weighting = adv.importance_weight(correction.at_most(cap))
+    weighting = adv.importance_weight(importance.at_most(cap))
     weight = jax.jit(weighting.update)(adv.start(rows), (), rows)[0].weight
     advantage, _ = jax.jit(gae.gae)(REWARD, VALUE, mask, gamma, 0.0, LAST)
     after = np.concatenate([VALUE[..., 1:], LAST], -1)

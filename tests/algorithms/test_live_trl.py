@@ -14,7 +14,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import algorithms, loss, numerics
-from rljax.advantage import correction, token_weight
+from rljax.advantage import importance, token_filter
 from rljax.algorithms.clip_higher import group_normalised
 
 P, G, T = 4, 5, 9
@@ -142,7 +142,7 @@ CASES = {
         one(
             PPO,
             adv.token_mean(),
-            adv.keep_top_entropy(0.3, token_weight.by_quantile),
+            adv.keep_top_entropy(0.3, token_filter.by_quantile),
         ),
     ),
     "entropy_bonus": (
@@ -172,7 +172,7 @@ CASES = {
         one(
             PPO,
             adv.token_mean(),
-            adv.importance_weight(correction.at_most(1.1), correction.per_sequence),
+            adv.importance_weight(importance.at_most(1.1), importance.per_sequence),
         ),
     ),
     "sequence_mask": (TIS, algorithms.sequence_mask(cap=1.1)),

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import algorithms, loss
-from rljax.learn import gate, update
+from rljax import loss
+from rljax.learn import gate, gradient_gating, update
 
 LOG_RATIO = np.array([0.1, -0.2, 0.3, 0.0], np.float32)
 
@@ -219,4 +219,4 @@ def test_the_output_projection_of_tied_and_untied_decoders():
     for tied, name in ((True, "embed"), (False, "head")):
         policy = fakes.decoder(tie_embeddings=tied)
         params = jax.eval_shape(policy.init, jax.random.key(0))
-        assert algorithms.output_projection(params) is params[name]
+        assert gradient_gating.output_projection(params) is params[name]

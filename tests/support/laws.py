@@ -17,6 +17,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import loss, numerics
+from rljax.types import Source
 
 
 def _with_values(transform):
@@ -69,7 +70,7 @@ ALL_TRANSFORMS = {
     "leave_one_out": adv.leave_one_out(),
     "log_mismatch": adv.log_mismatch(),
     "normalised_importance_weight": adv.normalised_importance_weight(
-        adv.correction.at_most(1.5)
+        adv.importance.at_most(1.5)
     ),
     "overlong_penalty": adv.overlong_penalty(max_tokens=5, buffer=3),
     "pass_at_k_training": adv.pass_at_k_training(2),
@@ -79,7 +80,7 @@ ALL_TRANSFORMS = {
     "punish_confident_errors": adv.chain(
         adv.center_by_group(), adv.punish_confident_errors()
     ),
-    "reject": adv.reject(adv.correction.geometric, low=0.9, high=1.1),
+    "reject": adv.reject(adv.importance.geometric, low=0.9, high=1.1),
     "return_to_go": adv.return_to_go(0.9),
     "scale_by_group_norm": adv.scale_by_group_norm(1.0),
     "scale_by_group_norm(inf)": adv.scale_by_group_norm(float("inf")),
@@ -102,6 +103,32 @@ ALL_TRANSFORMS = {
     "whiten_by_batch": adv.whiten_by_batch(),
     "whiten_by_batch(ddof=1)": adv.whiten_by_batch(ddof=1, share_fn=adv.by_row),
 }
+
+# Held to the laws on groups of rows from several sources.
+MIXED_TRANSFORMS = {
+    "constant_sum": adv.constant_sum(7),
+    "except_single": adv.except_single(
+        adv.center_by_group(), adv.scale_by_group_std(ddof=1)
+    ),
+    "keep_prompts": adv.keep_prompts(lambda solved: solved > 0),
+    "keep_source": adv.keep_source(Source.OWN, Source.TEACHER),
+    "keep_stored": adv.keep_stored(),
+    "members_from": adv.chain(adv.members_from(Source.OWN), adv.center_by_group()),
+    "weighted_sequence_mean": adv.weighted_sequence_mean(
+        lambda rollout: 1 + rollout.verdict.reward
+    ),
+}
+
+
+def mixed_rollout():
+    """`fakes.rollout` with every source in each group and stored answers."""
+    rollout = fakes.rollout()
+    sources = [Source.OWN, Source.OWN, Source.DEMONSTRATION, Source.TEACHER]
+    data = {"answers": jnp.zeros((3, 2, 5), jnp.int32)}
+    return rollout.replace(
+        samples=rollout.samples.replace(source=jnp.tile(jnp.asarray(sources), (3, 1))),
+        prompts=rollout.prompts.replace(data=data),
+    )
 
 
 def init(transform):
