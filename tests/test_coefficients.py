@@ -98,7 +98,7 @@ def test_rows_without_weight_may_have_any_advantage():
     rows = rows.replace(verdict=rows.verdict.replace(reward=reward))
     algorithm = adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(),
+            loss.ppo_clip(),
             advantage=adv.stateless(divide),
             weighting=adv.token_mean(),
         )

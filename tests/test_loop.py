@@ -33,8 +33,10 @@ def verify(prompts, samples):
 
 
 METHOD = algorithm(
-    policy=Term(loss.clipped_ratio(), adv.token_mean(), adv.fade_advantage()),
-    kl=Term(loss.kl_k3_straight(), chain(adv.token_mean(), adv.scale_weight(0.05))),
+    policy=Term(loss.ppo_clip(), adv.token_mean(), adv.fade_advantage()),
+    kl=Term(
+        loss.kl_k3_straight_through(), chain(adv.token_mean(), adv.scale_weight(0.05))
+    ),
 )
 LEARNER = update.learner(POLICY.measure, METHOD, optax.adam(0.1), num_minibatches=2)
 FUSED = program.fused(ACT, LEARNER, verify)

@@ -160,7 +160,7 @@ def gac_proxies(
     rows that is not in the minibatch has variance 0, one that is at least 1e-8.
 
     Args:
-      weight_fn: the supervised term's weight, as `rectified` takes it.
+      weight_fn: the supervised term's weight, as `reweighted` takes it.
       trim: fraction of rows left out on each side of s_s; nothing below 4 rows.
       scale_fn: `as_they_are` or `z_scores`.
     """

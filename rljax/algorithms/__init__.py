@@ -1,7 +1,7 @@
 """Recipes: functions from numbers to an `Algorithm`, each citing its equations."""
 
 from rljax.algorithms.clip_higher import dapo, group_normalised, justrl
-from rljax.algorithms.clipped import clipped_policy
+from rljax.algorithms.clipped import ppo_clip_policy
 from rljax.algorithms.confidence import ace, dasd
 from rljax.algorithms.critic import ppo, turn_ppo
 from rljax.algorithms.curriculum import a_grae, curve_rl
@@ -75,7 +75,6 @@ __all__ = [
     "chord",
     "cispo",
     "clip_cov",
-    "clipped_policy",
     "corrected",
     "curve_rl",
     "dapo",
@@ -122,6 +121,7 @@ __all__ = [
     "power",
     "power_asym",
     "ppo",
+    "ppo_clip_policy",
     "psft",
     "psr",
     "qae",

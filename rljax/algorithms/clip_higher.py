@@ -30,7 +30,7 @@ def dapo(
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(low, high),
+            loss.ppo_clip(low, high),
             weighting=adv.token_mean(),
             advantage=adv.chain(
                 adv.affine_reward(scale=2.0, shift=-1.0),

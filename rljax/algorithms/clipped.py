@@ -4,7 +4,7 @@ from rljax import advantage as adv
 from rljax import check, loss
 
 
-def clipped_policy(
+def ppo_clip_policy(
     *steps: adv.AdvantageTransform,
     clip: float = 0.2,
     rows: adv.AdvantageTransform | None = None,
@@ -22,7 +22,7 @@ def clipped_policy(
     filters = () if rows is None else (rows,)
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(clip, clip),
+            loss.ppo_clip(clip, clip),
             advantage=adv.chain(*steps),
             weighting=adv.chain(*filters, adv.token_mean()),
         )

@@ -14,7 +14,7 @@ def ace(*, alpha: float = 1.0, low: float = 0.2, high: float = 0.28) -> adv.Algo
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(low, high),
+            loss.ppo_clip(low, high),
             weighting=adv.token_mean(),
             advantage=adv.chain(group_normalised(), adv.punish_confident_errors(alpha)),
         )
@@ -37,7 +37,7 @@ def dasd(
     follow = adv.follow_teacher_by_entropy(beta=beta, entropy_quantile=entropy_quantile)
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(low, high),
+            loss.ppo_clip(low, high),
             weighting=adv.token_mean(),
             advantage=adv.chain(group_normalised(), follow),
         )

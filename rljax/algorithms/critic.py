@@ -56,7 +56,7 @@ def ppo(
     Source: arXiv:1707.06347, eqs. (7), (9); defaults TRL's (SECONDARY).
     """
     return _actor_critic(
-        loss.clipped_ratio(low, high),
+        loss.ppo_clip(low, high),
         adv.token_mean(),
         gamma=gamma,
         lam=lam,

@@ -14,7 +14,7 @@ def curve_rl(num_samples: int, *, window: int = 10, clip: float = 0.2) -> adv.Al
       window: batches remembered.
       clip: distance of both bounds of the ratio from 1.
     """
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.center_by_group(),
         adv.scale_by_history(num_samples, window=window),
         clip=clip,
@@ -27,7 +27,7 @@ def a_grae(*, k0: float = 1.0, ddof: int = 1, clip: float = 0.2) -> adv.Algorith
     B is the batch's mean solve rate; k0 is 1 for mathematics, else 0.5.
     Source: Yu7-code/A-GRAE (PAPER: authors' code, ddof 1).
     """
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.center_by_group(),
         adv.scale_by_group_std(ddof=ddof),
         adv.anneal_by_batch_rate(k0),

@@ -33,9 +33,7 @@ def skywork_or1(
         adv.entropy_controller(target=target, step=step, initial=initial, high=maximum)
     )
     return adv.algorithm(
-        policy=adv.Term(
-            loss.clipped_ratio(low, high), adv.token_mean(), group_normalised()
-        ),
+        policy=adv.Term(loss.ppo_clip(low, high), adv.token_mean(), group_normalised()),
         entropy=adv.Term(
             loss.times_advantage(loss.entropy_bonus()),
             weighting=adv.token_mean(),

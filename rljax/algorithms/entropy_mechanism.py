@@ -39,7 +39,7 @@ def clip_cov(
     )
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(low, high),
+            loss.ppo_clip(low, high),
             weighting=adv.chain(adv.token_mean(), drop),
             advantage=group_normalised(),
         )
@@ -64,7 +64,7 @@ def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
         adv.token_mean(), adv.keep_covariant(fraction), adv.scale_weight(beta)
     )
     return adv.algorithm(
-        policy=adv.Term(loss.plain_ratio(), adv.token_mean(), group_normalised()),
+        policy=adv.Term(loss.unclipped_ratio(), adv.token_mean(), group_normalised()),
         penalty=adv.Term(
             loss.against_old(loss.kl_absolute()), select, group_normalised()
         ),

@@ -31,7 +31,7 @@ def fade(
       alpha_max, delta_min: the hardest focus and the strongest tilt to failures.
       clip: distance of both bounds of the ratio from 1 (not found in the paper).
     """
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.fade_advantage(
             entropy_target=entropy_target,
             entropy_target_frac=entropy_target_frac,

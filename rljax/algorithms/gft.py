@@ -37,7 +37,7 @@ def gft(
     """
     return adv.algorithm(
         policy=adv.Term(
-            supervised.rectified(
+            supervised.reweighted(
                 surrogate.reinforce(), supervised.threshold(tau, exceeds)
             ),
             advantage=adv.except_single(

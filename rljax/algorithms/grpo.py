@@ -32,7 +32,7 @@ def grpo_kl(
 def _policy(clip, ddof, epsilon):
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
-        loss.clipped_ratio(clip, clip),
+        loss.ppo_clip(clip, clip),
         advantage=adv.chain(
             adv.center_by_group(), adv.scale_by_group_std(ddof=ddof, epsilon=epsilon)
         ),
@@ -53,7 +53,7 @@ def dr_grpo(max_tokens: int, *, clip: float = 0.2) -> adv.Algorithm:
     check.number("clip", clip, low=0, high=1)
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(clip, clip),
+            loss.ppo_clip(clip, clip),
             advantage=adv.center_by_group(),
             weighting=adv.constant_length(max_tokens),
         )
@@ -66,7 +66,7 @@ def norm_grpo(order: float, *, clip: float = 0.2) -> adv.Algorithm:
     s = 2 is GRPO, s = 1 has mass 1/2 for every mixed group, s = inf has min(p, q)
     (DERIVED family).
     """
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.center_by_group(), adv.scale_by_group_norm(order), clip=clip
     )
 
@@ -86,4 +86,4 @@ def qae(
     if scale is not None:
         check.kind("scale", scale, adv.AdvantageTransform, "scale_by_group_std()")
     scale = adv.scale_by_group_std() if scale is None else scale
-    return clipped.clipped_policy(adv.center_by_quantile(level), scale, clip=clip)
+    return clipped.ppo_clip_policy(adv.center_by_quantile(level), scale, clip=clip)

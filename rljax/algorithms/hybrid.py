@@ -31,7 +31,7 @@ def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
     """Clipped GRPO on own rows, their statistics, and their token mean."""
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
-        surrogate.clipped_ratio(clip, clip),
+        surrogate.ppo_clip(clip, clip),
         advantage=adv.chain(adv.members_from(Source.OWN), group_normalised()),
         weighting=adv.chain(_OWN, adv.token_mean(), *after),
     )
@@ -65,7 +65,7 @@ def luffy(
     total = adv.constant_sum(max_tokens)
     return adv.algorithm(
         policy=adv.Term(
-            ratio.plain_ratio(),
+            ratio.unclipped_ratio(),
             advantage=advantage,
             weighting=adv.chain(_OWN, total),
         ),
@@ -110,18 +110,18 @@ def srft(
     def own_weight(now, credit, rollout):
         return jnp.where(credit.advantage > 0, grow(now, credit, rollout), 1.0)
 
-    imitate = supervised.rectified(
+    imitate = supervised.reweighted(
         surrogate.nll(), supervised.entropy_weight(sft, -1.0)
     )
     return adv.algorithm(
         sft=adv.Term(imitate, weighting=adv.chain(adv.keep_stored(), adv.token_mean())),
         stored=adv.Term(
-            supervised.behaved_certainly(surrogate.clipped_ratio(clip, clip)),
+            supervised.with_behaviour_prob_one(surrogate.ppo_clip(clip, clip)),
             advantage=group_normalised(),
             weighting=adv.chain(adv.keep_stored(), total),
         ),
         policy=adv.Term(
-            supervised.rectified(surrogate.reinforce(), own_weight),
+            supervised.reweighted(surrogate.reinforce(), own_weight),
             advantage=adv.assign_by_class(lambda g: 1.0, lambda g: -1.0),
             weighting=adv.chain(_OWN, total),
         ),
@@ -145,7 +145,7 @@ def mixture(
     check.number("mu", mu, low=0, high=1)
     check.number("clip", clip, low=0, high=1)
     check.function("weight_fn", weight_fn, "now, credit, rollout")
-    imitate = supervised.rectified(surrogate.nll(), weight_fn)
+    imitate = supervised.reweighted(surrogate.nll(), weight_fn)
     return adv.algorithm(
         policy=_grpo(clip, adv.scale_weight(1 - mu)),
         sft=adv.Term(
@@ -233,7 +233,7 @@ def hpt(
     check.number("coefficient", coefficient, low=0)
     return adv.algorithm(
         policy=adv.Term(
-            ratio.plain_ratio(),
+            ratio.unclipped_ratio(),
             advantage=adv.chain(adv.members_from(Source.OWN), adv.center_by_group()),
             weighting=adv.chain(
                 _OWN,

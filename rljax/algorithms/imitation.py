@@ -34,7 +34,7 @@ def dft() -> adv.Algorithm:
 
 def _dft() -> adv.Term:
     return _demonstrations(
-        supervised.rectified(surrogate.nll(), supervised.probability)
+        supervised.reweighted(surrogate.nll(), supervised.probability)
     )
 
 
@@ -73,7 +73,7 @@ def psft(*, low: float = 0.2, high: float = 0.28) -> adv.Algorithm:
     """
     return adv.algorithm(
         sft=_demonstrations(
-            surrogate.clipped_ratio(low, high), advantage=adv.set_advantage(1.0)
+            surrogate.ppo_clip(low, high), advantage=adv.set_advantage(1.0)
         )
     )
 
@@ -91,7 +91,7 @@ def iw_sft(weight_fn=None) -> adv.Algorithm:
         check.function("weight_fn", weight_fn, "now, credit, rollout")
     weight_fn = supervised.sequence_importance() if weight_fn is None else weight_fn
     return adv.algorithm(
-        sft=_demonstrations(supervised.rectified(surrogate.nll(), weight_fn))
+        sft=_demonstrations(supervised.reweighted(surrogate.nll(), weight_fn))
     )
 
 

@@ -10,7 +10,7 @@ from rljax.algorithms import clipped
 
 
 def _centred(fn, clip):
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.center_by_group(), adv.scale_by_rate(fn), clip=clip
     )
 
@@ -28,7 +28,7 @@ def linear_r(*, clip: float = 0.2) -> adv.Algorithm:
 
     Source: Linear-R, Heckel et al. (SECONDARY).
     """
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.assign_by_class(lambda g: g.q / g.p, lambda g: -1.0), clip=clip
     )
 

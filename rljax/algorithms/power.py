@@ -35,7 +35,7 @@ def power(
         size = scale_fn(jnp.asarray(alpha, jnp.float32))
         return size * scale.focal_factor(p, alpha - 1)
 
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.center_by_group(), adv.scale_by_rate(factor), clip=clip
     )
 
@@ -65,7 +65,7 @@ def f_grpo(
         check.kind("base", base, adv.AdvantageTransform, "center_by_group()")
     grpo = adv.chain(adv.center_by_group(), adv.scale_by_group_std())
     base = grpo if base is None else base
-    return clipped.clipped_policy(base, adv.focal(gamma), clip=clip)
+    return clipped.ppo_clip_policy(base, adv.focal(gamma), clip=clip)
 
 
 def rs_grpo(*, beta: float = 2.0, clip: float = 0.2) -> adv.Algorithm:
@@ -73,7 +73,7 @@ def rs_grpo(*, beta: float = 2.0, clip: float = 0.2) -> adv.Algorithm:
 
     Source: Jackory/RS-GRPO (PAPER: authors' code). Mass peak 1 / (1 + e^(beta/2)).
     """
-    return clipped.clipped_policy(adv.center_by_risk(beta), clip=clip)
+    return clipped.ppo_clip_policy(adv.center_by_risk(beta), clip=clip)
 
 
 def asym_grpo(delta: float, *, clip: float = 0.2) -> adv.Algorithm:
@@ -82,7 +82,7 @@ def asym_grpo(delta: float, *, clip: float = 0.2) -> adv.Algorithm:
     delta > 1 favours successes, < 1 failures. Source: arXiv:2607.01490 (SECONDARY).
     """
     check.number("delta", delta, above=0)
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.center_by_group(), adv.scale_negative(1 / delta), clip=clip
     )
 
@@ -96,7 +96,7 @@ def asym_grpo_by_odds(
     """
     check.number("success", success, low=0)
     check.number("failure", failure, low=0)
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.assign_by_class(
             lambda g: (g.q / g.p) ** success, lambda g: -((g.p / g.q) ** failure)
         ),
@@ -112,7 +112,7 @@ def power_asym(success: float, failure: float, *, clip: float = 0.2) -> adv.Algo
     """
     check.number("success", success, above=0)
     check.number("failure", failure, above=0)
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.assign_by_class(lambda g: g.q**success, lambda g: -(g.p**failure)),
         clip=clip,
     )

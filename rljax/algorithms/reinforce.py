@@ -1,6 +1,6 @@
 """REINFORCE and its baselines: r - b and the likelihood-ratio gradient.
 
-The loss is -A log pi, mean over tokens unless said. `algorithms.clipped_policy` puts
+The loss is -A log pi, mean over tokens unless said. `algorithms.ppo_clip_policy` puts
 the same advantages under PPO's ratio for several updates per batch.
 """
 
@@ -46,7 +46,7 @@ def rloo() -> adv.Algorithm:
 
     Source: arXiv:2402.14740: -A log pi of the whole sequence, mean over rows
     (SECONDARY: TRL, OpenRLHF, verl, ms-swift). TRL and verl use a clipped ratio:
-    `clipped_policy(adv.leave_one_out())` has it with a token mean.
+    `ppo_clip_policy(adv.leave_one_out())` has it with a token mean.
     """
     return _likelihood(adv.leave_one_out(), adv.constant_length(1))
 

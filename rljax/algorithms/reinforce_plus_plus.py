@@ -20,13 +20,13 @@ def reinforce_plus_plus(
       ddof: 0 for OpenRLHF, 1 for verl.
       clip: distance of both bounds of the ratio from 1.
     """
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.return_to_go(discount), adv.whiten_by_batch(ddof=ddof), clip=clip
     )
 
 
 def reinforce_plus_plus_baseline(*, ddof: int = 0, clip: float = 0.2) -> adv.Algorithm:
     """A = (r - mean of the group) / std over the batch: balanced, p q / s'."""
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.center_by_group(), adv.whiten_by_batch(ddof=ddof), clip=clip
     )

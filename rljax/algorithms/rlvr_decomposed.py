@@ -18,7 +18,7 @@ def psr(
     """
     rows = adv.keep_correct() if rows is None else rows
     assign = adv.assign_by_class(lambda g: 1.0, lambda g: 0.0)
-    return clipped.clipped_policy(assign, clip=clip, rows=rows)
+    return clipped.ppo_clip_policy(assign, clip=clip, rows=rows)
 
 
 def nsr(
@@ -31,12 +31,12 @@ def nsr(
     """
     rows = adv.keep_incorrect() if rows is None else rows
     assign = adv.assign_by_class(lambda g: 0.0, lambda g: -1.0)
-    return clipped.clipped_policy(assign, clip=clip, rows=rows)
+    return clipped.ppo_clip_policy(assign, clip=clip, rows=rows)
 
 
 def w_reinforce(*, weight: float = 0.1, clip: float = 0.2) -> adv.Algorithm:
     """A_S = weight, A_F = -1: masses weight p, q; f = (1 + weight) p."""
     check.number("weight", weight, low=0)
-    return clipped.clipped_policy(
+    return clipped.ppo_clip_policy(
         adv.assign_by_class(lambda g: weight, lambda g: -1.0), clip=clip
     )

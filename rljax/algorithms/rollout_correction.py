@@ -32,7 +32,7 @@ def corrected(
     after = adv.chain() if after is None else after
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(low, high),
+            loss.ppo_clip(low, high),
             weighting=adv.chain(before, adv.token_mean(), after),
             advantage=adv.chain(group_normalised(), adv.log_mismatch()),
         )

@@ -30,7 +30,7 @@ def stapo(
     )
     return adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(low, high),
+            loss.ppo_clip(low, high),
             weighting=adv.chain(silence, adv.token_mean()),
             advantage=group_normalised(),
         )

@@ -10,7 +10,7 @@ from rljax.loss.combine import (
 from rljax.loss.kl import (
     chi_squared,
     chi_squared_exact,
-    chi_squared_straight,
+    chi_squared_straight_through,
     entropy_bonus,
     entropy_bonus_sampled,
     kl_absolute,
@@ -18,16 +18,16 @@ from rljax.loss.kl import (
     kl_k1,
     kl_k2,
     kl_k3,
-    kl_k3_straight,
+    kl_k3_straight_through,
     kl_reverse_exact,
 )
-from rljax.loss.ratio import cispo, cispo_band, dual_clip, minpro, plain_ratio, sapo
+from rljax.loss.ratio import cispo, cispo_band, dual_clip, minpro, sapo, unclipped_ratio
 from rljax.loss.sequence_ratio import clipping_bias, gmpo, gspo, gspo_token, turn_ppo
 from rljax.loss.surrogate import (
-    clipped_ratio,
     is_clipped,
     log_ratio,
     nll,
+    ppo_clip,
     reinforce,
     token_ratio,
 )
@@ -38,10 +38,9 @@ __all__ = [
     "against_old",
     "chi_squared",
     "chi_squared_exact",
-    "chi_squared_straight",
+    "chi_squared_straight_through",
     "cispo",
     "cispo_band",
-    "clipped_ratio",
     "clipping_bias",
     "dual_clip",
     "entropy_bonus",
@@ -55,12 +54,12 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
-    "kl_k3_straight",
+    "kl_k3_straight_through",
     "kl_reverse_exact",
     "log_ratio",
     "minpro",
     "nll",
-    "plain_ratio",
+    "ppo_clip",
     "reinforce",
     "sapo",
     "supervised",
@@ -68,5 +67,6 @@ __all__ = [
     "times_ratio",
     "token_ratio",
     "turn_ppo",
+    "unclipped_ratio",
     "value_loss",
 ]

@@ -9,10 +9,10 @@ most codebases do not say so: both columns are tested by exact enumeration.
 | `kl_k1` | -d | KL | 0: as a loss it does nothing |
 | `kl_k2` | d^2 / 2 | biased | grad KL, exactly |
 | `kl_k3` | e^d - 1 - d | KL | grad KL(pi_ref, pi), the other one, exactly |
-| `kl_k3_straight` | value k3, gradient k2 | KL | grad KL, exactly |
+| `kl_k3_straight_through` | value k3, gradient k2 | KL | grad KL, exactly |
 | `kl_absolute` | abs(d) | biased | of neither |
 | `chi_squared` | e^d + e^-d - 2 | chi2 | grad chi2 / 2 + grad KL(pi_ref, pi) |
-| `chi_squared_straight` | the same, gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
+| `chi_squared_straight_through` | the same, gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
 | `kl_reverse_exact`, ... | sums over the vocabulary | exact | exact, every token |
 
 KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.
@@ -52,7 +52,7 @@ def kl_k3() -> LossFn:
     return lambda now, credit, rollout: _k3(now, rollout)
 
 
-def kl_k3_straight() -> LossFn:
+def kl_k3_straight_through() -> LossFn:
     """The value of k3 with the gradient of k2 (verl's `k3+`)."""
 
     def loss(now, credit, rollout):
@@ -88,7 +88,7 @@ def chi_squared() -> LossFn:
     return lambda now, credit, rollout: _chi_squared(now, rollout)
 
 
-def chi_squared_straight() -> LossFn:
+def chi_squared_straight_through() -> LossFn:
     """The value of `chi_squared` with the gradient of the divergence."""
 
     def loss(now, credit, rollout):

@@ -13,7 +13,7 @@ from rljax.loss.surrogate import clip_loss, log_ratio, token_ratio
 from rljax.types import LossFn
 
 
-def plain_ratio() -> LossFn:
+def unclipped_ratio() -> LossFn:
     """-A rho, nothing clipped: coefficient A rho (conservative policy iteration)."""
     return lambda now, credit, rollout: -credit.advantage * token_ratio(now, rollout)
 

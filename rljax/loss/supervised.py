@@ -6,11 +6,11 @@ current probability of the token, `A` its advantage:
 | loss function | c |
 |---|---|
 | `nll()` | 1 |
-| `rectified(nll(), probability)`: DFT | p |
-| `rectified(nll(), uncertainty)`: CHORD-phi | p (1 - p) |
-| `rectified(reinforce(), threshold(tau))`: GFT | A if p > tau, else A p |
-| `rectified(nll(), sequence_importance())`: iw-SFT | p / p_ref of the row |
-| `clipped_ratio(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
+| `reweighted(nll(), probability)`: DFT | p |
+| `reweighted(nll(), uncertainty)`: CHORD-phi | p (1 - p) |
+| `reweighted(reinforce(), threshold(tau))`: GFT | A if p > tau, else A p |
+| `reweighted(nll(), sequence_importance())`: iw-SFT | p / p_ref of the row |
+| `ppo_clip(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
 | `shaped_probability(gamma)`: LUFFY | A gamma p / (p + gamma)^2 |
 
 A weight that reads only its own token or row belongs here and not in `weighting`: there
@@ -28,7 +28,7 @@ from rljax.types import Credit, LossFn, Rollout, TokenStats, measured_extra
 WeightFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
 
-def rectified(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
+def reweighted(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
     """sg[weight] * loss: scales a token's gradient and leaves its divisor alone.
 
     Args:
@@ -174,7 +174,7 @@ def shaped_probability(gamma: jax.typing.ArrayLike = 0.1) -> LossFn:
     )
 
 
-def behaved_certainly(loss_fn: LossFn) -> LossFn:
+def with_behaviour_prob_one(loss_fn: LossFn) -> LossFn:
     """The loss with old probabilities of 1, the behaviour assumed of demonstrations."""
     check.function("loss_fn", loss_fn, "now, credit, rollout")
 

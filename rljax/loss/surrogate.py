@@ -26,7 +26,7 @@ def reinforce() -> LossFn:
     return lambda now, credit, rollout: -credit.advantage * now.logp
 
 
-def clipped_ratio(low: float = 0.2, high: float = 0.2) -> LossFn:
+def ppo_clip(low: float = 0.2, high: float = 0.2) -> LossFn:
     """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old per token.
 
     Coefficient A rho, but 0 where A > 0 and rho > 1 + high, or A < 0 and rho < 1 - low.

@@ -44,7 +44,7 @@ def test_tis_truncates_each_tokens_ratio():
         weights(SMALL, adv.importance_weight()), [1.25, 0.8, 2], rtol=1e-5
     )
     weighting = chain(adv.token_mean(), adv.importance_weight())
-    value, coefficient = loss_of(SMALL, loss.clipped_ratio(0.2, 0.28), weighting)
+    value, coefficient = loss_of(SMALL, loss.ppo_clip(0.2, 0.28), weighting)
     assert value == pytest.approx(-1.266333, abs=1e-5)
     want = np.array([[1.25 * 1.1, 0, 2 * 0.7]]) / 3
     np.testing.assert_allclose(coefficient, want, rtol=1e-5)
@@ -182,7 +182,7 @@ def test_demonstrations_have_no_behaviour_and_say_so():
 def test_bypass_mode_takes_the_behaviour_for_the_old_policy():
     # pi / mu = rho pi_old / mu = 1.1 * 1.25 and so on.
     ratios = np.array([[1.1 * 1.25, 1.3 * 0.8, 0.7 * 5]])
-    fn = loss.against_behaviour(loss.plain_ratio())
+    fn = loss.against_behaviour(loss.unclipped_ratio())
     np.testing.assert_allclose(3 * loss_of(SMALL, fn)[1], ratios, rtol=1e-5)
     reinforce = loss.against_behaviour(loss.cispo(cap=2.0))
     np.testing.assert_allclose(

@@ -57,7 +57,7 @@ def divergence_after_training(coefficient):
     policy = fakes.bandit(P, T, V)
     method = adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(),
+            loss.ppo_clip(),
             weighting=adv.token_mean(),
             advantage=adv.center_by_group(),
         ),

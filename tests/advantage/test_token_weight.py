@@ -24,7 +24,7 @@ STAPO = case(
     entropy=[[0.1, 0.05, 0.65, 0.2, 1.5, 0.05, 0.7]],
 )
 # The old policy's clip: token 3 (1.4 > 1.28) has no gradient, token 7 (A < 0) keeps it.
-CLIP = loss.clipped_ratio(0.2, 0.28)
+CLIP = loss.ppo_clip(0.2, 0.28)
 
 
 def kept(case, transform):
@@ -148,7 +148,7 @@ def test_the_covariance_is_that_of_logp_and_advantage():
 
 def test_kl_cov_penalises_the_token_of_largest_covariance():
     # N = 4 and any small fraction: one token, the fourth; ln 1.2 = .182322.
-    plain, coefficient = loss_of(COV, loss.plain_ratio())
+    plain, coefficient = loss_of(COV, loss.unclipped_ratio())
     assert plain == pytest.approx(0.0, abs=1e-6)
     select = chain(adv.token_mean(), adv.keep_covariant(2e-3))
     penalty, pull = loss_of(COV, loss.against_old(loss.kl_absolute()), select)
@@ -174,7 +174,7 @@ def test_clip_cov_drops_tokens_of_the_band_and_keeps_the_divisor():
     # Band (1, 5): tokens 1 and 4, both drawn as n = 2; the mean stays over 4 tokens.
     drop = adv.drop_covariant(fraction=0.5, clipped_fn=nothing_clipped)
     value, coefficient = loss_of(
-        COV, loss.clipped_ratio(1.0, 1.0), chain(adv.token_mean(), drop)
+        COV, loss.ppo_clip(1.0, 1.0), chain(adv.token_mean(), drop)
     )
     assert value == pytest.approx(-0.025, abs=1e-6)
     np.testing.assert_allclose(coefficient, [[0, 0.25, -0.225, 0]], rtol=1e-5)
@@ -256,7 +256,7 @@ def test_selections_run_over_the_minibatch_however_it_is_cut(weighting):
     params = jnp.asarray(draw.uniform(0.1, 2.0, (8, 4, 5)), jnp.float32)
     state = fakes_state(params)
     method = adv.algorithm(
-        policy=adv.Term(loss.clipped_ratio(), weighting, adv.center_by_group())
+        policy=adv.Term(loss.ppo_clip(), weighting, adv.center_by_group())
     )
     credits, algorithm_state, _ = jax.jit(method.credit)(rows, method.init())
     state = state.replace(algorithm=algorithm_state)

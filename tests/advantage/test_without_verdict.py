@@ -20,7 +20,7 @@ BLIND = SEEN.replace(
 )
 # They read stored answers and no reward; without a baseline the policy's rows are some.
 FREE = {"asft", "asft_sampled", "dft", "iw_sft", "gcsl", "lfu", "psft", "sft"}
-FREE |= {"clipped_policy"}
+FREE |= {"ppo_clip_policy"}
 
 
 def credit(method):

@@ -42,7 +42,7 @@ def against(loss_fn, logp, reference, mask, *weighting):
         (loss.kl_k1(), 0.0875),
         (loss.kl_k2(), 0.018125),
         (loss.kl_k3(), 0.01565768),
-        (loss.kl_k3_straight(), 0.01565768),
+        (loss.kl_k3_straight_through(), 0.01565768),
     ],
 )
 def test_marins_penalty_is_a_quarter_of_the_token_mean(loss_fn, want):
@@ -127,7 +127,7 @@ def test_prime_rls_cross_entropy_component(weighting, want):
 
 def test_torchforges_single_token():
     # torchforge tests/unit_tests/losses/test_grpo_loss.py: ratio 1, A = 1.
-    value, coefficient = loss_of(case(1.0), loss.clipped_ratio())
+    value, coefficient = loss_of(case(1.0), loss.ppo_clip())
     close(value, -1.0)
     close(coefficient, [[1.0]])
 

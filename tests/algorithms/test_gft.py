@@ -69,7 +69,7 @@ def test_the_rectified_loss_by_hand(tau, loss, exceeds):
     # E2; at tau 0.5 the two rules give these two numbers for the token with p = 0.5.
     now, rollout, credit = e2()
     weight_fn = supervised.threshold(tau, exceeds)
-    loss_fn = supervised.rectified(reinforce(), weight_fn)
+    loss_fn = supervised.reweighted(reinforce(), weight_fn)
     tokens = loss_fn(now, credit, rollout)
     np.testing.assert_allclose(
         tokens[0, 0], [0.0985556, 0.1204391, 0.4778327], atol=1e-7

@@ -94,7 +94,7 @@ def exact_forward_kl(logits):
 
 LOSSES = {
     "reinforce": (loss.reinforce(), policy_gradient),
-    "clipped_ratio": (loss.clipped_ratio(0.2, 0.2), clipped),
+    "ppo_clip": (loss.ppo_clip(0.2, 0.2), clipped),
     "entropy_bonus": (loss.entropy_bonus(), entropy_loss),
     "nll": (loss.nll(), cross_entropy),
     "kl_reverse_exact": (loss.kl_reverse_exact(), exact_kl),

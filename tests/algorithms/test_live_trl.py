@@ -78,7 +78,7 @@ def vespo(now, credit, rollout):
     return -jax.lax.stop_gradient(phi) * credit.advantage * now.logp
 
 
-PPO = loss.clipped_ratio(0.2, 0.2)
+PPO = loss.ppo_clip(0.2, 0.2)
 SEQUENCE = {"importance_sampling_level": "sequence", "epsilon": 0.1}
 TIS = {"use_vllm": True, "vllm_importance_sampling_clip_max": 1.1}
 
@@ -102,7 +102,7 @@ CASES = {
     "bnpo": ({"loss_type": "bnpo"}, one(PPO, adv.token_mean())),
     "dapo_clip_higher": (
         {"epsilon_high": 0.28},
-        one(loss.clipped_ratio(0.2, 0.28), adv.token_mean()),
+        one(loss.ppo_clip(0.2, 0.28), adv.token_mean()),
     ),
     # By default the ratio weighs the KL term, too, and is differentiated.
     "kl_times_ratio": (

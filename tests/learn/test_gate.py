@@ -129,7 +129,7 @@ def learner(one, *, num_passes=1, num_minibatches=1, rate=0.5):
     policy = fakes.bandit(4, 3, 8)
     method = adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(),
+            loss.ppo_clip(),
             adv.chain(adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)),
             adv.fade_advantage(),
         )

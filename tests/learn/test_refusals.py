@@ -16,7 +16,7 @@ POLICY = fakes.bandit(4, 3, 8)
 ROWS = fakes.rollout(4, 4, 3)
 ROWS = ROWS.replace(samples=ROWS.samples.replace(tokens=ROWS.samples.tokens % 8))
 METHOD = adv.algorithm(
-    policy=adv.Term(loss.clipped_ratio(), adv.token_mean(), adv.fade_advantage())
+    policy=adv.Term(loss.ppo_clip(), adv.token_mean(), adv.fade_advantage())
 )
 
 
@@ -114,7 +114,7 @@ def test_a_memory_that_would_not_be_finite_is_not_kept(place):
     chains = {"advantage": [adv.center_by_group()], "weighting": [adv.token_mean()]}
     chains[place].append(note)
     chains = {name: adv.chain(*parts) for name, parts in chains.items()}
-    method = adv.algorithm(policy=adv.Term(loss.clipped_ratio(), **chains))
+    method = adv.algorithm(policy=adv.Term(loss.ppo_clip(), **chains))
     state, learn = learner(method)
     rows = on_policy()
     entropy = rows.old.entropy.at[0, 0, 0].set(jnp.nan)

@@ -53,14 +53,14 @@ def uncertain_tokens(share, name="current"):
 
 
 def fade():
-    term = Term(loss.clipped_ratio(), adv.token_mean(), adv.fade_advantage())
+    term = Term(loss.ppo_clip(), adv.token_mean(), adv.fade_advantage())
     return algorithm(policy=term)
 
 
 def grpo_with_kl_and_entropy():
     advantage = chain(adv.center_by_group(), adv.scale_by_group_std())
     return algorithm(
-        policy=Term(loss.clipped_ratio(0.2, 0.28), adv.sequence_mean(), advantage),
+        policy=Term(loss.ppo_clip(0.2, 0.28), adv.sequence_mean(), advantage),
         kl=Term(loss.kl_k3(), chain(adv.token_mean(), adv.scale_weight(0.1))),
         entropy=Term(
             loss.entropy_bonus(), chain(adv.constant_length(4), adv.scale_weight(0.05))
@@ -70,9 +70,7 @@ def grpo_with_kl_and_entropy():
 
 def quantile(name="current"):
     weighting = chain(uncertain_tokens(0.4, name), adv.token_mean())
-    return algorithm(
-        policy=Term(loss.clipped_ratio(), weighting, adv.center_by_group())
-    )
+    return algorithm(policy=Term(loss.ppo_clip(), weighting, adv.center_by_group()))
 
 
 def gradient(policy, method, num_micro, rollout, params, first=False, lengths=1):
@@ -327,9 +325,7 @@ def spoil(field):
 )
 def test_a_refused_gradient_leaves_no_trace(field, num_minibatches):
     # A NaN entropy would stay in FADE's average for ever, a NaN logp in Adam's moments.
-    term = Term(
-        loss.clipped_ratio(), counting(), adv.fade_advantage(entropy_target=5.0)
-    )
+    term = Term(loss.ppo_clip(), counting(), adv.fade_advantage(entropy_target=5.0))
     state, learn = learner(
         algorithm(policy=term), num_minibatches=num_minibatches, num_passes=2
     )
@@ -353,7 +349,7 @@ def test_a_refused_gradient_leaves_no_trace(field, num_minibatches):
 
 def test_a_half_that_is_finite_is_learned_from_though_the_other_is_refused():
     state, learn = learner(
-        algorithm(policy=Term(loss.clipped_ratio(), counting(), adv.fade_advantage())),
+        algorithm(policy=Term(loss.ppo_clip(), counting(), adv.fade_advantage())),
         num_minibatches=2,
     )
     state, metrics = learn(state, spoil("logp"))
@@ -384,7 +380,7 @@ def recording(num_steps, size):
 
 
 def test_every_pass_uses_every_prompt_once_in_an_order_of_its_own():
-    term = Term(loss.clipped_ratio(), recording(8, 4), adv.fade_advantage())
+    term = Term(loss.ppo_clip(), recording(8, 4), adv.fade_advantage())
     state, learn = learner(algorithm(policy=term), num_passes=2, num_minibatches=2)
     state, metrics = learn(state, ROLLOUT)
     state, _ = learn(state, ROLLOUT)
@@ -397,7 +393,7 @@ def test_every_pass_uses_every_prompt_once_in_an_order_of_its_own():
 
 
 def test_minibatches_are_optimiser_steps_one_after_another():
-    term = Term(loss.clipped_ratio(), recording(2, 4), adv.center_by_group())
+    term = Term(loss.ppo_clip(), recording(2, 4), adv.center_by_group())
     method, sgd = algorithm(policy=term), optax.sgd(0.5)
     state, learn = learner(method, sgd, num_minibatches=2)
     state, metrics = learn(state, ROLLOUT)
@@ -483,7 +479,7 @@ def test_masses_are_those_of_the_coefficients():
     rows = rows.replace(
         old=fakes.jit(TABLE.measure)(PARAMS, rows.prompts, rows.samples)
     )
-    term = Term(loss.clipped_ratio(), adv.token_mean(), adv.center_by_group())
+    term = Term(loss.ppo_clip(), adv.token_mean(), adv.center_by_group())
     state, learn = learner(algorithm(policy=term))
     _, metrics = learn(state, rows)
     want = {

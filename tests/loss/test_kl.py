@@ -75,7 +75,7 @@ def test_k3_has_the_value_of_kl_and_the_gradient_of_the_reverse_kl():
 
 
 def test_k3_straight_has_the_value_and_the_gradient_of_kl():
-    value, grad = value_and_gradient(loss.kl_k3_straight())
+    value, grad = value_and_gradient(loss.kl_k3_straight_through())
     close(value, kl(THETA))
     close(grad, jax.grad(kl)(THETA))
 
@@ -84,12 +84,12 @@ def test_k3_straight_is_k3_with_the_gradient_of_k2_at_every_single_token():
     # verl's k3+; on average alone a compensating error could hide.
     every = jnp.arange(5)
     close(
-        of_token(loss.kl_k3_straight(), THETA, every),
+        of_token(loss.kl_k3_straight_through(), THETA, every),
         of_token(loss.kl_k3(), THETA, every),
     )
     of = [
         jax.jacobian(lambda theta, f=f: of_token(f, theta, every))(THETA)
-        for f in (loss.kl_k3_straight(), loss.kl_k2())
+        for f in (loss.kl_k3_straight_through(), loss.kl_k2())
     ]
     close(*of)
 
@@ -100,7 +100,7 @@ def test_k3_straight_is_k3_with_the_gradient_of_k2_at_every_single_token():
         (loss.kl_k1(), 0.35),
         (loss.kl_k2(), 0.0725),
         (loss.kl_k3(), 0.06263071),
-        (loss.kl_k3_straight(), 0.06263071),
+        (loss.kl_k3_straight_through(), 0.06263071),
     ],
 )
 def test_published_values(loss_fn, want):
@@ -112,7 +112,7 @@ def test_published_values(loss_fn, want):
 
 
 @pytest.mark.parametrize("d", [1e-4, -1e-4, 1e-5, -1e-5])
-@pytest.mark.parametrize("loss_fn", [loss.kl_k3(), loss.kl_k3_straight()])
+@pytest.mark.parametrize("loss_fn", [loss.kl_k3(), loss.kl_k3_straight_through()])
 def test_k3_near_zero_is_half_the_square_in_float32(loss_fn, d):
     # exp(d) - 1 - d in float32 is off by factors of 2 to 270 here.
     now = TokenStats(logp=jnp.zeros((1, 1, 1)))

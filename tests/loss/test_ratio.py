@@ -35,7 +35,7 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens():
 
 
 def test_without_the_dual_clip_the_last_token_costs_its_whole_ratio():
-    fn = loss.clipped_ratio(0.2, 0.28)
+    fn = loss.ppo_clip(0.2, 0.28)
     assert loss_of(PPO, fn)[0] == pytest.approx(0.64571429, abs=1e-6)
     assert coefficients(PPO, fn)[0, -1] == pytest.approx(-4)
 
@@ -60,7 +60,7 @@ def test_without_advantage_nothing_is_pushed():
 def test_a_ratio_on_an_edge_keeps_its_whole_gradient(advantage):
     # minimum of clipped and unclipped would split the tie and give .75 of it.
     edge = case(advantage, [[0.0]])
-    for fn in (loss.dual_clip(0.0, 0.0), loss.clipped_ratio(0.0, 0.0)):
+    for fn in (loss.dual_clip(0.0, 0.0), loss.ppo_clip(0.0, 0.0)):
         np.testing.assert_allclose(coefficients(edge, fn), [[advantage]])
     exact = sequence_ratio.mean_of_clipped(0.0, 0.0)
     np.testing.assert_allclose(coefficients(edge, loss.gmpo(exact)), [[advantage]])
@@ -93,7 +93,7 @@ def test_rlaxs_clipped_surrogate():
         for x in (logits, old)
     )
     rows = case(ADVANTAGE, np.tile(now - before, (2, 1)), logp=np.tile(now, (2, 1)))
-    got = per_token(rows, loss.clipped_ratio(0.2, 0.2)).mean(-1)
+    got = per_token(rows, loss.ppo_clip(0.2, 0.2)).mean(-1)
     np.testing.assert_allclose(got, [-0.17117784, 0.19333333], rtol=1e-6)
 
 
@@ -128,7 +128,7 @@ def test_marins_objective(advantage, mask, weights, want):
     then = adv.stateless(
         lambda c, r: c.replace(weight=c.weight * jnp.asarray(weights, jnp.float32))
     )
-    value, _ = loss_of(rows, loss.clipped_ratio(), adv.chain(adv.token_mean(), then))
+    value, _ = loss_of(rows, loss.ppo_clip(), adv.chain(adv.token_mean(), then))
     assert value == pytest.approx(want, abs=1e-6)
 
 
@@ -339,7 +339,7 @@ def test_turn_ppo_without_a_clip():
 
 
 def test_token_ppo_on_the_same_turns():
-    fn = loss.clipped_ratio(0.2, 0.2)
+    fn = loss.ppo_clip(0.2, 0.2)
     value, coefficient = loss_of(TURNS, fn, adv.sequence_mean())
     assert value == pytest.approx(-0.409198, abs=1e-6)
     np.testing.assert_allclose(

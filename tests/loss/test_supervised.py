@@ -13,7 +13,7 @@ from rljax.advantage import Term, algorithm, token_mean
 from rljax.data import relabel
 from rljax.data.problem import Problem
 from rljax.learn import update
-from rljax.loss import clipped_ratio, kl_k3, nll, reinforce, supervised
+from rljax.loss import kl_k3, nll, ppo_clip, reinforce, supervised
 from rljax.policy import divergence
 from rljax.rollout import mixed
 from rljax.types import NotMeasured, Prompts
@@ -44,19 +44,19 @@ COEFFICIENTS = {
     "SFT": (nll(), 1.0, np.ones(6)),
     "SFT ignores the advantage": (nll(), -2.0, np.ones(6)),
     "SFT as a weight": (
-        supervised.rectified(nll(), supervised.unit),
+        supervised.reweighted(nll(), supervised.unit),
         1.0,
         np.ones(6),
     ),
-    "DFT": (supervised.rectified(nll(), supervised.probability), 1.0, P),
-    "CHORD-phi": (supervised.rectified(nll(), supervised.uncertainty), 1.0, P - P**2),
+    "DFT": (supervised.reweighted(nll(), supervised.probability), 1.0, P),
+    "CHORD-phi": (supervised.reweighted(nll(), supervised.uncertainty), 1.0, P - P**2),
     "GFT": (
-        supervised.rectified(reinforce(), supervised.threshold(TAU)),
+        supervised.reweighted(reinforce(), supervised.threshold(TAU)),
         1.5,
         1.5 * np.where(P > TAU, 1, P),
     ),
     "GFT, negative advantage": (
-        supervised.rectified(reinforce(), supervised.threshold(TAU)),
+        supervised.reweighted(reinforce(), supervised.threshold(TAU)),
         -0.7,
         -0.7 * np.where(P > TAU, 1, P),
     ),
@@ -65,19 +65,19 @@ COEFFICIENTS = {
         1.5,
         1.5 * GAMMA * P / (P + GAMMA) ** 2,
     ),
-    "PSFT": (clipped_ratio(0.2, 0.28), 1.0, np.where(RATIO > 1.28, 0, RATIO)),
+    "PSFT": (ppo_clip(0.2, 0.28), 1.0, np.where(RATIO > 1.28, 0, RATIO)),
     "iw-SFT": (
-        supervised.rectified(nll(), supervised.sequence_importance()),
+        supervised.reweighted(nll(), supervised.sequence_importance()),
         1.0,
         np.full(6, WEIGHT),
     ),
     "iw-SFT per token": (
-        supervised.rectified(nll(), supervised.token_importance()),
+        supervised.reweighted(nll(), supervised.token_importance()),
         1.0,
         np.clip(RATIO, 0.2, 1.8),
     ),
     "SRFT on demonstrations": (
-        supervised.behaved_certainly(clipped_ratio(0.2, 0.2)),
+        supervised.with_behaviour_prob_one(ppo_clip(0.2, 0.2)),
         1.0,
         P,
     ),
@@ -100,7 +100,7 @@ def test_dft_by_hand():
     # Section 2.1: p log p per token, mean 0.1766916; SFT's mean is 1.2783540. With the
     # weight inside the divisor DFT would be 0.1766916 * 3 / 1.54.
     now, rollout = group([demonstration()])
-    loss_fn = supervised.rectified(nll(), supervised.probability)
+    loss_fn = supervised.reweighted(nll(), supervised.probability)
     np.testing.assert_allclose(
         per_token(loss_fn, now, rollout)[0, 0],
         [0.0948245, 0.1287550, 0.3064954],
@@ -174,7 +174,7 @@ def test_psft_by_hand():
     old, ratios = 0.5, (0.5, 1.0, 1.2, 1.4)
     row = demonstration(tuple(old * r for r in ratios), reward=0.0, old=(old,) * 4)
     now, rollout = group([row])
-    loss_fn = clipped_ratio(0.2, 0.28)
+    loss_fn = ppo_clip(0.2, 0.28)
     np.testing.assert_allclose(
         per_token(loss_fn, now, rollout)[0, 0], [-0.5, -1, -1.2, -1.28], rtol=1e-6
     )
@@ -211,7 +211,7 @@ def test_iw_sft_bounds_its_weight():
 def test_chord_phi_by_hand():
     # Section 6.3.
     now, rollout = group([demonstration((0.25, 0.5, 0.9))])
-    loss_fn = supervised.rectified(nll(), supervised.uncertainty)
+    loss_fn = supervised.reweighted(nll(), supervised.uncertainty)
     np.testing.assert_allclose(
         per_token(loss_fn, now, rollout)[0, 0],
         [0.2599302, 0.1732868, 0.0094824],

@@ -45,9 +45,9 @@ def sampled(fn, weight):
         (loss.kl_absolute(), 0.38593831, [0.42, -0.28, -0.14]),
         # Differentiated as it stands: half of chi2's gradient plus that of KL(ref, pi).
         (loss.chi_squared(), 0.16333333, np.array(CHI) / 2 + FORWARD),
-        (loss.chi_squared_straight(), 0.16333333, CHI),
+        (loss.chi_squared_straight_through(), 0.16333333, CHI),
     ],
-    ids=["absolute", "chi_squared", "chi_squared_straight"],
+    ids=["absolute", "chi_squared", "chi_squared_straight_through"],
 )
 def test_sampled_divergences_in_expectation(fn, value, slope):
     # Enumerated on-policy: weights pi, fixed.

@@ -49,7 +49,7 @@ CASES = {
     "chord": mixed(a.chord()),
     "cispo": Case(a.cispo()),
     "clip_cov": Case(a.clip_cov()),
-    "clipped_policy": Case(a.clipped_policy()),
+    "ppo_clip_policy": Case(a.ppo_clip_policy()),
     "corrected": Case(a.corrected()),
     "curve_rl": Case(a.curve_rl(G)),
     "dapo": Case(a.dapo(max_tokens=2 * T, buffer=T)),
