@@ -69,10 +69,10 @@ from rljax.advantage.filter import (
 )
 from rljax.advantage.gae import gae_advantage, return_to_go, value_target
 from rljax.advantage.importance import (
-    importance_weight,
     log_mismatch,
-    normalised_importance_weight,
     reject,
+    weigh_by_importance,
+    weigh_by_normalised_importance,
 )
 from rljax.advantage.mass import masses
 from rljax.advantage.pass_at_k import (
@@ -154,7 +154,6 @@ __all__ = [
     "gac",
     "gae_advantage",
     "importance",
-    "importance_weight",
     "keep_correct",
     "keep_covariant",
     "keep_incorrect",
@@ -169,7 +168,6 @@ __all__ = [
     "mass",
     "masses",
     "members_from",
-    "normalised_importance_weight",
     "overlong_penalty",
     "pass_at_k_training",
     "pid",
@@ -199,6 +197,8 @@ __all__ = [
     "token_filter",
     "token_mean",
     "value_target",
+    "weigh_by_importance",
+    "weigh_by_normalised_importance",
     "weighted_sequence_mean",
     "whiten_by_batch",
 ]

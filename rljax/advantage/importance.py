@@ -7,7 +7,7 @@ other precision, after temperature and truncation. `old` is the learner's own ev
 of the sampling weights. Both are fixed, so is w: it multiplies the term's weight.
 
 A correction is a pooling (`per_token`, `per_sequence`, `geometric`) of d into a ratio
-and a bound on the ratio (`at_most`, `within`, `kept_within`), or a rejection of tokens
+and a bound on the ratio (`truncate`, `clip`, `mask_outside`), or a rejection of tokens
 and rows by a statistic. Importance weights stand after the reduction, whose divisor
 they leave alone; rejections before it renormalise.
 
@@ -52,13 +52,13 @@ def geometric(d: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.exp(numerics.bounded(mean))
 
 
-def at_most(cap: jax.typing.ArrayLike) -> Callable[[jax.Array], jax.Array]:
+def truncate(cap: jax.typing.ArrayLike) -> Callable[[jax.Array], jax.Array]:
     """min(w, cap): truncated importance sampling."""
     check.number("cap", cap, above=0, high=jnp.inf)
     return lambda w: jnp.minimum(w, cap)
 
 
-def within(
+def clip(
     low: jax.typing.ArrayLike, high: jax.typing.ArrayLike
 ) -> Callable[[jax.Array], jax.Array]:
     """w clamped to [low, high]."""
@@ -68,7 +68,7 @@ def within(
     return lambda w: jnp.clip(w, low, high)
 
 
-def kept_within(
+def mask_outside(
     low: jax.typing.ArrayLike, high: jax.typing.ArrayLike
 ) -> Callable[[jax.Array], jax.Array]:
     """w inside [low, high], ends kept, else 0: IcePop; TRL's "mask" modes."""
@@ -78,22 +78,22 @@ def kept_within(
     return lambda w: jnp.where((w >= low) & (w <= high), w, 0.0)
 
 
-def as_is(w: jax.Array) -> jax.Array:
+def untouched(w: jax.Array) -> jax.Array:
     """w unbounded."""
     return w
 
 
-def importance_weight(
+def weigh_by_importance(
     bound_fn: Callable[[jax.Array], jax.Array] | None = None,
     ratio_fn: Statistic = per_token,
 ) -> AdvantageTransform:
     """Multiplies the weight by bound(ratio): TIS by default, with a cap of 2.
 
-    Stands after the reduction in `weighting=`. IcePop: `kept_within(0.5, 5)`; TRL's
-    default: `kept_within(0, 3)` of `per_sequence`.
+    Stands after the reduction in `weighting=`. IcePop: `mask_outside(0.5, 5)`; TRL's
+    default: `mask_outside(0, 3)` of `per_sequence`.
 
     Args:
-      bound_fn: w -> w; None is `at_most(2.0)` (verl; 8 in the authors' 32B run).
+      bound_fn: w -> w; None is `truncate(2.0)` (verl; 8 in the authors' 32B run).
       ratio_fn: (d, mask) -> w f32[P, G, T or 1].
 
     Source: fengyao.notion.site/off-policy-rl, as quoted by TRL and verl (SECONDARY).
@@ -101,7 +101,7 @@ def importance_weight(
     if bound_fn is not None:
         check.function("bound_fn", bound_fn, "w")
     check.function("ratio_fn", ratio_fn, "d, mask")
-    bound_fn = at_most(2.0) if bound_fn is None else bound_fn
+    bound_fn = truncate(2.0) if bound_fn is None else bound_fn
 
     def apply(credit, rollout):
         w = bound_fn(ratio_fn(mismatch(rollout), rollout.samples.mask))
@@ -110,10 +110,10 @@ def importance_weight(
     return stateless(apply)
 
 
-def normalised_importance_weight(
+def weigh_by_normalised_importance(
     bound_fn: Callable[[jax.Array], jax.Array], ratio_fn: Statistic = per_token
 ) -> AdvantageTransform:
-    """`importance_weight` divided by its mean over the minibatch's tokens (or rows)."""
+    """`weigh_by_importance` divided by its mean over the minibatch's tokens (or rows)."""
     check.function("bound_fn", bound_fn, "w")
     check.function("ratio_fn", ratio_fn, "d, mask")
 
@@ -176,7 +176,7 @@ def reject(
     """Weight 0 where a statistic lies outside [low, high]; ends are kept.
 
     Chain several: all must pass. Before the reduction the rest is renormalised (verl);
-    after it the divisor stays, and with `importance_weight(as_is)` beside it this is
+    after it the divisor stays, and with `weigh_by_importance(untouched)` beside it this is
     OpenRLHF's `seq-mask-tis`, which leaves the token weights untruncated.
 
     Args:

@@ -27,7 +27,7 @@ def corrected(
     if before is not None:
         check.kind("before", before, adv.AdvantageTransform, "reject(geometric)")
     if after is not None:
-        check.kind("after", after, adv.AdvantageTransform, "importance_weight()")
+        check.kind("after", after, adv.AdvantageTransform, "weigh_by_importance()")
     before = adv.chain() if before is None else before
     after = adv.chain() if after is None else after
     return adv.algorithm(
@@ -44,7 +44,7 @@ def tis(*, cap: float = 2.0, low: float = 0.2, high: float = 0.2) -> adv.Algorit
 
     Source: fengyao.notion.site/off-policy-rl, as verl and TRL quote it (SECONDARY).
     """
-    after = adv.importance_weight(importance.at_most(cap))
+    after = adv.weigh_by_importance(importance.truncate(cap))
     return corrected(after=after, low=low, high=high)
 
 
@@ -58,7 +58,7 @@ def icepop(
     check.number("floor", floor, low=0)
     check.number("cap", cap, above=0, high=float("inf"))
     check.ordered(floor=floor, cap=cap)
-    after = adv.importance_weight(importance.kept_within(floor, cap))
+    after = adv.weigh_by_importance(importance.mask_outside(floor, cap))
     return corrected(after=after, low=low, high=high)
 
 
@@ -70,8 +70,8 @@ def sequence_mask(
     Source: TRL's default, `sequence_mask` (SECONDARY).
     """
     check.number("cap", cap, above=0, high=float("inf"))
-    after = adv.importance_weight(
-        importance.kept_within(0.0, cap), importance.per_sequence
+    after = adv.weigh_by_importance(
+        importance.mask_outside(0.0, cap), importance.per_sequence
     )
     return corrected(after=after, low=low, high=high)
 
@@ -103,7 +103,7 @@ def sequence_mask_tis(
     check.ordered(floor=floor, cap=cap)
     after = adv.chain(
         adv.reject(importance.geometric, low=floor, high=cap),
-        adv.importance_weight(importance.as_is),
+        adv.weigh_by_importance(importance.untouched),
     )
     return corrected(after=after, low=low, high=high)
 

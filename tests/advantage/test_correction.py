@@ -41,9 +41,9 @@ SMALL = case(
 
 def test_tis_truncates_each_tokens_ratio():
     np.testing.assert_allclose(
-        weights(SMALL, adv.importance_weight()), [1.25, 0.8, 2], rtol=1e-5
+        weights(SMALL, adv.weigh_by_importance()), [1.25, 0.8, 2], rtol=1e-5
     )
-    weighting = chain(adv.token_mean(), adv.importance_weight())
+    weighting = chain(adv.token_mean(), adv.weigh_by_importance())
     value, coefficient = loss_of(SMALL, loss.ppo_clip(0.2, 0.28), weighting)
     assert value == pytest.approx(-1.266333, abs=1e-5)
     want = np.array([[1.25 * 1.1, 0, 2 * 0.7]]) / 3
@@ -51,36 +51,36 @@ def test_tis_truncates_each_tokens_ratio():
 
 
 def test_the_sequence_form_truncates_the_product():
-    whole = adv.importance_weight(importance.as_is, importance.per_sequence)
+    whole = adv.weigh_by_importance(importance.untouched, importance.per_sequence)
     np.testing.assert_allclose(weights(SMALL, whole), [5] * 3, rtol=1e-5)
-    cut = adv.importance_weight(importance.at_most(2.0), importance.per_sequence)
+    cut = adv.weigh_by_importance(importance.truncate(2.0), importance.per_sequence)
     np.testing.assert_allclose(weights(SMALL, cut), [2] * 3, rtol=1e-5)
 
 
 def test_icepop_drops_what_lies_outside():
-    bound = importance.kept_within(0.5, 4.0)
-    got = weights(SMALL, adv.importance_weight(bound))
+    bound = importance.mask_outside(0.5, 4.0)
+    got = weights(SMALL, adv.weigh_by_importance(bound))
     np.testing.assert_allclose(got, [1.25, 0.8, 0], rtol=1e-5)
-    got = weights(SMALL, adv.importance_weight(importance.within(0.9, 4.0)))
+    got = weights(SMALL, adv.weigh_by_importance(importance.clip(0.9, 4.0)))
     np.testing.assert_allclose(got, [1.25, 0.9, 4], rtol=1e-5)
 
 
 def test_truncated_weights_and_their_normalisation():
     w = [1.10517092, 0.81873075, 1.34985881, 0.36787944, 1.64872127]
-    cap = importance.at_most(1.3)
-    raw = weights(TWO, adv.importance_weight(importance.as_is))
+    cap = importance.truncate(1.3)
+    raw = weights(TWO, adv.weigh_by_importance(importance.untouched))
     np.testing.assert_allclose(raw, w, rtol=1e-6)
-    cut = weights(TWO, adv.importance_weight(cap))
+    cut = weights(TWO, adv.weigh_by_importance(cap))
     np.testing.assert_allclose(cut, np.minimum(w, 1.3), rtol=1e-6)
-    normal = weights(TWO, adv.normalised_importance_weight(cap))
+    normal = weights(TWO, adv.weigh_by_normalised_importance(cap))
     want = [1.12962017, 0.83684320, 1.32875937, 0.37601789, 1.32875937]
     np.testing.assert_allclose(normal, want, rtol=1e-6)
     assert np.mean(cut) == pytest.approx(0.97835622, rel=1e-6)
 
 
 def test_the_sequence_form_is_normalised_over_rows():
-    cap = importance.at_most(1.0)
-    got = weights(TWO, adv.normalised_importance_weight(cap, importance.per_sequence))
+    cap = importance.truncate(1.0)
+    got = weights(TWO, adv.weigh_by_normalised_importance(cap, importance.per_sequence))
     mean = (1 + 0.60653066) / 2  # a mean over tokens would be .8426
     np.testing.assert_allclose(got, [1 / mean] * 3 + [0.60653066 / mean] * 2, rtol=1e-6)
 
@@ -164,8 +164,8 @@ def test_mismatch_metrics():
 def test_a_batch_without_mismatch_is_left_alone():
     even = case(np.ones((2, 3)), behaviour=0.0)
     for transform in (
-        adv.importance_weight(),
-        adv.normalised_importance_weight(importance.at_most(2.0)),
+        adv.weigh_by_importance(),
+        adv.weigh_by_normalised_importance(importance.truncate(2.0)),
         adv.reject(importance.geometric, low=0.999, high=1.001),
     ):
         np.testing.assert_allclose(weights(even, transform), 1.0)
@@ -176,7 +176,7 @@ def test_demonstrations_have_no_behaviour_and_say_so():
     missing = Missing("samples.behaviour", "only a sampler supplies it")
     rows = rows.replace(samples=rows.samples.replace(behaviour=missing))
     with pytest.raises(ValueError, match="only a sampler"):
-        laws.apply(adv.importance_weight(), rows)
+        laws.apply(adv.weigh_by_importance(), rows)
 
 
 def test_bypass_mode_takes_the_behaviour_for_the_old_policy():
@@ -209,8 +209,8 @@ def test_mu_is_what_truncation_leaves(top_p, kept_mass, logp):
 
 def test_bounds_in_the_wrong_order_are_refused():
     for make in (
-        lambda: importance.within(2.0, 1.0),
-        lambda: importance.kept_within(2.0, 1.0),
+        lambda: importance.clip(2.0, 1.0),
+        lambda: importance.mask_outside(2.0, 1.0),
         lambda: adv.reject(importance.geometric, low=2.0, high=1.0),
     ):
         with pytest.raises(ValueError, match="low <= high"):

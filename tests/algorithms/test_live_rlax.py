@@ -200,7 +200,7 @@ def test_truncated_importance_weights_are_those_of_impala():
     rows = rows.replace(samples=rows.samples.replace(mask=mask))
     rho = jnp.exp(importance.mismatch(rows))
     np.testing.assert_allclose(rho, 1 / ratio(LOGITS), rtol=1e-5)
-    weighting = adv.importance_weight(importance.at_most(cap))
+    weighting = adv.weigh_by_importance(importance.truncate(cap))
     weight = jax.jit(weighting.update)(adv.start(rows), (), rows)[0].weight
     advantage, _ = jax.jit(gae.gae)(REWARD, VALUE, mask, gamma, 0.0, LAST)
     after = np.concatenate([VALUE[..., 1:], LAST], -1)

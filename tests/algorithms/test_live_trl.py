@@ -172,7 +172,7 @@ CASES = {
         one(
             PPO,
             adv.token_mean(),
-            adv.importance_weight(importance.at_most(1.1), importance.per_sequence),
+            adv.weigh_by_importance(importance.truncate(1.1), importance.per_sequence),
         ),
     ),
     "sequence_mask": (TIS, algorithms.sequence_mask(cap=1.1)),

@@ -61,7 +61,7 @@ ALL_TRANSFORMS = {
     "focal": adv.focal(0.5),
     "follow_teacher_by_entropy": adv.follow_teacher_by_entropy(),
     "gae_advantage": _with_values(adv.gae_advantage(0.9, 0.8)),
-    "importance_weight": adv.importance_weight(),
+    "weigh_by_importance": adv.weigh_by_importance(),
     "keep_correct": adv.keep_correct(),
     "keep_covariant": adv.keep_covariant(0.1),
     "keep_incorrect": adv.keep_incorrect(),
@@ -69,8 +69,8 @@ ALL_TRANSFORMS = {
     "keep_top_entropy": adv.keep_top_entropy(),
     "leave_one_out": adv.leave_one_out(),
     "log_mismatch": adv.log_mismatch(),
-    "normalised_importance_weight": adv.normalised_importance_weight(
-        adv.importance.at_most(1.5)
+    "weigh_by_normalised_importance": adv.weigh_by_normalised_importance(
+        adv.importance.truncate(1.5)
     ),
     "overlong_penalty": adv.overlong_penalty(max_tokens=5, buffer=3),
     "pass_at_k_training": adv.pass_at_k_training(2),
