@@ -33,7 +33,7 @@ def verify(prompts, samples):
 
 
 METHOD = algorithm(
-    policy=Term(loss.ppo_clip(), adv.token_mean(), adv.fade_advantage()),
+    policy=Term(loss.ppo_clip(), adv.token_mean(), adv.scale_by_fade()),
     kl=Term(
         loss.kl_k3_straight_through(), chain(adv.token_mean(), adv.scale_weight(0.05))
     ),

@@ -51,7 +51,7 @@ def train(devices, weighting, options, spread=True):
 
     spread: whether prompts are put on the mesh, or come as NumPy arrays.
     """
-    method = algorithm(policy=Term(loss.ppo_clip(), weighting, adv.fade_advantage()))
+    method = algorithm(policy=Term(loss.ppo_clip(), weighting, adv.scale_by_fade()))
     learner = update.learner(POLICY.measure, method, optax.sgd(0.1), **options)
     run = program.fused(ACT, learner, verify)
     place = mesh.make(devices)

@@ -24,20 +24,20 @@ from rljax.advantage.algebra import (
     Term,
     algorithm,
     chain,
+    initial_credit,
     reads_current,
-    start,
     stateless,
 )
-from rljax.advantage.assign import assign_by_class, set_advantage
+from rljax.advantage.assign import assign_by_class, assign_constant
 from rljax.advantage.baseline import (
     center_by,
     center_by_greedy,
     center_by_group,
+    center_by_leave_one_out,
     center_by_length,
     center_by_quantile,
     center_by_risk,
-    except_single,
-    leave_one_out,
+    skip_groups_of_one,
 )
 from rljax.advantage.coefficient import (
     entropy_controller,
@@ -55,7 +55,7 @@ from rljax.advantage.controller import (
     pid,
     schedule,
 )
-from rljax.advantage.fade import fade_advantage, fade_controller
+from rljax.advantage.fade import fade_controller, scale_by_fade
 from rljax.advantage.filter import (
     drop_equal_groups,
     drop_truncated,
@@ -65,9 +65,9 @@ from rljax.advantage.filter import (
     keep_rows,
     keep_source,
     keep_stored,
-    members_from,
+    restrict_members,
 )
-from rljax.advantage.gae import gae_advantage, return_to_go, value_target
+from rljax.advantage.gae import assign_gae, assign_return_to_go, assign_value_target
 from rljax.advantage.importance import (
     log_mismatch,
     reject,
@@ -76,11 +76,11 @@ from rljax.advantage.importance import (
 )
 from rljax.advantage.mass import masses
 from rljax.advantage.pass_at_k import (
-    best_minus_second,
-    pass_at_k_training,
-    pkpo,
-    pkpo_leave_one_out,
-    pkpo_minus_one,
+    assign_lead_of_best,
+    assign_pass_at_k_training,
+    assign_pkpo,
+    assign_pkpo_minus_one,
+    center_by_pkpo_leave_one_out,
 )
 from rljax.advantage.reduction import (
     constant_length,
@@ -93,7 +93,7 @@ from rljax.advantage.reduction import (
 )
 from rljax.advantage.scale import (
     anneal_by_batch_rate,
-    focal,
+    scale_by_focal_factor,
     scale_by_group_norm,
     scale_by_group_std,
     scale_by_history,
@@ -102,10 +102,10 @@ from rljax.advantage.scale import (
     scale_negative,
 )
 from rljax.advantage.shaping import (
-    affine_reward,
     follow_teacher_by_entropy,
-    overlong_penalty,
     punish_confident_errors,
+    punish_overlong,
+    rescale_reward,
 )
 from rljax.advantage.token_filter import (
     drop_covariant,
@@ -120,17 +120,25 @@ __all__ = [
     "Algorithm",
     "Controller",
     "Term",
-    "affine_reward",
     "algorithm",
     "anneal_by_batch_rate",
     "assign_by_class",
-    "best_minus_second",
+    "assign_constant",
+    "assign_gae",
+    "assign_lead_of_best",
+    "assign_pass_at_k_training",
+    "assign_pkpo",
+    "assign_pkpo_minus_one",
+    "assign_return_to_go",
+    "assign_value_target",
     "by_row",
     "by_token",
     "center_by",
     "center_by_greedy",
     "center_by_group",
+    "center_by_leave_one_out",
     "center_by_length",
+    "center_by_pkpo_leave_one_out",
     "center_by_quantile",
     "center_by_risk",
     "chain",
@@ -145,15 +153,12 @@ __all__ = [
     "drop_truncated",
     "ema",
     "entropy_controller",
-    "except_single",
     "fade",
-    "fade_advantage",
     "fade_controller",
-    "focal",
     "follow_teacher_by_entropy",
     "gac",
-    "gae_advantage",
     "importance",
+    "initial_credit",
     "keep_correct",
     "keep_covariant",
     "keep_incorrect",
@@ -163,24 +168,21 @@ __all__ = [
     "keep_stored",
     "keep_top_entropy",
     "kl_controller",
-    "leave_one_out",
     "log_mismatch",
     "mass",
     "masses",
-    "members_from",
-    "overlong_penalty",
-    "pass_at_k_training",
     "pid",
-    "pkpo",
-    "pkpo_leave_one_out",
-    "pkpo_minus_one",
     "prompt_mean",
     "punish_confident_errors",
+    "punish_overlong",
     "reads_current",
     "reject",
-    "return_to_go",
+    "rescale_reward",
+    "restrict_members",
     "sampled_entropy",
     "sampled_kl",
+    "scale_by_fade",
+    "scale_by_focal_factor",
     "scale_by_group_norm",
     "scale_by_group_std",
     "scale_by_history",
@@ -190,13 +192,11 @@ __all__ = [
     "scale_weight",
     "schedule",
     "sequence_mean",
-    "set_advantage",
     "silence_spurious",
-    "start",
+    "skip_groups_of_one",
     "stateless",
     "token_filter",
     "token_mean",
-    "value_target",
     "weigh_by_importance",
     "weigh_by_normalised_importance",
     "weighted_sequence_mean",

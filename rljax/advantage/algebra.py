@@ -113,7 +113,7 @@ class AlgorithmState(NamedTuple):
     weighting: tuple
 
 
-def start(rollout: Rollout) -> Credit:
+def initial_credit(rollout: Rollout) -> Credit:
     """The credit every chain starts from: reward, mask, all verified rows members.
 
     Without a verdict (supervised terms) the reward is 1. Rows whose verifier failed,
@@ -176,7 +176,7 @@ def algorithm(**terms: Term) -> Algorithm:
         )
 
     def credit(rollout, state):
-        credits = (start(rollout),) * len(parts)
+        credits = (initial_credit(rollout),) * len(parts)
         made, new, metrics = run("advantage", credits, state.advantage, rollout)
         for name, c in zip(names, made, strict=True):
             if c.reduced:
@@ -231,7 +231,7 @@ def _without_idle_rows(credit: Credit) -> Credit:
 
 def _require_no_reward(name: str, transform, state, rollout: Rollout) -> None:
     # Without a verdict every reward is 1, and a baseline makes an advantage of 0 of it.
-    credit = start(rollout)
+    credit = initial_credit(rollout)
 
     def made(reward):
         got, _ = transform.update(credit.replace(advantage=reward), state, rollout)

@@ -17,7 +17,7 @@ from rljax.advantage.algebra import AdvantageTransform, stateless
 from rljax.advantage.solve_rate import Group
 
 
-def set_advantage(value: jax.typing.ArrayLike) -> AdvantageTransform:
+def assign_constant(value: jax.typing.ArrayLike) -> AdvantageTransform:
     """The same advantage everywhere: a term's coefficient for one rollout batch."""
     check.number("value", value)
     return stateless(

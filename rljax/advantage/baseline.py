@@ -59,12 +59,12 @@ def center_by_group() -> AdvantageTransform:
     return stateless(apply)
 
 
-def leave_one_out() -> AdvantageTransform:
+def center_by_leave_one_out() -> AdvantageTransform:
     """r - mean of the others' r = n/(n-1) (r - mean(r)) (RLOO, arXiv:2402.14740)."""
 
     def apply(credit, rollout):
         del rollout
-        require_group(credit, 2, "leave_one_out()")
+        require_group(credit, 2, "center_by_leave_one_out()")
         n = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.float32)
         centred = jnp.where(
             equal_groups(credit), 0.0, credit.advantage - group_mean(credit)
@@ -177,7 +177,7 @@ def center_by_risk(beta: jax.typing.ArrayLike) -> AdvantageTransform:
     return stateless(apply)
 
 
-def except_single(*transforms: AdvantageTransform) -> AdvantageTransform:
+def skip_groups_of_one(*transforms: AdvantageTransform) -> AdvantageTransform:
     """Applies transforms, but groups of one member keep the advantage they came with.
 
     verl's rule, which GFT inherits: of a single sample mean is 0 and deviation 1, so

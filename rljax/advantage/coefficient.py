@@ -6,7 +6,7 @@ it. Example: a KL term whose coefficient was set by the previous step's divergen
     adv.Term(
         loss_fn=loss.times_advantage(loss.kl_k3()),
         advantage=adv.controlled(
-            adv.set_advantage,
+            adv.assign_constant,
             adv.delayed(adv.kl_controller(0.1, rate=0.01)),
             adv.sampled_kl,
         ),

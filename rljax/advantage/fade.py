@@ -146,7 +146,7 @@ def peak_scale(alpha: jax.Array) -> jax.Array:
     return (1 + alpha) ** (1 + alpha) / (4 * alpha**alpha)
 
 
-def fade_advantage(
+def scale_by_fade(
     *,
     controller: Controller | None = None,
     base: AdvantageTransform | None = None,
@@ -192,7 +192,7 @@ def fade_advantage(
         controller = fade_controller(**schedule)
     elif schedule:
         raise ValueError(
-            "fade_advantage must get a controller or a schedule, not both, got a"
+            "scale_by_fade must get a controller or a schedule, not both, got a"
             f" controller and {sorted(schedule)}; give these to the controller."
         )
     base = baseline.center_by_group() if base is None else base

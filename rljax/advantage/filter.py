@@ -90,7 +90,7 @@ def keep_stored() -> AdvantageTransform:
     return stateless(apply)
 
 
-def members_from(*sources: int) -> AdvantageTransform:
+def restrict_members(*sources: int) -> AdvantageTransform:
     """Only rows of these sources shape the statistics of their group.
 
     Others still get the group's baseline; use at the head of an advantage chain.

@@ -79,7 +79,7 @@ def _estimate(credit, rollout, gamma, lam, bootstrap_fn):
     return a, target, jnp.where(mask, value, 0.0)
 
 
-def gae_advantage(
+def assign_gae(
     gamma: jax.typing.ArrayLike = 1.0,
     lam: jax.typing.ArrayLike = 0.95,
     bootstrap_fn: Callable[[Rollout], jax.Array] = ended,
@@ -105,14 +105,14 @@ def gae_advantage(
     return stateless(apply)
 
 
-def value_target(
+def assign_value_target(
     gamma: jax.typing.ArrayLike = 1.0,
     lam: jax.typing.ArrayLike = 0.95,
     bootstrap_fn: Callable[[Rollout], jax.Array] = ended,
 ) -> AdvantageTransform:
     """Replaces rewards by GAE's returns: the value loss's target, f32[P, G, T].
 
-    Logs `explained_variance` of the old values. Arguments as `gae_advantage`.
+    Logs `explained_variance` of the old values. Arguments as `assign_gae`.
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lam", lam, low=0, high=1)
@@ -126,7 +126,7 @@ def value_target(
     return stateless(apply)
 
 
-def return_to_go(discount: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
+def assign_return_to_go(discount: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
     """G_t = sum over policy tokens s >= t of discount^(s - t) r_s; f32[P, G, T].
 
     An advantage per row is a reward paid at its last token, one per token (with a KL

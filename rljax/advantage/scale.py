@@ -96,7 +96,7 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
     return stateless(apply)
 
 
-def focal(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
+def scale_by_focal_factor(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
     """A * (1 - p)^exponent, p the group's solve rate: focus on hard prompts.
 
     FADE's difficulty factor with exponent alpha - 1; F-GRPO's with gamma.

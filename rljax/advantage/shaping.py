@@ -14,7 +14,7 @@ from rljax.advantage import order
 from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
-def affine_reward(
+def rescale_reward(
     *, scale: jax.typing.ArrayLike, shift: jax.typing.ArrayLike
 ) -> AdvantageTransform:
     """scale r + shift; DAPO's rewards of +1 and -1 are scale 2, shift -1."""
@@ -23,7 +23,7 @@ def affine_reward(
     return stateless(lambda c, r: c.replace(advantage=scale * c.advantage + shift))
 
 
-def overlong_penalty(*, max_tokens: int, buffer: int) -> AdvantageTransform:
+def punish_overlong(*, max_tokens: int, buffer: int) -> AdvantageTransform:
     """Adds DAPO's soft punishment of overlong completions, in [-1, 0].
 
     0 up to max_tokens - buffer; ((max_tokens - buffer) - length) / buffer in between;

@@ -20,7 +20,7 @@ def dapo(
     """Clip-higher, token mean, dynamic sampling and soft overlong punishment (DAPO).
 
     Args:
-      max_tokens, buffer: of `overlong_penalty`, tokens; 20480 and 4096 in the paper.
+      max_tokens, buffer: of `punish_overlong`, tokens; 20480 and 4096 in the paper.
       low, high: distances of the clip's bounds from 1.
 
     Source: arXiv:2503.14476, eqs. (8)-(13) (PAPER). Rewards in {0, 1} become -1 and 1.
@@ -33,8 +33,8 @@ def dapo(
             loss.ppo_clip(low, high),
             weighting=adv.token_mean(),
             advantage=adv.chain(
-                adv.affine_reward(scale=2.0, shift=-1.0),
-                adv.overlong_penalty(max_tokens=max_tokens, buffer=buffer),
+                adv.rescale_reward(scale=2.0, shift=-1.0),
+                adv.punish_overlong(max_tokens=max_tokens, buffer=buffer),
                 group_normalised(),
                 adv.drop_equal_groups(),
             ),

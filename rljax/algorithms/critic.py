@@ -25,13 +25,13 @@ def _actor_critic(
             policy_loss,
             weighting=mean,
             advantage=adv.chain(
-                adv.gae_advantage(gamma, lam), adv.whiten_by_batch(ddof=1)
+                adv.assign_gae(gamma, lam), adv.whiten_by_batch(ddof=1)
             ),
         ),
         value=adv.Term(
             loss.value_loss(value_clip),
             weighting=adv.chain(adv.token_mean(), adv.scale_weight(value_coefficient)),
-            advantage=adv.value_target(gamma, lam),
+            advantage=adv.assign_value_target(gamma, lam),
         ),
     )
 

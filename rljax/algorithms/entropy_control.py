@@ -38,7 +38,7 @@ def skywork_or1(
             loss.times_advantage(loss.entropy_bonus()),
             weighting=adv.token_mean(),
             advantage=adv.controlled(
-                adv.set_advantage, controller, adv.sampled_entropy
+                adv.assign_constant, controller, adv.sampled_entropy
             ),
         ),
     )

@@ -32,7 +32,7 @@ def fade(
       clip: distance of both bounds of the ratio from 1 (not found in the paper).
     """
     return clipped.ppo_clip_policy(
-        adv.fade_advantage(
+        adv.scale_by_fade(
             entropy_target=entropy_target,
             entropy_target_frac=entropy_target_frac,
             ema_rate=ema_rate,

@@ -40,7 +40,7 @@ def gft(
             supervised.reweighted(
                 surrogate.reinforce(), supervised.threshold(tau, exceeds)
             ),
-            advantage=adv.except_single(
+            advantage=adv.skip_groups_of_one(
                 adv.center_by_group(), adv.scale_by_group_std(ddof=1, epsilon=epsilon)
             ),
             weighting=adv.token_mean(),

@@ -32,7 +32,7 @@ def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
         surrogate.ppo_clip(clip, clip),
-        advantage=adv.chain(adv.members_from(Source.OWN), group_normalised()),
+        advantage=adv.chain(adv.restrict_members(Source.OWN), group_normalised()),
         weighting=adv.chain(_OWN, adv.token_mean(), *after),
     )
 
@@ -53,13 +53,13 @@ def luffy(
       max_tokens: the constant length, tokens; 8192 in the paper.
       gamma: of the shaping, a probability.
       entropy: coefficient of the entropy bonus.
-      statistics: whose mean; `adv.members_from(Source.OWN)` is the code's other
+      statistics: whose mean; `adv.restrict_members(Source.OWN)` is the code's other
         estimator.
     """
     check.number("max_tokens", max_tokens, above=0)
     check.number("entropy", entropy, low=0)
     check.kind(
-        "statistics", statistics, adv.AdvantageTransform, "members_from(Source.OWN)"
+        "statistics", statistics, adv.AdvantageTransform, "restrict_members(Source.OWN)"
     )
     advantage = adv.chain(statistics, adv.center_by_group())
     total = adv.constant_sum(max_tokens)
@@ -234,7 +234,9 @@ def hpt(
     return adv.algorithm(
         policy=adv.Term(
             ratio.unclipped_ratio(),
-            advantage=adv.chain(adv.members_from(Source.OWN), adv.center_by_group()),
+            advantage=adv.chain(
+                adv.restrict_members(Source.OWN), adv.center_by_group()
+            ),
             weighting=adv.chain(
                 _OWN,
                 adv.keep_prompts(lambda solved: solved > gate),

@@ -73,7 +73,7 @@ def psft(*, low: float = 0.2, high: float = 0.28) -> adv.Algorithm:
     """
     return adv.algorithm(
         sft=_demonstrations(
-            surrogate.ppo_clip(low, high), advantage=adv.set_advantage(1.0)
+            surrogate.ppo_clip(low, high), advantage=adv.assign_constant(1.0)
         )
     )
 

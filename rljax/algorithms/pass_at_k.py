@@ -13,7 +13,7 @@ def pkpo(k: int, *, clip: float = 0.2) -> adv.Algorithm:
 
     Source: PKPO (SECONDARY; subsets enumerated in the test).
     """
-    return clipped.ppo_clip_policy(adv.pkpo(k), clip=clip)
+    return clipped.ppo_clip_policy(adv.assign_pkpo(k), clip=clip)
 
 
 def pkpo_minus_one(k: int, *, clip: float = 0.2) -> adv.Algorithm:
@@ -21,7 +21,7 @@ def pkpo_minus_one(k: int, *, clip: float = 0.2) -> adv.Algorithm:
 
     Source: PKPO (DERIVED; subsets enumerated in the test).
     """
-    return clipped.ppo_clip_policy(adv.pkpo_minus_one(k), clip=clip)
+    return clipped.ppo_clip_policy(adv.assign_pkpo_minus_one(k), clip=clip)
 
 
 def pkpo_leave_one_out(k: int, *, clip: float = 0.2) -> adv.Algorithm:
@@ -29,7 +29,7 @@ def pkpo_leave_one_out(k: int, *, clip: float = 0.2) -> adv.Algorithm:
 
     Source: tajwarfahim/maxrl (SECONDARY code).
     """
-    return clipped.ppo_clip_policy(adv.pkpo_leave_one_out(k), clip=clip)
+    return clipped.ppo_clip_policy(adv.center_by_pkpo_leave_one_out(k), clip=clip)
 
 
 def pass_at_k_training(
@@ -40,10 +40,10 @@ def pass_at_k_training(
     Source: RUCAIBox/Passk_Training (PAPER: authors' code).
     """
     return clipped.ppo_clip_policy(
-        adv.pass_at_k_training(k, epsilon=epsilon), clip=clip
+        adv.assign_pass_at_k_training(k, epsilon=epsilon), clip=clip
     )
 
 
 def pass_at_group(*, clip: float = 0.2) -> adv.Algorithm:
     """The best sample gets its lead over the second best: pass@G (arXiv:2503.19595)."""
-    return clipped.ppo_clip_policy(adv.best_minus_second(), clip=clip)
+    return clipped.ppo_clip_policy(adv.assign_lead_of_best(), clip=clip)

@@ -65,7 +65,7 @@ def f_grpo(
         check.kind("base", base, adv.AdvantageTransform, "center_by_group()")
     grpo = adv.chain(adv.center_by_group(), adv.scale_by_group_std())
     base = grpo if base is None else base
-    return clipped.ppo_clip_policy(base, adv.focal(gamma), clip=clip)
+    return clipped.ppo_clip_policy(base, adv.scale_by_focal_factor(gamma), clip=clip)
 
 
 def rs_grpo(*, beta: float = 2.0, clip: float = 0.2) -> adv.Algorithm:

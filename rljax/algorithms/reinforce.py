@@ -46,9 +46,9 @@ def rloo() -> adv.Algorithm:
 
     Source: arXiv:2402.14740: -A log pi of the whole sequence, mean over rows
     (SECONDARY: TRL, OpenRLHF, verl, ms-swift). TRL and verl use a clipped ratio:
-    `ppo_clip_policy(adv.leave_one_out())` has it with a token mean.
+    `ppo_clip_policy(adv.center_by_leave_one_out())` has it with a token mean.
     """
-    return _likelihood(adv.leave_one_out(), adv.constant_length(1))
+    return _likelihood(adv.center_by_leave_one_out(), adv.constant_length(1))
 
 
 def raft() -> adv.Algorithm:

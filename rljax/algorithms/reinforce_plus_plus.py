@@ -13,7 +13,7 @@ def reinforce_plus_plus(
     """A_t = (G_t - mean) / std over all tokens of the batch, G_t the return to go.
 
     Balanced only where p is the batch mean: easy prompts are pushed up, hard ones down.
-    The paper's KL penalty belongs into the reward: a step before `return_to_go`.
+    The paper's KL penalty belongs into the reward: a step before `assign_return_to_go`.
 
     Args:
       discount: per token.
@@ -21,7 +21,7 @@ def reinforce_plus_plus(
       clip: distance of both bounds of the ratio from 1.
     """
     return clipped.ppo_clip_policy(
-        adv.return_to_go(discount), adv.whiten_by_batch(ddof=ddof), clip=clip
+        adv.assign_return_to_go(discount), adv.whiten_by_batch(ddof=ddof), clip=clip
     )
 
 

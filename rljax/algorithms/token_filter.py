@@ -67,7 +67,7 @@ def top_entropy(
       low, high, cap: of the dual clip.
 
     Source: arXiv:2506.01939 (equation SECONDARY, code PAPER); without DAPO's overlong
-      punishment, which `overlong_penalty` adds.
+      punishment, which `punish_overlong` adds.
     """
     check.number("fraction", fraction, above=0, high=1)
     check.maker("divisor_fn", divisor_fn, "select")

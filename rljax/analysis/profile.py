@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check, numerics
-from rljax.advantage.algebra import AdvantageTransform, Algorithm, start
+from rljax.advantage.algebra import AdvantageTransform, Algorithm, initial_credit
 from rljax.types import Prompts, Rollout, Samples, TokenStats, Verdict
 
 
@@ -112,7 +112,7 @@ def _classes(transform, counts, num_samples, spread):
     """(A_S, A_F) f32[2, P] of a batch with these success counts, and its faults."""
     rollout = _rollout(counts, num_samples, spread)
     credit, _ = transform.update(
-        start(rollout), numerics.strong(transform.init()), rollout
+        initial_credit(rollout), numerics.strong(transform.init()), rollout
     )
     row = jnp.mean(credit.advantage, -1)
     correct = rollout.verdict.correct

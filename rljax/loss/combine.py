@@ -28,7 +28,7 @@ def against_behaviour(loss_fn: LossFn) -> LossFn:
 def times_advantage(loss_fn: LossFn) -> LossFn:
     """The loss times the term's advantage, there a coefficient of the whole term.
 
-    An advantage chain runs once per rollout batch: with `set_advantage` in it, that is
+    An advantage chain runs once per rollout batch: with `assign_constant` in it, that is
     how often the coefficient changes.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")

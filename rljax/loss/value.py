@@ -10,7 +10,7 @@ from rljax.types import LossFn, TokenStats, measured_extra, old_value
 def value_loss(clip: jax.typing.ArrayLike = 0.2) -> LossFn:
     """max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2.
 
-    R is the term's advantage: `value_target(...)` is its advantage chain. Where the
+    R is the term's advantage: `assign_value_target(...)` is its advantage chain. Where the
     clipped error is the larger one (strictly) nothing flows back.
 
     Args:

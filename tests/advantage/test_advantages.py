@@ -425,7 +425,7 @@ def test_numbers_out_of_range_are_named(make, message):
         adv.center_by_quantile(0.4),
         adv.center_by_risk(2.0),
         adv.scale_by_group_norm(1.0),
-        adv.best_minus_second(),
+        adv.assign_lead_of_best(),
     ],
 )
 def test_one_sample_is_too_few(transform):

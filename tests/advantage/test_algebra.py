@@ -68,7 +68,7 @@ def test_a_transform_that_breaks_a_law_is_caught():
 def test_start_is_reward_and_mask_without_failed_rows():
     rows = fakes.rollout(1, 2, 3, reward=[[1, 0.5]], length=[[3, 2]])
     rows = rows.replace(verdict=rows.verdict.replace(failed=jnp.array([[False, True]])))
-    credit = adv.start(rows)
+    credit = adv.initial_credit(rows)
     # The failed row says 0.5, which nobody may read.
     chex.assert_trees_all_equal(credit.advantage, jnp.array([[[1.0], [0.0]]]))
     chex.assert_trees_all_equal(credit.weight, jnp.array([[[1.0, 1, 1], [0, 0, 0]]]))
@@ -77,8 +77,8 @@ def test_start_is_reward_and_mask_without_failed_rows():
 
 def test_start_without_a_verdict_rewards_every_row_with_one():
     rows = fakes.rollout().replace(verdict=Missing("verdict", "a verifier"))
-    assert bool(jnp.all(adv.start(rows).advantage == 1))
-    assert bool(jnp.all(adv.start(rows).member))
+    assert bool(jnp.all(adv.initial_credit(rows).advantage == 1))
+    assert bool(jnp.all(adv.initial_credit(rows).member))
 
 
 def test_chain_runs_from_left_to_right():
@@ -166,7 +166,7 @@ def test_each_term_has_credit_state_and_metric_names_of_its_own():
     log = stateless(lambda c, r: c.log(level=jnp.mean(c.advantage)))
     method = algorithm(
         policy=Term(
-            LOSS, chain(log, adv.token_mean()), chain(adv.fade_advantage(), log)
+            LOSS, chain(log, adv.token_mean()), chain(adv.scale_by_fade(), log)
         ),
         extra=Term(LOSS, adv.token_mean(), log),
     )
@@ -204,7 +204,7 @@ def test_hyperparameters_may_be_traced_so_a_population_is_a_vmap():
     def advantage(alpha, delta):
         parts = (
             adv.center_by_group(),
-            adv.focal(alpha - 1),
+            adv.scale_by_focal_factor(alpha - 1),
             adv.scale_negative(1 / delta),
         )
         return laws.apply(chain(*parts), rows)[0].advantage[0, :2, 0]

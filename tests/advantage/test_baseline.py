@@ -36,20 +36,28 @@ def equal(got, *groups, atol=2e-6):
         # A mean over the batch instead of the group would mix 1/2 and 1/4.
         (adv.center_by_group(), [1, 0, 0, 1], [0.5, -0.5, -0.5, 0.5]),
         (adv.center_by_group(), [1, 0, 0, 0], [0.75, -0.25, -0.25, -0.25]),
-        (adv.leave_one_out(), [1, 0, 0, 1], [0.666667, -0.666667, -0.666667, 0.666667]),
-        (adv.leave_one_out(), [1, 0, 0, 0], [1, -0.333333, -0.333333, -0.333333]),
+        (
+            adv.center_by_leave_one_out(),
+            [1, 0, 0, 1],
+            [0.666667, -0.666667, -0.666667, 0.666667],
+        ),
+        (
+            adv.center_by_leave_one_out(),
+            [1, 0, 0, 0],
+            [1, -0.333333, -0.333333, -0.333333],
+        ),
         (GRPO, [1, 0, 0, 1], [1, -1, -1, 1]),
         (GRPO, [1, 0, 0, 0], [1.732051, -0.577350, -0.577350, -0.577350]),
         (TORCH, [1, 0, 0, 1], [0.866024, -0.866024, -0.866024, 0.866024]),
         (TORCH, [1, 0, 0, 0], [1.499997, -0.499999, -0.499999, -0.499999]),
         # marin tests/rl/test_loss.py; tunix tests/rl/algo_core_test.py.
-        (adv.leave_one_out(), [0, 1, 0], [-0.5, 1, -0.5]),
-        (adv.leave_one_out(), [1, 1, 1], [0, 0, 0]),
-        (adv.leave_one_out(), [0, 0.5, 1], [-0.75, 0, 0.75]),
-        (adv.leave_one_out(), [1, 2, 3], [-1.5, 0, 1.5]),
-        (adv.leave_one_out(), [4, 5, 6], [-1.5, 0, 1.5]),
+        (adv.center_by_leave_one_out(), [0, 1, 0], [-0.5, 1, -0.5]),
+        (adv.center_by_leave_one_out(), [1, 1, 1], [0, 0, 0]),
+        (adv.center_by_leave_one_out(), [0, 0.5, 1], [-0.75, 0, 0.75]),
+        (adv.center_by_leave_one_out(), [1, 2, 3], [-1.5, 0, 1.5]),
+        (adv.center_by_leave_one_out(), [4, 5, 6], [-1.5, 0, 1.5]),
         # SkyRL tests/.../test_ppo_utils.py.
-        (adv.leave_one_out(), [6, 3], [3, -3]),
+        (adv.center_by_leave_one_out(), [6, 3], [3, -3]),
         (adv.center_by_group(), [6, 3], [1.5, -1.5]),
         (adv.center_by_group(), [9, 12], [-1.5, 1.5]),
     ],
@@ -65,7 +73,7 @@ def test_published_numbers(transform, rewards, want):
     ("transform", "two", "six"),
     [
         (adv.center_by_group(), (0.75, -0.25), (0.25, -0.75)),
-        (adv.leave_one_out(), (0.857143, -0.285714), (0.285714, -0.857143)),
+        (adv.center_by_leave_one_out(), (0.857143, -0.285714), (0.285714, -0.857143)),
         (GRPO, (1.732051, -0.577350), (0.577350, -1.732051)),
         (
             chain(adv.center_by_group(), adv.scale_by_group_std(ddof=1)),
@@ -73,11 +81,15 @@ def test_published_numbers(transform, rewards, want):
             (0.540062, -1.620185),
         ),
         (
-            chain(adv.center_by_group(), adv.focal(1.0)),
+            chain(adv.center_by_group(), adv.scale_by_focal_factor(1.0)),
             (0.5625, -0.1875),
             (0.0625, -0.1875),
         ),
-        (chain(GRPO, adv.focal(0.5)), (1.5, -0.5), (0.288675, -0.866025)),
+        (
+            chain(GRPO, adv.scale_by_focal_factor(0.5)),
+            (1.5, -0.5),
+            (0.288675, -0.866025),
+        ),
         (
             chain(adv.center_by_group(), adv.scale_negative(2.0)),
             (0.75, -0.5),
@@ -91,7 +103,7 @@ def test_golden_values_of_a_group_of_eight(transform, two, six):
     equal(got, two, six)
 
 
-@pytest.mark.parametrize("transform", [GRPO, TORCH, adv.leave_one_out()])
+@pytest.mark.parametrize("transform", [GRPO, TORCH, adv.center_by_leave_one_out()])
 def test_equal_rewards_give_exactly_zero(transform):
     # 0.1 has no exact mean of three in float32; the noise over its own standard
     # deviation would be an advantage of order 1.
@@ -112,7 +124,7 @@ def test_rows_that_are_no_members_get_the_baseline_without_shaping_it():
     rows = rows.replace(verdict=rows.verdict.replace(failed=failed))
     credit, _ = laws.apply(adv.center_by_group(), rows)
     equal(credit.advantage[..., 0], [0.5, -0.5, -0.5])
-    credit, _ = laws.apply(adv.leave_one_out(), rows)
+    credit, _ = laws.apply(adv.center_by_leave_one_out(), rows)
     equal(credit.advantage[0, :2, 0], 1, -1)
     credit, _ = laws.apply(GRPO, rows)
     equal(credit.advantage[0, :2, 0], 1, -1)
@@ -122,7 +134,7 @@ def test_rows_that_are_no_members_get_the_baseline_without_shaping_it():
     ("transform", "name"),
     [
         (adv.center_by_group(), "center_by_group"),
-        (adv.leave_one_out(), "leave_one_out"),
+        (adv.center_by_leave_one_out(), "center_by_leave_one_out"),
         (adv.scale_by_group_std(ddof=1), "scale_by_group_std"),
     ],
 )
@@ -148,7 +160,9 @@ def test_grpo_does_not_see_scale_and_shift_of_the_rewards(rewards, scale, shift)
 def test_rloo_is_the_centred_reward_over_the_share_of_the_others(count):
     reward = [1] * count + [0] * (8 - count)
     want = advantage(adv.center_by_group(), reward) * (8 / 7)
-    chex.assert_trees_all_close(advantage(adv.leave_one_out(), reward), want, atol=1e-6)
+    chex.assert_trees_all_close(
+        advantage(adv.center_by_leave_one_out(), reward), want, atol=1e-6
+    )
 
 
 def test_the_focal_factor_of_a_solved_group_is_one_only_for_exponent_zero():
@@ -161,5 +175,5 @@ def test_the_focal_factor_of_a_solved_group_is_one_only_for_exponent_zero():
 def test_focal_reads_the_reward_and_not_the_shaped_advantage():
     # p = 1/4 though the advantages were shifted before: (3/4)^1 (1 + 9).
     shift = adv.stateless(lambda c, r: c.replace(advantage=c.advantage + 9))
-    got = advantage(chain(shift, adv.focal(1.0)), [1, 0, 0, 0])
+    got = advantage(chain(shift, adv.scale_by_focal_factor(1.0)), [1, 0, 0, 0])
     equal(got, [7.5, 6.75, 6.75, 6.75])

@@ -100,13 +100,13 @@ def test_returns_to_go(discount, mask, want):
     reward = adv.stateless(
         lambda c, r: c.replace(advantage=jnp.array([[[1.0, 2.0, 3.0]]]))
     )
-    credit, _ = apply(chain(reward, adv.return_to_go(discount)), rows)
+    credit, _ = apply(chain(reward, adv.assign_return_to_go(discount)), rows)
     np.testing.assert_allclose(credit.advantage[0, 0], want)
 
 
 def test_a_reward_per_row_is_paid_at_its_last_token():
     rows = fakes.rollout(1, 2, 3, reward=[[1, 2]], length=[[3, 2]])
-    credit, _ = apply(adv.return_to_go(0.5), rows)
+    credit, _ = apply(adv.assign_return_to_go(0.5), rows)
     np.testing.assert_allclose(credit.advantage[0], [[0.25, 0.5, 1], [1, 2, 0]])
 
 
@@ -190,7 +190,7 @@ def step(transform, state, *counts, num_samples=4):
 
 @functools.partial(jax.jit, static_argnums=0)
 def update(transform, state, rows):
-    return transform.update(adv.start(rows), state, rows)
+    return transform.update(adv.initial_credit(rows), state, rows)
 
 
 WINDOW = (1, 1, 2, 3)
@@ -241,7 +241,7 @@ def test_curve_rl_runs_in_a_scan_and_counts_batches():
     rows = fakes.solved(4, 1, 2, 3)
 
     def one(state, _):
-        credit, state = transform.update(adv.start(rows), state, rows)
+        credit, state = transform.update(adv.initial_credit(rows), state, rows)
         return state, credit.advantage
 
     state, _ = jax.lax.scan(one, laws.init(transform), length=12)
@@ -261,7 +261,7 @@ def test_curve_rl_needs_the_number_of_samples():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: adv.return_to_go(1.5), "discount"),
+        (lambda: adv.assign_return_to_go(1.5), "discount"),
         (lambda: adv.whiten_by_batch(floor=0.0), "floor"),
         (lambda: adv.anneal_by_batch_rate(0.0), "k0"),
     ],

@@ -103,7 +103,9 @@ def test_controlled_carries_the_state_of_what_it_drives():
     transform = adv.controlled(lambda v: inner, adv.constant(1.0), mean_reward)
     state = laws.init(transform)
     for _ in range(3):
-        _, state = transform.update(adv.start(fakes.rollout()), state, fakes.rollout())
+        _, state = transform.update(
+            adv.initial_credit(fakes.rollout()), state, fakes.rollout()
+        )
     assert int(state.transform) == 3
 
 

@@ -26,7 +26,7 @@ def batch(entropy, *counts):
 def fixed(alpha, delta=1.0, **options):
     """FADE with constant alpha and delta."""
     value = fade.FadeValue(*map(jnp.float32, (alpha, delta, 0.5, 1.0)))
-    return adv.fade_advantage(controller=adv.constant(value), **options)
+    return adv.scale_by_fade(controller=adv.constant(value), **options)
 
 
 def edges(credit):
@@ -74,7 +74,7 @@ def check_example(credit, state, averages, advantages):
 )
 def test_examples_of_the_specification(before, rows, averages, advantages):
     h, p = before
-    method = adv.fade_advantage(p_init=p, h_init=h, entropy_target=1.0)
+    method = adv.scale_by_fade(p_init=p, h_init=h, entropy_target=1.0)
     credit, state = laws.apply(method, batch(*rows))
     check_example(credit, state, averages, advantages)
 
@@ -82,10 +82,10 @@ def test_examples_of_the_specification(before, rows, averages, advantages):
 def test_example_e2_continues_the_state_of_e1():
     # Averages first, then alpha and delta of the same batch: with the old averages
     # alpha would still be 1.5.
-    method = adv.fade_advantage(p_init=0.5, h_init=2.0, entropy_target=1.0)
+    method = adv.scale_by_fade(p_init=0.5, h_init=2.0, entropy_target=1.0)
     _, state = laws.apply(method, batch(0.9, 2, 6))
     rows = batch(0.8, 2, 1)
-    credit, state = method.update(adv.start(rows), state, rows)
+    credit, state = method.update(adv.initial_credit(rows), state, rows)
     check_example(
         credit,
         state,
@@ -150,7 +150,7 @@ def test_alpha_and_delta_of_one_are_dr_grpo_and_rloo_up_to_a_factor():
     rows = fakes.rollout()
     one, _ = laws.apply(fixed(1.0), rows)
     dr_grpo, _ = laws.apply(adv.center_by_group(), rows)
-    rloo, _ = laws.apply(adv.leave_one_out(), rows)
+    rloo, _ = laws.apply(adv.center_by_leave_one_out(), rows)
     chex.assert_trees_all_equal(one.advantage, dr_grpo.advantage)
     chex.assert_trees_all_close(one.advantage * (4 / 3), rloo.advantage, rtol=1e-6)
 
@@ -197,7 +197,7 @@ def test_the_schedule_turns_at_a_third_and_at_three_fifths():
 
 def logged(rows, **options):
     options = {"p_init": 0.5, "h_init": 2.0, "entropy_target": 1.0} | options
-    credit, _ = laws.apply(adv.fade_advantage(**options), rows)
+    credit, _ = laws.apply(adv.scale_by_fade(**options), rows)
     return credit.metrics, edges(credit)
 
 
@@ -309,7 +309,7 @@ def test_without_any_statistics_of_the_sampling_policy_fade_says_who_supplies_th
 )
 def test_static_mistakes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        adv.fade_advantage(**options)
+        adv.scale_by_fade(**options)
 
 
 def test_a_population_of_schedules_is_a_vmap():

@@ -154,7 +154,7 @@ def test_advantage_and_target_of_one_rollout_fit_together():
     rows = with_values(fakes.rollout())
     a, target = (
         jax.jit(lambda r, t=t: laws.apply(t, r)[0])(rows)
-        for t in (adv.gae_advantage(0.9, 0.8), adv.value_target(0.9, 0.8))
+        for t in (adv.assign_gae(0.9, 0.8), adv.assign_value_target(0.9, 0.8))
     )
     mask = rows.samples.mask
     np.testing.assert_allclose(
@@ -166,7 +166,7 @@ def test_advantage_and_target_of_one_rollout_fit_together():
 
 def test_values_nobody_measured_are_named():
     with pytest.raises(NotMeasured, match="measure_old"):
-        laws.apply(adv.gae_advantage(), fakes.rollout())
+        laws.apply(adv.assign_gae(), fakes.rollout())
     with pytest.raises(NotMeasured, match="value head"):
         rows = with_values(fakes.rollout())
         loss.value_loss()(rows.current, fakes.credit_of(rows, [[0.0] * 4] * 3), rows)

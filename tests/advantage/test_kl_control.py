@@ -87,6 +87,6 @@ def verify(prompts, samples):
 def test_it_holds_the_divergence_at_its_target():
     # The same first coefficient, left alone, is far too weak.
     controller = adv.delayed(adv.kl_controller(TARGET, rate=0.5, initial=0.02))
-    held = adv.controlled(adv.set_advantage, controller, adv.sampled_kl)
+    held = adv.controlled(adv.assign_constant, controller, adv.sampled_kl)
     assert divergence_after_training(held) == pytest.approx(TARGET, rel=0.2)
-    assert divergence_after_training(adv.set_advantage(0.02)) > 5 * TARGET
+    assert divergence_after_training(adv.assign_constant(0.02)) > 5 * TARGET

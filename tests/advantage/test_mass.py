@@ -103,9 +103,13 @@ def test_a_token_mean_moves_mass_to_long_rows():
 CENTRED = adv.center_by_group()
 EXPECTED = {
     "dr_grpo": (CENTRED, 0.1640625, 7 / 8),
-    "rloo": (adv.leave_one_out(), 0.1875, 1.0),
+    "rloo": (adv.center_by_leave_one_out(), 0.1875, 1.0),
     "grpo": (chain(CENTRED, adv.scale_by_group_std()), 0.37989667, 2.026116),
-    "power_2": (chain(CENTRED, adv.focal(1.0)), 0.11279297, 0.11279297 * 16 / 3),
+    "power_2": (
+        chain(CENTRED, adv.scale_by_focal_factor(1.0)),
+        0.11279297,
+        0.11279297 * 16 / 3,
+    ),
     "asym_grpo": (
         chain(CENTRED, adv.scale_negative(2.0)),
         0.1640625,

@@ -33,7 +33,7 @@ from rljax.types import NotMeasured
 
 def kept(transform, rollout):
     """bool[P, G]: rows that still weigh something."""
-    credit, _ = transform.update(adv.start(rollout), transform.init(), rollout)
+    credit, _ = transform.update(adv.initial_credit(rollout), transform.init(), rollout)
     return jnp.any(credit.weight > 0, -1).tolist()
 
 
@@ -57,11 +57,11 @@ def test_outsiders_get_the_members_baseline():
     _, rollout = group(
         [Row((0.5,), 0.0), Row((0.5,), 0.0), Row((0.5,), 1.0, DEMONSTRATION)]
     )
-    own = adv.chain(adv.members_from(OWN), adv.center_by_group())
-    credit, _ = own.update(adv.start(rollout), own.init(), rollout)
+    own = adv.chain(adv.restrict_members(OWN), adv.center_by_group())
+    credit, _ = own.update(adv.initial_credit(rollout), own.init(), rollout)
     np.testing.assert_allclose(credit.advantage[0, :, 0], [0, 0, 1])
     joint = adv.center_by_group()
-    credit, _ = joint.update(adv.start(rollout), (), rollout)
+    credit, _ = joint.update(adv.initial_credit(rollout), (), rollout)
     np.testing.assert_allclose(credit.advantage[0, :, 0], [-1 / 3, -1 / 3, 2 / 3])
 
 
@@ -70,8 +70,8 @@ def test_single_members_keep_their_reward():
     _, rollout = group(
         [Row((0.5,), 1.0), Row((0.5,), 0.0)], [Row((0.5,), 3.0), Row(())]
     )
-    transform = laws.MIXED_TRANSFORMS["except_single"]
-    credit, _ = transform.update(adv.start(rollout), transform.init(), rollout)
+    transform = laws.MIXED_TRANSFORMS["skip_groups_of_one"]
+    credit, _ = transform.update(adv.initial_credit(rollout), transform.init(), rollout)
     half = np.sqrt(0.5)
     np.testing.assert_allclose(credit.advantage[:, 0, 0], [half, 3.0], rtol=1e-6)
 
@@ -84,7 +84,7 @@ def test_prompts_are_kept_by_the_success_of_their_own_rollouts():
     )
     transform = adv.keep_prompts(lambda solved: solved > 0)
     assert kept(transform, rollout) == [[False] * 3, [True] * 3]
-    credit, _ = transform.update(adv.start(rollout), (), rollout)
+    credit, _ = transform.update(adv.initial_credit(rollout), (), rollout)
     assert credit.metrics["kept_prompts"] == 0.5
 
 
@@ -225,7 +225,7 @@ def gac_batch():
         Row((0.2, 0.2), -1.0),
     ]
     now, rollout = group(rows)
-    return (adv.start(rollout),), rollout.replace(current=now)
+    return (adv.initial_credit(rollout),), rollout.replace(current=now)
 
 
 def test_the_proxies_by_hand():
@@ -244,7 +244,7 @@ def test_a_missing_branch_has_no_variance():
         now, rollout = group(rows)
         rollout = rollout.replace(current=now)
         measure = jax.jit(gac.gac_proxies(supervised.unit))
-        return measure((adv.start(rollout),), rollout)
+        return measure((adv.initial_credit(rollout),), rollout)
 
     got = proxies(Row((0.6,), 1.0), Row((0.9,), 0.0))
     assert got.sft_variance == 0 and got.rl_variance == 0.25
@@ -334,7 +334,7 @@ def test_a_second_reduction_is_refused(reduction):
     twice = adv.chain(adv.token_mean(), reduction)
     with pytest.raises(ValueError, match="exactly one reduction"):
         twice.update(
-            adv.start(laws.mixed_rollout()), twice.init(), laws.mixed_rollout()
+            adv.initial_credit(laws.mixed_rollout()), twice.init(), laws.mixed_rollout()
         )
 
 
@@ -391,7 +391,9 @@ def test_luffy_by_hand():
         rtol=1e-5,
     )
     # Statistics of own rows alone: mean 1/2 for all.
-    own = algorithms.luffy(max_tokens=4, entropy=0.0, statistics=adv.members_from(OWN))
+    own = algorithms.luffy(
+        max_tokens=4, entropy=0.0, statistics=adv.restrict_members(OWN)
+    )
     _, coefficient, _, _ = step(own, now, rollout)
     np.testing.assert_allclose(coefficient[0, 2, 0], 0.5 * 0.25 / 4, rtol=1e-5)
 

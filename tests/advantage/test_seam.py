@@ -148,7 +148,9 @@ def test_a_loss_that_mixes_ranks_raises():
 
 
 def test_the_message_names_term_link_what_came_and_what_is_expected():
-    inner = adv.chain(adv.center_by_group(), drop_axis("advantage")(adv.focal(0.5)))
+    inner = adv.chain(
+        adv.center_by_group(), drop_axis("advantage")(adv.scale_by_focal_factor(0.5))
+    )
     with pytest.raises(seam.BrokenLaw) as raised:
         run(loss_laws.rollout(3, 4, 5), inner)
     message = str(raised.value)

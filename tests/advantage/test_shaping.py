@@ -19,7 +19,7 @@ def penalty(lengths, max_tokens, buffer):
     rows = fakes.rollout(1, len(lengths), 1, reward=np.zeros((1, len(lengths))))
     mask = jnp.arange(max_tokens + 20) < jnp.asarray(lengths)[:, None]
     rows = rows.replace(samples=rows.samples.replace(mask=mask[None]))
-    fn = adv.overlong_penalty(max_tokens=max_tokens, buffer=buffer)
+    fn = adv.punish_overlong(max_tokens=max_tokens, buffer=buffer)
     return np.asarray(laws.apply(fn, rows)[0].advantage[0, :, 0])
 
 
@@ -42,7 +42,7 @@ def test_tunix_punishes_without_a_floor():
 
 def test_the_buffer_cannot_be_longer_than_the_completion():
     with pytest.raises(ValueError, match="buffer"):
-        adv.overlong_penalty(max_tokens=10, buffer=11)
+        adv.punish_overlong(max_tokens=10, buffer=11)
 
 
 def test_dynamic_sampling_drops_groups_that_agree():

@@ -194,8 +194,8 @@ def _drawn(rollout, count, seed):
     drop = adv.drop_covariant(
         fraction=0.3, low=-9.0, high=9.0, clipped_fn=nothing_clipped, seed=seed
     )
-    credit, state = drop.update(adv.start(rollout), count, rollout)
-    return (adv.start(rollout).weight > 0) & (credit.weight == 0), state
+    credit, state = drop.update(adv.initial_credit(rollout), count, rollout)
+    return (adv.initial_credit(rollout).weight > 0) & (credit.weight == 0), state
 
 
 def drawn(rollout, count, seed=0):

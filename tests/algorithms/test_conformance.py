@@ -135,7 +135,7 @@ def test_torchforges_single_token():
 @pytest.mark.parametrize(
     ("transform", "want"),
     [
-        (adv.leave_one_out(), [[3, -3], [-3, 3], [0, 0]]),
+        (adv.center_by_leave_one_out(), [[3, -3], [-3, 3], [0, 0]]),
         (adv.center_by_group(), [[1.5, -1.5], [-1.5, 1.5], [0, 0]]),
         (
             adv.chain(adv.center_by_group(), adv.scale_by_group_std(ddof=1)),

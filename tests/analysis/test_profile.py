@@ -139,7 +139,7 @@ def test_expected_masses_as_printed(name, want):
 
 def fixed_fade(alpha, delta):
     value = fade.FadeValue(*map(jnp.float32, (alpha, delta, 0.5, 1.0)))
-    return adv.fade_advantage(controller=adv.constant(value))
+    return adv.scale_by_fade(controller=adv.constant(value))
 
 
 def test_fade_with_fixed_numbers_has_its_closed_masses():

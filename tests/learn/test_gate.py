@@ -131,7 +131,7 @@ def learner(one, *, num_passes=1, num_minibatches=1, rate=0.5):
         policy=adv.Term(
             loss.ppo_clip(),
             adv.chain(adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)),
-            adv.fade_advantage(),
+            adv.scale_by_fade(),
         )
     )
     made = update.learner(

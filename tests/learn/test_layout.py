@@ -44,7 +44,7 @@ def test_only_token_axes_are_cut():
 
 
 def test_credit_is_cut_where_it_is_per_token():
-    credit = adv.start(fakes.rollout(P, G, T))
+    credit = adv.initial_credit(fakes.rollout(P, G, T))
     got = over_tokens(cut, {"some": (credit, jnp.zeros((P, G, T)))})["some"]
     assert got[0].weight.shape == got[1].shape == (P, G, 2)
     assert got[0].advantage.shape == got[0].member.shape == (P, G, 1)

@@ -16,7 +16,7 @@ POLICY = fakes.bandit(4, 3, 8)
 ROWS = fakes.rollout(4, 4, 3)
 ROWS = ROWS.replace(samples=ROWS.samples.replace(tokens=ROWS.samples.tokens % 8))
 METHOD = adv.algorithm(
-    policy=adv.Term(loss.ppo_clip(), adv.token_mean(), adv.fade_advantage())
+    policy=adv.Term(loss.ppo_clip(), adv.token_mean(), adv.scale_by_fade())
 )
 
 

@@ -53,7 +53,7 @@ def uncertain_tokens(share, name="current"):
 
 
 def fade():
-    term = Term(loss.ppo_clip(), adv.token_mean(), adv.fade_advantage())
+    term = Term(loss.ppo_clip(), adv.token_mean(), adv.scale_by_fade())
     return algorithm(policy=term)
 
 
@@ -325,7 +325,7 @@ def spoil(field):
 )
 def test_a_refused_gradient_leaves_no_trace(field, num_minibatches):
     # A NaN entropy would stay in FADE's average for ever, a NaN logp in Adam's moments.
-    term = Term(loss.ppo_clip(), counting(), adv.fade_advantage(entropy_target=5.0))
+    term = Term(loss.ppo_clip(), counting(), adv.scale_by_fade(entropy_target=5.0))
     state, learn = learner(
         algorithm(policy=term), num_minibatches=num_minibatches, num_passes=2
     )
@@ -349,7 +349,7 @@ def test_a_refused_gradient_leaves_no_trace(field, num_minibatches):
 
 def test_a_half_that_is_finite_is_learned_from_though_the_other_is_refused():
     state, learn = learner(
-        algorithm(policy=Term(loss.ppo_clip(), counting(), adv.fade_advantage())),
+        algorithm(policy=Term(loss.ppo_clip(), counting(), adv.scale_by_fade())),
         num_minibatches=2,
     )
     state, metrics = learn(state, spoil("logp"))
@@ -380,7 +380,7 @@ def recording(num_steps, size):
 
 
 def test_every_pass_uses_every_prompt_once_in_an_order_of_its_own():
-    term = Term(loss.ppo_clip(), recording(8, 4), adv.fade_advantage())
+    term = Term(loss.ppo_clip(), recording(8, 4), adv.scale_by_fade())
     state, learn = learner(algorithm(policy=term), num_passes=2, num_minibatches=2)
     state, metrics = learn(state, ROLLOUT)
     state, _ = learn(state, ROLLOUT)

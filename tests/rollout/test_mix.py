@@ -108,7 +108,7 @@ def test_absent_answers_count_in_nothing():
     rollout = Rollout(
         prompts=prompts, samples=samples, old=old, verdict=verify(prompts, samples)
     )
-    credit = adv.start(rollout)
+    credit = adv.initial_credit(rollout)
     assert credit.member[0, :, 0].tolist() == [True, False]
     assert bool(jnp.all(credit.member[1:]))
     mean = adv.baseline.group_mean(credit)

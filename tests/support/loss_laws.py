@@ -114,7 +114,7 @@ def rollout(num_prompts=P, num_samples=G, num_tokens=T):
 
 def credit(rows):
     """Advantages of both signs, and 0, in rows of all lengths."""
-    start = adv.start(rows)
+    start = adv.initial_credit(rows)
     signs = np.arange(start.advantage.size).reshape(start.advantage.shape) % 3 - 1
     return start.replace(advantage=jnp.asarray(signs, jnp.float32))
 

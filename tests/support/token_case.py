@@ -45,7 +45,7 @@ def case(
         behaviour=old.replace(logp=old.logp - drawn),
     )
     rows = rows.replace(samples=samples, old=old, current=now)
-    credit = adv.start(rows).replace(advantage=_tokens(advantage, shape))
+    credit = adv.initial_credit(rows).replace(advantage=_tokens(advantage, shape))
     return Case(rows, credit)
 
 
