@@ -94,7 +94,7 @@ FITS = {
     "steps": adv.center_by_group(),
     "stop_tokens": (1,),
     "table": verify.TokenBytes((b"a", b"b")),
-    "terms": adv.Term(loss.nll(), adv.token_mean()),
+    "terms": adv.Term(weighting=adv.token_mean(), loss_fn=loss.nll()),
     "transforms": adv.center_by_group(),
     "vector_optimizer": optax.sgd(0.1),
     "verify": lambda prompts, samples: None,

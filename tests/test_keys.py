@@ -91,7 +91,10 @@ def test_the_shuffle_is_that_of_its_stream():
         jax.debug.callback(lambda ids: seen.append(ids), rollout.prompts.id)
         return credit
 
-    term = adv.Term(loss.ppo_clip(), adv.chain(adv.stateless(record), adv.token_mean()))
+    term = adv.Term(
+        weighting=adv.chain(adv.stateless(record), adv.token_mean()),
+        loss_fn=loss.ppo_clip(),
+    )
     made = update.learner(
         policy.measure, adv.algorithm(policy=term), optax.sgd(1.0), num_minibatches=8
     )

@@ -51,7 +51,11 @@ def train(devices, weighting, options, spread=True):
 
     spread: whether prompts are put on the mesh, or come as NumPy arrays.
     """
-    method = algorithm(policy=Term(loss.ppo_clip(), weighting, adv.scale_by_fade()))
+    method = algorithm(
+        policy=Term(
+            advantage=adv.scale_by_fade(), weighting=weighting, loss_fn=loss.ppo_clip()
+        )
+    )
     learner = update.learner(POLICY.measure, method, optax.sgd(0.1), **options)
     run = program.fused(ACT, learner, verify)
     place = mesh.make(devices)

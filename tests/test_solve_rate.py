@@ -78,7 +78,9 @@ def test_metrics_of_a_rollout_agree_with_it(claimed):
 
 POLICY = fakes.bandit(4, 3, 16)
 TERM = adv.Term(
-    loss.reinforce(), advantage=adv.center_by_group(), weighting=adv.token_mean()
+    advantage=adv.center_by_group(),
+    weighting=adv.token_mean(),
+    loss_fn=loss.reinforce(),
 )
 LEARNER = update.learner(POLICY.measure, adv.algorithm(policy=TERM), optax.sgd(1.0))
 

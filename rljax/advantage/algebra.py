@@ -70,23 +70,25 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
     return AdvantageTransform(lambda: tuple(t.init() for t in transforms), update)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
     """A summand of the loss: `sum(weight * loss_fn(now, credit, rollout))`.
 
-    loss_fn: minimised, broadcastable to f32[P, G, T], local to a prompt.
-    advantage: chain run once per rollout batch.
+    Fields stand in the order in which data flow through them.
+
+    advantage: chain run once per rollout batch; empty by default.
     weighting: chain run once per optimiser step on its whole minibatch; contains
       exactly one reduction and may read `rollout.current`.
+    loss_fn: minimised, f32[P, G, T] or [P, G, 1], local to a row.
     """
 
-    loss_fn: LossFn
-    weighting: AdvantageTransform
     advantage: AdvantageTransform = dataclasses.field(default_factory=chain)
+    weighting: AdvantageTransform
+    loss_fn: LossFn
 
     def __post_init__(self):
         check.function("loss_fn of Term", self.loss_fn, "now, credit, rollout")
-        for name in ("weighting", "advantage"):
+        for name in ("advantage", "weighting"):
             transform = vars(self)[name]
             check.kind(f"{name} of Term", transform, AdvantageTransform, "token_mean()")
 
@@ -143,7 +145,9 @@ def algorithm(**terms: Term) -> Algorithm:
     if not terms:
         raise ValueError("algorithm needs at least one term, got none; pass name=Term.")
     for name, term in terms.items():
-        check.kind(f"term {name!r}", term, Term, "Term(nll(), token_mean())")
+        check.kind(
+            f"term {name!r}", term, Term, "Term(weighting=token_mean(), loss_fn=nll())"
+        )
     names, parts = tuple(terms), tuple(terms.values())
 
     def run(chain_name, credits, states, rollout):

@@ -30,14 +30,14 @@ def dapo(
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(low, high),
-            weighting=adv.token_mean(),
             advantage=adv.chain(
                 adv.rescale_reward(scale=2.0, shift=-1.0),
                 adv.punish_overlong(max_tokens=max_tokens, buffer=buffer),
                 group_normalised(),
                 adv.drop_equal_groups(),
             ),
+            weighting=adv.token_mean(),
+            loss_fn=loss.ppo_clip(low, high),
         )
     )
 
@@ -50,6 +50,8 @@ def justrl(*, low: float = 0.2, high: float = 0.28, cap: float = 10.0) -> adv.Al
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.dual_clip(low, high, cap), adv.token_mean(), group_normalised()
+            advantage=group_normalised(),
+            weighting=adv.token_mean(),
+            loss_fn=loss.dual_clip(low, high, cap),
         )
     )

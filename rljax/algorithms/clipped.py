@@ -22,8 +22,8 @@ def ppo_clip_policy(
     filters = () if rows is None else (rows,)
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(clip, clip),
             advantage=adv.chain(*steps),
             weighting=adv.chain(*filters, adv.token_mean()),
+            loss_fn=loss.ppo_clip(clip, clip),
         )
     )

@@ -14,9 +14,9 @@ def ace(*, alpha: float = 1.0, low: float = 0.2, high: float = 0.28) -> adv.Algo
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(low, high),
-            weighting=adv.token_mean(),
             advantage=adv.chain(group_normalised(), adv.punish_confident_errors(alpha)),
+            weighting=adv.token_mean(),
+            loss_fn=loss.ppo_clip(low, high),
         )
     )
 
@@ -37,8 +37,8 @@ def dasd(
     follow = adv.follow_teacher_by_entropy(beta=beta, entropy_quantile=entropy_quantile)
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(low, high),
-            weighting=adv.token_mean(),
             advantage=adv.chain(group_normalised(), follow),
+            weighting=adv.token_mean(),
+            loss_fn=loss.ppo_clip(low, high),
         )
     )

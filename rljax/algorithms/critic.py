@@ -22,16 +22,16 @@ def _actor_critic(
     check.number("value_coefficient", value_coefficient, low=0)
     return adv.algorithm(
         policy=adv.Term(
-            policy_loss,
-            weighting=mean,
             advantage=adv.chain(
                 adv.assign_gae(gamma, lam), adv.whiten_by_batch(ddof=1)
             ),
+            weighting=mean,
+            loss_fn=policy_loss,
         ),
         value=adv.Term(
-            loss.value_loss(value_clip),
-            weighting=adv.chain(adv.token_mean(), adv.scale_weight(value_coefficient)),
             advantage=adv.assign_value_target(gamma, lam),
+            weighting=adv.chain(adv.token_mean(), adv.scale_weight(value_coefficient)),
+            loss_fn=loss.value_loss(value_clip),
         ),
     )
 

@@ -33,12 +33,16 @@ def skywork_or1(
         adv.entropy_controller(target=target, step=step, initial=initial, high=maximum)
     )
     return adv.algorithm(
-        policy=adv.Term(loss.ppo_clip(low, high), adv.token_mean(), group_normalised()),
-        entropy=adv.Term(
-            loss.times_advantage(loss.entropy_bonus()),
+        policy=adv.Term(
+            advantage=group_normalised(),
             weighting=adv.token_mean(),
+            loss_fn=loss.ppo_clip(low, high),
+        ),
+        entropy=adv.Term(
             advantage=adv.controlled(
                 adv.assign_constant, controller, adv.sampled_entropy
             ),
+            weighting=adv.token_mean(),
+            loss_fn=loss.times_advantage(loss.entropy_bonus()),
         ),
     )

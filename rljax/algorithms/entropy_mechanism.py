@@ -39,9 +39,9 @@ def clip_cov(
     )
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(low, high),
-            weighting=adv.chain(adv.token_mean(), drop),
             advantage=group_normalised(),
+            weighting=adv.chain(adv.token_mean(), drop),
+            loss_fn=loss.ppo_clip(low, high),
         )
     )
 
@@ -64,8 +64,14 @@ def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
         adv.token_mean(), adv.keep_covariant(fraction), adv.scale_weight(beta)
     )
     return adv.algorithm(
-        policy=adv.Term(loss.unclipped_ratio(), adv.token_mean(), group_normalised()),
+        policy=adv.Term(
+            advantage=group_normalised(),
+            weighting=adv.token_mean(),
+            loss_fn=loss.unclipped_ratio(),
+        ),
         penalty=adv.Term(
-            loss.against_old(loss.kl_absolute()), select, group_normalised()
+            advantage=group_normalised(),
+            weighting=select,
+            loss_fn=loss.against_old(loss.kl_absolute()),
         ),
     )

@@ -37,12 +37,12 @@ def gft(
     """
     return adv.algorithm(
         policy=adv.Term(
-            supervised.reweighted(
-                surrogate.reinforce(), supervised.threshold(tau, exceeds)
-            ),
             advantage=adv.skip_groups_of_one(
                 adv.center_by_group(), adv.scale_by_group_std(ddof=1, epsilon=epsilon)
             ),
             weighting=adv.token_mean(),
+            loss_fn=supervised.reweighted(
+                surrogate.reinforce(), supervised.threshold(tau, exceeds)
+            ),
         )
     )

@@ -25,18 +25,18 @@ def grpo_kl(
     kl = adv.chain(adv.sequence_mean(), adv.scale_weight(beta))
     return adv.algorithm(
         policy=_policy(clip, ddof, epsilon),
-        kl=adv.Term(loss.kl_k3(), weighting=kl),
+        kl=adv.Term(weighting=kl, loss_fn=loss.kl_k3()),
     )
 
 
 def _policy(clip, ddof, epsilon):
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
-        loss.ppo_clip(clip, clip),
         advantage=adv.chain(
             adv.center_by_group(), adv.scale_by_group_std(ddof=ddof, epsilon=epsilon)
         ),
         weighting=adv.sequence_mean(),
+        loss_fn=loss.ppo_clip(clip, clip),
     )
 
 
@@ -53,9 +53,9 @@ def dr_grpo(max_tokens: int, *, clip: float = 0.2) -> adv.Algorithm:
     check.number("clip", clip, low=0, high=1)
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(clip, clip),
             advantage=adv.center_by_group(),
             weighting=adv.constant_length(max_tokens),
+            loss_fn=loss.ppo_clip(clip, clip),
         )
     )
 

@@ -31,9 +31,9 @@ def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
     """Clipped GRPO on own rows, their statistics, and their token mean."""
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
-        surrogate.ppo_clip(clip, clip),
         advantage=adv.chain(adv.restrict_members(Source.OWN), group_normalised()),
         weighting=adv.chain(_OWN, adv.token_mean(), *after),
+        loss_fn=surrogate.ppo_clip(clip, clip),
     )
 
 
@@ -65,18 +65,18 @@ def luffy(
     total = adv.constant_sum(max_tokens)
     return adv.algorithm(
         policy=adv.Term(
-            ratio.unclipped_ratio(),
             advantage=advantage,
             weighting=adv.chain(_OWN, total),
+            loss_fn=ratio.unclipped_ratio(),
         ),
         stored=adv.Term(
-            supervised.shaped_probability(gamma),
             advantage=advantage,
             weighting=adv.chain(adv.keep_stored(), total),
+            loss_fn=supervised.shaped_probability(gamma),
         ),
         entropy=adv.Term(
-            kl.entropy_bonus(),
             weighting=adv.chain(adv.token_mean(), adv.scale_weight(entropy)),
+            loss_fn=kl.entropy_bonus(),
         ),
     )
 
@@ -114,16 +114,18 @@ def srft(
         surrogate.nll(), supervised.entropy_weight(sft, -1.0)
     )
     return adv.algorithm(
-        sft=adv.Term(imitate, weighting=adv.chain(adv.keep_stored(), adv.token_mean())),
+        sft=adv.Term(
+            weighting=adv.chain(adv.keep_stored(), adv.token_mean()), loss_fn=imitate
+        ),
         stored=adv.Term(
-            supervised.with_behaviour_prob_one(surrogate.ppo_clip(clip, clip)),
             advantage=group_normalised(),
             weighting=adv.chain(adv.keep_stored(), total),
+            loss_fn=supervised.with_behaviour_prob_one(surrogate.ppo_clip(clip, clip)),
         ),
         policy=adv.Term(
-            supervised.reweighted(surrogate.reinforce(), own_weight),
             advantage=adv.assign_by_class(lambda g: 1.0, lambda g: -1.0),
             weighting=adv.chain(_OWN, total),
+            loss_fn=supervised.reweighted(surrogate.reinforce(), own_weight),
         ),
     )
 
@@ -149,10 +151,10 @@ def mixture(
     return adv.algorithm(
         policy=_grpo(clip, adv.scale_weight(1 - mu)),
         sft=adv.Term(
-            imitate,
             weighting=adv.chain(
                 adv.keep_stored(), adv.token_mean(), adv.scale_weight(mu)
             ),
+            loss_fn=imitate,
         ),
     )
 
@@ -233,7 +235,6 @@ def hpt(
     check.number("coefficient", coefficient, low=0)
     return adv.algorithm(
         policy=adv.Term(
-            ratio.unclipped_ratio(),
             advantage=adv.chain(
                 adv.restrict_members(Source.OWN), adv.center_by_group()
             ),
@@ -242,15 +243,16 @@ def hpt(
                 adv.keep_prompts(lambda solved: solved > gate),
                 adv.constant_sum(max_tokens),
             ),
+            loss_fn=ratio.unclipped_ratio(),
         ),
         sft=adv.Term(
-            surrogate.nll(),
             weighting=adv.chain(
                 adv.keep_stored(),
                 adv.keep_prompts(lambda solved: ~(solved > gate)),
                 adv.token_mean(),
                 adv.scale_weight(coefficient),
             ),
+            loss_fn=surrogate.nll(),
         ),
     )
 
@@ -284,7 +286,7 @@ def uft(
     )
     return adv.algorithm(
         policy=_grpo(clip),
-        hint=adv.Term(surrogate.nll(), weighting=hints),
-        reference=adv.Term(kl.kl_k3(), weighting=own(reference)),
-        entropy=adv.Term(kl.entropy_bonus(), weighting=own(entropy)),
+        hint=adv.Term(weighting=hints, loss_fn=surrogate.nll()),
+        reference=adv.Term(weighting=own(reference), loss_fn=kl.kl_k3()),
+        entropy=adv.Term(weighting=own(entropy), loss_fn=kl.entropy_bonus()),
     )

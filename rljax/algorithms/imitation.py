@@ -16,9 +16,9 @@ _AS_IT_IS = adv.chain()
 
 def _demonstrations(loss_fn, *after, advantage=_AS_IT_IS) -> adv.Term:
     return adv.Term(
-        loss_fn,
         advantage=advantage,
         weighting=adv.chain(adv.keep_stored(), adv.token_mean(), *after),
+        loss_fn=loss_fn,
     )
 
 
@@ -103,7 +103,9 @@ def gcsl() -> adv.Algorithm:
     """
     reduction = adv.weighted_sequence_mean(_pair_weight)
     return adv.algorithm(
-        sft=adv.Term(surrogate.nll(), weighting=adv.chain(adv.keep_stored(), reduction))
+        sft=adv.Term(
+            weighting=adv.chain(adv.keep_stored(), reduction), loss_fn=surrogate.nll()
+        )
     )
 
 

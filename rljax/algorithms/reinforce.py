@@ -11,7 +11,9 @@ from rljax import check, loss
 def _likelihood(advantage, *weighting):
     return adv.algorithm(
         policy=adv.Term(
-            loss.reinforce(), advantage=advantage, weighting=adv.chain(*weighting)
+            advantage=advantage,
+            weighting=adv.chain(*weighting),
+            loss_fn=loss.reinforce(),
         )
     )
 

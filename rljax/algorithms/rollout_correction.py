@@ -32,9 +32,9 @@ def corrected(
     after = adv.chain() if after is None else after
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(low, high),
-            weighting=adv.chain(before, adv.token_mean(), after),
             advantage=adv.chain(group_normalised(), adv.log_mismatch()),
+            weighting=adv.chain(before, adv.token_mean(), after),
+            loss_fn=loss.ppo_clip(low, high),
         )
     )
 
@@ -115,8 +115,8 @@ def truncated_reinforce(*, cap: float = 2.0) -> adv.Algorithm:
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.against_behaviour(loss.cispo(cap=cap)),
-            weighting=adv.token_mean(),
             advantage=adv.chain(group_normalised(), adv.log_mismatch()),
+            weighting=adv.token_mean(),
+            loss_fn=loss.against_behaviour(loss.cispo(cap=cap)),
         )
     )

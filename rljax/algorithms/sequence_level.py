@@ -12,7 +12,11 @@ def gspo(*, low: float = 3e-4, high: float = 4e-4) -> adv.Algorithm:
     Source: arXiv:2507.18071 (SECONDARY).
     """
     return adv.algorithm(
-        policy=adv.Term(loss.gspo(low, high), adv.sequence_mean(), group_normalised())
+        policy=adv.Term(
+            advantage=group_normalised(),
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.gspo(low, high),
+        )
     )
 
 
@@ -23,7 +27,9 @@ def gspo_token(*, low: float = 3e-4, high: float = 4e-4) -> adv.Algorithm:
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.gspo_token(low, high), adv.sequence_mean(), group_normalised()
+            advantage=group_normalised(),
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.gspo_token(low, high),
         )
     )
 
@@ -38,8 +44,8 @@ def gmpo(*, low: float = 0.4, high: float = 0.4) -> adv.Algorithm:
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.gmpo(mean_of_clipped(low, high)),
-            adv.sequence_mean(),
-            group_normalised(),
+            advantage=group_normalised(),
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.gmpo(mean_of_clipped(low, high)),
         )
     )

@@ -30,9 +30,9 @@ def stapo(
     )
     return adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(low, high),
-            weighting=adv.chain(silence, adv.token_mean()),
             advantage=group_normalised(),
+            weighting=adv.chain(silence, adv.token_mean()),
+            loss_fn=loss.ppo_clip(low, high),
         )
     )
 
@@ -73,8 +73,8 @@ def top_entropy(
     check.maker("divisor_fn", divisor_fn, "select")
     return adv.algorithm(
         policy=adv.Term(
-            loss.dual_clip(low, high, cap),
-            weighting=divisor_fn(adv.keep_top_entropy(fraction)),
             advantage=adv.chain(group_normalised(), adv.drop_equal_groups()),
+            weighting=divisor_fn(adv.keep_top_entropy(fraction)),
+            loss_fn=loss.dual_clip(low, high, cap),
         )
     )

@@ -15,7 +15,11 @@ def cispo(*, cap: float = 5.0) -> adv.Algorithm:
     Source: MiniMax-M1, arXiv:2506.13585 (SECONDARY).
     """
     return adv.algorithm(
-        policy=adv.Term(loss.cispo(cap=cap), adv.token_mean(), group_normalised())
+        policy=adv.Term(
+            advantage=group_normalised(),
+            weighting=adv.token_mean(),
+            loss_fn=loss.cispo(cap=cap),
+        )
     )
 
 
@@ -26,7 +30,9 @@ def sapo(*, positive: float = 1.0, negative: float = 1.05) -> adv.Algorithm:
     """
     return adv.algorithm(
         policy=adv.Term(
-            loss.sapo(positive, negative), adv.sequence_mean(), group_normalised()
+            advantage=group_normalised(),
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.sapo(positive, negative),
         )
     )
 
@@ -37,5 +43,9 @@ def minpro(*, low: float = 1.0, high: float = 0.28) -> adv.Algorithm:
     Source: arXiv:2601.22718 (objective SECONDARY, bounds RECONSTRUCTED).
     """
     return adv.algorithm(
-        policy=adv.Term(loss.minpro(low, high), adv.token_mean(), group_normalised())
+        policy=adv.Term(
+            advantage=group_normalised(),
+            weighting=adv.token_mean(),
+            loss_fn=loss.minpro(low, high),
+        )
     )

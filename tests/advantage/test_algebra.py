@@ -129,7 +129,10 @@ def test_algorithm_without_terms_is_refused():
     ],
 )
 def test_a_term_takes_exactly_one_reduction(weighting, message):
-    rows, method = fakes.rollout(), algorithm(policy=Term(LOSS, weighting))
+    rows, method = (
+        fakes.rollout(),
+        algorithm(policy=Term(weighting=weighting, loss_fn=LOSS)),
+    )
     credits, state, _ = method.credit(rows, method.init())
     with pytest.raises(ValueError, match=message):
         method.weigh(credits, rows, state)
@@ -138,9 +141,10 @@ def test_a_term_takes_exactly_one_reduction(weighting, message):
 def test_the_loss_is_the_weighted_sum_over_terms():
     rows = fakes.rollout(1, 2, 2, reward=[[1, 0]], length=[[2, 1]])
     method = algorithm(
-        a=Term(LOSS, adv.token_mean()),
+        a=Term(weighting=adv.token_mean(), loss_fn=LOSS),
         b=Term(
-            lambda n, c, r: n.logp**2, chain(adv.token_mean(), adv.scale_weight(0.5))
+            weighting=chain(adv.token_mean(), adv.scale_weight(0.5)),
+            loss_fn=lambda n, c, r: n.logp**2,
         ),
     )
     credits, state, _ = method.credit(rows, method.init())
@@ -155,7 +159,7 @@ def test_the_loss_is_the_weighted_sum_over_terms():
 
 def test_what_weighs_nothing_may_be_nan():
     rows = fakes.pad_tokens(fakes.rollout(), by=2)
-    method = algorithm(policy=Term(LOSS, adv.token_mean()))
+    method = algorithm(policy=Term(weighting=adv.token_mean(), loss_fn=LOSS))
     credits, state, _ = method.credit(rows, method.init())
     credits, _, _ = method.weigh(credits, rows, state)
     assert bool(jnp.isfinite(method.loss(rows.current, credits, rows)))
@@ -166,9 +170,11 @@ def test_each_term_has_credit_state_and_metric_names_of_its_own():
     log = stateless(lambda c, r: c.log(level=jnp.mean(c.advantage)))
     method = algorithm(
         policy=Term(
-            LOSS, chain(log, adv.token_mean()), chain(adv.scale_by_fade(), log)
+            advantage=chain(adv.scale_by_fade(), log),
+            weighting=chain(log, adv.token_mean()),
+            loss_fn=LOSS,
         ),
-        extra=Term(LOSS, adv.token_mean(), log),
+        extra=Term(advantage=log, weighting=adv.token_mean(), loss_fn=LOSS),
     )
     credits, state, metrics = method.credit(rows, method.init())
     assert {"policy/alpha", "policy/level", "extra/level"} <= set(metrics)
@@ -186,7 +192,11 @@ def test_a_chain_that_reads_current_is_found_by_tracing():
         def weight(c, r):
             return c.replace(weight=c.weight * jnp.exp(getattr(r, name).logp))
 
-        return algorithm(policy=Term(LOSS, chain(stateless(weight), adv.token_mean())))
+        return algorithm(
+            policy=Term(
+                weighting=chain(stateless(weight), adv.token_mean()), loss_fn=LOSS
+            )
+        )
 
     rows = fakes.rollout()
     for name, want in (("current", True), ("old", False)):

@@ -57,14 +57,14 @@ def divergence_after_training(coefficient):
     policy = fakes.bandit(P, T, V)
     method = adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(),
-            weighting=adv.token_mean(),
             advantage=adv.center_by_group(),
+            weighting=adv.token_mean(),
+            loss_fn=loss.ppo_clip(),
         ),
         kl=adv.Term(
-            loss.times_advantage(loss.kl_k3()),
-            weighting=adv.token_mean(),
             advantage=coefficient,
+            weighting=adv.token_mean(),
+            loss_fn=loss.times_advantage(loss.kl_k3()),
         ),
     )
     learner = update.learner(policy.measure, method, optax.sgd(2.0))

@@ -105,9 +105,13 @@ def shared(loss_fn=None):
     def make(value):
         fn = nll() if loss_fn is None else loss_fn(value)
         return adv.algorithm(
-            a=adv.Term(fn, adv.chain(adv.token_mean(), adv.scale_weight(value))),
+            a=adv.Term(
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(value)),
+                loss_fn=fn,
+            ),
             b=adv.Term(
-                reinforce(), adv.chain(adv.token_mean(), adv.scale_weight(1 - value))
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(1 - value)),
+                loss_fn=reinforce(),
             ),
         )
 

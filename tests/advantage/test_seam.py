@@ -25,9 +25,9 @@ N = 4
 def run(rows, transform=None, loss_fn=None, *, weighting=None):
     """The loss of one term, made as the update makes it."""
     term = adv.Term(
-        loss.reinforce() if loss_fn is None else loss_fn,
         advantage=adv.chain() if transform is None else adv.chain(transform),
         weighting=adv.token_mean() if weighting is None else weighting,
+        loss_fn=loss.reinforce() if loss_fn is None else loss_fn,
     )
     algorithm = adv.algorithm(policy=term)
 
@@ -243,8 +243,8 @@ def test_a_loss_that_reads_current_is_refused_whatever_the_pieces(num_micro):
     # With one microbatch it used to work, with two it raised.
     policy = fakes.bandit(4, 5, 16)
     term = adv.Term(
-        lambda now, credit, rollout: -credit.advantage * rollout.current.logp,
         weighting=adv.token_mean(),
+        loss_fn=lambda now, credit, rollout: -credit.advantage * rollout.current.logp,
     )
     algorithm = adv.algorithm(policy=term)
     learner = update.learner(
@@ -259,7 +259,9 @@ def test_a_loss_that_reads_current_is_refused_whatever_the_pieces(num_micro):
 def test_a_reduction_in_the_advantage_chain_is_refused():
     # Term's chains exchanged: every token of the batch would weigh by its old share.
     swapped = adv.Term(
-        loss.reinforce(), advantage=adv.token_mean(), weighting=adv.center_by_group()
+        advantage=adv.token_mean(),
+        weighting=adv.center_by_group(),
+        loss_fn=loss.reinforce(),
     )
     algorithm = adv.algorithm(policy=swapped)
     with pytest.raises(ValueError, match=r"'policy' .* exchange the chains"):

@@ -256,7 +256,11 @@ def test_selections_run_over_the_minibatch_however_it_is_cut(weighting):
     params = jnp.asarray(draw.uniform(0.1, 2.0, (8, 4, 5)), jnp.float32)
     state = fakes_state(params)
     method = adv.algorithm(
-        policy=adv.Term(loss.ppo_clip(), weighting, adv.center_by_group())
+        policy=adv.Term(
+            advantage=adv.center_by_group(),
+            weighting=weighting,
+            loss_fn=loss.ppo_clip(),
+        )
     )
     credits, algorithm_state, _ = jax.jit(method.credit)(rows, method.init())
     state = state.replace(algorithm=algorithm_state)

@@ -117,7 +117,11 @@ def test_without_rectification_it_is_reinforce_with_a_group_baseline():
     baseline = adv.chain(
         adv.center_by_group(), adv.scale_by_group_std(ddof=1, epsilon=1e-6)
     )
-    plain = adv.algorithm(policy=adv.Term(reinforce(), adv.token_mean(), baseline))
+    plain = adv.algorithm(
+        policy=adv.Term(
+            advantage=baseline, weighting=adv.token_mean(), loss_fn=reinforce()
+        )
+    )
     chex.assert_trees_all_close(
         step(gft(tau=0.0), now, rollout)[:2], step(plain, now, rollout)[:2], rtol=1e-6
     )
@@ -210,7 +214,9 @@ def test_a_decoder_trains_on_mixed_groups():
 def test_methods_with_a_ratio_say_how_to_measure_old():
     bandit = fakes.bandit(8, 3, 6)
     ratio = adv.algorithm(
-        policy=adv.Term(lambda now, c, r: now.logp - r.old.logp, adv.token_mean())
+        policy=adv.Term(
+            weighting=adv.token_mean(), loss_fn=lambda now, c, r: now.logp - r.old.logp
+        )
     )
     sample = mixed.joined(sampling(bandit), mixed.stored())
     with pytest.raises(NotMeasured, match=r"measured\(stored\(\), policy.measure\)"):

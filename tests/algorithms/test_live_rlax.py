@@ -107,7 +107,11 @@ def test_losses_and_their_gradients_in_the_logits(name):
     loss_fn, peer = LOSSES[name]
     rows = rollout()
     fixed = adv.stateless(lambda c, r: c.replace(advantage=ADVANTAGE))
-    method = adv.algorithm(term=adv.Term(loss_fn, adv.constant_length(T), fixed))
+    method = adv.algorithm(
+        term=adv.Term(
+            advantage=fixed, weighting=adv.constant_length(T), loss_fn=loss_fn
+        )
+    )
 
     def ours(logits):
         credits, state, _ = method.credit(rows, method.init())

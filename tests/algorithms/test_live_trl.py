@@ -46,7 +46,9 @@ ROWS = rollout()
 
 def policy(loss_fn, *weighting):
     """A policy term of group-normalised advantages."""
-    return adv.Term(loss_fn, adv.chain(*weighting), group_normalised())
+    return adv.Term(
+        advantage=group_normalised(), weighting=adv.chain(*weighting), loss_fn=loss_fn
+    )
 
 
 def one(loss_fn, *weighting):
@@ -110,8 +112,8 @@ CASES = {
         adv.algorithm(
             policy=policy(PPO, adv.token_mean()),
             kl=adv.Term(
-                loss.times_ratio(loss.kl_k3()),
-                adv.chain(adv.token_mean(), adv.scale_weight(0.3)),
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(0.3)),
+                loss_fn=loss.times_ratio(loss.kl_k3()),
             ),
         ),
     ),
@@ -150,8 +152,8 @@ CASES = {
         adv.algorithm(
             policy=policy(PPO, adv.token_mean()),
             entropy=adv.Term(
-                loss.entropy_bonus(),
-                adv.chain(adv.token_mean(), adv.scale_weight(50.0)),
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(50.0)),
+                loss_fn=loss.entropy_bonus(),
             ),
         ),
     ),

@@ -133,9 +133,9 @@ def test_rloo_is_trls():
     trainer = live_trl.rloo(rows, beta=0.3)
     algorithm = adv.algorithm(
         policy=adv.Term(
-            product_ratio(0.2, 0.2),
-            adv.sequence_mean(),
-            adv.chain(penalise_drift(0.3), adv.center_by_leave_one_out()),
+            advantage=adv.chain(penalise_drift(0.3), adv.center_by_leave_one_out()),
+            weighting=adv.sequence_mean(),
+            loss_fn=product_ratio(0.2, 0.2),
         )
     )
     live_trl.same(live_trl.ours(algorithm, rows), live_trl.step(trainer))

@@ -129,9 +129,11 @@ def learner(one, *, num_passes=1, num_minibatches=1, rate=0.5):
     policy = fakes.bandit(4, 3, 8)
     method = adv.algorithm(
         policy=adv.Term(
-            loss.ppo_clip(),
-            adv.chain(adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)),
-            adv.scale_by_fade(),
+            advantage=adv.scale_by_fade(),
+            weighting=adv.chain(
+                adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)
+            ),
+            loss_fn=loss.ppo_clip(),
         )
     )
     made = update.learner(

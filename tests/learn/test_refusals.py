@@ -16,7 +16,11 @@ POLICY = fakes.bandit(4, 3, 8)
 ROWS = fakes.rollout(4, 4, 3)
 ROWS = ROWS.replace(samples=ROWS.samples.replace(tokens=ROWS.samples.tokens % 8))
 METHOD = adv.algorithm(
-    policy=adv.Term(loss.ppo_clip(), adv.token_mean(), adv.scale_by_fade())
+    policy=adv.Term(
+        advantage=adv.scale_by_fade(),
+        weighting=adv.token_mean(),
+        loss_fn=loss.ppo_clip(),
+    )
 )
 
 
@@ -40,7 +44,8 @@ def huge(scale):
     """A loss whose gradient is finite and `scale` times too large."""
     return adv.algorithm(
         policy=adv.Term(
-            loss.reinforce(), adv.chain(adv.token_mean(), adv.scale_weight(scale))
+            weighting=adv.chain(adv.token_mean(), adv.scale_weight(scale)),
+            loss_fn=loss.reinforce(),
         )
     )
 
@@ -149,7 +154,9 @@ def test_what_is_only_reported_decides_nothing():
         return -credit.advantage * now.logp + jnp.where(first, jnp.inf, 0.0)
 
     method = adv.algorithm(
-        policy=adv.Term(loss_fn, adv.token_mean(), adv.center_by_group())
+        policy=adv.Term(
+            advantage=adv.center_by_group(), weighting=adv.token_mean(), loss_fn=loss_fn
+        )
     )
     state, learn = learner(method)
     after, metrics = learn(state, on_policy())
@@ -176,7 +183,11 @@ def test_the_share_of_parameters_moved():
     rows = fakes.rollout(4, 4, 3, reward=reward, length=np.full((4, 4), 3))
     rows = rows.replace(samples=rows.samples.replace(tokens=rows.samples.tokens % 8))
     method = adv.algorithm(
-        policy=adv.Term(loss.reinforce(), adv.token_mean(), adv.center_by_group())
+        policy=adv.Term(
+            advantage=adv.center_by_group(),
+            weighting=adv.token_mean(),
+            loss_fn=loss.reinforce(),
+        )
     )
     state, learn = learner(method, optax.sgd(1.0))
     after, metrics = learn(state, on_policy(rows))

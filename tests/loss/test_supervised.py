@@ -26,7 +26,7 @@ def demonstration(now=PROBS, **fields):
 
 
 def one_term(loss_fn):
-    return algorithm(term=Term(loss_fn, weighting=token_mean()))
+    return algorithm(term=Term(weighting=token_mean(), loss_fn=loss_fn))
 
 
 def per_token(loss_fn, now, rollout, advantage=1.0):

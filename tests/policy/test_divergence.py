@@ -144,7 +144,9 @@ def test_a_learner_minimises_the_exact_divergence(num_microbatches):
     policy = fakes.bandit(2, 2, 3)
     rows = fakes.rollout(2, 4, 2)
     rows = rows.replace(samples=rows.samples.replace(tokens=rows.samples.tokens % 3))
-    kl = adv.algorithm(kl=adv.Term(loss.kl_reverse_exact(), adv.token_mean()))
+    kl = adv.algorithm(
+        kl=adv.Term(weighting=adv.token_mean(), loss_fn=loss.kl_reverse_exact())
+    )
     made = update.learner(
         against_reference(policy),
         kl,

@@ -249,7 +249,7 @@ def sends_no_gradient(transform, rollout):
     # As part of an algorithm; a leak would add a term that no paper has.
     reduced = apply(transform, rollout)[0].reduced
     reduction = () if reduced else (adv.token_mean(),)
-    term = adv.Term(loss.nll(), weighting=adv.chain(transform, *reduction))
+    term = adv.Term(weighting=adv.chain(transform, *reduction), loss_fn=loss.nll())
     algorithm = adv.algorithm(term=term)
 
     def total(current):
