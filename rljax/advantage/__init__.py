@@ -93,6 +93,7 @@ from rljax.advantage.reduction import (
 )
 from rljax.advantage.scale import (
     anneal_by_batch_rate,
+    normalise_by_group,
     scale_by_focal_factor,
     scale_by_group_norm,
     scale_by_group_std,
@@ -171,6 +172,7 @@ __all__ = [
     "log_mismatch",
     "mass",
     "masses",
+    "normalise_by_group",
     "pid",
     "prompt_mean",
     "punish_confident_errors",

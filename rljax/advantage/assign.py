@@ -8,8 +8,8 @@ m_F = -(1 - p) A_F. Where both classes are scaled alike, `center_by_group()` and
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check
 from rljax.advantage import solve_rate
@@ -17,7 +17,7 @@ from rljax.advantage.algebra import AdvantageTransform, stateless
 from rljax.advantage.solve_rate import Group
 
 
-def assign_constant(value: jax.typing.ArrayLike) -> AdvantageTransform:
+def assign_constant(value: ArrayLike) -> AdvantageTransform:
     """The same advantage everywhere: a term's coefficient for one rollout batch."""
     check.number("value", value)
     return stateless(
@@ -28,8 +28,8 @@ def assign_constant(value: jax.typing.ArrayLike) -> AdvantageTransform:
 
 
 def assign_by_class(
-    success_fn: Callable[[Group], jax.typing.ArrayLike],
-    failure_fn: Callable[[Group], jax.typing.ArrayLike],
+    success_fn: Callable[[Group], ArrayLike],
+    failure_fn: Callable[[Group], ArrayLike],
 ) -> AdvantageTransform:
     """A = success_fn(group) for correct samples, failure_fn(group) for the others.
 

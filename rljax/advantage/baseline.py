@@ -8,6 +8,7 @@ its baseline comes from elsewhere (a constant, a greedy sample).
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
@@ -39,7 +40,7 @@ def equal_groups(credit: Credit) -> jax.Array:
     return high <= low
 
 
-def center_by(constant: jax.typing.ArrayLike) -> AdvantageTransform:
+def center_by(constant: ArrayLike) -> AdvantageTransform:
     """r - constant: one baseline for all prompts (REINFORCE, Williams 1992)."""
     check.number("constant", constant)
     return stateless(lambda c, r: c.replace(advantage=c.advantage - constant))
@@ -120,7 +121,7 @@ def center_by_length() -> AdvantageTransform:
     return stateless(apply)
 
 
-def center_by_quantile(level: jax.typing.ArrayLike) -> AdvantageTransform:
+def center_by_quantile(level: ArrayLike) -> AdvantageTransform:
     """r - Q, Q = inf{x : F(x) >= level} of the group's rewards: a gate for 0 and 1.
 
     Q = 0 while p <= 1 - level, so that only successes count; else Q = 1 and only
@@ -148,7 +149,7 @@ def center_by_quantile(level: jax.typing.ArrayLike) -> AdvantageTransform:
     return stateless(apply)
 
 
-def center_by_risk(beta: jax.typing.ArrayLike) -> AdvantageTransform:
+def center_by_risk(beta: ArrayLike) -> AdvantageTransform:
     """(e^(beta r) / mean(e^(beta r)) - 1) / beta: the gradient of a log-mean-exp.
 
     The objective is (1 / beta) log E[e^(beta r)], from the mean (beta -> 0) to the best

@@ -16,6 +16,7 @@ it. Example: a KL term whose coefficient was set by the previous step's divergen
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.controller import Controller
@@ -24,11 +25,11 @@ from rljax.types import Credit, Rollout
 
 def entropy_controller(
     *,
-    target: jax.typing.ArrayLike = 0.2,
-    step: jax.typing.ArrayLike = 1e-4,
-    initial: jax.typing.ArrayLike = 0.0,
-    low: jax.typing.ArrayLike = 0.0,
-    high: jax.typing.ArrayLike = 0.005,
+    target: ArrayLike = 0.2,
+    step: ArrayLike = 1e-4,
+    initial: ArrayLike = 0.0,
+    low: ArrayLike = 0.0,
+    high: ArrayLike = 0.005,
 ) -> Controller:
     """From an entropy e to a bonus coefficient that is on while e is too low.
 
@@ -64,11 +65,11 @@ def sampled_entropy(credit: Credit, rollout: Rollout) -> jax.Array:
 
 
 def kl_controller(
-    target: jax.typing.ArrayLike,
+    target: ArrayLike,
     *,
-    rate: jax.typing.ArrayLike,
-    initial: jax.typing.ArrayLike = 0.2,
-    largest_error: jax.typing.ArrayLike = 0.2,
+    rate: ArrayLike,
+    initial: ArrayLike = 0.2,
+    largest_error: ArrayLike = 0.2,
 ) -> Controller:
     """From a divergence d to a penalty's coefficient, which grows while d is too large.
 

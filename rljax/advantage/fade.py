@@ -147,25 +147,22 @@ def peak_scale(alpha: jax.Array) -> jax.Array:
 
 
 def scale_by_fade(
-    *,
     controller: Controller | None = None,
+    *,
     base: AdvantageTransform | None = None,
     focal_rate_fn: Callable[..., jax.Array] = group_rate,
     scale_fn: Callable[[jax.Array], jax.Array] = unit_scale,
     reward_range: tuple[float, float] = (0.0, 1.0),
-    **schedule,
 ) -> AdvantageTransform:
     """The FADE advantage with its persistent state.
 
     Args:
-      controller: from `FadeMeasurement` to `FadeValue`; None makes `fade_controller`
-        from the remaining keyword arguments.
+      controller: from `FadeMeasurement` to `FadeValue`; None is `fade_controller()`.
       base: centres the reward; None is `center_by_group()`. With a further
         `scale_by_group_std()` it is GRPO with FADE's factors, which is not the paper's.
       focal_rate_fn: `group_rate` or `run_rate`, the p of the focal factor alone.
       scale_fn: C as a function of alpha: `unit_scale`, `area_scale` or `peak_scale`.
       reward_range: rewards are mapped from this range to [0, 1] first.
-      **schedule: see `fade_controller`.
 
     Returns:
       A transform for `advantage=`. Reads rewards and the entropies of `rollout.old` (if
@@ -188,13 +185,7 @@ def scale_by_fade(
             f"reward_range must be (low, high) with low < high, got {low, high};"
             " exchange them."
         )
-    if controller is None:
-        controller = fade_controller(**schedule)
-    elif schedule:
-        raise ValueError(
-            "scale_by_fade must get a controller or a schedule, not both, got a"
-            f" controller and {sorted(schedule)}; give these to the controller."
-        )
+    controller = fade_controller() if controller is None else controller
     base = baseline.center_by_group() if base is None else base
     unit = stateless(
         lambda c, r: c.replace(advantage=(c.advantage - low) / (high - low))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage import filter, order
@@ -45,7 +46,7 @@ class GacState(NamedTuple):
     step: jax.Array  # i32[] optimiser steps so far
 
 
-def optimal_share(m: GacMeasurement, alpha: jax.typing.ArrayLike = 0.5) -> jax.Array:
+def optimal_share(m: GacMeasurement, alpha: ArrayLike = 0.5) -> jax.Array:
     """The closed form of mu*; inverse-variance weighting without mismatch.
 
     Args:
@@ -57,16 +58,15 @@ def optimal_share(m: GacMeasurement, alpha: jax.typing.ArrayLike = 0.5) -> jax.A
 
 def gac_controller(
     *,
-    alpha: jax.typing.ArrayLike = 0.5,
-    keep: jax.typing.ArrayLike = 0.99,
+    alpha: ArrayLike = 0.5,
+    keep: ArrayLike = 0.99,
     initial: float = 0.5,
-    low: jax.typing.ArrayLike = 0.05,
-    high: jax.typing.ArrayLike = 0.9,
-    max_change: jax.typing.ArrayLike = 0.01,
+    low: ArrayLike = 0.05,
+    high: ArrayLike = 0.9,
+    max_change: ArrayLike = 0.01,
     every: int = 10,
     prior: Callable[[jax.Array], jax.Array] | None = None,
-    prior_share: jax.typing.ArrayLike = 0.5,
-    mismatch_cap: jax.typing.ArrayLike | None = None,
+    mismatch_cap: ArrayLike | None = None,
 ) -> Controller:
     """The bounded, smoothed controller of the mixing share.
 
@@ -77,8 +77,9 @@ def gac_controller(
       initial, low, high: first share and bounds, fractions.
       max_change: largest change of the share per optimiser step.
       every: optimiser steps between measurements that are taken in.
-      prior: step -> share, such as an optax schedule; None follows the measurements.
-      prior_share: weight of the prior, 1 - lambda.
+      prior: step -> share, such as an optax schedule; it is
+        averaged with the measurements' share (the code's lambda is 1/2). None follows
+        the measurements alone.
       mismatch_cap: bounds D by this times s_s + s_r; None does not.
 
     Returns:
@@ -86,7 +87,6 @@ def gac_controller(
     """
     check.number("alpha", alpha, low=0, high=1)
     check.number("keep", keep, low=0, high=1)
-    check.number("prior_share", prior_share, low=0, high=1)
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0, high=1)
     check.ordered(low=low, initial=initial, high=high)
@@ -121,7 +121,7 @@ def gac_controller(
         raw = optimal_share(capped, alpha)
         wanted = jnp.clip(keep * state.mu + (1 - keep) * raw, low, high)
         if prior is not None:
-            wanted = prior_share * prior(state.step) + (1 - prior_share) * wanted
+            wanted = 0.5 * prior(state.step) + 0.5 * wanted
         change = jnp.clip(wanted - state.mu, -max_change, max_change)
         mu = jnp.clip(state.mu + change, low, high)
         last = jnp.where(due, state.step, state.last)

@@ -11,10 +11,9 @@ Variants: OpenRLHF zeroes reward and value at holes but recurses through them: a
   costs gamma and counts V = 0; TRL knows no holes. Tested against both.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
@@ -54,11 +53,6 @@ def _backward(decay, gain, last):
     return g + d * last
 
 
-def ended(rollout: Rollout) -> jax.Array:
-    """f32[P, G, 1]: 0, no value after the last token, cut off or not (as verl, TRL)."""
-    return jnp.zeros((*rollout.samples.mask.shape[:2], 1), jnp.float32)
-
-
 def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
     """f32[P, G, T]: the advantage so far, a row's single number at its last token.
 
@@ -72,43 +66,39 @@ def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
     return jnp.where(position == last, credit.advantage, 0.0)
 
 
-def _estimate(credit, rollout, gamma, lam, bootstrap_fn):
+def _estimate(credit, rollout, gamma, lam):
     value, mask = old_value(rollout), rollout.samples.mask
     reward = token_reward(credit, rollout)
-    a, target = gae(reward, value, mask, gamma, lam, bootstrap_fn(rollout))
+    a, target = gae(reward, value, mask, gamma, lam)
     return a, target, jnp.where(mask, value, 0.0)
 
 
 def assign_gae(
-    gamma: jax.typing.ArrayLike = 1.0,
-    lam: jax.typing.ArrayLike = 0.95,
-    bootstrap_fn: Callable[[Rollout], jax.Array] = ended,
+    gamma: ArrayLike = 1.0,
+    lam: ArrayLike = 0.95,
 ) -> AdvantageTransform:
     """Replaces rewards by GAE over the sampling policy's values; f32[P, G, T].
 
     Args:
       gamma: discount per policy token.
       lam: lambda; 1 is the Monte Carlo return minus the value.
-      bootstrap_fn: rollout -> f32[P, G, 1], value after the last token.
 
     Returns:
       A stateless transform for `advantage=`; reads `rollout.old.extra["value"]`.
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lam", lam, low=0, high=1)
-    check.function("bootstrap_fn", bootstrap_fn, "rollout")
 
     def apply(credit, rollout):
-        a, _, _ = _estimate(credit, rollout, gamma, lam, bootstrap_fn)
+        a, _, _ = _estimate(credit, rollout, gamma, lam)
         return credit.replace(advantage=a)
 
     return stateless(apply)
 
 
 def assign_value_target(
-    gamma: jax.typing.ArrayLike = 1.0,
-    lam: jax.typing.ArrayLike = 0.95,
-    bootstrap_fn: Callable[[Rollout], jax.Array] = ended,
+    gamma: ArrayLike = 1.0,
+    lam: ArrayLike = 0.95,
 ) -> AdvantageTransform:
     """Replaces rewards by GAE's returns: the value loss's target, f32[P, G, T].
 
@@ -116,17 +106,16 @@ def assign_value_target(
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lam", lam, low=0, high=1)
-    check.function("bootstrap_fn", bootstrap_fn, "rollout")
 
     def apply(credit, rollout):
-        _, target, value = _estimate(credit, rollout, gamma, lam, bootstrap_fn)
+        _, target, value = _estimate(credit, rollout, gamma, lam)
         share = explained_variance(target, value, rollout.samples.mask)
         return credit.replace(advantage=target).log(explained_variance=share)
 
     return stateless(apply)
 
 
-def assign_return_to_go(discount: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
+def assign_return_to_go(discount: ArrayLike = 1.0) -> AdvantageTransform:
     """G_t = sum over policy tokens s >= t of discount^(s - t) r_s; f32[P, G, T].
 
     An advantage per row is a reward paid at its last token, one per token (with a KL

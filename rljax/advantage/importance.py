@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
@@ -52,15 +53,13 @@ def geometric(d: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.exp(numerics.bounded(mean))
 
 
-def truncate(cap: jax.typing.ArrayLike) -> Callable[[jax.Array], jax.Array]:
+def truncate(cap: ArrayLike) -> Callable[[jax.Array], jax.Array]:
     """min(w, cap): truncated importance sampling."""
     check.number("cap", cap, above=0, high=jnp.inf)
     return lambda w: jnp.minimum(w, cap)
 
 
-def clip(
-    low: jax.typing.ArrayLike, high: jax.typing.ArrayLike
-) -> Callable[[jax.Array], jax.Array]:
+def clip(low: ArrayLike, high: ArrayLike) -> Callable[[jax.Array], jax.Array]:
     """w clamped to [low, high]."""
     check.number("low", low, low=0)
     check.number("high", high, above=0, high=jnp.inf)
@@ -68,9 +67,7 @@ def clip(
     return lambda w: jnp.clip(w, low, high)
 
 
-def mask_outside(
-    low: jax.typing.ArrayLike, high: jax.typing.ArrayLike
-) -> Callable[[jax.Array], jax.Array]:
+def mask_outside(low: ArrayLike, high: ArrayLike) -> Callable[[jax.Array], jax.Array]:
     """w inside [low, high], ends kept, else 0: IcePop; TRL's "mask" modes."""
     check.number("low", low, low=0)
     check.number("high", high, above=0, high=jnp.inf)
@@ -113,7 +110,7 @@ def weigh_by_importance(
 def weigh_by_normalised_importance(
     bound_fn: Callable[[jax.Array], jax.Array], ratio_fn: Statistic = per_token
 ) -> AdvantageTransform:
-    """`weigh_by_importance` divided by its mean over the minibatch's tokens (or rows)."""
+    """`weigh_by_importance` divided by the weights' mean over tokens (or rows)."""
     check.function("bound_fn", bound_fn, "w")
     check.function("ratio_fn", ratio_fn, "d, mask")
 
@@ -170,14 +167,14 @@ def row_max(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
 def reject(
     statistic_fn: Statistic,
     *,
-    low: jax.typing.ArrayLike = -jnp.inf,
-    high: jax.typing.ArrayLike = jnp.inf,
+    low: ArrayLike = -jnp.inf,
+    high: ArrayLike = jnp.inf,
 ) -> AdvantageTransform:
     """Weight 0 where a statistic lies outside [low, high]; ends are kept.
 
     Chain several: all must pass. Before the reduction the rest is renormalised (verl);
-    after it the divisor stays, and with `weigh_by_importance(untouched)` beside it this is
-    OpenRLHF's `seq-mask-tis`, which leaves the token weights untruncated.
+    after it the divisor stays. There, with `weigh_by_importance(untouched)` beside it,
+    this is OpenRLHF's `seq-mask-tis`, which leaves the token weights untruncated.
 
     Args:
       statistic_fn: (d, mask) -> f32[P, G, T or 1]: `per_token`, `per_sequence` or

@@ -11,13 +11,14 @@ without replacement, contains no success. c of n members are correct.
 | `assign_pass_at_k_training` | pass@k normalised by its deviation | balanced |
 | `assign_lead_of_best` | pass@n | the only success up |
 
-All but the last replace the advantage and read `verdict.correct` (`center_by_pkpo_leave_one_out`
-keeps the reward, too). Without sampling error pass@k is the power objective of order k,
-`scale_by_focal_factor(k - 1)`.
+The first three `assign_...` replace the advantage and read `verdict.correct` alone; the
+other two also read the reward. Without sampling error pass@k is the power objective of
+order k: `center_by_group()` and `scale_by_focal_factor(k - 1)`.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage import assign, baseline, solve_rate
@@ -125,7 +126,7 @@ def center_by_pkpo_leave_one_out(k: int) -> AdvantageTransform:
 
 
 def assign_pass_at_k_training(
-    k: int, *, epsilon: jax.typing.ArrayLike = 0.0
+    k: int, *, epsilon: ArrayLike = 0.0
 ) -> AdvantageTransform:
     """A_S = (1 - R) / s, A_F = (1 - R - b) / s: GRPO over all subsets of size k.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
@@ -113,7 +114,7 @@ def weighted_sequence_mean(
     return _reduction("weighted_sequence_mean()", share)
 
 
-def scale_weight(coefficient: jax.typing.ArrayLike) -> AdvantageTransform:
+def scale_weight(coefficient: ArrayLike) -> AdvantageTransform:
     """Multiplies the weight: a term's coefficient, placed after its reduction.
 
     Args:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage import solve_rate
-from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.advantage.baseline import equal_groups, require_group
+from rljax.advantage.algebra import AdvantageTransform, chain, stateless
+from rljax.advantage.baseline import center_by_group, equal_groups, require_group
 
 
 def scale_by_group_std(*, ddof: int = 0, epsilon: float = 0.0) -> AdvantageTransform:
@@ -44,7 +45,24 @@ def scale_by_group_std(*, ddof: int = 0, epsilon: float = 0.0) -> AdvantageTrans
     return stateless(apply)
 
 
-def scale_by_group_norm(order: jax.typing.ArrayLike) -> AdvantageTransform:
+def normalise_by_group(
+    *, ddof: int = 1, epsilon: ArrayLike = 1e-6
+) -> AdvantageTransform:
+    """(r - mean) / (std + epsilon) of the group; groups of equal rewards become 0.
+
+    Most papers of GRPO's family leave the convention open and were run on verl, whose
+    numbers are the defaults.
+
+    Args:
+      ddof: 1 for the sample standard deviation, 0 for the population one.
+      epsilon: added to the standard deviation, reward units.
+
+    Source: arXiv:2402.03300, eq. (3); defaults verl (SECONDARY).
+    """
+    return chain(center_by_group(), scale_by_group_std(ddof=ddof, epsilon=epsilon))
+
+
+def scale_by_group_norm(order: ArrayLike) -> AdvantageTransform:
     """A / (mean |A|^order)^(1 / order); groups of equal advantages become 0.
 
     After a centring, order 2 is `scale_by_group_std()`, 1 the mean absolute deviation,
@@ -96,7 +114,7 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
     return stateless(apply)
 
 
-def scale_by_focal_factor(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
+def scale_by_focal_factor(exponent: ArrayLike) -> AdvantageTransform:
     """A * (1 - p)^exponent, p the group's solve rate: focus on hard prompts.
 
     FADE's difficulty factor with exponent alpha - 1; F-GRPO's with gamma.
@@ -111,14 +129,14 @@ def scale_by_focal_factor(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
     return stateless(apply)
 
 
-def focal_factor(p: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
+def focal_factor(p: jax.Array, exponent: ArrayLike) -> jax.Array:
     """(1 - p)^exponent with 0^0 = 1."""
     q = jnp.maximum(1 - p, 0.0)
     safe = jnp.where(q > 0, q, 1.0) ** exponent
     return jnp.where(q > 0, safe, jnp.where(jnp.asarray(exponent) == 0, 1.0, 0.0))
 
 
-def scale_negative(factor: jax.typing.ArrayLike) -> AdvantageTransform:
+def scale_negative(factor: ArrayLike) -> AdvantageTransform:
     """Multiplies negative advantages: the sign axis (AsymGRPO with factor 1/delta)."""
     check.number("factor", factor, low=0)
     return stateless(
@@ -153,7 +171,7 @@ def scale_by_mixed_share() -> AdvantageTransform:
     return stateless(apply)
 
 
-def anneal_by_batch_rate(k0: jax.typing.ArrayLike = 1.0) -> AdvantageTransform:
+def anneal_by_batch_rate(k0: ArrayLike = 1.0) -> AdvantageTransform:
     """A h, and times min(1, B / k0) where A > 0; B the mean solve rate of the prompts.
 
         h = 1/2 ((1 - B) / (1 - sqrt p) + B / sqrt p)

@@ -8,15 +8,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage import order
 from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
-def rescale_reward(
-    *, scale: jax.typing.ArrayLike, shift: jax.typing.ArrayLike
-) -> AdvantageTransform:
+def rescale_reward(*, scale: ArrayLike, shift: ArrayLike) -> AdvantageTransform:
     """scale r + shift; DAPO's rewards of +1 and -1 are scale 2, shift -1."""
     check.number("scale", scale)
     check.number("shift", shift)
@@ -60,7 +59,7 @@ def averaged(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def punish_confident_errors(
-    alpha: jax.typing.ArrayLike = 1.0,
+    alpha: ArrayLike = 1.0,
     confidence_fn: Callable[[jax.Array, jax.Array], jax.Array] = summed,
 ) -> AdvantageTransform:
     """A (1 + alpha softplus(c)) where A < 0, c = log(pi_old / pi_ref) of the row (ACE).
@@ -88,8 +87,8 @@ def punish_confident_errors(
 
 def follow_teacher_by_entropy(
     *,
-    beta: jax.typing.ArrayLike = 0.1,
-    entropy_quantile: jax.typing.ArrayLike = 0.8,
+    beta: ArrayLike = 0.1,
+    entropy_quantile: ArrayLike = 0.8,
 ) -> AdvantageTransform:
     """A + beta omega d: towards the teacher where certain, else away from it (DASD).
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, keys, numerics
 from rljax.advantage import order
@@ -37,8 +38,8 @@ def all_tokens(rare: jax.Array, valid: jax.Array) -> jax.Array:
 
 def silence_spurious(
     *,
-    max_prob: jax.typing.ArrayLike = 0.002,
-    entropy_quantile: jax.typing.ArrayLike = 0.75,
+    max_prob: ArrayLike = 0.002,
+    entropy_quantile: ArrayLike = 0.75,
     population_fn: Callable[[jax.Array, jax.Array], jax.Array] = low_probability,
 ) -> AdvantageTransform:
     """Drops tokens that are rare, certain and rewarded (STAPO).
@@ -85,7 +86,7 @@ def by_quantile(values: jax.Array, valid: jax.Array, fraction) -> jax.Array:
 
 
 def keep_top_entropy(
-    fraction: jax.typing.ArrayLike = 0.2,
+    fraction: ArrayLike = 0.2,
     select_fn: Callable[..., jax.Array] = by_count,
 ) -> AdvantageTransform:
     """Keeps the fraction of the minibatch's tokens with the highest entropies.
@@ -127,7 +128,7 @@ def covariance(credit: Credit, rollout: Rollout) -> jax.Array:
     return jnp.where(valid, centred * (a - numerics.masked_mean(a, valid)), 0.0)
 
 
-def keep_covariant(fraction: jax.typing.ArrayLike = 2e-3) -> AdvantageTransform:
+def keep_covariant(fraction: ArrayLike = 2e-3) -> AdvantageTransform:
     """Keeps the max(1, floor(fraction N)) tokens of largest covariance (KL-Cov).
 
     For the penalty's own term, after its reduction: the penalty is paid by these tokens
@@ -148,11 +149,11 @@ def keep_covariant(fraction: jax.typing.ArrayLike = 2e-3) -> AdvantageTransform:
 
 def drop_covariant(
     *,
-    fraction: jax.typing.ArrayLike = 2e-4,
-    low: jax.typing.ArrayLike = 1.0,
-    high: jax.typing.ArrayLike = 5.0,
+    fraction: ArrayLike = 2e-4,
+    low: ArrayLike = 1.0,
+    high: ArrayLike = 5.0,
     clipped_fn: Callable[[Credit, Rollout], jax.Array],
-    seed: jax.typing.ArrayLike = 0,
+    seed: ArrayLike = 0,
 ) -> AdvantageTransform:
     """Drops a few tokens at random among those of high covariance (Clip-Cov).
 

@@ -70,20 +70,19 @@ def fit(entropy: np.ndarray, performance: np.ndarray) -> EntropyLaw:
 
 
 def points(
-    records: Sequence[record.Record], performance: str, kind: str = "evaluation"
+    records: Sequence[record.Record], performance: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(H, R), each [N], of a run: each R with the entropy interpolated to its step.
 
     Args:
       records: of `metrics.read_metrics`.
-      performance: name of the metric R.
-      kind: of the records that hold it, "evaluation" or "step".
+      performance: name of the evaluations' metric R.
 
     Raises:
       ValueError: if the run recorded no entropies or no such metric.
     """
     entropy = record.series(records, "policy/entropy_nats")
-    found = record.series(records, performance, kind)
+    found = record.series(records, performance, "evaluation")
     for name, series in (("policy/entropy_nats", entropy), (performance, found)):
         if series.shape[1] == 0:
             raise ValueError(

@@ -40,15 +40,14 @@ class Profile(NamedTuple):
         return np.linspace(0.0, 1.0, len(self.A_S))
 
 
-def advantage_of(algorithm: Algorithm, index: int = 0) -> AdvantageTransform:
-    """The advantage chain of an algorithm's term (the first one), as a transform."""
+def advantage_of(algorithm: Algorithm) -> AdvantageTransform:
+    """The advantage chain of an algorithm's first term, as a transform."""
     check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
-    check.count("index", index, low=0)
 
     def update(credit, state, rollout):
         del credit
         credits, state, metrics = algorithm.credit(rollout, state)
-        return credits[index].log(**metrics), state
+        return credits[0].log(**metrics), state
 
     return AdvantageTransform(algorithm.init, update)
 

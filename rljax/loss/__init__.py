@@ -1,6 +1,6 @@
 """Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token."""
 
-from rljax.loss import supervised
+from rljax.loss import sequence_ratio, supervised
 from rljax.loss.combine import (
     against_behaviour,
     against_old,
@@ -23,6 +23,12 @@ from rljax.loss.kl import (
 )
 from rljax.loss.ratio import cispo, cispo_band, dual_clip, minpro, sapo, unclipped_ratio
 from rljax.loss.sequence_ratio import clipping_bias, gmpo, gspo, gspo_token, turn_ppo
+from rljax.loss.supervised import (
+    consistency,
+    reweighted,
+    shaped_probability,
+    with_behaviour_prob_one,
+)
 from rljax.loss.surrogate import (
     is_clipped,
     log_ratio,
@@ -42,6 +48,7 @@ __all__ = [
     "cispo",
     "cispo_band",
     "clipping_bias",
+    "consistency",
     "dual_clip",
     "entropy_bonus",
     "entropy_bonus_sampled",
@@ -61,7 +68,10 @@ __all__ = [
     "nll",
     "ppo_clip",
     "reinforce",
+    "reweighted",
     "sapo",
+    "sequence_ratio",
+    "shaped_probability",
     "supervised",
     "times_advantage",
     "times_ratio",
@@ -69,4 +79,5 @@ __all__ = [
     "turn_ppo",
     "unclipped_ratio",
     "value_loss",
+    "with_behaviour_prob_one",
 ]

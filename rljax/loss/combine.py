@@ -26,10 +26,10 @@ def against_behaviour(loss_fn: LossFn) -> LossFn:
 
 
 def times_advantage(loss_fn: LossFn) -> LossFn:
-    """The loss times the term's advantage, there a coefficient of the whole term.
+    """The loss times the term's advantage, which is a coefficient of the whole term.
 
-    An advantage chain runs once per rollout batch: with `assign_constant` in it, that is
-    how often the coefficient changes.
+    An advantage chain runs once per rollout batch, so that is how often a coefficient
+    made by `assign_constant` changes.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: credit.advantage * loss_fn(now, credit, rollout)

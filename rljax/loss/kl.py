@@ -12,7 +12,7 @@ most codebases do not say so: both columns are tested by exact enumeration.
 | `kl_k3_straight_through` | value k3, gradient k2 | KL | grad KL, exactly |
 | `kl_absolute` | abs(d) | biased | of neither |
 | `chi_squared` | e^d + e^-d - 2 | chi2 | grad chi2 / 2 + grad KL(pi_ref, pi) |
-| `chi_squared_straight_through` | the same, gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
+| `chi_squared_straight_through` | gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
 | `kl_reverse_exact`, ... | sums over the vocabulary | exact | exact, every token |
 
 KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.

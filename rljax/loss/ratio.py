@@ -7,6 +7,7 @@ named `low` and `high`, and absolute where they are named `floor` and `cap`.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.loss.surrogate import clip_loss, log_ratio, token_ratio
@@ -19,9 +20,9 @@ def unclipped_ratio() -> LossFn:
 
 
 def dual_clip(
-    low: jax.typing.ArrayLike = 0.2,
-    high: jax.typing.ArrayLike = 0.2,
-    cap: jax.typing.ArrayLike = 3.0,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.2,
+    cap: ArrayLike = 3.0,
 ) -> LossFn:
     """PPO's clip, and -A min(rho, cap) for A < 0: the loss of a bad token is bounded.
 
@@ -46,9 +47,7 @@ def dual_clip(
     return loss
 
 
-def cispo(
-    *, cap: jax.typing.ArrayLike = 5.0, floor: jax.typing.ArrayLike = 0.0
-) -> LossFn:
+def cispo(*, cap: ArrayLike = 5.0, floor: ArrayLike = 0.0) -> LossFn:
     """-sg[clip(rho, floor, cap)] A log pi: every token keeps a gradient (CISPO).
 
     Coefficient clip(rho) A. Bounds are absolute, as in TRL, ms-swift and SkyRL-tx; 5.0
@@ -67,7 +66,7 @@ def cispo(
     return loss
 
 
-def cispo_band(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> LossFn:
+def cispo_band(low: ArrayLike, high: ArrayLike) -> LossFn:
     """CISPO with bounds 1 - low and 1 + high, as verl, slime and the paper write them.
 
     The same number means another cap than in `cispo`: verl's example script has low 10
@@ -78,9 +77,7 @@ def cispo_band(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> LossFn:
     return cispo(floor=1 - low, cap=1 + high)
 
 
-def sapo(
-    positive: jax.typing.ArrayLike = 1.0, negative: jax.typing.ArrayLike = 1.05
-) -> LossFn:
+def sapo(positive: ArrayLike = 1.0, negative: ArrayLike = 1.05) -> LossFn:
     """-A (4 / tau) sigmoid(tau (rho - 1)): a soft gate instead of a clip (SAPO).
 
     Coefficient A rho 4 s (1 - s), s the sigmoid: A at rho = 1, decaying on both sides.
@@ -114,9 +111,7 @@ def prefix_minimum(d: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(jnp.isposinf(before), 0.0, before)
 
 
-def minpro(
-    low: jax.typing.ArrayLike = 1.0, high: jax.typing.ArrayLike = 0.28
-) -> LossFn:
+def minpro(low: ArrayLike = 1.0, high: ArrayLike = 0.28) -> LossFn:
     """CISPO with the ratio times the smallest ratio of its prefix (MinPRO).
 
     -sg[clip(rho_t min_{s<t} rho_s, 1 - low, 1 + high)] A log pi: an off-policy prefix

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.types import Credit, LossFn, Rollout, TokenStats, measured_extra
@@ -71,7 +72,7 @@ def uncertainty(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
 
 
 def threshold(
-    tau: jax.typing.ArrayLike = 0.5,
+    tau: ArrayLike = 0.5,
     exceeds: Callable[[jax.Array, jax.Array], jax.Array] = jnp.greater,
 ) -> WeightFn:
     """1 where p exceeds tau, else p: GFT's dynamic coefficient rectification.
@@ -97,9 +98,7 @@ def threshold(
     return weight
 
 
-def sequence_importance(
-    exponent: jax.typing.ArrayLike = 1.0, high: jax.typing.ArrayLike = 16.0
-) -> WeightFn:
+def sequence_importance(exponent: ArrayLike = 1.0, high: ArrayLike = 16.0) -> WeightFn:
     """min(exp(exponent * mean_t log(p / p_ref)), high) per row, f32[P, G, 1]: iw-SFT.
 
     Args:
@@ -121,9 +120,7 @@ def sequence_importance(
     return weight
 
 
-def token_importance(
-    low: jax.typing.ArrayLike = 0.2, high: jax.typing.ArrayLike = 1.8
-) -> WeightFn:
+def token_importance(low: ArrayLike = 0.2, high: ArrayLike = 1.8) -> WeightFn:
     """clip(p / p_ref, low, high) per token: iw-SFT's other weight."""
     check.number("low", low, low=0)
     check.number("high", high, above=0, high=jnp.inf)
@@ -137,9 +134,7 @@ def token_importance(
     return weight
 
 
-def entropy_weight(
-    coefficient: jax.typing.ArrayLike, exponent: jax.typing.ArrayLike
-) -> WeightFn:
+def entropy_weight(coefficient: ArrayLike, exponent: ArrayLike) -> WeightFn:
     """coefficient * exp(exponent * H), H the row's mean entropy, nats; f32[P, G, 1].
 
     SRFT's weights: (0.5, -1) on demonstrations, (0.1, +1) on rewarded rollouts.
@@ -158,7 +153,7 @@ def entropy_weight(
     return weight
 
 
-def shaped_probability(gamma: jax.typing.ArrayLike = 0.1) -> LossFn:
+def shaped_probability(gamma: ArrayLike = 0.1) -> LossFn:
     """-A p / (p + gamma): LUFFY's policy shaping of off-policy tokens.
 
     The gradient flows through the fraction: its coefficient A gamma p / (p + gamma)^2

@@ -2,16 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check
 from rljax.types import LossFn, TokenStats, measured_extra, old_value
 
 
-def value_loss(clip: jax.typing.ArrayLike = 0.2) -> LossFn:
+def value_loss(clip: ArrayLike = 0.2) -> LossFn:
     """max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2.
 
-    R is the term's advantage: `assign_value_target(...)` is its advantage chain. Where the
-    clipped error is the larger one (strictly) nothing flows back.
+    R is the term's advantage, made by `assign_value_target(...)`. Where the clipped
+    error is strictly larger, no gradient flows.
 
     Args:
       clip: trust region in units of the return; 0.2 (TRL, CleanRL), 0.5 (verl),

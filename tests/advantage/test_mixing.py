@@ -290,7 +290,8 @@ def test_gac_adds_up_over_microbatches():
     bandit = fakes.bandit(8, 3, 6)
     logits = np.random.default_rng(0).normal(size=(8, 3, 6)).astype(np.float32)
     prompts = jax.tree.map(lambda x: jnp.asarray(x[0]), task(1))
-    algorithm = algorithms.gac(max_change=1.0, keep=0.1)
+    controller = gac.gac_controller(max_change=1.0, keep=0.1, prior=hybrid.README_PRIOR)
+    algorithm = algorithms.gac(controller=controller)
     after = []
     for num in (1, 4):
         learner = update.learner(
@@ -476,7 +477,7 @@ SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 0.9, 5, 45, 0.05)
 HYBRIDS = {
     "luffy": algorithms.luffy(max_tokens=3),
     "chord": algorithms.chord(mu_fn=SCHEDULE),
-    "gac": algorithms.gac(prior=SCHEDULE),
+    "gac": algorithms.gac(controller=gac.gac_controller(prior=SCHEDULE)),
 }
 
 

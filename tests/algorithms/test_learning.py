@@ -34,7 +34,7 @@ def verify(prompts, samples):
 def train(sign):
     """Metrics of a run with FADE whose advantages are multiplied by `sign`."""
     flip = stateless(lambda c, r: c.replace(advantage=sign * c.advantage))
-    advantage = chain(adv.scale_by_fade(ema_rate=0.1), flip)
+    advantage = chain(adv.scale_by_fade(adv.fade_controller(ema_rate=0.1)), flip)
     method = algorithm(
         policy=Term(
             advantage=advantage, weighting=adv.token_mean(), loss_fn=loss.ppo_clip()

@@ -15,7 +15,6 @@ import pytest
 from rljax import advantage as adv
 from rljax import algorithms, loss, numerics
 from rljax.advantage import importance, token_filter
-from rljax.algorithms.clip_higher import group_normalised
 
 P, G, T = 4, 5, 9
 
@@ -47,7 +46,9 @@ ROWS = rollout()
 def policy(loss_fn, *weighting):
     """A policy term of group-normalised advantages."""
     return adv.Term(
-        advantage=group_normalised(), weighting=adv.chain(*weighting), loss_fn=loss_fn
+        advantage=adv.normalise_by_group(),
+        weighting=adv.chain(*weighting),
+        loss_fn=loss_fn,
     )
 
 

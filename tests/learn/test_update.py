@@ -346,7 +346,7 @@ def spoil(field):
 def test_a_refused_gradient_leaves_no_trace(field, num_minibatches):
     # A NaN entropy would stay in FADE's average for ever, a NaN logp in Adam's moments.
     term = Term(
-        advantage=adv.scale_by_fade(entropy_target=5.0),
+        advantage=adv.scale_by_fade(adv.fade_controller(entropy_target=5.0)),
         weighting=counting(),
         loss_fn=loss.ppo_clip(),
     )

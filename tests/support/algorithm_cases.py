@@ -124,4 +124,4 @@ CASES = {
     "uft": mixed(a.uft()),
     "w_reinforce": Case(a.w_reinforce()),
 }
-PARTS = {"group_normalised", "over_all", "over_selected"}
+PARTS = {"over_all", "over_selected"}

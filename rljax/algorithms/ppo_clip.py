@@ -1,4 +1,6 @@
-"""The loss that most static advantages come in: PPO's clipped ratio, token mean."""
+"""The loss of most static advantages: PPO's clipped ratio, mean over tokens."""
+
+from jax.typing import ArrayLike
 
 from rljax import advantage as adv
 from rljax import check, loss
@@ -6,15 +8,17 @@ from rljax import check, loss
 
 def ppo_clip_policy(
     *steps: adv.AdvantageTransform,
-    clip: float = 0.2,
+    clip: ArrayLike = 0.2,
     rows: adv.AdvantageTransform | None = None,
 ) -> adv.Algorithm:
     """One policy term: -min(rho A, clip(rho, 1 - clip, 1 + clip) A), mean over tokens.
 
     Args:
       *steps: the advantage chain, from the reward on.
-      clip: distance of both bounds from 1.
+      clip: distance of both bounds of the ratio from 1.
       rows: a filter before the mean, such as `adv.keep_correct()`; None keeps all.
+
+    Source: arXiv:1707.06347, eq. (7) (TEXTBOOK).
     """
     check.number("clip", clip, low=0, high=1)
     if rows is not None:

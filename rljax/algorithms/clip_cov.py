@@ -1,32 +1,36 @@
-"""The entropy mechanism: Clip-Cov and KL-Cov, arXiv:2505.22617.
+"""The entropy mechanism: Clip-Cov and KL-Cov.
 
 Entropy falls with the covariance of log-probability and advantage; both methods hold
-back the few tokens where it is largest. `rljax.analysis.entropy_law` fits
+back the few tokens where it is largest. `rljax.analysis.entropy_law` fits the law
 R = -a exp(H) + b.
 """
 
+from jax.typing import ArrayLike
+
 from rljax import advantage as adv
 from rljax import check, loss
-from rljax.algorithms.clip_higher import group_normalised
 
 
 def clip_cov(
     *,
-    fraction: float = 2e-4,
-    cov_low: float = 1.0,
-    cov_high: float = 5.0,
-    low: float = 1.0,
-    high: float = 1.0,
-    seed: int = 0,
+    fraction: ArrayLike = 2e-4,
+    cov_low: ArrayLike = 1.0,
+    cov_high: ArrayLike = 5.0,
+    low: ArrayLike = 1.0,
+    high: ArrayLike = 1.0,
+    seed: ArrayLike = 0,
 ) -> adv.Algorithm:
     """A few random tokens of high covariance lose their gradient (Clip-Cov).
 
     Args:
-      fraction, cov_low, cov_high, seed: of `drop_covariant`.
+      fraction: of the minibatch's tokens.
+      cov_low, cov_high: bounds of the covariance, nats times advantage.
       low, high: distances of PPO's bounds from 1; the released scripts set both to 1.
+      seed: of the draw, an integer.
 
-    Source: eqs. (11)-(12); code PRIME-RL/Entropy-Mechanism-of-RL@88505792
-      verl/trainer/ppo/core_algos.py, recipe/dapo/7b_clip_cov.sh (PAPER).
+    Source: arXiv:2505.22617, eqs. (11)-(12); code
+      PRIME-RL/Entropy-Mechanism-of-RL@88505792 verl/trainer/ppo/core_algos.py,
+      recipe/dapo/7b_clip_cov.sh (PAPER).
     """
     check.ordered(cov_low=cov_low, cov_high=cov_high)
 
@@ -39,14 +43,14 @@ def clip_cov(
     )
     return adv.algorithm(
         policy=adv.Term(
-            advantage=group_normalised(),
+            advantage=adv.normalise_by_group(),
             weighting=adv.chain(adv.token_mean(), drop),
             loss_fn=loss.ppo_clip(low, high),
         )
     )
 
 
-def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
+def kl_cov(*, fraction: ArrayLike = 2e-3, beta: ArrayLike = 1.0) -> adv.Algorithm:
     """Tokens of the highest covariance pay for leaving the old policy (KL-Cov).
 
     No clip at all. The penalty |log rho| has no gradient at rho = 1, up to rounding
@@ -56,8 +60,9 @@ def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
       fraction: of the minibatch's tokens; 2e-3 (7B), 2e-4 (32B).
       beta: the penalty's coefficient.
 
-    Source: eqs. (13)-(14); code as `clip_cov` (PAPER). The equation has KL(old, now) in
-      the place of the sampled |log rho|.
+    Source: arXiv:2505.22617, eqs. (13)-(14); code
+      PRIME-RL/Entropy-Mechanism-of-RL@88505792 verl/trainer/ppo/core_algos.py (PAPER).
+    Variants: the equation has KL(old, now) in the place of the sampled |log rho|.
     """
     check.number("beta", beta, low=0)
     select = adv.chain(
@@ -65,12 +70,12 @@ def kl_cov(*, fraction: float = 2e-3, beta: float = 1.0) -> adv.Algorithm:
     )
     return adv.algorithm(
         policy=adv.Term(
-            advantage=group_normalised(),
+            advantage=adv.normalise_by_group(),
             weighting=adv.token_mean(),
             loss_fn=loss.unclipped_ratio(),
         ),
         penalty=adv.Term(
-            advantage=group_normalised(),
+            advantage=adv.normalise_by_group(),
             weighting=select,
             loss_fn=loss.against_old(loss.kl_absolute()),
         ),

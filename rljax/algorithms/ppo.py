@@ -4,6 +4,8 @@ Both need a policy with a value head, `rljax.policy.with_value_head`, and its `m
 as the actor's `measure_old`.
 """
 
+from jax.typing import ArrayLike
+
 from rljax import advantage as adv
 from rljax import check, loss
 from rljax.types import LossFn
@@ -13,10 +15,10 @@ def _actor_critic(
     policy_loss: LossFn,
     mean: adv.AdvantageTransform,
     *,
-    gamma,
-    lam,
-    value_clip,
-    value_coefficient,
+    gamma: ArrayLike,
+    lam: ArrayLike,
+    value_clip: ArrayLike,
+    value_coefficient: ArrayLike,
 ) -> adv.Algorithm:
     check.number("value_clip", value_clip, above=0, high=float("inf"))
     check.number("value_coefficient", value_coefficient, low=0)
@@ -38,18 +40,19 @@ def _actor_critic(
 
 def ppo(
     *,
-    low: float = 0.2,
-    high: float = 0.2,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value_clip: float = 0.2,
-    value_coefficient: float = 0.1,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.2,
+    gamma: ArrayLike = 1.0,
+    lam: ArrayLike = 0.95,
+    value_clip: ArrayLike = 0.2,
+    value_coefficient: ArrayLike = 0.1,
 ) -> adv.Algorithm:
     """PPO with whitened generalised advantages and a clipped value loss.
 
     Args:
       low, high: distances of the ratio's bounds from 1.
-      gamma, lam: of GAE; verl has lam 1, TRL 0.95.
+      gamma: discount per policy token, a fraction.
+      lam: of GAE, a fraction; verl has 1, TRL 0.95.
       value_clip: trust region of the value, reward units; verl 0.5.
       value_coefficient: weight of the value loss; TRL 0.1, CleanRL 0.5.
 
@@ -67,16 +70,25 @@ def ppo(
 
 def turn_ppo(
     *,
-    low: float = 0.2,
-    high: float = 0.2,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    value_clip: float = 0.2,
-    value_coefficient: float = 0.1,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.2,
+    gamma: ArrayLike = 1.0,
+    lam: ArrayLike = 0.95,
+    value_clip: ArrayLike = 0.2,
+    value_coefficient: ArrayLike = 0.1,
 ) -> adv.Algorithm:
     """PPO with one ratio per turn, mean over sequences of token means (Turn-PPO).
 
-    Source: arXiv:2511.20718 (SECONDARY); GAE's numbers and whitening are PPO's.
+    GAE's numbers and the whitening are PPO's.
+
+    Args:
+      low, high: distances of the ratio's bounds from 1.
+      gamma: discount per policy token, a fraction.
+      lam: of GAE, a fraction.
+      value_clip: trust region of the value, reward units.
+      value_coefficient: weight of the value loss.
+
+    Source: arXiv:2511.20718 (SECONDARY).
     """
     return _actor_critic(
         loss.turn_ppo(low, high),
