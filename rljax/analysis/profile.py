@@ -198,12 +198,10 @@ def place(profile: Profile, p=None) -> Place:
     return Place(float(ratio), float(difficulty), float(total))
 
 
-def equalised(profile: Profile, p=None) -> Profile:
+def equalised(profile: Profile) -> Profile:
     """The table with mean total mass 1: without its scale, which a learning rate sets.
 
-    Args:
-      profile: a table.
-      p: true solve rates of the prompts, as in `place`.
+    The mean is over prompts whose true solve rates are spread evenly.
     """
-    scale = place(profile, p).scale
+    scale = place(profile).scale
     return Profile(*(column / scale for column in profile))
