@@ -1,4 +1,4 @@
-"""Static advantages against ../shared/papers/01-fade.md: golden values, by hand, peers.
+"""Static advantages of groups: golden values by formula, by hand, and of peers.
 
 The golden tables run the recipes themselves through `profile.analytic`.
 """
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
 
-# Every recipe of paper 01 that is a function of the group alone.
+# Every recipe that is a function of the group alone.
 RECIPES = {
     "reinforce": al.reinforce(),
     "reinforce_baseline": al.reinforce(baseline=0.3),
@@ -114,7 +114,9 @@ def equal(got, *groups, atol=2e-6):
     chex.assert_trees_all_close(got, jnp.asarray(groups, jnp.float32), atol=atol)
 
 
-GOLDEN = {  # sections 3 and 6.4, G = 8: (A_S, A_F, m_S, m_F) at c = 2 and at c = 6
+# G = 8: (A_S, A_F, m_S, m_F) at c = 2 and at c = 6, computed in float64 from the formula
+# in each recipe's docstring with p = c / 8 and q = 1 - p; m_S = p A_S, m_F = -q A_F.
+GOLDEN = {
     "reinforce": ((1, 0, 0.25, 0), (1, 0, 0.75, 0)),
     "psr": ((1, 0, 0.25, 0), (1, 0, 0.75, 0)),
     "reinforce_baseline": ((0.7, -0.3, 0.175, 0.225), (0.7, -0.3, 0.525, 0.075)),
@@ -182,11 +184,11 @@ def test_golden_values_of_a_group_of_eight(name):
 @pytest.mark.parametrize(
     ("name", "count", "want"),
     [
-        # Section 6.3: an interpolated quantile would give .2, -.8 at c = 5: no gate.
+        # K = .4: an interpolated quantile would give .2, -.8 at c = 5: no gate.
         ("qae", 2, (2.30940108, 0)),
         ("qae", 5, (0, -2.06559112)),
         ("qae_plain", 5, (0, -1)),
-        # Section 6.4: an only success; an unsolved group under Linear-R.
+        # An only success; an unsolved group under Linear-R.
         ("pass_at_group", 1, (1, 0)),
         ("linear_r", 0, (0, -1)),
         # Not zero where a constant baseline is: no group is there to learn from.
@@ -253,7 +255,7 @@ def test_power_scales_match_area_or_peak(alpha, area, peak):
         np.testing.assert_allclose(scaled.A_S, want * base.A_S, rtol=1e-4)
 
 
-# Conventions of peers (../shared/anchors/peers.md, 6); baselines: test_baseline.py.
+# MaxRL as peers' tests have it.
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def test_a_missing_greedy_sample_is_a_fault():
     assert credit.metrics["fault/greedy_missing"] == 1
 
 
-# OPO, section 6.2.
+# OPO, arXiv:2505.23585: b = sum(l r) / sum(l).
 
 
 def test_the_length_weighted_baseline_balances_tokens():
@@ -521,7 +523,7 @@ def test_every_recipe_prefers_successes_to_failures(whole, name):
 
 
 def test_the_fade_recipe_passes_its_numbers_on():
-    # E3 of section 2.5: p_hat .29775 and H_hat .598 after the step; alpha at its limit.
+    # E3 of test_fade.py: p_hat .29775, H_hat .598 after the step; alpha at its limit.
     rows = fakes.solved(8, 2, 1)
     stats = rows.old.replace(entropy=jnp.full((2, 8, 1), 0.5))
     method = al.fade(entropy_target=1.0, p_init=0.3, alpha_max=2.0, delta_min=0.6)

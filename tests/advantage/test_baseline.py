@@ -27,7 +27,8 @@ def equal(got, *groups, atol=2e-6):
     chex.assert_trees_all_close(got, jnp.asarray(groups, jnp.float32), atol=atol)
 
 
-# Conventions of peers (../shared/papers/03, sections 7 and 15; anchors/peers.md, 6).
+# Four samples, by hand: RLOO is 4/3 (r - mean), torch's deviation has ddof 1 and 1e-6.
+# The rest are peers' own tests.
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,8 @@ def test_published_numbers(transform, rewards, want):
     equal(advantage(transform, rewards), want)
 
 
-# ../shared/papers/01-fade.md, golden values of section 3 at G = 8: A_S, A_F.
+# G = 8, 2 and 6 successes, p = 1/4 and 3/4: (A_S, A_F) = (1 - p, -p) times 1, 8/7,
+# 1 / sqrt(p q), sqrt(7/8) of that, q, q^(1/2) / sqrt(p q); in the last failures twice.
 
 
 @pytest.mark.parametrize(

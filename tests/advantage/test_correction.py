@@ -1,6 +1,8 @@
 """Rollout correction on published numbers: weights, rejections, metrics.
 
-Numbers without another source: ../shared/papers/03, sections 13 and 22.
+Numbers without another source follow by hand from w = e^d, d = log pi_old - log mu:
+row products e^(sum d), geometric means e^(mean d), k2 = d^2 / 2, k3 = e^d - 1 - d,
+Kish's (sum w)^2 / sum w^2. The rules are those of verl, OpenRLHF and TRL.
 """
 
 import fakes

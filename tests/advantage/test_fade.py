@@ -1,4 +1,11 @@
-"""FADE: the numbers of ../shared/papers/01-fade.md, its limits and its options."""
+"""FADE by hand, its limits and its options.
+
+The examples E1 to E7 follow from the formula (arXiv:2607.01490) with groups of 8, rate
+.02 and H* = 1. E1 starts at p_hat .5 and H_hat 2; it measures entropy .9 and groups of
+2 and 6 successes, so p_hat = .98 * .5 + .02 * .5 and H_hat = .98 * 2 + .02 * .9 = 1.978.
+Then alpha = 1.5 (1 - p_hat) / p_hat = 1.5, delta = clip(1 + H_hat - H*, .3, 1) = 1, and
+at 2 of 8 A_S = .75^.5 * .75.
+"""
 
 import chex
 import fakes
@@ -127,7 +134,7 @@ def test_example_e7_takes_graded_rewards():
 
 
 GOLDEN = {
-    # name: (transform, c = 2 of 8: A_S, A_F, c = 6 of 8: A_S, A_F); section 3's table.
+    # name: (transform, c = 2 of 8: A_S, A_F, c = 6 of 8: A_S, A_F); by formula.
     "dr_grpo": (fixed(1.0), (0.75, -0.25), (0.25, -0.75)),
     "asym_grpo": (fixed(1.0, 0.5), (0.75, -0.5), (0.25, -1.5)),
     "power_2": (fixed(2.0), (0.5625, -0.1875), (0.0625, -0.1875)),

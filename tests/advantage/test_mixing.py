@@ -169,7 +169,7 @@ def controlled_once(m, **options):
 
 
 def test_the_share_by_hand():
-    # Section 3.4.
+    # mu* = (.5 D + s_r) / (D + s_s + s_r).
     m = measurement(0.6, 0.2, 0.9)
     np.testing.assert_allclose(gac.optimal_share(m), 0.7058824, atol=1e-7)
     value, _ = controlled_once(m)
@@ -219,7 +219,7 @@ def test_the_mismatch_can_be_capped():
 
 
 def gac_batch():
-    """Section 3.4's batch: two expert rows and four own ones, constant advantages."""
+    """Two expert rows and four own ones, constant advantages."""
     rows = [
         Row((0.5, 0.8), source=DEMONSTRATION),
         Row((0.25, 0.25), source=TEACHER),
@@ -258,7 +258,7 @@ def test_a_missing_branch_has_no_variance():
 
 
 def test_the_variance_is_trimmed_on_both_sides():
-    # Section 3.4: of 1..9, 100 the 1 and the 100 go.
+    # Of 1..9, 100 the 1 and the 100 go.
     values = jnp.asarray([5.0, 1, 2, 100, 3, 4, 9, 8, 7, 6])
     mask = jnp.ones(10, bool)
     np.testing.assert_allclose(gac.trimmed_variance(values, mask, 0.1), 5.25, rtol=1e-6)
@@ -347,7 +347,7 @@ def test_a_second_reduction_is_refused(reduction):
 
 
 def test_chord_mixes_means_over_each_kind_of_rows():
-    # Section 6.3: 0.7 * 0.2 + 0.3 * 0.1 = 0.17. Own rows have 3 tokens, the stored one
+    # 0.7 * 0.2 + 0.3 * 0.1 = 0.17. Own rows have 3 tokens, the stored one
     # has 1: a mean over all tokens would weigh the terms 3 : 1 once more.
     mu, a, e = 0.3, np.sqrt(0.5), np.exp(-0.1)
     r = (1 - 0.6 / a) / 2
@@ -435,7 +435,7 @@ def test_srft_by_hand():
 
 
 def hpt_group(demonstration=(0.5, 0.25)):
-    """Section 6.7: none and two of eight solved, lengths 2 (right) and 1 (wrong)."""
+    """None and two of eight solved, lengths 2 (right) and 1 (wrong)."""
     wrong, right = Row((0.5,), 0.0), Row((0.5, 0.5), 1.0)
     shown = Row(demonstration, 1.0, DEMONSTRATION)
     return group([wrong] * 8 + [shown], [right] * 2 + [wrong] * 6 + [shown])

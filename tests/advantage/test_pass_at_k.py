@@ -72,7 +72,7 @@ def test_closed_forms_are_means_over_all_subsets(make, value, k):
 
 
 def test_pkpo_with_leave_one_out_as_in_the_maxrl_repository():
-    # a q G / (G - 1) with a = C(6, 3) / C(7, 3) = 4/7 at c = 2; section 3.
+    # a q G / (G - 1) with a = C(6, 3) / C(7, 3) = 4/7 at c = 2.
     got = profile.analytic(adv.center_by_pkpo_leave_one_out(4), 8)
     a = 4 / 7
     np.testing.assert_allclose(
@@ -83,7 +83,7 @@ def test_pkpo_with_leave_one_out_as_in_the_maxrl_repository():
 
 
 def test_the_epsilon_of_pass_at_k_training_changes_the_sixth_digit():
-    # Section 3: with the code's 1e-6, .522232 and -.174077 at c = 2; without,
+    # With the code's 1e-6, .522232 and -.174077 at c = 2; without,
     # .522233 and -.174078.
     got = profile.analytic(adv.assign_pass_at_k_training(4, epsilon=1e-6), 8)
     exact = profile.analytic(adv.assign_pass_at_k_training(4), 8)

@@ -34,7 +34,8 @@ TUNIX = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[1, 1, 0], [1, 1, 1]]
 @pytest.mark.parametrize(
     ("reduction", "loss", "mask", "want"),
     [
-        # ../shared/papers/03, section 7: A = (1, -1), ratio 1, lengths 2 and 4.
+        # A = (1, -1), ratio 1, lengths 2 and 4: (-2 + 4) / 6, (-1 + 1) / 2, and
+        # (-2 + 4) / (2 * 8).
         (adv.token_mean(), PPO_LOSS, LENGTHS_2_AND_4, 0.333333),
         (adv.sequence_mean(), PPO_LOSS, LENGTHS_2_AND_4, 0.0),
         (adv.constant_length(8), PPO_LOSS, LENGTHS_2_AND_4, 0.125),

@@ -1,6 +1,10 @@
 """Overlong punishment, dynamic sampling, ACE and DASD on published numbers.
 
-Numbers without another source: ../shared/papers/03, sections 2, 6 and 8.
+Numbers without another source follow from the formulas by hand:
+
+    DAPO  -1 beyond max, ((max - buffer) - length) / buffer on the slope   2503.14476
+    ACE   A (1 + alpha softplus(c)) where A < 0                            2602.21420
+    DASD  A + beta tanh((tau - H) / sigma) sigmoid(|d| - 1) d              2605.22263
 """
 
 import fakes

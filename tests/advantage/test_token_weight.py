@@ -1,6 +1,7 @@
 """STAPO, 20-Entropy, Clip-Cov and KL-Cov on published numbers and by their laws.
 
-Numbers without another source: ../shared/papers/03, sections 1, 4 and 5a.
+Numbers without another source follow by hand from the rules of STAPO (2602.15620),
+20-Entropy (2506.01939), Clip-Cov and KL-Cov (2505.22617), as the comments show.
 """
 
 import fakes

@@ -163,7 +163,7 @@ def mixed_rollout(policy, params, prompts):
 
 @pytest.mark.parametrize("num_microbatches", [1, 2])
 def test_a_mixed_group_moves_the_parameters_by_its_gradient(num_microbatches):
-    # By hand: the gradient of the loss of section 1.4 with respect to the logits.
+    # By hand: the gradient of GFT's loss with respect to the logits.
     bandit = fakes.bandit(8, 3, 6)
     logits = np.random.default_rng(0).normal(size=(8, 3, 6)).astype(np.float32)
     params = {"logits": jnp.asarray(logits)}

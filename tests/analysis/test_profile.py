@@ -18,7 +18,7 @@ RATES = np.array([0.1, 0.25, 0.6, 0.9])
 G, K, DELTA, B = 8, 4, 0.5, 2.0
 table = test_advantages.table
 
-# f'(p) of groups of G = 8, exact (section 1).
+# f'(p) of groups of G = 8: sums over c ~ Bin(8, p) of A_S chance and -A_F chance.
 EXACT = {
     "reinforce": lambda p, q: 1,
     "reinforce_baseline": lambda p, q: 1,
@@ -37,7 +37,7 @@ EXACT = {
     "pass_at_group": lambda p, q: q ** (G - 1),
 }
 
-# f' of section 3 for the others: the limit of large groups.
+# f' by the recipes' docstrings for the others: the limit of large groups.
 LIMIT = {
     "grpo": lambda p, q: 1 / np.sqrt(p * q),
     "grpo_ddof_1": lambda p, q: 1 / np.sqrt(p * q),

@@ -1,6 +1,6 @@
 """Gates: what they refuse, what they remember, and that a refusal leaves no trace.
 
-Numbers without another source: ../shared/papers/03, sections 3.4 and 21.
+Numbers without another source follow by hand from the rules in `rljax.learn.gate`.
 """
 
 import chex

@@ -1,7 +1,17 @@
 """Surrogates on published numbers: loss and coefficient -dl/dlogp of every token.
 
-Numbers without another source: ../shared/papers/03, sections 10 to 12, 17 and 19, and
-04, sections 1 and 3. Coefficients are those of the token mean times the token count.
+Numbers without another source follow from the losses' formulas by hand; with rho and d
+a token's ratio and its logarithm, s a row's:
+
+    dual clip  -min(rho A, clip(rho) A), at most -c A for A < 0     arXiv:1912.09729
+    CISPO      -sg[clip(rho)] A log pi                              arXiv:2506.13585
+    SAPO       -A (4 / tau) sigmoid(tau (rho - 1))                  arXiv:2511.20347
+    GSPO       -min(s A, clip(s) A), s = exp(mean d)                arXiv:2507.18071
+    GMPO       -A exp(mean of d clipped on A's side)                arXiv:2507.20673
+    MinPRO     CISPO with rho times the prefix's smallest rho       arXiv:2601.22718
+    Turn-PPO   PPO's clip of exp(mean d of the turn)                arXiv:2511.20718
+
+Coefficients are those of the token mean times the token count.
 """
 
 import jax

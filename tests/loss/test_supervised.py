@@ -97,7 +97,7 @@ def test_the_coefficient_of_a_token_is_the_papers(name, strict):
 
 
 def test_dft_by_hand():
-    # Section 2.1: p log p per token, mean 0.1766916; SFT's mean is 1.2783540. With the
+    # p log p per token, mean 0.1766916; SFT's mean is 1.2783540. With the
     # weight inside the divisor DFT would be 0.1766916 * 3 / 1.54.
     now, rollout = group([demonstration()])
     loss_fn = supervised.reweighted(nll(), supervised.probability)
@@ -142,7 +142,7 @@ def asft_loss(recipe, logits, base=BASE, label=1):
 
 
 def test_asft_by_hand():
-    # Section 2.2: DFT part 0.3218876, forward KL 0.0920329 (the reverse is 0.0851228).
+    # DFT part 0.3218876, forward KL 0.0920329 (the reverse is 0.0851228).
     logits = jnp.log(POLICY)
     for anchor, want in ((0.0, 0.3218876), (0.05, 0.3264892), (0.1, 0.3310909)):
         np.testing.assert_allclose(
@@ -169,7 +169,7 @@ def test_the_sampled_anchor_by_hand(base, p, want):
 
 
 def test_psft_by_hand():
-    # Section 6.5: the clip takes the loss at 1.28 and its gradient; ratios on the other
+    # The clip takes the loss at 1.28 and its gradient; ratios on the other
     # side are never clipped, as A = 1.
     old, ratios = 0.5, (0.5, 1.0, 1.2, 1.4)
     row = demonstration(tuple(old * r for r in ratios), reward=0.0, old=(old,) * 4)
@@ -186,7 +186,7 @@ def test_psft_by_hand():
 
 
 def test_iw_sft_by_hand():
-    # Section 6.6: mean log-ratio 0.2310491, weight 1.2599210; the weight does not enter
+    # Mean log-ratio 0.2310491, weight 1.2599210; the weight does not enter
     # the divisor: with it the mean would stay at the unweighted 0.6108605.
     now, rollout = group([demonstration((0.5, 0.4, 0.8), reference=(0.4, 0.4, 0.5))])
     weight = supervised.sequence_importance()(now, None, rollout)
@@ -209,7 +209,7 @@ def test_iw_sft_bounds_its_weight():
 
 
 def test_chord_phi_by_hand():
-    # Section 6.3.
+    # p (1 - p) (-log p) per token.
     now, rollout = group([demonstration((0.25, 0.5, 0.9))])
     loss_fn = supervised.reweighted(nll(), supervised.uncertainty)
     np.testing.assert_allclose(
@@ -220,7 +220,7 @@ def test_chord_phi_by_hand():
 
 
 def test_luffys_shaping_by_hand():
-    # Section 6.1: fraction and coefficient, the latter largest at p = gamma.
+    # Fraction p / (p + .1) and coefficient .1 p / (p + .1)^2, largest at p = gamma.
     now, rollout = group([demonstration((0.01, 0.1, 0.5, 0.9))])
     loss_fn = supervised.shaped_probability(0.1)
     np.testing.assert_allclose(
@@ -235,7 +235,7 @@ def test_luffys_shaping_by_hand():
 
 
 def test_srfts_weights_by_hand():
-    # Section 6.2, H = 0.5: they read the row's mean entropy and carry no gradient.
+    # 0.5 e^-H and 0.1 e^H at H = 0.5, the row's mean entropy; they carry no gradient.
     now, rollout = group([Row((0.5, 0.5), entropy=0.5)])
     for coefficient, exponent, want in ((0.5, -1, 0.3032653), (0.1, 1, 0.1648721)):
         weight_fn = supervised.entropy_weight(coefficient, exponent)
@@ -244,7 +244,7 @@ def test_srfts_weights_by_hand():
 
 
 def test_gcsl_by_hand():
-    # Section 4: grades 2 and 5 under goals 1..5 are 2 + 5 pairs; likelihoods -1 and -2.
+    # Grades 2 and 5 under goals 1..5 are 2 + 5 pairs; likelihoods -1 and -2.
     goals = (1, 2, 3, 4, 5)
     for weight_fn, want in ((relabel.per_pair, 12 / 7), (relabel.per_sample, 1.5)):
         pairs = relabel.beyond((2, 5), goals, weight_fn)

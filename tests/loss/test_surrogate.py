@@ -12,7 +12,8 @@ from rljax.types import TokenStats
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-# ../shared/papers/03, section 17 (without its dual clip); bounds .2 and .28.
+# -l = min(rho A, clip(rho, .8, 1.28) A): arXiv:1707.06347, eq. (7), with the bounds of
+# arXiv:2503.14476. A token that is clipped has coefficient 0, another one rho A.
 RATIO = [0.5, 1, 1.5, 0.5, 1, 1.5, 4]
 SIGN = [1, 1, 1, -1, -1, -1, -1]
 
