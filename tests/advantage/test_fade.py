@@ -2,8 +2,8 @@
 
 The examples E1 to E7 follow from the formula (arXiv:2607.01490) with groups of 8, rate
 .02 and H* = 1. E1 starts at p_hat .5 and H_hat 2; it measures entropy .9 and groups of
-2 and 6 successes, so p_hat = .98 * .5 + .02 * .5 and H_hat = .98 * 2 + .02 * .9 = 1.978.
-Then alpha = 1.5 (1 - p_hat) / p_hat = 1.5, delta = clip(1 + H_hat - H*, .3, 1) = 1, and
+2 and 6 successes: p_hat = .98 * .5 + .02 * .5, H_hat = .98 * 2 + .02 * .9 = 1.978. Then
+alpha = 1.5 (1 - p_hat) / p_hat = 1.5, delta = clip(1 + H_hat - H*, .3, 1) = 1, and
 at 2 of 8 A_S = .75^.5 * .75.
 """
 

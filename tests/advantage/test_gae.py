@@ -8,6 +8,7 @@ Numbers without another source follow by hand from
 .9 and lambda .8: A_5 = 1 - .8 = .2, A_4 = .9 * .8 - .7 + .72 * .2 = .164, and so on.
 """
 
+import chex
 import fakes
 import hypothesis
 import jax
@@ -20,11 +21,17 @@ from token_case import case, loss_of
 
 from rljax import advantage as adv
 from rljax import algorithms, loss
+from rljax import algorithms as al
+from rljax.advantage import chain
 from rljax.advantage.gae import explained_variance, gae, token_reward
 from rljax.types import NotMeasured
 
 MASK = np.array([1, 1, 0, 1, 1], bool)
+
+
 REWARD = np.array([0, 0, 0, 0, 1.0])
+
+
 VALUE = np.array([0.5, 0.6, 9, 0.7, 0.8])
 
 
@@ -247,3 +254,51 @@ def test_ppo_learns_from_rewards_and_values():
             inside = np.asarray(g)[np.asarray(rows.samples.mask)]
             assert np.isfinite(inside).all() and np.abs(inside).max() > 0
         assert "value/explained_variance" in metrics
+
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+
+
+@pytest.mark.parametrize(
+    ("discount", "mask", "want"),
+    [
+        # SkyRL tests/backends/skyrl_train/utils/test_ppo_utils.py, r = [1, 2, 3]; at
+        # the token outside the mask SkyRL leaves its own reward, here it is 0.
+        (1.0, [1, 1, 0], [3, 2, 0]),
+        (0.5, [1, 1, 1], [2.75, 3.5, 3]),
+        (0.5, [1, 1, 0], [2, 2, 0]),
+        # A hole: SkyRL would end the sum there and give the first token 1.
+        (1.0, [1, 0, 1], [4, 0, 3]),
+        (0.5, [1, 0, 1], [2.5, 0, 3]),
+    ],
+)
+def test_returns_to_go(discount, mask, want):
+    rows = fakes.rollout(1, 1, 3)
+    mask = jnp.asarray([[mask]], bool)
+    rows = rows.replace(samples=rows.samples.replace(mask=mask))
+    reward = adv.stateless(
+        lambda c, r: c.replace(advantage=jnp.array([[[1.0, 2.0, 3.0]]]))
+    )
+    credit, _ = apply(chain(reward, adv.assign_return_to_go(discount)), rows)
+    np.testing.assert_allclose(credit.advantage[0, 0], want)
+
+
+def test_a_reward_per_row_is_paid_at_its_last_token():
+    rows = fakes.rollout(1, 2, 3, reward=[[1, 2]], length=[[3, 2]])
+    credit, _ = apply(adv.assign_return_to_go(0.5), rows)
+    np.testing.assert_allclose(credit.advantage[0], [[0.25, 0.5, 1], [1, 2, 0]])
+
+
+def test_without_discount_the_return_is_the_reward():
+    # So the recipe is the whitened reward, whatever the lengths.
+    rows = fakes.rollout(3, 4, 5)
+    whole = al.reinforce_plus_plus()
+    got = whole.credit(rows, whole.init())[0][0].advantage
+    want = apply(adv.whiten_by_batch(), rows)[0].advantage
+    mask = rows.samples.mask
+    chex.assert_trees_all_close(
+        jnp.where(mask, got, 0), jnp.where(mask, want, 0), atol=1e-5
+    )

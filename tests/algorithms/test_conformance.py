@@ -1,11 +1,11 @@
 """Numbers of peers' own tests that belong to no single module, by convention.
 
 Those that do stand with their modules, marked with path and convention: baselines in
-test_baseline.py and test_advantages.py, reductions in test_reduction.py, ratios in
-test_ratio.py and test_surrogate.py, divergences in test_kl.py, GAE in test_gae.py,
-returns in test_batch_advantages.py, token filters in test_token_weight.py, lengths in
-test_shaping.py, adaptive KL in test_kl_control.py. What can be installed is compared
-live: test_live_trl.py, test_live_trl_parts.py, test_live_rlax.py.
+test_baseline.py and test_scale.py, reductions in test_reduction.py, ratios in
+test_ratio.py and test_surrogate.py, divergences in test_kl.py, GAE and returns in
+test_gae.py, token filters in test_token_filter.py, lengths in test_shaping.py, adaptive
+KL in test_coefficient.py. What can be installed is compared live: test_live_trl.py,
+test_live_trl_parts.py, test_live_rlax.py.
 """
 
 import fakes

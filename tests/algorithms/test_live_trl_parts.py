@@ -13,7 +13,6 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from rljax import advantage as adv
 from rljax import algorithms, numerics
-from rljax.advantage import entropy
 from rljax.loss.surrogate import clip_loss, log_ratio
 from rljax.types import Source, TokenStats
 
@@ -176,7 +175,7 @@ def test_the_entropy_controller_is_trls():
         entropy_coef_max=high,
         entropy_target=target,
     )
-    controller = entropy.delayed(
+    controller = adv.delayed(
         adv.entropy_controller(
             target=target, step=step, initial=initial, low=0.0, high=high
         )

@@ -1,6 +1,7 @@
-"""Advantages that depend on the rest of the batch or on the batches before it."""
+"""Scales by group, solve rate, batch and history, by hand and by peers' numbers."""
 
 import functools
+import math
 
 import chex
 import fakes
@@ -17,9 +18,8 @@ from rljax.analysis import profile
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
 
-GROUP_MEAN = adv.center_by_group()
+apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
 
 
 def advantage(transform, *groups):
@@ -27,112 +27,69 @@ def advantage(transform, *groups):
     return apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
 
 
-# REINFORCE++, arXiv:2501.03262: (r - mean) / std of all tokens of the batch. Rewards
-# 1, 0, 1, 1 have mean 3/4 and deviation sqrt(3)/4 (population) or 1/2 (Bessel).
+def equal(got, *groups, atol=2e-6):
+    chex.assert_trees_all_close(got, jnp.asarray(groups, jnp.float32), atol=atol)
+
+
+# MaxRL as peers' tests have it.
 
 
 @pytest.mark.parametrize(
-    ("ddof", "want"),
-    [(0, [0.577350, -1.732051, 0.577350, 0.577350]), (1, [0.5, -1.5, 0.5, 0.5])],
-    ids=["population_as_OpenRLHF", "Bessel_as_verl"],
-)
-def test_reinforce_plus_plus_whitens_over_the_batch(ddof, want):
-    # Groups [1, 0] and [1, 1]: a mean per group would give 0 in the second.
-    got = advantage(adv.whiten_by_batch(ddof=ddof), [1, 0], [1, 1])
-    np.testing.assert_allclose(got.ravel(), want, atol=2e-6)
-
-
-@pytest.mark.parametrize(("ddof", "want"), [(0, 1.414214), (1, 1.224745)])
-def test_its_baseline_variant_centres_by_group_first(ddof, want):
-    method = chain(GROUP_MEAN, adv.whiten_by_batch(ddof=ddof))
-    got = advantage(method, [1, 0], [1, 1])
-    np.testing.assert_allclose(got, [[want, -want], [0, 0]], atol=2e-6)
-
-
-@pytest.mark.parametrize(("count", "num_groups"), [(2, 2), (6, 8)])
-def test_reinforce_plus_plus_golden_values(count, num_groups):
-    # G = 8 in a batch of mean .4 and deviation .45: 1.333333, -.888889. Rewards of the
-    # other groups are chosen to give that mean and deviation.
-    n, rest = 8 * num_groups, 8 * (num_groups - 1)
-    mean = (0.4 * n - count) / rest
-    square = ((0.45**2 + 0.4**2) * n - count) / rest
-    d = np.sqrt(square - mean**2)
-    others = [[mean + d] * 4 + [mean - d] * 4] * (num_groups - 1)
-    got = advantage(adv.whiten_by_batch(), [1] * count + [0] * (8 - count), *others)
-    np.testing.assert_allclose(got[0, 0], 1.333333, atol=1e-5)
-    np.testing.assert_allclose(got[0, 7], -0.888889, atol=1e-5)
-
-
-def test_whitening_counts_tokens_or_rows():
-    # Rewards 1 and 0 of lengths 3 and 1: mean 3/4 over tokens, 1/2 over rows.
-    rows = fakes.rollout(1, 2, 4, reward=[[1, 0]], length=[[3, 1]])
-    tokens, _ = apply(adv.whiten_by_batch(), rows)
-    np.testing.assert_allclose(
-        tokens.advantage[0, :, 0], [0.57735, -1.73205], atol=1e-5
-    )
-    per_row, _ = apply(adv.whiten_by_batch(share_fn=adv.by_row), rows)
-    np.testing.assert_allclose(per_row.advantage[0, :, 0], [1, -1], atol=1e-5)
-
-
-def test_a_batch_of_equal_rewards_whitens_to_exactly_zero():
-    # The noise of its mean over the root of the floor would be 1e-4, which Adam takes
-    # for a gradient like any other.
-    got = advantage(adv.whiten_by_batch(), [0.1] * 3, [0.1] * 3, [0.1] * 3)
-    chex.assert_trees_all_equal(got, jnp.zeros((3, 3)))
-
-
-@pytest.mark.parametrize(
-    ("discount", "mask", "want"),
+    ("rewards", "want"),
     [
-        # SkyRL tests/backends/skyrl_train/utils/test_ppo_utils.py, r = [1, 2, 3]; at
-        # the token outside the mask SkyRL leaves its own reward, here it is 0.
-        (1.0, [1, 1, 0], [3, 2, 0]),
-        (0.5, [1, 1, 1], [2.75, 3.5, 3]),
-        (0.5, [1, 1, 0], [2, 2, 0]),
-        # A hole: SkyRL would end the sum there and give the first token 1.
-        (1.0, [1, 0, 1], [4, 0, 3]),
-        (0.5, [1, 0, 1], [2.5, 0, 3]),
+        # prime-rl tests/unit/orchestrator/test_advantage.py: no epsilon.
+        ([1, 0, 0, 0], [3, -1, -1, -1]),
+        ([0, 0], [0, 0]),
+        ([1, 1], [0, 0]),
+        # SkyRL test_ppo_utils.py: rewards above 1, mean + 1e-6 in the divisor.
+        ([6, 3], [1 / 3, -1 / 3]),
+        ([9, 12], [-1.5 / 10.5, 1.5 / 10.5]),
     ],
 )
-def test_returns_to_go(discount, mask, want):
-    rows = fakes.rollout(1, 1, 3)
-    mask = jnp.asarray([[mask]], bool)
-    rows = rows.replace(samples=rows.samples.replace(mask=mask))
-    reward = adv.stateless(
-        lambda c, r: c.replace(advantage=jnp.array([[[1.0, 2.0, 3.0]]]))
+def test_maxrl_as_peers_have_it(rewards, want):
+    maxrl = chain(adv.center_by_group(), adv.scale_by_rate(lambda p: 1 / p))
+    equal(advantage(maxrl, rewards), want)
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, 3.0, math.inf])
+def test_the_group_norm_is_the_norm_of_the_deviations(order):
+    r = np.array([0.0, 0.2, 0.9, 1.0])
+    d = r - r.mean()
+    norm = (
+        np.abs(d).max()
+        if order == math.inf
+        else (abs(d) ** order).mean() ** (1 / order)
     )
-    credit, _ = apply(chain(reward, adv.assign_return_to_go(discount)), rows)
-    np.testing.assert_allclose(credit.advantage[0, 0], want)
+    method = chain(adv.center_by_group(), adv.scale_by_group_norm(order))
+    equal(advantage(method, r), d / norm, atol=1e-5)
 
 
-def test_a_reward_per_row_is_paid_at_its_last_token():
-    rows = fakes.rollout(1, 2, 3, reward=[[1, 2]], length=[[3, 2]])
-    credit, _ = apply(adv.assign_return_to_go(0.5), rows)
-    np.testing.assert_allclose(credit.advantage[0], [[0.25, 0.5, 1], [1, 2, 0]])
+def test_rewards_outside_the_unit_interval_are_counted():
+    # p of rewards +-1 is no solve rate: the run must stop, not train on 1 / p < 0.
+    rate = adv.scale_by_rate(lambda p: 1 / p)
+    for rewards, count in (([1, -1, 0.5], 1), ([1, 0, 0.5], 0), ([math.nan, 2, 1], 2)):
+        rows = fakes.rewards([0, 0, 0])
+        reward = jnp.asarray([rewards], jnp.float32)
+        rows = rows.replace(verdict=rows.verdict.replace(reward=reward))
+        credit, _ = apply(rate, rows)
+        assert credit.metrics["fault/reward_out_of_range"] == count
 
 
-def test_without_discount_the_return_is_the_reward():
-    # So the recipe is the whitened reward, whatever the lengths.
-    rows = fakes.rollout(3, 4, 5)
-    whole = al.reinforce_plus_plus()
-    got = whole.credit(rows, whole.init())[0][0].advantage
-    want = apply(adv.whiten_by_batch(), rows)[0].advantage
-    mask = rows.samples.mask
-    chex.assert_trees_all_close(
-        jnp.where(mask, got, 0), jnp.where(mask, want, 0), atol=1e-5
-    )
+def test_the_focal_factor_of_a_solved_group_is_one_only_for_exponent_zero():
+    # 0^0 = 1 keeps alpha = 1 equal to Dr. GRPO; NaN would poison the batch.
+    p = jnp.array([1.0, 1.0, 0.0])
+    got = adv.baseline.focal_factor(p, jnp.array([0.0, 2.0, 2.0]))
+    chex.assert_trees_all_equal(got, jnp.array([1.0, 0.0, 1.0]))
 
 
-def test_the_baseline_variant_is_balanced_and_the_other_is_not():
-    # In a batch of mean 1/2 an easy group is pushed up without it.
-    company = (1, 3, 7, 5)
-    centred = al.reinforce_plus_plus_baseline()
-    got = profile.analytic(profile.advantage_of(centred), 8, company=company)
-    np.testing.assert_allclose(got.m_S, got.m_F, atol=1e-5)
-    plain = profile.advantage_of(al.reinforce_plus_plus())
-    got = profile.analytic(plain, 8, company=company)
-    assert np.all(np.diff(got.m_S - got.m_F) > 0)
-    np.testing.assert_allclose(got.m_S[4], got.m_F[4], atol=1e-5)
+def test_focal_reads_the_reward_and_not_the_shaped_advantage():
+    # p = 1/4 though the advantages were shifted before: (3/4)^1 (1 + 9).
+    shift = adv.stateless(lambda c, r: c.replace(advantage=c.advantage + 9))
+    got = advantage(chain(shift, adv.scale_by_focal_factor(1.0)), [1, 0, 0, 0])
+    equal(got, [7.5, 6.75, 6.75, 6.75])
+
+
+GROUP_MEAN = adv.center_by_group()
 
 
 # GPG, arXiv:2504.02546: A = (r - mean r) groups / mixed groups.
@@ -197,6 +154,8 @@ def update(transform, state, rows):
 
 
 WINDOW = (1, 1, 2, 3)
+
+
 WEIGHED = {1: (0.75, -0.25), 2: (0.16666667, -0.16666667), 3: (0.0625, -0.1875)}
 
 

@@ -4,15 +4,14 @@ The golden tables run the recipes themselves through `profile.analytic`.
 """
 
 import functools
-import math
 
 import chex
 import fakes
 import jax
 import jax.numpy as jnp
-import laws
 import numpy as np
 import pytest
+from group_recipes import RECIPES, table
 
 from rljax import advantage as adv
 from rljax import algorithms as al
@@ -22,51 +21,6 @@ from rljax.types import Source
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
-
-# Every recipe that is a function of the group alone.
-RECIPES = {
-    "reinforce": al.reinforce(),
-    "reinforce_baseline": al.reinforce(baseline=0.3),
-    "reinforce_signed": al.reinforce_signed(),
-    "psr": al.psr(),
-    "nsr": al.nsr(),
-    "w_reinforce": al.w_reinforce(),
-    "raft": al.raft(),
-    "dr_grpo": al.dr_grpo(8),
-    "rloo": al.rloo(),
-    "opo": al.opo(),
-    "grpo": al.grpo(),
-    "grpo_ddof_1": al.grpo(ddof=1),
-    "l1": al.norm_grpo(1.0),
-    "l2": al.norm_grpo(2.0),
-    "l_inf": al.norm_grpo(math.inf),
-    "maxrl": al.maxrl(),
-    "linear_r": al.linear_r(),
-    "sqrt_r": al.sqrt_r(),
-    "log_failure": al.log_failure(),
-    "log_odds": al.log_odds(),
-    "power_1": al.power(1.0),
-    "power_2": al.power(2.0),
-    "power_3_peak": al.power(3.0, scale_fn=fade.peak_scale),
-    "pass_at_4": al.pass_at_k(4),
-    "f_grpo": al.f_grpo(0.5),
-    "f_grpo_on_mean": al.f_grpo(1.0, base=adv.center_by_group()),
-    "rs_grpo": al.rs_grpo(),
-    "asym_grpo": al.asym_grpo(0.5),
-    "gu": al.asym_grpo_by_odds(),
-    "gu_half": al.asym_grpo_by_odds(success=0.5, failure=0.5),
-    "gu_zero": al.asym_grpo_by_odds(success=0.0, failure=0.0),
-    "power_asym": al.power_asym(2.0, 2.0),
-    "power_asym_1": al.power_asym(1.0, 1.0),
-    "qae": al.qae(),
-    "qae_plain": al.qae(scale=chain()),
-    "pkpo": al.pkpo(4),
-    "pkpo_minus_one": al.pkpo_minus_one(4),
-    "pkpo_leave_one_out": al.pkpo_leave_one_out(4),
-    "pass_at_k_training": al.pass_at_k_training(4),
-    "pass_at_group": al.pass_at_group(),
-}
 
 # Both classes get the same mass in every group.
 BALANCED = [
@@ -96,25 +50,11 @@ BALANCED = [
 ]
 
 
-@functools.cache
-def table(name, num_samples=8):
-    return profile.analytic(profile.advantage_of(RECIPES[name]), num_samples)
-
-
 def row(name, count, num_samples=8):
     return [float(column[count]) for column in table(name, num_samples)]
 
 
-def advantage(transform, *groups):
-    """f32[P, G] from one list of rewards per prompt."""
-    return apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
-
-
-def equal(got, *groups, atol=2e-6):
-    chex.assert_trees_all_close(got, jnp.asarray(groups, jnp.float32), atol=atol)
-
-
-# G = 8: (A_S, A_F, m_S, m_F) at c = 2 and at c = 6, computed in float64 from the formula
+# G = 8: (A_S, A_F, m_S, m_F) at c = 2 and at c = 6, computed in float64 by the formula
 # in each recipe's docstring with p = c / 8 and q = 1 - p; m_S = p A_S, m_F = -q A_F.
 GOLDEN = {
     "reinforce": ((1, 0, 0.25, 0), (1, 0, 0.75, 0)),
@@ -201,23 +141,6 @@ def test_golden_values_at_other_counts(name, count, want):
     np.testing.assert_allclose(row(name, count)[:2], want, atol=2e-6)
 
 
-def test_the_gate_of_qae_includes_its_edge():
-    # p = 1 - K exactly: noise that rounds 0.4 * 5 up to 3 would close the gate.
-    gate = adv.center_by_quantile(0.4)
-    np.testing.assert_allclose(
-        advantage(gate, [1, 1, 1, 0, 0])[0], [1, 1, 1, 0, 0], atol=1e-6
-    )
-    # and for every K = j / 12 the 12 - j successes stay above the quantile.
-    level = np.arange(1, 12, dtype=np.float32)[:, None, None] / 12
-    rewards = [[1] * (12 - j) + [0] * j for j in range(1, 12)]
-    got = advantage(adv.center_by_quantile(jnp.asarray(level)), *rewards)
-    chex.assert_trees_all_equal(got[:, 0], jnp.ones(11))
-
-
-def test_qae_takes_graded_rewards():
-    equal(advantage(adv.center_by_quantile(0.4), [0, 0.2, 0.5, 1]), [-0.2, 0, 0.3, 0.8])
-
-
 @pytest.mark.parametrize("name", BALANCED)
 def test_balanced_methods_have_equal_masses_for_every_count(name):
     got = table(name)
@@ -253,121 +176,6 @@ def test_power_scales_match_area_or_peak(alpha, area, peak):
         method = al.power(alpha, scale_fn=scale_fn)
         scaled = profile.analytic(profile.advantage_of(method), 8)
         np.testing.assert_allclose(scaled.A_S, want * base.A_S, rtol=1e-4)
-
-
-# MaxRL as peers' tests have it.
-
-
-@pytest.mark.parametrize(
-    ("rewards", "want"),
-    [
-        # prime-rl tests/unit/orchestrator/test_advantage.py: no epsilon.
-        ([1, 0, 0, 0], [3, -1, -1, -1]),
-        ([0, 0], [0, 0]),
-        ([1, 1], [0, 0]),
-        # SkyRL test_ppo_utils.py: rewards above 1, mean + 1e-6 in the divisor.
-        ([6, 3], [1 / 3, -1 / 3]),
-        ([9, 12], [-1.5 / 10.5, 1.5 / 10.5]),
-    ],
-)
-def test_maxrl_as_peers_have_it(rewards, want):
-    maxrl = chain(adv.center_by_group(), adv.scale_by_rate(lambda p: 1 / p))
-    equal(advantage(maxrl, rewards), want)
-
-
-# ReMax.
-
-
-def greedy_rollout(*greedy, reward):
-    rows = fakes.rewards(*reward)
-    source = jnp.asarray(greedy, jnp.int32) * Source.GREEDY
-    return rows.replace(samples=rows.samples.replace(source=source))
-
-
-def test_the_greedy_sample_is_the_baseline_and_takes_no_part():
-    # The last sample is greedy: baselines 1 and 0, not the group's mean.
-    mark = [0, 0, 0, 1]
-    rows = greedy_rollout(mark, mark, reward=([1, 0, 0, 1], [1, 1, 0, 0]))
-    credit, _ = apply(adv.center_by_greedy(), rows)
-    equal(credit.advantage[:, :3, 0], [0, -1, -1], [1, 1, 0])
-    chex.assert_trees_all_equal(credit.member[..., 0], jnp.asarray([mark] * 2) == 0)
-    chex.assert_trees_all_equal(
-        credit.weight[..., 0], 1.0 - jnp.asarray([mark] * 2, jnp.float32)
-    )
-    assert credit.metrics["fault/greedy_missing"] == 0
-
-
-def test_a_missing_greedy_sample_is_a_fault():
-    # Baseline 0 in silence would be REINFORCE under the name of ReMax.
-    rows = greedy_rollout([0, 0, 1], [0, 0, 0], reward=([1, 0, 1], [1, 0, 0]))
-    credit, _ = apply(adv.center_by_greedy(), rows)
-    assert credit.metrics["fault/greedy_missing"] == 1
-
-
-# OPO, arXiv:2505.23585: b = sum(l r) / sum(l).
-
-
-def test_the_length_weighted_baseline_balances_tokens():
-    # b = (10 + 20) / 100; the group's mean would be .5.
-    length = np.array([[10, 30, 40, 20]])
-    rows = fakes.rollout(1, 4, 40, reward=[[1, 0, 0, 1]], length=length)
-    credit, _ = apply(adv.center_by_length(), rows)
-    equal(credit.advantage[..., 0], [0.7, -0.3, -0.3, 0.7])
-    a, member = credit.advantage[..., 0], credit.member[..., 0]
-    np.testing.assert_allclose(adv.masses(a, member), [[0.35], [0.15]], atol=1e-6)
-    np.testing.assert_allclose(
-        adv.masses(a, member, rows.samples.length.astype(jnp.float32)),
-        [[0.21], [0.21]],
-        atol=1e-6,
-    )
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_opo_is_balanced_in_tokens_whatever_the_lengths(seed):
-    rows = fakes.rollout(4, 5, 7, seed=seed)
-    credit, _ = apply(adv.center_by_length(), rows)
-    total = jnp.sum(jnp.where(rows.samples.mask, credit.advantage, 0.0), (1, 2))
-    np.testing.assert_allclose(total, 0.0, atol=1e-5)
-
-
-def test_opo_of_one_sample_keeps_the_reward():
-    equal(advantage(adv.center_by_length(), [1], [0]), [1], [0])
-
-
-# RS-GRPO and norms on graded rewards.
-
-
-def test_risk_seeking_takes_graded_rewards_and_tends_to_the_mean():
-    r = np.array([0.0, 0.25, 0.5, 1.0])
-    tilt = np.exp(2 * r)
-    equal(advantage(adv.center_by_risk(2.0), r), (tilt / tilt.mean() - 1) / 2)
-    equal(advantage(adv.center_by_risk(1e-3), r), r - r.mean(), atol=1e-3)
-    # Without subtracting the largest reward, e^(2000) overflows.
-    equal(advantage(adv.center_by_risk(2.0), 1000 + r), (tilt / tilt.mean() - 1) / 2)
-
-
-@pytest.mark.parametrize("order", [0.5, 1.0, 3.0, math.inf])
-def test_the_group_norm_is_the_norm_of_the_deviations(order):
-    r = np.array([0.0, 0.2, 0.9, 1.0])
-    d = r - r.mean()
-    norm = (
-        np.abs(d).max()
-        if order == math.inf
-        else (abs(d) ** order).mean() ** (1 / order)
-    )
-    method = chain(adv.center_by_group(), adv.scale_by_group_norm(order))
-    equal(advantage(method, r), d / norm, atol=1e-5)
-
-
-def test_noise_in_equal_rewards_does_not_become_an_advantage():
-    for method in (
-        adv.center_by_risk(2.0),
-        chain(adv.center_by_group(), adv.scale_by_group_norm(1.0)),
-        adv.center_by_quantile(0.4),
-        adv.center_by_length(),
-    ):
-        got = advantage(method, [0.1, 0.1, 0.1], [0.7, 0.7, 0.7])
-        chex.assert_trees_all_equal(got, jnp.zeros((2, 3)))
 
 
 # PSR and NSR: which rows the token mean counts.
@@ -419,40 +227,6 @@ def test_dropping_the_other_class_rescales_the_token_mean(method, want):
 def test_numbers_out_of_range_are_named(make, message):
     with pytest.raises(ValueError, match=f"{message} must lie in"):
         make()
-
-
-@pytest.mark.parametrize(
-    "transform",
-    [
-        adv.center_by_quantile(0.4),
-        adv.center_by_risk(2.0),
-        adv.scale_by_group_norm(1.0),
-        adv.assign_lead_of_best(),
-    ],
-)
-def test_one_sample_is_too_few(transform):
-    with pytest.raises(ValueError, match=r"\(\) needs .* raise num_samples"):
-        advantage(transform, [1], [0])
-
-
-def test_rewards_outside_the_unit_interval_are_counted():
-    # p of rewards +-1 is no solve rate: the run must stop, not train on 1 / p < 0.
-    rate = adv.scale_by_rate(lambda p: 1 / p)
-    for rewards, count in (([1, -1, 0.5], 1), ([1, 0, 0.5], 0), ([math.nan, 2, 1], 2)):
-        rows = fakes.rewards([0, 0, 0])
-        reward = jnp.asarray([rewards], jnp.float32)
-        rows = rows.replace(verdict=rows.verdict.replace(reward=reward))
-        credit, _ = apply(rate, rows)
-        assert credit.metrics["fault/reward_out_of_range"] == count
-
-
-def test_classes_are_read_off_correct_and_not_off_the_reward():
-    # Shaped rewards leave p alone: 2 of 4 are correct.
-    rows = fakes.rewards([0.2, 0.9, -0.5, 0.0])
-    correct = jnp.asarray([[True, True, False, False]])
-    rows = rows.replace(verdict=rows.verdict.replace(correct=correct))
-    odds = adv.assign_by_class(lambda g: g.p, lambda g: -g.n)
-    equal(apply(odds, rows)[0].advantage[..., 0], [0.5, 0.5, -4, -4])
 
 
 def test_rows_that_are_no_members_stay_finite():

@@ -1,4 +1,4 @@
-"""The KL controller by its published number, and in a closed loop."""
+"""Coefficients that follow entropy and KL: rules by hand, and in a closed loop."""
 
 import fakes
 import jax
@@ -8,10 +8,57 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import loss, program
+from rljax import algorithms, loss, program
 from rljax.learn import update
 from rljax.rollout.sample import sampler
 from rljax.types import Verdict
+
+
+def drive(controller, measurements):
+    value, state = controller.init()
+    values, states = [float(value)], []
+    for e in measurements:
+        value, state = controller.update(jnp.float32(e), state)
+        values.append(float(value))
+        states.append(state)
+    return values, states
+
+
+def test_skyworks_controller():
+    values, c = drive(adv.entropy_controller(), [0.3, 0.15, 0.1, 0.2, 0.1])
+    np.testing.assert_allclose(c, [0, 1e-4, 2e-4, 1e-4, 2e-4], atol=1e-9)
+    np.testing.assert_allclose(values, [0, 0, 1e-4, 2e-4, 0, 2e-4], atol=1e-9)
+    _, c = drive(adv.entropy_controller(initial=0.0049), [0.1, 0.1])
+    np.testing.assert_allclose(c, [0.005, 0.005], atol=1e-9)
+
+
+def test_a_delayed_controllers_value_serves_the_next_step():
+    values, _ = drive(adv.delayed(adv.entropy_controller()), [0.3, 0.15, 0.1, 0.2, 0.1])
+    np.testing.assert_allclose(values[1:], [0, 0, 1e-4, 2e-4, 0], atol=1e-9)
+
+
+def test_the_recipes_coefficient_moves_once_per_rollout_batch():
+    # Twice weighed (two optimiser steps), once credited: one step of 1e-4.
+    rows = fakes.rollout()
+    low = rows.replace(old=rows.old.replace(logp=jnp.full(rows.old.logp.shape, -0.1)))
+    recipe = algorithms.skywork_or1()
+    state = recipe.init()
+    coefficients = []
+    for _ in range(3):
+        credits, state, _ = recipe.credit(low, state)
+        for _ in range(2):
+            _, state, _ = recipe.weigh(credits, low, state)
+        coefficients.append(float(credits[1].advantage[0, 0, 0]))
+    np.testing.assert_allclose(coefficients, [0, 1e-4, 2e-4], atol=1e-9)
+
+    def bonus(entropy):
+        weighed, _, _ = recipe.weigh(credits, low, state)
+        return recipe.loss(low.current.replace(entropy=entropy), weighed, low)
+
+    pull = jax.grad(bonus)(low.current.entropy)
+    mask = np.asarray(low.samples.mask)
+    np.testing.assert_allclose(pull[mask], -2e-4 / mask.sum(), rtol=1e-5)
+
 
 TARGET = 0.1
 
