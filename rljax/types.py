@@ -259,7 +259,7 @@ LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
 
 def measured_extra(
-    stats: TokenStats, owner: str, name: str, supplier: str
+    stats: TokenStats | Missing, owner: str, name: str, supplier: str
 ) -> jax.Array:
     """`stats.extra[name]`; raises NotMeasured, naming the supplier, if nobody did."""
     if name not in stats.extra:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, Algorithm
@@ -158,12 +159,16 @@ class EmaState(NamedTuple):
     count: jax.Array  # i32[]
 
 
-def ema(rate: float, initial: float | None = None) -> Controller:
+def ema(rate: ArrayLike, initial: ArrayLike | None = None) -> Controller:
     """x <- (1 - rate) x + rate * measurement; the first measurement if no `initial`."""
     check.number("rate", rate, above=0, high=1)
     if initial is not None:
         check.number("initial", initial)
-    start = jnp.zeros((), jnp.float32) if initial is None else jnp.float32(initial)
+    start = (
+        jnp.zeros((), jnp.float32)
+        if initial is None
+        else jnp.asarray(initial, jnp.float32)
+    )
 
     def update(measurement, state):
         blended = (1 - rate) * state.value + rate * measurement
@@ -182,14 +187,14 @@ class PidState(NamedTuple):
 
 
 def pid(
-    target: float,
+    target: ArrayLike,
     *,
-    initial: float = 0.0,
-    proportional: float = 0.0,
-    integral: float = 0.0,
-    derivative: float = 0.0,
-    low: float = -jnp.inf,
-    high: float = jnp.inf,
+    initial: ArrayLike = 0.0,
+    proportional: ArrayLike = 0.0,
+    integral: ArrayLike = 0.0,
+    derivative: ArrayLike = 0.0,
+    low: ArrayLike = -jnp.inf,
+    high: ArrayLike = jnp.inf,
 ) -> Controller:
     """clip(initial + Kp e + Ki sum(e) + Kd (e - e_last), low, high), e = target - x.
 
@@ -212,7 +217,9 @@ def pid(
         total = jnp.where(value == raw, total, state.integral)
         return value, PidState(total, error)
 
-    return Controller(lambda: (jnp.float32(initial), PidState(zero, zero)), update)
+    return Controller(
+        lambda: (jnp.asarray(initial, jnp.float32), PidState(zero, zero)), update
+    )
 
 
 def delayed(controller: Controller) -> Controller:

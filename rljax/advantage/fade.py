@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage import baseline, scale, solve_rate
@@ -53,17 +54,17 @@ class FadeMeasurement(NamedTuple):
 
 def fade_controller(
     *,
-    ema_rate: float = 0.02,
-    p_init: float = 0.5,
-    h_init: float | None = None,
-    entropy_target: float | None = None,
-    entropy_target_frac: float = 0.5,
-    alpha_gain: float = 1.5,
-    alpha_min: float = 1.0,
-    alpha_max: float = 3.0,
-    delta_min: float = 0.3,
-    delta_max: float = 1.0,
-    delta_slope: float = 1.0,
+    ema_rate: ArrayLike = 0.02,
+    p_init: ArrayLike = 0.5,
+    h_init: ArrayLike | None = None,
+    entropy_target: ArrayLike | None = None,
+    entropy_target_frac: ArrayLike = 0.5,
+    alpha_gain: ArrayLike = 1.5,
+    alpha_min: ArrayLike = 1.0,
+    alpha_max: ArrayLike = 3.0,
+    delta_min: ArrayLike = 0.3,
+    delta_max: ArrayLike = 1.0,
+    delta_slope: ArrayLike = 1.0,
 ) -> Controller:
     """FADE's schedule: averages first, then alpha and delta from them.
 
@@ -101,8 +102,8 @@ def fade_controller(
         return FadeValue(alpha, delta, p, h)
 
     def init():
-        p = jnp.float32(p_init)
-        h = jnp.float32(0.0 if h_init is None else h_init)
+        p = jnp.asarray(p_init, jnp.float32)
+        h = jnp.asarray(0.0 if h_init is None else h_init, jnp.float32)
         return value(p, h, h), FadeState(p, h, h, jnp.zeros((), jnp.int32))
 
     def update(measurement, state):

@@ -60,12 +60,12 @@ def gac_controller(
     *,
     alpha: ArrayLike = 0.5,
     keep: ArrayLike = 0.99,
-    initial: float = 0.5,
+    initial: ArrayLike = 0.5,
     low: ArrayLike = 0.05,
     high: ArrayLike = 0.9,
     max_change: ArrayLike = 0.01,
     every: int = 10,
-    prior: Callable[[jax.Array], jax.Array] | None = None,
+    prior: Callable[[jax.Array], ArrayLike] | None = None,
     mismatch_cap: ArrayLike | None = None,
 ) -> Controller:
     """The bounded, smoothed controller of the mixing share.
@@ -99,7 +99,7 @@ def gac_controller(
 
     def init():
         zero, step = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        mu = jnp.float32(initial)
+        mu = jnp.asarray(initial, jnp.float32)
         average = GacMeasurement(zero, zero, zero)
         return GacValue(mu, mu), GacState(mu, average, step, step)
 

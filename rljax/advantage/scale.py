@@ -18,7 +18,9 @@ from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.baseline import center_by_group, equal_groups, require_group
 
 
-def scale_by_group_std(*, ddof: int = 0, epsilon: float = 0.0) -> AdvantageTransform:
+def scale_by_group_std(
+    *, ddof: int = 0, epsilon: ArrayLike = 0.0
+) -> AdvantageTransform:
     """A / (std(A) + epsilon); groups of equal advantages become 0.
 
     Args:

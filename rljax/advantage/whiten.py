@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
@@ -27,7 +28,7 @@ def by_row(credit: Credit) -> jax.Array:
 def whiten_by_batch(
     *,
     ddof: int = 0,
-    floor: float = 1e-8,
+    floor: ArrayLike = 1e-8,
     share_fn: Callable[[Credit], jax.Array] = by_token,
 ) -> AdvantageTransform:
     """(A - mean) / sqrt(max(variance, floor)), both over the batch.

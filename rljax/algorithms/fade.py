@@ -8,12 +8,12 @@ from rljax.algorithms.ppo_clip import ppo_clip_policy
 
 def fade(
     *,
-    entropy_target: float | None = None,
-    entropy_target_frac: float = 0.5,
-    ema_rate: float = 0.02,
-    p_init: float = 0.5,
-    alpha_max: float = 3.0,
-    delta_min: float = 0.3,
+    entropy_target: ArrayLike | None = None,
+    entropy_target_frac: ArrayLike = 0.5,
+    ema_rate: ArrayLike = 0.02,
+    p_init: ArrayLike = 0.5,
+    alpha_max: ArrayLike = 3.0,
+    delta_min: ArrayLike = 0.3,
     clip: ArrayLike = 0.2,
 ) -> adv.Algorithm:
     """A_S = q^alpha, A_F = -p q^(alpha-1) / delta, alpha and delta following the run.

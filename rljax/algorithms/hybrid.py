@@ -169,7 +169,7 @@ def mixture(
 
 def chord(
     *,
-    mu_fn: Callable[[jax.Array], jax.Array] = lambda step: jnp.float32(0.1),
+    mu_fn: Callable[[jax.Array], ArrayLike] = lambda step: jnp.float32(0.1),
     clip: ArrayLike = 0.2,
     weight_fn: loss.supervised.WeightFn = loss.supervised.uncertainty,
 ) -> adv.Algorithm:

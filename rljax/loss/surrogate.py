@@ -6,6 +6,7 @@ Weights and reductions are the term's; a surrogate knows only ratio and advantag
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.types import LossFn, Rollout, TokenStats
@@ -26,7 +27,7 @@ def reinforce() -> LossFn:
     return lambda now, credit, rollout: -credit.advantage * now.logp
 
 
-def ppo_clip(low: float = 0.2, high: float = 0.2) -> LossFn:
+def ppo_clip(low: ArrayLike = 0.2, high: ArrayLike = 0.2) -> LossFn:
     """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old per token.
 
     Coefficient A rho, but 0 where A > 0 and rho > 1 + high, or A < 0 and rho < 1 - low.
