@@ -46,8 +46,8 @@ def stateless(fn: Callable[[Credit, Rollout], Credit]) -> AdvantageTransform:
 def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
     """Applies transforms from left to right; the empty chain changes nothing.
 
-    Order means something: a filter before a reduction renormalises over what is left,
-    after it, it does not.
+    Order matters: a filter before a reduction renormalises over what is left; a filter
+    after it does not.
     """
     for i, transform in enumerate(transforms):
         check.kind(
@@ -116,11 +116,11 @@ class AlgorithmState(NamedTuple):
 
 
 def initial_credit(rollout: Rollout) -> Credit:
-    """The credit every chain starts from: reward, mask, all verified rows members.
+    """The credit that every chain starts from: the reward and the mask.
 
-    Without a verdict (supervised terms) the reward is 1. Rows whose verifier failed,
-    and those without any token (of groups that are short), are no members and weigh
-    nothing; their reward is not read and counts as 0.
+    Without a verdict (supervised terms) the reward is 1. All rows are members but those
+    whose verifier failed and those without any token (of short groups): they weigh
+    nothing, and their reward counts as 0.
     """
     mask, member = rollout.samples.mask, solve_rate.members(rollout)
     if is_measured(rollout.verdict):
@@ -210,7 +210,8 @@ def algorithm(**terms: Term) -> Algorithm:
         for name, term, c in zip(names, parts, credits, strict=True):
             c = _without_idle_rows(c)
             value = seam.loss_of(term.loss_fn, now, c, rollout, f"term {name!r}")
-            # Not by sign: a weight of NaN must show, as an update that is refused.
+            # `weighs` compares with 0: a weight of NaN must reach the loss, so that the
+            # update is refused.
             total += jnp.sum(jnp.where(c.weighs, c.weight * value, 0.0))
         return total
 
@@ -218,10 +219,10 @@ def algorithm(**terms: Term) -> Algorithm:
 
 
 def _lawful(credit: Credit, rollout: Rollout) -> Credit:
-    """Nothing weighs outside the mask, and a negative weight is NaN.
+    """Weights outside the mask become 0, negative ones NaN.
 
-    A coefficient that is negative when traced must not lose its term without a word:
-    its updates are refused, and counted.
+    A traced coefficient that turns negative would drop its term silently. With NaN the
+    update is refused, and counted.
     """
     weight = jnp.where(credit.weight < 0, jnp.nan, credit.weight)
     return credit.replace(weight=jnp.where(rollout.samples.mask, weight, 0.0))
@@ -234,14 +235,14 @@ def _without_idle_rows(credit: Credit) -> Credit:
 
 
 def _require_no_reward(name: str, transform, state, rollout: Rollout) -> None:
-    # Without a verdict every reward is 1, and a baseline makes an advantage of 0 of it.
+    # Without a verdict every reward is 1, and a baseline would make every advantage 0.
     credit = initial_credit(rollout)
 
     def made(reward):
         got, _ = transform.update(credit.replace(advantage=reward), state, rollout)
         return jnp.zeros(()) if got.advantage is reward else got.advantage
 
-    # Mapping shows what depends on the reward: asking for it unmapped raises.
+    # Under vmap what depends on the reward is mapped; asking for it unmapped raises.
     try:
         jax.eval_shape(jax.vmap(made, out_axes=None), credit.advantage[None])
     except ValueError as error:

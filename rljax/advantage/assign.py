@@ -18,7 +18,7 @@ from rljax.advantage.solve_rate import Group
 
 
 def assign_constant(value: ArrayLike) -> AdvantageTransform:
-    """The same advantage everywhere: a term's coefficient for one rollout batch."""
+    """The same advantage everywhere, such as a coefficient for one rollout batch."""
     check.number("value", value)
     return stateless(
         lambda c, r: c.replace(

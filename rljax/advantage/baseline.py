@@ -52,7 +52,7 @@ def center_by_group() -> AdvantageTransform:
     def apply(credit, rollout):
         del rollout
         require_group(credit, 2, "center_by_group()")
-        # Only members: a row outside may well differ from a group of equals.
+        # Members only: a row that is no member may differ from a group of equals.
         equal = equal_groups(credit) & credit.member
         centred = jnp.where(equal, 0.0, credit.advantage - group_mean(credit))
         return credit.replace(advantage=centred)
@@ -125,7 +125,8 @@ def center_by_quantile(level: ArrayLike) -> AdvantageTransform:
     """r - Q, Q = inf{x : F(x) >= level} of the group's rewards: a gate for 0 and 1.
 
     Q = 0 while p <= 1 - level, so that only successes count; else Q = 1 and only
-    failures do. The inverted-cdf quantile it must be: an interpolated one has no gate.
+    failures do. The quantile is the inverted cdf; an interpolated one would have no
+    gate.
 
     Args:
       level: K, a fraction in (0, 1).
@@ -140,7 +141,7 @@ def center_by_quantile(level: ArrayLike) -> AdvantageTransform:
         require_group(credit, 2, "center_by_quantile()")
         ranked = jnp.sort(jnp.where(credit.member, credit.advantage, jnp.inf), 1)
         n = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.float32)
-        # 1e-5: level * n is whole where it is so in exact arithmetic.
+        # 1e-5, so that level * n is whole where exact arithmetic has it whole.
         index = jnp.maximum(jnp.ceil(level * n - 1e-5), 1.0).astype(jnp.int32) - 1
         quantile = jnp.take_along_axis(ranked, index, 1)
         quantile = jnp.where(n > 0, quantile, 0.0)
@@ -168,7 +169,7 @@ def center_by_risk(beta: ArrayLike) -> AdvantageTransform:
         a, m = credit.advantage, credit.member
         top = jnp.max(jnp.where(m, a, -jnp.inf), 1, keepdims=True)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
-        # Members are at most the top; another row's reward may lie far above it.
+        # No member exceeds the top, but the reward of another row may.
         tilt = jnp.exp(numerics.bounded(beta * (a - top)))
         mean = numerics.masked_mean(tilt, m, 1, keepdims=True)
         ratio = numerics.safe_divide(tilt, mean)
@@ -181,8 +182,8 @@ def center_by_risk(beta: ArrayLike) -> AdvantageTransform:
 def skip_groups_of_one(*transforms: AdvantageTransform) -> AdvantageTransform:
     """Applies transforms, but groups of one member keep the advantage they came with.
 
-    verl's rule, which GFT inherits: of a single sample mean is 0 and deviation 1, so
-    that a lone demonstration is learned with its reward as advantage.
+    For a group of one, verl (and so GFT) takes mean 0 and deviation 1; a lone
+    demonstration therefore keeps its reward as its advantage.
 
     Args:
       *transforms: a chain that changes `advantage` alone.

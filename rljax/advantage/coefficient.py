@@ -4,13 +4,13 @@ A coefficient is the advantage of its term, and `times_advantage` multiplies the
 it. Example: a KL term whose coefficient was set by the previous step's divergence:
 
     adv.Term(
-        loss_fn=loss.times_advantage(loss.kl_k3()),
         advantage=adv.controlled(
             adv.assign_constant,
             adv.delayed(adv.kl_controller(0.1, rate=0.01)),
             adv.sampled_kl,
         ),
         weighting=adv.token_mean(),
+        loss_fn=loss.times_advantage(loss.kl_k3()),
     )
 """
 
@@ -42,8 +42,9 @@ def entropy_controller(
       initial, low, high: c's start and bounds.
 
     Source: Skywork-OR1, arXiv:2505.22312; code SkyworkAI/Skywork-OR1
-      verl/trainer/ppo/core_algos.py `EntController`, or1_scripts (PAPER). There the new
-      value serves the next training step: wrap it in `delayed`.
+      verl/trainer/ppo/core_algos.py `EntController`, or1_scripts (PAPER).
+    Variants: in the code the new value serves the next training step; `delayed` does
+      that.
     """
     check.number("target", target, low=0)
     check.number("step", step, low=0)
@@ -79,11 +80,11 @@ def kl_controller(
     Args:
       target: nats, in the unit of what is measured.
       rate: samples per update over the samples that the coefficient takes to move
-        (there called the horizon, 10,000).
+        (the paper's horizon, 10,000).
       initial: the coefficient's start.
       largest_error: bounds the relative error.
 
-    Source: arXiv:1909.08593, section 2.2 (PAPER); peers' adaptive KL controllers.
+    Source: arXiv:1909.08593, section 2.2; peers' adaptive KL controllers (PAPER).
     """
     check.number("target", target, above=0)
     check.number("rate", rate, above=0, high=1)

@@ -51,10 +51,13 @@ def controlled(
         measured = measure_fn(credit, rollout)
         value, new = controller.update(measured, state.controller)
         credit, inner = make(value).update(credit, state.transform, rollout)
-        named = value._asdict() if hasattr(value, "_asdict") else {"value": value}
-        return credit.log(**named), ControlledState(new, inner)
+        return credit.log(**_named(value)), ControlledState(new, inner)
 
     return AdvantageTransform(init, update)
+
+
+def _named(value) -> dict[str, Any]:
+    return value._asdict() if hasattr(value, "_asdict") else {"value": value}
 
 
 class ControlledAlgorithmState(NamedTuple):
@@ -72,10 +75,10 @@ def controlled_algorithm(
 ) -> Algorithm:
     """Drives the hyper-parameters of an algorithm, once per optimiser step.
 
-    In `weigh` the controller sees its measurement of the whole minibatch first, and the
-    new value shapes the same minibatch; so it adds up over microbatches, and a refused
-    step leaves it where it was. Advantage chains, which run once per rollout batch,
-    see the value of the last optimiser step.
+    In `weigh` the controller first sees the measurement of the whole minibatch, and its
+    new value shapes the same minibatch. So the cut into microbatches changes nothing,
+    and a refused step leaves the controller where it was. Advantage chains run once per
+    rollout batch and see the value of the last optimiser step.
 
     Args:
       make: value -> algorithm, of the same terms for every value; the value may be
@@ -109,8 +112,8 @@ def controlled_algorithm(
         value, new = controller.update(measured, state.controller)
         credits, inner, metrics = make(value).weigh(credits, rollout, state.algorithm)
         state = ControlledAlgorithmState(new, value, inner)
-        named = value._asdict() if hasattr(value, "_asdict") else {"value": value}
-        return credits, state, metrics | {f"control/{k}": v for k, v in named.items()}
+        logged = {f"control/{k}": v for k, v in _named(value).items()}
+        return credits, state, metrics | logged
 
     def loss(now, credits, rollout):
         value, _ = controller.init()
@@ -124,8 +127,8 @@ def controlled_algorithm(
 
 
 def _require_independent(fn: Callable[[Any], jax.Array], value) -> None:
-    # Mapping over an argument shows what depends on it: an output that does is mapped,
-    # and asking for an unmapped one raises. Traced only, nothing is computed.
+    # Under vmap what depends on the value is mapped; asking for it unmapped raises.
+    # This is traced only, nothing is computed.
     many = jax.tree.map(lambda x: jnp.asarray(x)[None], value)
     try:
         jax.eval_shape(jax.vmap(fn, out_axes=None), many)

@@ -10,9 +10,9 @@ run, of the solve rate and of the policy's entropy in nats. The masses are
 m_S = p q^alpha and m_F = m_S / delta: alpha moves them along difficulty, delta tilts
 their sign; both follow the training dynamics.
 
-Source: Decugis, O'Brien, Bach, Synnaeve, Cohen, arXiv:2607.01490 v1. The formula is
-SECONDARY (one third-party reading of the paper); the EMA convention, the scope of p and
-the unit of H are RECONSTRUCTED, and each is an argument here.
+Source: Decugis, O'Brien, Bach, Synnaeve, Cohen, arXiv:2607.01490 v1 (formula SECONDARY,
+  from one third-party reading; convention of the averages, scope of p and unit of H
+  RECONSTRUCTED, each an argument here).
 """
 
 from collections.abc import Callable
@@ -69,8 +69,8 @@ def fade_controller(
     """FADE's schedule: averages first, then alpha and delta from them.
 
     Args:
-      ema_rate: weight of the new value, x <- (1 - rate) x + rate new (RECONSTRUCTED;
-        the note's literal reading is 0.98, which would smooth nothing).
+      ema_rate: weight of the new value, x <- (1 - rate) x + rate new. The literal
+        reading of the source is 0.98, which would smooth nothing.
       p_init: solve rate before the first batch, a fraction.
       h_init: initial entropy, nats; None takes the first measurement.
       entropy_target: H*, nats; None takes `entropy_target_frac` of the initial entropy.
@@ -138,12 +138,18 @@ def unit_scale(alpha: jax.Array) -> jax.Array:
 
 
 def area_scale(alpha: jax.Array) -> jax.Array:
-    """C that keeps the integral of the mass over p, (alpha+1)(alpha+2)/6 (DERIVED)."""
+    """C that keeps the integral of the mass over p, (alpha+1)(alpha+2)/6.
+
+    Source: the integral of p (1 - p)^alpha (DERIVED).
+    """
     return (alpha + 1) * (alpha + 2) / 6
 
 
 def peak_scale(alpha: jax.Array) -> jax.Array:
-    """C that keeps the mass's peak, (1+alpha)^(1+alpha) / (4 alpha^alpha) (DERIVED)."""
+    """C that keeps the mass's peak, (1+alpha)^(1+alpha) / (4 alpha^alpha).
+
+    Source: the maximum of p (1 - p)^alpha, at p = 1 / (1 + alpha) (DERIVED).
+    """
     return (1 + alpha) ** (1 + alpha) / (4 * alpha**alpha)
 
 

@@ -48,11 +48,14 @@ def drop_truncated() -> AdvantageTransform:
 def drop_equal_groups() -> AdvantageTransform:
     """Weight 0 for groups that are all right or all wrong (DAPO's dynamic sampling).
 
-    Placed before a reduction, its divisor counts the groups 0 < #correct < G alone. The
-    paper samples until the batch is full of such groups; that is the learner's matter
-    (`rljax.learn.dynamic_sampling`), this is what it means for the loss.
+    Placed before a reduction, its divisor counts only groups with 0 < #correct < G. The
+    paper samples until the batch is full of such groups; that is the learner's part
+    (`rljax.learn.dynamic_sampling`).
 
-    Source: arXiv:2503.14476, eq. (11). Reads `verdict.correct`, logs `dropped_share`.
+    Returns:
+      A stateless transform; reads `verdict.correct`, logs `dropped_share`.
+
+    Source: arXiv:2503.14476, eq. (11) (PAPER).
     """
 
     def apply(credit, rollout):
@@ -91,9 +94,9 @@ def keep_stored() -> AdvantageTransform:
 
 
 def restrict_members(*sources: int) -> AdvantageTransform:
-    """Only rows of these sources shape the statistics of their group.
+    """Only rows of these sources count in the statistics of their group.
 
-    Others still get the group's baseline; use at the head of an advantage chain.
+    Other rows still get the group's baseline. Stands at the head of an advantage chain.
     """
     _require_sources(sources)
     return stateless(
@@ -102,7 +105,7 @@ def restrict_members(*sources: int) -> AdvantageTransform:
 
 
 def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
-    """Only selected prompts learn, by how many of their own rollouts are correct.
+    """Only selected prompts learn, selected by their number of correct own rollouts.
 
     HPT's gate: `keep_prompts(lambda solved: solved <= 0)` before the mean of an
     imitation term, its complement in the reinforcement term.
@@ -114,7 +117,7 @@ def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransf
       A stateless transform; reads `rollout.verdict`, changes `weight`, logs
       `kept_prompts`, the share of prompts selected.
 
-    Source: arXiv:2509.04419; code TsinghuaC3I/Unify-Post-Training.
+    Source: arXiv:2509.04419; code TsinghuaC3I/Unify-Post-Training (PAPER).
     """
     check.function("select_fn", select_fn, "solved")
 

@@ -139,7 +139,7 @@ def as_they_are(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
 def z_scores(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
     """The mismatch is one of coefficients standardised over the batch's tokens.
 
-    The method note and README (the code does not); the scope is RECONSTRUCTED.
+    Source: the method note and README; the code does not (scope RECONSTRUCTED).
     """
     mean = numerics.masked_mean(coefficient, valid)
     variance = numerics.masked_var(coefficient, valid)
@@ -156,8 +156,8 @@ def gac_proxies(
 
     s_r: variance over own rows of their mean advantage. s_s: trimmed variance over
     stored rows of their mean -log p. D: mean over all rows of the token mean of
-    (c_s - c_r)^2 with c_s = -w(p) and c_r = -A on own rows, 0 on stored ones. A kind of
-    rows that is not in the minibatch has variance 0, one that is at least 1e-8.
+    (c_s - c_r)^2 with c_s = -w(p) and c_r = -A on own rows, 0 on stored ones. If a
+    minibatch has no rows of a kind, that variance is 0; otherwise it is at least 1e-8.
 
     Args:
       weight_fn: the supervised term's weight, as `reweighted` takes it.

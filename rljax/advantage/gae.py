@@ -118,9 +118,9 @@ def assign_value_target(
 def assign_return_to_go(discount: ArrayLike = 1.0) -> AdvantageTransform:
     """G_t = sum over policy tokens s >= t of discount^(s - t) r_s; f32[P, G, T].
 
-    An advantage per row is a reward paid at its last token, one per token (with a KL
-    penalty, say) is taken as it is. Tokens the policy does not answer for are skipped:
-    they pay nothing, cost no discount and get 0.
+    An advantage per row is a reward paid at the row's last token; an advantage per
+    token (with a KL penalty, say) is taken as it is. Tokens that the policy does not
+    answer for are skipped: they pay nothing, cost no discount and get 0.
 
     Variants: SkyRL ends the running sum at a token outside the mask, which in
       completions with tool output keeps the final reward from all earlier turns.
@@ -139,8 +139,9 @@ def assign_return_to_go(discount: ArrayLike = 1.0) -> AdvantageTransform:
 def explained_variance(target, value, mask) -> jax.Array:
     """f32[]: 1 - Var(target - value) / Var(target) over the mask; 0 if that is 0 / 0.
 
-    Variants: CleanRL gives NaN for constant targets, verl adds 1e-5 to the divisor and
-      uses sample variances; 0 is ours (RECONSTRUCTED).
+    Source: CleanRL, verl (SECONDARY; the 0 RECONSTRUCTED).
+    Variants: CleanRL gives NaN for constant targets; verl adds 1e-5 to the divisor and
+      uses sample variances.
     """
     total = numerics.masked_var(target, mask)
     left = numerics.masked_var(target - value, mask)

@@ -2,9 +2,10 @@
 
     d_t = log pi_old - log mu,   w = e^d
 
-mu (`samples.behaviour`) is what the tokens were really drawn from: another engine,
-other precision, after temperature and truncation. `old` is the learner's own evaluation
-of the sampling weights. Both are fixed, so is w: it multiplies the term's weight.
+mu (`samples.behaviour`) is what the tokens were really drawn from: by another engine,
+in another precision, after temperature and truncation. `old` is the learner's own
+evaluation of the sampling weights. Both are constants of the batch, and so is w, which
+multiplies the term's weight.
 
 A correction is a pooling (`per_token`, `per_sequence`, `geometric`) of d into a ratio
 and a bound on the ratio (`truncate`, `clip`, `mask_outside`), or a rejection of tokens
@@ -12,8 +13,9 @@ and rows by a statistic. Importance weights stand after the reduction, whose div
 they leave alone; rejections before it renormalise.
 
 Source: verl rollout_corr_helper.py and docs/algo/rollout_corr_math.md, OpenRLHF
-  models/loss.py, TRL grpo_trainer.py (SECONDARY). verl clamps d to +-20; here
-  exponents have that bound above alone (`numerics.bounded`).
+  models/loss.py, TRL grpo_trainer.py (SECONDARY).
+Variants: verl clamps d to +-20; here exponents have the upper bound alone
+  (`numerics.bounded`).
 """
 
 from collections.abc import Callable

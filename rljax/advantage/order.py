@@ -1,6 +1,6 @@
 """Order statistics under a mask: quantiles, and the largest or smallest entries.
 
-Shapes are static: what the mask leaves out sorts to the end, as +inf.
+Shapes are static: entries outside the mask sort to the end, as +inf.
 """
 
 import jax
@@ -52,7 +52,8 @@ def largest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
 def share(mask: jax.Array, fraction: ArrayLike) -> jax.Array:
     """f32[]: `fraction` of the masked entries' number, for `floor` or `ceil`.
 
-    What is whole up to the rounding of float32 is whole: 0.3 of 10 is 3.
+    A product that is whole up to the rounding of float32 counts as whole: 0.3 of 10 is
+    3.
     """
     exact = fraction * jnp.sum(mask, dtype=jnp.float32)
     whole = jnp.round(exact)

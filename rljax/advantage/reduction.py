@@ -1,8 +1,8 @@
 """Reductions: turn token weights into shares, so that the loss is a plain sum.
 
 A reduction's scope is the minibatch of one optimiser step, all rows of all prompts.
-Exactly one stands in each term's weighting. What a filter before it removed does not
-enter the divisor; what stands after it does not change the divisor.
+Exactly one stands in each term's weighting. The divisor counts what the filters before
+it have kept; what stands after it does not change the divisor.
 """
 
 from collections.abc import Callable
@@ -81,9 +81,9 @@ def constant_length(num_tokens: int) -> AdvantageTransform:
 def constant_sum(num_tokens: int) -> AdvantageTransform:
     """A reduction: the sum over all tokens of all rows, over a constant length.
 
-    What LUFFY's and HPT's code do: unlike `constant_length` it is not divided by the
-    number of rows, so it grows with the batch. Under Adam the difference is felt only
-    against other terms and a gradient clip.
+    LUFFY's and HPT's code do this. Unlike `constant_length` it does not divide by the
+    number of rows, so it grows with the batch. Under Adam the difference matters only
+    beside other terms or a gradient clip.
 
     Args:
       num_tokens: the constant, tokens.
@@ -118,8 +118,8 @@ def scale_weight(coefficient: ArrayLike) -> AdvantageTransform:
     """Multiplies the weight: a term's coefficient, placed after its reduction.
 
     Args:
-      coefficient: not negative, for a weight is not: of a traced one that is, or is
-        NaN, updates are refused. To turn a term round, negate its loss function.
+      coefficient: >= 0. If a traced one is negative or NaN, the update is refused. To
+        reverse a term, negate its loss function.
     """
     check.number("coefficient", coefficient, low=0)
     return stateless(lambda c, r: c.replace(weight=c.weight * coefficient))

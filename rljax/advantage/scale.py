@@ -151,9 +151,10 @@ def scale_negative(factor: ArrayLike) -> AdvantageTransform:
 def scale_by_mixed_share() -> AdvantageTransform:
     """A * groups / groups of unequal advantages: the mean over the latter alone.
 
-    Without any such group the factor is 1 (RECONSTRUCTED). Logs `mixed_share`.
+    Without any such group the factor is 1. Logs `mixed_share`.
 
-    Source: GPG's alpha, arXiv:2504.02546 (PAPER: authors' code AMAP-ML/GPG).
+    Source: GPG's alpha, arXiv:2504.02546; code AMAP-ML/GPG (PAPER; the factor of 1
+      RECONSTRUCTED).
     Variants: verl's `gpg` has responses / responses of nonzero score instead, another
       quantity; R1-V divides its loss by the share + 1e-5 on top.
     """
@@ -213,12 +214,14 @@ class HistoryState(NamedTuple):
 
 
 def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransform:
-    """A * mass[bin] / cdf[bin] of the group's solve rate among those of past batches.
+    """A * f(p) / F(p), f the histogram of solve rates in (0, 1) of past batches.
 
-    bin = floor(p (G + 1)), taken in integers. Each batch enters the history after its
-    own weights are taken, so a rate not seen before weighs 0. While the history is
-    empty (the first batch, or until some group is mixed: RECONSTRUCTED) a batch is
-    weighed by its own histogram. Solve rates 0 and 1 never enter and get factor 0.
+    F is the inclusive cumulative sum of f: where all lower rates are rare, the factor
+    is near 1; above them it falls. The bin of p is floor(p (G + 1)), taken in integers.
+    Each batch enters the history after its own factors are taken, so a rate that was
+    not seen before has factor 0. While the history is empty (in the first batch, or
+    until some group is mixed) a batch uses its own histogram. Solve rates 0 and 1 never
+    enter and have factor 0.
 
     Args:
       num_samples: G, samples per prompt; the histogram has G + 1 bins.
@@ -227,7 +230,7 @@ def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransfor
     Returns:
       A stateful transform; reads `verdict.correct`.
 
-    Source: CurveRL (PAPER: authors' code, zhyzmath/CurveRL).
+    Source: CurveRL, code zhyzmath/CurveRL (PAPER; the empty history RECONSTRUCTED).
     """
     check.count("num_samples", num_samples, low=2)
     check.count("window", window)

@@ -1,9 +1,10 @@
 """The seam where users' functions enter: what they return is checked after the call.
 
-An array that lacks an axis broadcasts, and where P = G or G = T nothing complains: the
-run trains on another objective. So what transforms and loss functions return must have
-the shapes and dtypes of its type, and where sizes coincide they are traced once more
-with sizes that do not. All of this happens when traced and costs nothing at run time.
+An array that lacks an axis broadcasts. Where P = G or G = T that raises no error, and
+the run trains on another objective. So the results of transforms and loss functions
+must have the shapes and dtypes of their type, and where sizes coincide, functions are
+traced once more with sizes that differ. The checks run when traced and cost nothing at
+run time.
 """
 
 import contextlib
@@ -76,7 +77,7 @@ def _called(fn: Callable, args: tuple, require: Callable, place: str):
 
 
 def _fixed(fn, args) -> set[int]:
-    """Sizes that a function cannot do without: of its constants and of its state."""
+    """Sizes of the function's constants and state, which cannot be changed."""
     arrays = jax.make_jaxpr(fn)(*args).consts
     if isinstance(args[0], Credit):  # (credit, state, rollout)
         arrays = [*arrays, *jax.tree.leaves(args[1])]
@@ -103,7 +104,7 @@ def unequal(sizes: Sizes, fixed: Collection[int] = ()) -> Sizes:
 
 
 def _resized(tree, old: Sizes, new: Sizes):
-    """Shapes of the tree's arrays had its rollout the new sizes; state stays."""
+    """The shapes that the tree's arrays have for a rollout of the new sizes."""
 
     def rows(x, token_axis=2):
         shape = list(x.shape)

@@ -32,7 +32,7 @@ def punish_overlong(*, max_tokens: int, buffer: int) -> AdvantageTransform:
       max_tokens: completion tokens at which the punishment is -1.
       buffer: length of the slope, tokens, at most max_tokens.
 
-    Source: arXiv:2503.14476, eq. (13).
+    Source: arXiv:2503.14476, eq. (13) (PAPER).
     Variants: Tunix counts characters and does not stop at -1; TRL is as here.
     """
     check.number("max_tokens", max_tokens, above=0)
@@ -64,14 +64,16 @@ def punish_confident_errors(
 ) -> AdvantageTransform:
     """A (1 + alpha softplus(c)) where A < 0, c = log(pi_old / pi_ref) of the row (ACE).
 
-    The multiplier is RECONSTRUCTED, only c is the paper's; at c = 0 it is already
-    1 + 0.69 alpha. Placed after the baseline.
+    At c = 0 the multiplier is already 1 + 0.69 alpha. Stands after the baseline.
 
     Args:
       alpha: strength, >= 0; 1 is a placeholder.
       confidence_fn: (log-ratios, mask) -> c: `summed` (the paper's) or `averaged`.
 
-    Source: arXiv:2602.21420, abstract (c: PAPER). Reads `rollout.reference` and `old`.
+    Returns:
+      A stateless transform; reads `rollout.reference` and `rollout.old`.
+
+    Source: arXiv:2602.21420, abstract (c PAPER; the multiplier RECONSTRUCTED).
     """
     check.number("alpha", alpha, low=0)
     check.function("confidence_fn", confidence_fn, "log_ratio, mask")
@@ -99,14 +101,15 @@ def follow_teacher_by_entropy(
 
     Args:
       beta: strength; 0.1 is a placeholder, the paper's is unknown.
-      entropy_quantile: tau's fraction. 0.8 repels the top 20 % of tokens
-        (RECONSTRUCTED); the paper's "rho = 0.20" could also mean 0.2, repelling 80 %.
+      entropy_quantile: tau's fraction. 0.8 repels the top 20 % of tokens; the paper's
+        "rho = 0.20" could also mean 0.2, which repels 80 %.
 
     Returns:
       A stateless transform; its advantage is f32[P, G, T]. Reads `rollout.old` and
       `rollout.teacher`: the same weights given privileged information.
 
-    Source: arXiv:2605.22263 (omega and A: SECONDARY; both normalisers RECONSTRUCTED).
+    Source: arXiv:2605.22263 (omega and A SECONDARY; both normalisers and the quantile
+      RECONSTRUCTED).
     """
     check.number("beta", beta, low=0)
     check.number("entropy_quantile", entropy_quantile, low=0, high=1)

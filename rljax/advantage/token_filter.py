@@ -1,8 +1,8 @@
 """Filters that compare tokens of a whole minibatch under the current policy.
 
-They stand in `weighting=` and change `weight` alone. Before a reduction what they drop
-leaves its divisor, too; after it, it does not: each docstring says what the paper does.
-A token is valid if it has a weight. Selections carry no gradient.
+They stand in `weighting=` and change `weight` alone. Before a reduction the divisor
+counts the kept tokens; after it the divisor counts all. Each docstring says where its
+paper stands. A token is valid if it has a weight. Selections carry no gradient.
 """
 
 from collections.abc import Callable
@@ -50,14 +50,15 @@ def silence_spurious(
 
     Args:
       max_prob: a probability, fixed.
-      entropy_quantile: a fraction; linear interpolation (RECONSTRUCTED).
+      entropy_quantile: a fraction, linearly interpolated.
       population_fn: (rare, valid) -> bool[P, G, T] whose entropies the quantile is of:
         `low_probability`, or `all_tokens` (the first versions, with quantile 0.8).
 
     Returns:
       A stateless transform; reads `rollout.current`, logs `dropped_share`.
 
-    Source: arXiv:2602.15620 v4, sections on the S2T mask (PAPER); v1 SECONDARY.
+    Source: arXiv:2602.15620 v4, sections on the S2T mask (PAPER; v1 SECONDARY;
+      interpolation RECONSTRUCTED).
     """
     check.number("max_prob", max_prob, above=0, high=1)
     check.number("entropy_quantile", entropy_quantile, low=0, high=1)
@@ -102,7 +103,8 @@ def keep_top_entropy(
       A stateless transform; reads `rollout.current`, logs `dropped_share`.
 
     Source: arXiv:2506.01939; code Shenzhi-Wang/Beyond-the-80-20-Rule-RLVR@6f5dda6f
-      verl/workers/actor/dp_actor.py (PAPER), which selects per microbatch.
+      verl/workers/actor/dp_actor.py (PAPER).
+    Variants: the code selects per microbatch.
     """
     check.number("fraction", fraction, above=0, high=1)
     check.function("select_fn", select_fn, "values, valid, fraction")
@@ -117,9 +119,8 @@ def keep_top_entropy(
 def covariance(credit: Credit, rollout: Rollout) -> jax.Array:
     """f32[P, G, T]: (log pi - mean log pi) (A - mean A), means over valid tokens.
 
-    Over the whole minibatch; the authors' code takes each microbatch's own means.
-
-    Source: arXiv:2505.22617, eq. (10).
+    Source: arXiv:2505.22617, eq. (10) (PAPER).
+    Variants: the means are the minibatch's; the authors' code takes each microbatch's.
     """
     valid = credit.weighs
     logp = rollout.current.logp
@@ -131,8 +132,8 @@ def covariance(credit: Credit, rollout: Rollout) -> jax.Array:
 def keep_covariant(fraction: ArrayLike = 2e-3) -> AdvantageTransform:
     """Keeps the max(1, floor(fraction N)) tokens of largest covariance (KL-Cov).
 
-    For the penalty's own term, after its reduction: the penalty is paid by these tokens
-    and shared among all.
+    Stands in the penalty's own term, after the reduction: these tokens pay the penalty,
+    and the divisor counts all tokens.
 
     Source: arXiv:2505.22617, eqs. (13)-(14); code PRIME-RL/Entropy-Mechanism-of-RL
       verl/trainer/ppo/core_algos.py (PAPER).
@@ -174,7 +175,7 @@ def drop_covariant(
     Returns:
       A transform whose state counts its updates, i32[]; reads `rollout.current`.
 
-    Source: arXiv:2505.22617, eqs. (11)-(12); code as `keep_covariant` (PAPER).
+    Source: arXiv:2505.22617, eqs. (11)-(12); code as in `keep_covariant` (PAPER).
     """
     check.number("fraction", fraction, low=0, high=1)
     check.ordered(low=low, high=high)

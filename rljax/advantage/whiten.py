@@ -57,7 +57,7 @@ def whiten_by_batch(
         variance = numerics.safe_divide(square, jnp.maximum(total - ddof, 0.0))
         high = jnp.max(jnp.where(share > 0, a, -jnp.inf))
         low = jnp.min(jnp.where(share > 0, a, jnp.inf))
-        # Equal values are found exactly: the noise in their mean is no advantage.
+        # Equal values are found exactly: rounding in their mean is no advantage.
         scale = jnp.where(high > low, jax.lax.rsqrt(jnp.maximum(variance, floor)), 0.0)
         return credit.replace(advantage=(credit.advantage - center) * scale)
 

@@ -1,8 +1,8 @@
 """Recipes: functions from numbers to an `Algorithm`, each citing its equations.
 
 A recipe is a dozen lines made of `rljax.advantage` and `rljax.loss`; a file holds one
-method or one family, and is named after it. A recipe states where its formula is from:
-its docstring ends in "Source: reference (TAG).", with one of the tags
+method or one family, and is named after it. The section "Source:" of its docstring says
+where its formula is from, and ends in parentheses with one of the tags
 
     PAPER          the paper's text or its authors' code
     SECONDARY      third parties that agree

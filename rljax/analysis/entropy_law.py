@@ -1,10 +1,11 @@
 """The law of entropy and performance: R = -a exp(H) + b.
 
-Entropy H (nats) is what a run trades for accuracy R: without entropy control the law
-says early how far it will get, b - a at H = 0, and dR/dH = -a exp(H) at what price.
+A run trades entropy H (nats) for accuracy R. Without entropy control the law predicts
+early how far the run will get, b - a at H = 0, and the price, dR/dH = -a exp(H).
 
-Source: arXiv:2505.22617, eq. (1) and fig. 1 (PAPER); H there is the mean over responses
-  of the mean entropy of a response's tokens, here the token mean that runs record.
+Source: arXiv:2505.22617, eq. (1) and fig. 1 (PAPER).
+Variants: H there is the mean over responses of the mean entropy of a response's tokens;
+  here it is the token mean that runs record.
 """
 
 import os

@@ -1,4 +1,11 @@
-"""Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token."""
+"""Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token.
+
+`surrogate` and `ratio` read a token's ratio, `sequence_ratio` one ratio per row or
+turn; `supervised` pulls up shown tokens; `kl` holds divergences and entropy, `value`
+the critic's loss; `combine` makes loss functions from loss functions. A loss function
+is local to its row and never averages: weights and means are the term's. Yours is a
+function in your own file. Nothing here knows models, samplers or credit transforms.
+"""
 
 from rljax.loss import sequence_ratio, supervised
 from rljax.loss.combine import (

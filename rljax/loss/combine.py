@@ -38,8 +38,8 @@ def times_advantage(loss_fn: LossFn) -> LossFn:
 def times_ratio(loss_fn: LossFn) -> LossFn:
     """The loss times the ratio to `old`, through which its gradient flows, too.
 
-    A sampled KL so weighed estimates the KL of the current policy off-policy, and its
-    gradient too: rho k3 of DeepSeek-V3.2, TRL's default.
+    With it a sampled KL estimates the KL of the current policy off-policy, in value and
+    gradient: rho k3 of DeepSeek-V3.2, TRL's default.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: (

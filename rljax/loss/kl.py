@@ -1,8 +1,8 @@
 """Divergences from the reference policy and entropy, each as a loss function.
 
-With d = log(pi_ref / pi) at a token sampled from pi. Value: what the term adds to the
-loss in expectation. Gradient: what it does in expectation, on-policy. They differ, and
-most codebases do not say so: both columns are tested by exact enumeration.
+d = log(pi_ref / pi) at a token sampled from pi. "Value" is the term's expected value,
+"expected gradient" that of the term on-policy. They differ, and most codebases do not
+say so. Both columns are tested by exact enumeration.
 
 | function | per token | value | expected gradient |
 |---|---|---|---|
@@ -17,11 +17,12 @@ most codebases do not say so: both columns are tested by exact enumeration.
 
 KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.
 
-Exponentials are taken up to 20 nats (`numerics.bounded`): a token out of that reach has
-a finite value and no gradient on the side that grows.
+Exponentials are bounded at 20 nats (`numerics.bounded`): beyond, a token has a finite
+value and no gradient on the side that grows.
 
-Source: Schulman, "Approximating KL divergence" (2020); gradients DERIVED. chi2:
-  arXiv:2403.03185, code cassidylaidlaw/llm_optimization (PAPER), there per sequence.
+Source: Schulman, "Approximating KL divergence" (2020); chi2 arXiv:2403.03185, code
+  cassidylaidlaw/llm_optimization (PAPER; gradients DERIVED).
+Variants: the paper takes chi2 per sequence.
 """
 
 import jax
@@ -65,8 +66,8 @@ def kl_k3_straight_through() -> LossFn:
 def kl_absolute() -> LossFn:
     """|log(pi / pi_ref)|: no gradient where they agree; KL-Cov's penalty.
 
-    To agree is to differ by at most `numerics.ROUNDING`, where value and slope are 0:
-    of one policy evaluated twice the rounding's sign would be the slope, +-1.
+    Where they differ by at most `numerics.ROUNDING`, value and slope are 0: otherwise
+    the sign of the rounding would be the slope of one policy evaluated twice.
     """
 
     def loss(now, credit, rollout):
@@ -130,8 +131,10 @@ def chi_squared_exact() -> LossFn:
 def entropy_bonus_sampled() -> LossFn:
     """-H from sampled tokens: value log pi, gradient that of sg[log pi] log pi.
 
-    Its expected gradient is that of -H, on-policy (DERIVED). Differentiating the value
-    itself would give 0 in expectation.
+    Its expected gradient is that of -H, on-policy. Differentiating the value itself
+    would give 0 in expectation.
+
+    Source: the score function's mean is 0 (DERIVED).
     """
 
     def loss(now, credit, rollout):

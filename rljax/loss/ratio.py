@@ -1,8 +1,8 @@
 """Surrogates of the token ratio rho = pi / pi_old beyond PPO's clip.
 
 Losses are `(now, credit, rollout) -> f32[P, G, T]`, minimised; `coefficient` is
--dl/dlogp. Bounds that a codebase writes as eps are distances from 1 where they are
-named `low` and `high`, and absolute where they are named `floor` and `cap`.
+-dl/dlogp. Bounds named `low` and `high` are distances from 1 (the eps of papers);
+bounds named `floor` and `cap` are absolute.
 """
 
 import jax
@@ -26,14 +26,14 @@ def dual_clip(
 ) -> LossFn:
     """PPO's clip, and -A min(rho, cap) for A < 0: the loss of a bad token is bounded.
 
-    Coefficient A rho, but 0 where PPO clips and where A < 0 and rho > cap; on an edge a
-    ratio is not clipped.
+    Coefficient A rho, but 0 where PPO clips and where A < 0 and rho > cap. A ratio
+    exactly on a bound is not clipped.
 
     Args:
       low, high: distances of PPO's bounds from 1.
       cap: > 1; 3 (verl), 10 (DAPO's and JustRL's scripts).
 
-    Source: Ye et al., arXiv:1912.09729, eq. (5); as verl `vanilla` (SECONDARY).
+    Source: Ye et al., arXiv:1912.09729, eq. (5); verl `vanilla` (SECONDARY).
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
@@ -53,7 +53,7 @@ def cispo(*, cap: ArrayLike = 5.0, floor: ArrayLike = 0.0) -> LossFn:
     Coefficient clip(rho) A. Bounds are absolute, as in TRL, ms-swift and SkyRL-tx; 5.0
     is ScaleRL's cap.
 
-    Source: MiniMax-M1, arXiv:2506.13585, eqs. (4)-(5) (SECONDARY); its cap is unknown.
+    Source: MiniMax-M1, arXiv:2506.13585, eqs. (4)-(5); its cap is unknown (SECONDARY).
     """
     check.number("floor", floor)
     check.number("cap", cap, above=0, high=jnp.inf)
@@ -85,8 +85,8 @@ def sapo(positive: ArrayLike = 1.0, negative: ArrayLike = 1.05) -> LossFn:
     Args:
       positive, negative: tau for A > 0 and for the rest, > 0.
 
-    Source: arXiv:2511.20347 (SECONDARY; verl, TRL, ms-swift agree). verl clamps log rho
-      to +-20 (here above alone).
+    Source: arXiv:2511.20347 (SECONDARY; verl, TRL, ms-swift agree).
+    Variants: verl clamps log rho to +-20, here only above.
     """
     check.number("positive", positive, above=0)
     check.number("negative", negative, above=0)

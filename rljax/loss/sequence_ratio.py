@@ -1,7 +1,8 @@
 """Surrogates whose ratio belongs to a sequence or a turn instead of a token.
 
-With d = log(pi / pi_old) per token. Averages run over the tokens of the mask, which a
-weight of 0 does not leave. Losses of a row are [P, G, 1]: the reduction spreads them.
+d = log(pi / pi_old) of a token. Averages run over the tokens of the mask; a weight of 0
+does not remove a token from them. Losses of a row are [P, G, 1]: the reduction spreads
+them over its tokens.
 """
 
 from collections.abc import Callable
@@ -41,8 +42,8 @@ def gspo(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
 def gspo_token(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
     """GSPO with a gradient per token: s_t = sg[s] pi / sg[pi] (GSPO-token).
 
-    In value equal to `gspo`, and in gradient, too, where a row's tokens share one
-    advantage; here they need not.
+    Value and gradient equal those of `gspo` where a row's tokens share one advantage;
+    here they need not share one.
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
@@ -112,8 +113,9 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
       log_ratio_fn: (d, advantage, mask) -> log s f32[P, G, 1]; None is
         `mean_of_clipped(0.4, 0.4)`, ratios in (e^-0.4, e^0.4).
 
-    Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER), with
-      its ablations `mean_unclipped`, `clipped_sum` and `sum_of_clipped`.
+    Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER).
+    Variants: the code's ablations are `mean_unclipped`, `clipped_sum` and
+      `sum_of_clipped`.
     """
     if log_ratio_fn is not None:
         check.function("log_ratio_fn", log_ratio_fn, "d, advantage, mask")
@@ -130,7 +132,7 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
 def turns(rollout: Rollout) -> jax.Array:
     """i32[P, G, T]: number of the turn, a contiguous run of the mask, from 0.
 
-    What the environment says between two turns is a hole of the mask. Outside the mask
+    Text of the environment between two turns is a hole of the mask. Outside the mask
     the number means nothing.
     """
     mask = rollout.samples.mask
@@ -194,8 +196,8 @@ def clipping_bias(
     Args:
       ratio_fn: (now, rollout) -> w: `turn_ratio` or `token_ratio`.
 
-    Source: arXiv:2511.20718, lemma 4.2 (SECONDARY); through w RECONSTRUCTED: the form
-      sg[w] A log pi does not have this property for turns.
+    Source: arXiv:2511.20718, lemma 4.2 (SECONDARY; gradients through w RECONSTRUCTED).
+    Variants: the form sg[w] A log pi does not have this property for turns.
     """
     check.function("ratio_fn", ratio_fn, "now, rollout")
     check.number("low", low, low=0, high=1)

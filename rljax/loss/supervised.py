@@ -13,8 +13,8 @@ current probability of the token, `A` its advantage:
 | `ppo_clip(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
 | `shaped_probability(gamma)`: LUFFY | A gamma p / (p + gamma)^2 |
 
-A weight that reads only its own token or row belongs here and not in `weighting`: there
-it would enter the divisor of the token mean.
+A weight that depends on its own token or row alone belongs here. In `weighting` it
+would enter the divisor of the token mean.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,8 @@ def unit(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
 def probability(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
     """p: DFT's weight, ascent on the token's probability.
 
-    Source: Wu et al., arXiv:2508.05629; code yongliang-wu/DFT fsdp_dft_trainer.py.
+    Source: Wu et al., arXiv:2508.05629; code yongliang-wu/DFT fsdp_dft_trainer.py
+      (PAPER).
     """
     del credit, rollout
     return jnp.exp(now.logp)
@@ -65,7 +66,7 @@ def probability(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
 def uncertainty(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
     """p (1 - p): CHORD-phi's weight, largest where the policy is undecided.
 
-    Source: arXiv:2508.11408; code Trinity-RFT chord_policy_loss.py.
+    Source: arXiv:2508.11408; code Trinity-RFT chord_policy_loss.py (PAPER).
     """
     del credit, rollout
     return -jnp.exp(now.logp) * jnp.expm1(now.logp)
@@ -77,15 +78,17 @@ def threshold(
 ) -> WeightFn:
     """1 where p exceeds tau, else p: GFT's dynamic coefficient rectification.
 
-    So the inverse-probability weight behind a log-likelihood, 1 / p, is kept where it
-    is at most 1 / tau and replaced by 1 elsewhere. The weight jumps at the threshold.
+    The gradient of a log-likelihood weighs that of p by 1 / p. This keeps 1 / p where
+    it is below 1 / tau and replaces it by 1 elsewhere. The weight jumps at the
+    threshold.
 
     Args:
       tau: a probability; 0 rectifies nothing, 1 and more is DFT's weight.
-      exceeds: `jnp.greater` as the code has it, p = tau belongs to p; or
-        `jnp.greater_equal` as the paper is noted, p = tau belongs to 1.
+      exceeds: `jnp.greater` (the code: p = tau has weight p) or `jnp.greater_equal`
+        (notes of the paper: p = tau has weight 1).
 
-    Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py `compute_gft_loss`.
+    Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py `compute_gft_loss`
+      (PAPER).
     """
     check.number("tau", tau, low=0)
     check.function("exceeds", exceeds, "p, tau")
@@ -105,7 +108,7 @@ def sequence_importance(exponent: ArrayLike = 1.0, high: ArrayLike = 16.0) -> We
       exponent: on the geometric mean ratio; 1 as used, 2 the code's default.
       high: upper bound of the weight.
 
-    Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py.
+    Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py (PAPER).
     """
     check.number("exponent", exponent)
     check.number("high", high, above=0, high=jnp.inf)
@@ -139,8 +142,8 @@ def entropy_weight(coefficient: ArrayLike, exponent: ArrayLike) -> WeightFn:
 
     SRFT's weights: (0.5, -1) on demonstrations, (0.1, +1) on rewarded rollouts.
 
-    Source: arXiv:2506.19767 (SECONDARY); row mean as in the re-implementation
-      TsinghuaC3I/Unify-Post-Training mix_actor.py.
+    Source: arXiv:2506.19767; row mean as in the re-implementation
+      TsinghuaC3I/Unify-Post-Training mix_actor.py (SECONDARY).
     """
     check.number("coefficient", coefficient, low=0)
     check.number("exponent", exponent)
@@ -160,7 +163,7 @@ def shaped_probability(gamma: ArrayLike = 0.1) -> LossFn:
     is largest at p = gamma, so that unlikely tokens are learned. The behaviour
     probability is taken as 1: no old statistics are read.
 
-    Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py.
+    Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py (PAPER).
     """
     check.number("gamma", gamma, above=0)
     # p / (p + gamma) is the logistic function of log p - log gamma.
