@@ -73,10 +73,7 @@ def _estimate(credit, rollout, gamma, lam):
     return a, target, jnp.where(mask, value, 0.0)
 
 
-def assign_gae(
-    gamma: ArrayLike = 1.0,
-    lam: ArrayLike = 0.95,
-) -> AdvantageTransform:
+def assign_gae(gamma: ArrayLike = 1.0, lam: ArrayLike = 0.95) -> AdvantageTransform:
     """Replaces rewards by GAE over the sampling policy's values; f32[P, G, T].
 
     Args:
@@ -97,8 +94,7 @@ def assign_gae(
 
 
 def assign_value_target(
-    gamma: ArrayLike = 1.0,
-    lam: ArrayLike = 0.95,
+    gamma: ArrayLike = 1.0, lam: ArrayLike = 0.95
 ) -> AdvantageTransform:
     """Replaces rewards by GAE's returns: the value loss's target, f32[P, G, T].
 
