@@ -58,7 +58,7 @@ def test_filters_agree_with_it(claimed):
         adv.drop_equal_groups(),
         adv.keep_prompts(lambda solved: solved == 1),
     ):
-        credit, _ = keep.update(adv.initial_credit(rows), (), rows)
+        credit, _ = keep.update(adv.initial_credit(rows), rows, ())
         kept = jnp.any(credit.weight > 0, (1, 2))
         np.testing.assert_array_equal(kept, MIXED)
     equal = baseline.equal_groups(adv.initial_credit(rows))[:, 0, 0]

@@ -26,17 +26,17 @@ from rljax.types import (
 
 class AdvantageTransform(NamedTuple):
     """A pair of pure functions: `init() -> state` and
-    `update(credit, state, rollout) -> (credit, state)`."""
+    `update(credit, rollout, state) -> (credit, state)`."""
 
     init: Callable[[], Any]
-    update: Callable[[Credit, Any, Rollout], tuple[Credit, Any]]
+    update: Callable[[Credit, Rollout, Any], tuple[Credit, Any]]
 
 
 def stateless(fn: Callable[[Credit, Rollout], Credit]) -> AdvantageTransform:
     """The transform that applies `fn` and remembers nothing."""
     check.function("fn", fn, "credit, rollout")
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         return fn(credit, rollout), state
 
     update.__qualname__ = getattr(fn, "__qualname__", "stateless")
@@ -54,7 +54,7 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
             f"transforms[{i}] of chain", transform, AdvantageTransform, "token_mean()"
         )
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         if len(state) != len(transforms):
             raise ValueError(
                 f"chain of {len(transforms)} transforms needs a state of as many parts,"
@@ -63,7 +63,7 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
         new_state = []
         for i, (transform, part) in enumerate(zip(transforms, state, strict=True)):
             place = f"link {i + 1} of {len(transforms)}"
-            credit, part = seam.transformed(transform, credit, part, rollout, place)
+            credit, part = seam.transformed(transform, credit, rollout, part, place)
             new_state.append(part)
         return credit, tuple(new_state)
 
@@ -150,14 +150,14 @@ def algorithm(**terms: Term) -> Algorithm:
         )
     names, parts = tuple(terms), tuple(terms.values())
 
-    def run(chain_name, credits, states, rollout):
+    def run(chain_name, credits, rollout, states):
         rollout = solve_rate.only_verified(rollout)
         done = [
             seam.transformed(
                 getattr(term, chain_name),
                 c.replace(metrics={}),
-                s,
                 rollout,
+                s,
                 f"term {name!r}, {chain_name}",
             )
             for name, term, c, s in zip(names, parts, credits, states, strict=True)
@@ -181,7 +181,7 @@ def algorithm(**terms: Term) -> Algorithm:
 
     def credit(rollout, state):
         credits = (initial_credit(rollout),) * len(parts)
-        made, new, metrics = run("advantage", credits, state.advantage, rollout)
+        made, new, metrics = run("advantage", credits, rollout, state.advantage)
         for name, c in zip(names, made, strict=True):
             if c.reduced:
                 raise ValueError(
@@ -191,11 +191,11 @@ def algorithm(**terms: Term) -> Algorithm:
                 )
         if not is_measured(rollout.verdict):
             for name, term, s in zip(names, parts, state.advantage, strict=True):
-                _require_no_reward(name, term.advantage, s, rollout)
+                _require_no_reward(name, term.advantage, rollout, s)
         return made, state._replace(advantage=new), metrics
 
     def weigh(credits, rollout, state):
-        credits, new, metrics = run("weighting", credits, state.weighting, rollout)
+        credits, new, metrics = run("weighting", credits, rollout, state.weighting)
         for name, c in zip(names, credits, strict=True):
             if not c.reduced:
                 raise ValueError(
@@ -234,12 +234,12 @@ def _without_idle_rows(credit: Credit) -> Credit:
     return credit.replace(advantage=jnp.where(idle, 0.0, credit.advantage))
 
 
-def _require_no_reward(name: str, transform, state, rollout: Rollout) -> None:
+def _require_no_reward(name: str, transform, rollout: Rollout, state) -> None:
     # Without a verdict every reward is 1, and a baseline would make every advantage 0.
     credit = initial_credit(rollout)
 
     def made(reward):
-        got, _ = transform.update(credit.replace(advantage=reward), state, rollout)
+        got, _ = transform.update(credit.replace(advantage=reward), rollout, state)
         return jnp.zeros(()) if got.advantage is reward else got.advantage
 
     # Under vmap what depends on the reward is mapped; asking for it unmapped raises.

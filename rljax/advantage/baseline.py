@@ -190,10 +190,10 @@ def skip_groups_of_one(*transforms: AdvantageTransform) -> AdvantageTransform:
     """
     inner = chain(*transforms)
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         if credit.advantage.shape[1] == 1:
             return credit, state
-        changed, state = inner.update(credit, state, rollout)
+        changed, state = inner.update(credit, rollout, state)
         single = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.int32) == 1
         kept = jnp.where(single, credit.advantage, changed.advantage)
         return changed.replace(advantage=kept), state

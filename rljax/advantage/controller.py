@@ -47,10 +47,10 @@ def controlled(
         value, state = controller.init()
         return ControlledState(state, make(value).init())
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         measured = measure_fn(credit, rollout)
         value, new = controller.update(measured, state.controller)
-        credit, inner = make(value).update(credit, state.transform, rollout)
+        credit, inner = make(value).update(credit, rollout, state.transform)
         return credit.log(**_named(value)), ControlledState(new, inner)
 
     return AdvantageTransform(init, update)

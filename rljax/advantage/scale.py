@@ -239,7 +239,7 @@ def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransfor
         counts = jnp.zeros((window, num_samples + 1), jnp.int32)
         return HistoryState(counts, jnp.zeros((), jnp.int32))
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         if credit.advantage.shape[1] != num_samples:
             raise ValueError(
                 f"scale_by_history({num_samples}) keeps one bin per sample and got an"

@@ -27,7 +27,7 @@ class BrokenLaw(ValueError):
         self.place, self.what = place, what
 
 
-def transformed(transform, credit: Credit, state, rollout: Rollout, place: str):
+def transformed(transform, credit: Credit, rollout: Rollout, state, place: str):
     """(credit, state) of the transform's update, checked.
 
     Args:
@@ -44,7 +44,7 @@ def transformed(transform, credit: Credit, state, rollout: Rollout, place: str):
         _require_credit(new, sizes, place)
         _require_state(state, after, place)
 
-    return _called(transform.update, (credit, state, rollout), require, place)
+    return _called(transform.update, (credit, rollout, state), require, place)
 
 
 def loss_of(loss_fn, now, credit: Credit, rollout: Rollout, place: str) -> jax.Array:
@@ -64,7 +64,8 @@ def name_of(fn) -> str:
 
 
 def _called(fn: Callable, args: tuple, require: Callable, place: str):
-    sizes = args[-1].samples.mask.shape
+    rollout = next(x for x in args if isinstance(x, Rollout))
+    sizes = rollout.samples.mask.shape
     with _watching(place):
         result = fn(*args)
     require(result, sizes)
@@ -79,8 +80,8 @@ def _called(fn: Callable, args: tuple, require: Callable, place: str):
 def _fixed(fn, args) -> set[int]:
     """Sizes of the function's constants and state, which cannot be changed."""
     arrays = jax.make_jaxpr(fn)(*args).consts
-    if isinstance(args[0], Credit):  # (credit, state, rollout)
-        arrays = [*arrays, *jax.tree.leaves(args[1])]
+    if isinstance(args[0], Credit):  # (credit, rollout, state)
+        arrays = [*arrays, *jax.tree.leaves(args[2])]
     return {size for x in arrays for size in jnp.shape(x)}
 
 
@@ -128,12 +129,12 @@ def _resized(tree, old: Sizes, new: Sizes):
     def known(x):
         return isinstance(x, Prompts | Credit)
 
-    first, second, rollout = tree
-    if not isinstance(first, Credit):  # (now, credit, rollout)
-        first, second = (jax.tree.map(of_type, x, is_leaf=known) for x in tree[:2])
-    else:  # (credit, state, rollout)
-        first = of_type(first)
-    return first, second, jax.tree.map(of_type, rollout, is_leaf=known)
+    def resized(x):
+        return jax.tree.map(of_type, x, is_leaf=known)
+
+    if isinstance(tree[0], Credit):  # (credit, rollout, state)
+        return resized(tree[0]), resized(tree[1]), tree[2]
+    return tuple(map(resized, tree))  # (now, credit, rollout)
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ def drop_covariant(
     check.function("clipped_fn", clipped_fn, "credit, rollout")
     check.seed("seed", seed)
 
-    def update(credit, count, rollout):
+    def update(credit, rollout, count):
         valid = credit.weighs
         cov = covariance(credit, rollout)
         candidate = valid & (cov > low) & (cov < high) & ~clipped_fn(credit, rollout)

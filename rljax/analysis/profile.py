@@ -44,7 +44,7 @@ def advantage_of(algorithm: Algorithm) -> AdvantageTransform:
     """The advantage chain of an algorithm's first term, as a transform."""
     check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         del credit
         credits, state, metrics = algorithm.credit(rollout, state)
         return credits[0].log(**metrics), state
@@ -111,7 +111,7 @@ def _classes(transform, counts, num_samples, spread):
     """(A_S, A_F) f32[2, P] of a batch with these success counts, and its faults."""
     rollout = _rollout(counts, num_samples, spread)
     credit, _ = transform.update(
-        initial_credit(rollout), numerics.strong(transform.init()), rollout
+        initial_credit(rollout), rollout, numerics.strong(transform.init())
     )
     row = jnp.mean(credit.advantage, -1)
     correct = rollout.verdict.correct

@@ -47,7 +47,7 @@ def test_a_transform_that_breaks_a_law_is_caught():
 
     culprits = {
         laws.keeps_structure: leaky(lambda c, r: c.advantage[..., 0]),
-        laws.traces_once: AdvantageTransform(lambda: 0.0, lambda c, s, r: (c, 1.0)),
+        laws.traces_once: AdvantageTransform(lambda: 0.0, lambda c, r, s: (c, 1.0)),
         laws.follows_prompts: leaky(lambda c, r: c.advantage - c.advantage[:1]),
         laws.follows_samples: leaky(lambda c, r: c.advantage - c.advantage[:, :1]),
         laws.ignores_padding: leaky(
@@ -103,7 +103,7 @@ def test_chains_nest():
 
 def test_chain_refuses_the_state_of_another_chain():
     with pytest.raises(ValueError, match="chain's own init"):
-        chain(adv.token_mean()).update(None, (), None)
+        chain(adv.token_mean()).update(None, None, ())
 
 
 def test_a_filter_before_a_reduction_renormalises_and_after_it_does_not():

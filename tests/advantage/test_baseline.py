@@ -299,10 +299,10 @@ def test_outsiders_get_the_members_baseline():
         [Row((0.5,), 0.0), Row((0.5,), 0.0), Row((0.5,), 1.0, DEMONSTRATION)]
     )
     own = adv.chain(adv.restrict_members(OWN), adv.center_by_group())
-    credit, _ = own.update(adv.initial_credit(rollout), own.init(), rollout)
+    credit, _ = own.update(adv.initial_credit(rollout), rollout, own.init())
     np.testing.assert_allclose(credit.advantage[0, :, 0], [0, 0, 1])
     joint = adv.center_by_group()
-    credit, _ = joint.update(adv.initial_credit(rollout), (), rollout)
+    credit, _ = joint.update(adv.initial_credit(rollout), rollout, ())
     np.testing.assert_allclose(credit.advantage[0, :, 0], [-1 / 3, -1 / 3, 2 / 3])
 
 
@@ -312,6 +312,6 @@ def test_single_members_keep_their_reward():
         [Row((0.5,), 1.0), Row((0.5,), 0.0)], [Row((0.5,), 3.0), Row(())]
     )
     transform = laws.MIXED_TRANSFORMS["skip_groups_of_one"]
-    credit, _ = transform.update(adv.initial_credit(rollout), transform.init(), rollout)
+    credit, _ = transform.update(adv.initial_credit(rollout), rollout, transform.init())
     half = np.sqrt(0.5)
     np.testing.assert_allclose(credit.advantage[:, 0, 0], [half, 3.0], rtol=1e-6)

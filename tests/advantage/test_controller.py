@@ -110,13 +110,13 @@ def test_controlled_measures_first_and_shapes_the_same_batch():
 
 def test_controlled_carries_the_state_of_what_it_drives():
     inner = adv.AdvantageTransform(
-        lambda: jnp.zeros((), jnp.int32), lambda c, s, r: (c, s + 1)
+        lambda: jnp.zeros((), jnp.int32), lambda c, r, s: (c, s + 1)
     )
     transform = adv.controlled(lambda v: inner, adv.constant(1.0), mean_reward)
     state = laws.init(transform)
     for _ in range(3):
         _, state = transform.update(
-            adv.initial_credit(fakes.rollout()), state, fakes.rollout()
+            adv.initial_credit(fakes.rollout()), fakes.rollout(), state
         )
     assert int(state.transform) == 3
 

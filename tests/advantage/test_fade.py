@@ -99,7 +99,7 @@ def test_example_e2_continues_the_state_of_e1():
     method = made(p_init=0.5, h_init=2.0, entropy_target=1.0)
     _, state = laws.apply(method, batch(0.9, 2, 6))
     rows = batch(0.8, 2, 1)
-    credit, state = method.update(adv.initial_credit(rows), state, rows)
+    credit, state = method.update(adv.initial_credit(rows), rows, state)
     check_example(
         credit,
         state,

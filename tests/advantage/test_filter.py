@@ -18,7 +18,7 @@ from rljax import advantage as adv
 
 def kept(transform, rollout):
     """bool[P, G]: rows that still weigh something."""
-    credit, _ = transform.update(adv.initial_credit(rollout), transform.init(), rollout)
+    credit, _ = transform.update(adv.initial_credit(rollout), rollout, transform.init())
     return jnp.any(credit.weight > 0, -1).tolist()
 
 
@@ -44,7 +44,7 @@ def test_prompts_are_kept_by_the_success_of_their_own_rollouts():
     )
     transform = adv.keep_prompts(lambda solved: solved > 0)
     assert kept(transform, rollout) == [[False] * 3, [True] * 3]
-    credit, _ = transform.update(adv.initial_credit(rollout), (), rollout)
+    credit, _ = transform.update(adv.initial_credit(rollout), rollout, ())
     assert credit.metrics["kept_prompts"] == 0.5
 
 

@@ -50,7 +50,7 @@ def whitened(advantage, mask):
     credit = credit.replace(
         advantage=jnp.asarray(advantage)[None, None], weight=mask.astype(jnp.float32)
     )
-    return adv.whiten_by_batch(ddof=1).update(credit, (), None)[0].advantage[0, 0]
+    return adv.whiten_by_batch(ddof=1).update(credit, None, ())[0].advantage[0, 0]
 
 
 def test_a_hole_costs_no_discount():

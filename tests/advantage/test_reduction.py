@@ -155,5 +155,5 @@ def test_a_second_reduction_is_refused(reduction):
     twice = adv.chain(adv.token_mean(), reduction)
     with pytest.raises(ValueError, match="exactly one reduction"):
         twice.update(
-            adv.initial_credit(laws.mixed_rollout()), twice.init(), laws.mixed_rollout()
+            adv.initial_credit(laws.mixed_rollout()), laws.mixed_rollout(), twice.init()
         )

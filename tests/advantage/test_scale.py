@@ -150,7 +150,7 @@ def step(transform, state, *counts, num_samples=4):
 
 @functools.partial(jax.jit, static_argnums=0)
 def update(transform, state, rows):
-    return transform.update(adv.initial_credit(rows), state, rows)
+    return transform.update(adv.initial_credit(rows), rows, state)
 
 
 WINDOW = (1, 1, 2, 3)
@@ -203,7 +203,7 @@ def test_curve_rl_runs_in_a_scan_and_counts_batches():
     rows = fakes.solved(4, 1, 2, 3)
 
     def one(state, _):
-        credit, state = transform.update(adv.initial_credit(rows), state, rows)
+        credit, state = transform.update(adv.initial_credit(rows), rows, state)
         return state, credit.advantage
 
     state, _ = jax.lax.scan(one, laws.init(transform), length=12)

@@ -58,8 +58,8 @@ def test_every_transform_passes_where_all_sizes_are_equal(name):
 
 def drop_axis(field):
     def broken(transform):
-        def update(credit, state, rollout):
-            credit, state = transform.update(credit, state, rollout)
+        def update(credit, rollout, state):
+            credit, state = transform.update(credit, rollout, state)
             return credit.replace(**{field: getattr(credit, field)[..., 0]}), state
 
         return adv.AdvantageTransform(transform.init, update)
@@ -68,8 +68,8 @@ def drop_axis(field):
 
 
 def drop_prompts(transform):
-    def update(credit, state, rollout):
-        credit, state = transform.update(credit, state, rollout)
+    def update(credit, rollout, state):
+        credit, state = transform.update(credit, rollout, state)
         return credit.replace(advantage=credit.advantage[0]), state
 
     return adv.AdvantageTransform(transform.init, update)
@@ -170,20 +170,20 @@ def test_links_are_called_by_their_factory():
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (lambda c, s, r: c, "a pair"),
-        (lambda c, s, r: (c.advantage, s), "a pair"),
-        (lambda c, s, r: (c, (s, 1)), "a state"),
-        (lambda c, s, r: (c.log(spread=c.advantage), s), "a metric 'spread'"),
+        (lambda c, r, s: c, "a pair"),
+        (lambda c, r, s: (c.advantage, s), "a pair"),
+        (lambda c, r, s: (c, (s, 1)), "a state"),
+        (lambda c, r, s: (c.log(spread=c.advantage), s), "a metric 'spread'"),
         (
-            lambda c, s, r: (c.replace(advantage=c.advantage.astype(jnp.bfloat16)), s),
+            lambda c, r, s: (c.replace(advantage=c.advantage.astype(jnp.bfloat16)), s),
             "an advantage float32",
         ),
         (
-            lambda c, s, r: (c.replace(member=1.0 * c.member), s),
+            lambda c, r, s: (c.replace(member=1.0 * c.member), s),
             "a member bool",
         ),
         (
-            lambda c, s, r: (c.replace(weight=r.samples.mask), s),
+            lambda c, r, s: (c.replace(weight=r.samples.mask), s),
             "a weight float32",
         ),
     ],
@@ -217,7 +217,7 @@ def test_numbers_and_state_of_one_batch_size_are_no_slip():
         lambda c, r: c.replace(advantage=jnp.array([[[1.0]] * 4] * 4))
     )
 
-    def remember(credit, last, rollout):
+    def remember(credit, rollout, last):
         return credit.replace(advantage=credit.advantage - last), credit.advantage
 
     kept = adv.AdvantageTransform(lambda: jnp.zeros((4, 4, 1)), remember)

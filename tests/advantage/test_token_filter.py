@@ -195,7 +195,7 @@ def _drawn(rollout, count, seed):
     drop = adv.drop_covariant(
         fraction=0.3, low=-9.0, high=9.0, clipped_fn=nothing_clipped, seed=seed
     )
-    credit, state = drop.update(adv.initial_credit(rollout), count, rollout)
+    credit, state = drop.update(adv.initial_credit(rollout), rollout, count)
     return (adv.initial_credit(rollout).weight > 0) & (credit.weight == 0), state
 
 
@@ -297,7 +297,7 @@ def weighting_of_each_microbatch(weighting, params, rows, credits):
             current=table_policy(params, part.prompts, part.samples),
         )
         state = laws.init(weighting)
-        out[m::4] = jax.jit(weighting.update)(credit, state, part)[0].weight
+        out[m::4] = jax.jit(weighting.update)(credit, part, state)[0].weight
     return out
 
 

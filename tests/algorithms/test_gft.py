@@ -60,7 +60,7 @@ def e2():
     rows = [(0.9, 0.04, 0.6), (0.5, 0.8)]
     now, rollout = group([Row(p) for p in rows])
     credit = fakes.credit_of(rollout, jnp.array([[0.9354126, -0.9354126]]))
-    return now, rollout, adv.token_mean().update(credit, (), rollout)[0]
+    return now, rollout, adv.token_mean().update(credit, rollout, ())[0]
 
 
 @pytest.mark.parametrize("exceeds", [jnp.greater, jnp.greater_equal])

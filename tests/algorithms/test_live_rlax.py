@@ -186,7 +186,7 @@ def test_the_target_of_the_value_is_the_lambda_return(gamma, lam):
 def test_returns_to_go():
     rows = rollout()
     credit = adv.initial_credit(rows).replace(advantage=REWARD)
-    got, _ = jax.jit(adv.assign_return_to_go(0.9).update)(credit, (), rows)
+    got, _ = jax.jit(adv.assign_return_to_go(0.9).update)(credit, rows, ())
     reward, _ = without_holes()
     zero = jnp.zeros((P, G))
     want = rows_of(rlax.discounted_returns)(reward, everywhere(0.9), zero)
@@ -205,7 +205,7 @@ def test_truncated_importance_weights_are_those_of_impala():
     rho = jnp.exp(importance.mismatch(rows))
     np.testing.assert_allclose(rho, 1 / ratio(LOGITS), rtol=1e-5)
     weighting = adv.weigh_by_importance(importance.truncate(cap))
-    weight = jax.jit(weighting.update)(adv.initial_credit(rows), (), rows)[0].weight
+    weight = jax.jit(weighting.update)(adv.initial_credit(rows), rows, ())[0].weight
     advantage, _ = jax.jit(gae.gae)(REWARD, VALUE, mask, gamma, 0.0, LAST)
     after = np.concatenate([VALUE[..., 1:], LAST], -1)
 

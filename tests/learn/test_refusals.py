@@ -105,7 +105,7 @@ def test_states_that_begin_infinite_are_no_reason_to_refuse():
 def remembering(value_fn):
     """A transform that changes nothing and remembers a number of its rollout."""
 
-    def apply(credit, state, rollout):
+    def apply(credit, rollout, state):
         del state
         return credit, value_fn(rollout)
 

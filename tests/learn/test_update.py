@@ -328,8 +328,8 @@ def counting():
     """A reduction that counts how often it was used."""
     mean = adv.token_mean()
 
-    def weigh(credit, state, rollout):
-        return mean.update(credit, (), rollout)[0], state + 1
+    def weigh(credit, rollout, state):
+        return mean.update(credit, rollout, ())[0], state + 1
 
     return adv.AdvantageTransform(lambda: jnp.zeros((), jnp.int32), weigh)
 
@@ -399,9 +399,9 @@ def recording(num_steps, size):
     """A reduction that writes down which prompts it was given."""
     mean = adv.token_mean()
 
-    def weigh(credit, state, rollout):
+    def weigh(credit, rollout, state):
         ids = state.ids.at[state.step].set(rollout.prompts.id)
-        return mean.update(credit, (), rollout)[0], Seen(ids, state.step + 1)
+        return mean.update(credit, rollout, ())[0], Seen(ids, state.step + 1)
 
     def init():
         return Seen(jnp.full((num_steps, size), -1), jnp.zeros((), jnp.int32))

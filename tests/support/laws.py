@@ -23,9 +23,9 @@ from rljax.types import Source
 def _with_values(transform):
     """For transforms that read values: entropies stand in for them."""
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         old = rollout.old.replace(extra={"value": rollout.old.entropy})
-        return transform.update(credit, state, rollout.replace(old=old))
+        return transform.update(credit, rollout.replace(old=old), state)
 
     return adv.AdvantageTransform(transform.init, update)
 
@@ -141,7 +141,7 @@ def init(transform):
 
 def apply(transform, rollout):
     """(credit, state) of the transform's first update."""
-    return transform.update(adv.initial_credit(rollout), init(transform), rollout)
+    return transform.update(adv.initial_credit(rollout), rollout, init(transform))
 
 
 def keeps_structure(transform, rollout):
@@ -158,7 +158,7 @@ def keeps_structure(transform, rollout):
     assert all(m.shape == () for m in credit.metrics.values())
 
     def step(state, _):
-        credit, state = transform.update(adv.initial_credit(rollout), state, rollout)
+        credit, state = transform.update(adv.initial_credit(rollout), rollout, state)
         return state, credit
 
     jax.lax.scan(step, before, length=2)
@@ -168,8 +168,8 @@ def traces_once(transform, rollout):
     # A weak type in the state would compile every program a second time.
     chex.clear_trace_counter()
     update = jax.jit(chex.assert_max_traces(transform.update, n=1))
-    _, state = update(adv.initial_credit(rollout), init(transform), rollout)
-    update(adv.initial_credit(rollout), state, rollout)
+    _, state = update(adv.initial_credit(rollout), rollout, init(transform))
+    update(adv.initial_credit(rollout), rollout, state)
 
 
 def is_the_same_under_jit(transform, rollout):

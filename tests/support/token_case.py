@@ -52,7 +52,7 @@ def case(
 def weigh(case: Case, weighting) -> Credit:
     """The credit after a weighting chain's first update."""
     state = numerics.strong(weighting.init())
-    return jax.jit(weighting.update)(case.credit, state, case.rollout)[0]
+    return jax.jit(weighting.update)(case.credit, case.rollout, state)[0]
 
 
 def loss_of(case: Case, loss_fn, weighting=None):
