@@ -150,27 +150,6 @@ def algorithm(**terms: Term) -> Algorithm:
         )
     names, parts = tuple(terms), tuple(terms.values())
 
-    def run(chain_name, credits, rollout, states):
-        rollout = solve_rate.only_verified(rollout)
-        done = [
-            seam.transformed(
-                getattr(term, chain_name),
-                c.replace(metrics={}),
-                rollout,
-                s,
-                f"term {name!r}, {chain_name}",
-            )
-            for name, term, c, s in zip(names, parts, credits, states, strict=True)
-        ]
-        credits = tuple(_lawful(c, rollout) for c, _ in done)
-        metrics = {
-            f"{name}/{key}": value
-            for name, c in zip(names, credits, strict=True)
-            for key, value in c.metrics.items()
-        }
-        credits = tuple(c.replace(metrics={}) for c in credits)
-        return jax.lax.stop_gradient(credits), tuple(s for _, s in done), metrics
-
     def init():
         return numerics.strong(
             AlgorithmState(
@@ -181,7 +160,9 @@ def algorithm(**terms: Term) -> Algorithm:
 
     def credit(rollout, state):
         credits = (initial_credit(rollout),) * len(parts)
-        made, new, metrics = run("advantage", credits, rollout, state.advantage)
+        made, new, metrics = _run_chains(
+            "advantage", terms, credits, rollout, state.advantage
+        )
         for name, c in zip(names, made, strict=True):
             if c.reduced:
                 raise ValueError(
@@ -195,7 +176,9 @@ def algorithm(**terms: Term) -> Algorithm:
         return made, state._replace(advantage=new), metrics
 
     def weigh(credits, rollout, state):
-        credits, new, metrics = run("weighting", credits, rollout, state.weighting)
+        credits, new, metrics = _run_chains(
+            "weighting", terms, credits, rollout, state.weighting
+        )
         for name, c in zip(names, credits, strict=True):
             if not c.reduced:
                 raise ValueError(
@@ -216,6 +199,21 @@ def algorithm(**terms: Term) -> Algorithm:
         return total
 
     return Algorithm(init, credit, weigh, loss)
+
+
+def _run_chains(kind: str, terms: dict[str, Term], credits, rollout: Rollout, states):
+    """(credits, states, metrics) after one chain of each term."""
+    rollout = solve_rate.only_verified(rollout)
+    made, new, metrics = [], [], {}
+    for (name, term), c, s in zip(terms.items(), credits, states, strict=True):
+        place = f"term {name!r}, {kind}"
+        chained = getattr(term, kind)
+        c, s = seam.transformed(chained, c.replace(metrics={}), rollout, s, place)
+        c = _lawful(c, rollout)
+        metrics |= {f"{name}/{key}": value for key, value in c.metrics.items()}
+        made.append(c.replace(metrics={}))
+        new.append(s)
+    return jax.lax.stop_gradient(tuple(made)), tuple(new), metrics
 
 
 def _lawful(credit: Credit, rollout: Rollout) -> Credit:

@@ -82,10 +82,9 @@ def fade_controller(
     """
     check.number("ema_rate", ema_rate, above=0, high=1)
     check.number("p_init", p_init, low=0, high=1)
-    if h_init is not None:
-        check.number("h_init", h_init, low=0)
-    if entropy_target is not None:
-        check.number("entropy_target", entropy_target, low=0)
+    for name, nats in (("h_init", h_init), ("entropy_target", entropy_target)):
+        if nats is not None:
+            check.number(name, nats, low=0)
     check.number("entropy_target_frac", entropy_target_frac, low=0)
     check.number("alpha_gain", alpha_gain, above=0)
     check.number("alpha_min", alpha_min, low=0)
@@ -182,16 +181,7 @@ def scale_by_fade(
         check.kind("base", base, AdvantageTransform, "center_by_group()")
     check.function("focal_rate_fn", focal_rate_fn, "credit, reward, value")
     check.function("scale_fn", scale_fn, "alpha")
-    if not isinstance(reward_range, tuple) or len(reward_range) != 2:
-        check.refuse("reward_range", "be a pair (low, high)", reward_range)
-    check.number("reward_range[0]", reward_range[0])
-    check.number("reward_range[1]", reward_range[1])
-    low, high = reward_range
-    if low >= high:
-        raise ValueError(
-            f"reward_range must be (low, high) with low < high, got {low, high};"
-            " exchange them."
-        )
+    low, high = _bounds(reward_range)
     controller = fade_controller() if controller is None else controller
     base = baseline.center_by_group() if base is None else base
     unit = stateless(
@@ -220,6 +210,20 @@ def scale_by_fade(
         return chain(unit, base, focus(value), scale.scale_negative(1 / value.delta))
 
     return controlled(make, controller, measure)
+
+
+def _bounds(reward_range) -> tuple[float, float]:
+    if not isinstance(reward_range, tuple) or len(reward_range) != 2:
+        check.refuse("reward_range", "be a pair (low, high)", reward_range)
+    low, high = reward_range
+    check.number("reward_range[0]", low)
+    check.number("reward_range[1]", high)
+    if low >= high:
+        raise ValueError(
+            f"reward_range must be (low, high) with low < high, got {low, high};"
+            " exchange them."
+        )
+    return low, high
 
 
 def mean_entropy(rollout: Rollout) -> jax.Array:

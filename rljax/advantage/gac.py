@@ -112,13 +112,7 @@ def gac_controller(
             return jnp.where(due, blended, old)
 
         average = jax.tree.map(averaged, state.average, measurement)
-        capped = average
-        if mismatch_cap is not None:
-            noise = average.sft_variance + average.rl_variance + _FLOOR
-            capped = average._replace(
-                mismatch=jnp.minimum(average.mismatch, mismatch_cap * noise)
-            )
-        raw = optimal_share(capped, alpha)
+        raw = optimal_share(_capped(average, mismatch_cap), alpha)
         wanted = jnp.clip(keep * state.mu + (1 - keep) * raw, low, high)
         if prior is not None:
             wanted = 0.5 * prior(state.step) + 0.5 * wanted
@@ -128,6 +122,13 @@ def gac_controller(
         return GacValue(mu, raw), GacState(mu, average, last, state.step + 1)
 
     return Controller(init, update)
+
+
+def _capped(m: GacMeasurement, cap: ArrayLike | None) -> GacMeasurement:
+    if cap is None:
+        return m
+    noise = m.sft_variance + m.rl_variance + _FLOOR
+    return m._replace(mismatch=jnp.minimum(m.mismatch, cap * noise))
 
 
 def as_they_are(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
