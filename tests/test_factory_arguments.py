@@ -23,7 +23,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import algorithms, loss, model, program, verify
-from rljax.learn import gate, update
+from rljax.learn import gate, gradient_gating, update
 from rljax.rollout import mixed
 from rljax.types import Source
 
@@ -51,7 +51,7 @@ FITS = {
     "act": program.demonstrator(),
     "after": b"=",
     "algorithm": algorithms.grpo(),
-    "bound_fn": adv.correction.at_most(2.0),
+    "bound_fn": adv.importance.truncate(2.0),
     "buffer": 0.5,
     "cap": 2.0,
     "clipped_fn": lambda credit, rollout: rollout.samples.mask,
@@ -59,7 +59,7 @@ FITS = {
     "constant": 0.5,
     "controller": adv.ema(0.1),
     "decay": 2,
-    "divergence_fn": adv.correction.k3,
+    "divergence_fn": adv.importance.k3,
     "fn": lambda *arguments: arguments[0],
     "gates": gate.every(),
     "high": 1.0,
@@ -86,7 +86,7 @@ FITS = {
     "num_samples": 4,
     "scale_fn": lambda *arguments: arguments[0],
     "sources": Source.OWN,
-    "statistic_fn": adv.correction.geometric,
+    "statistic_fn": adv.importance.geometric,
     "weight_fn": loss.supervised.unit,
     "success_fn": lambda group: 1.0,
     "failure_fn": lambda group: -1.0,
@@ -94,7 +94,7 @@ FITS = {
     "steps": adv.center_by_group(),
     "stop_tokens": (1,),
     "table": verify.TokenBytes((b"a", b"b")),
-    "terms": adv.Term(loss.nll(), adv.token_mean()),
+    "terms": adv.Term(weighting=adv.token_mean(), loss_fn=loss.nll()),
     "transforms": adv.center_by_group(),
     "vector_optimizer": optax.sgd(0.1),
     "verify": lambda prompts, samples: None,
@@ -107,7 +107,7 @@ WRONG = {
     "NaN": math.nan,
     "a list": [1.0],
     "an object": object(),
-    "a factory": adv.importance_weight,
+    "a factory": adv.weigh_by_importance,
     "a loss's factory": loss.dual_clip,
     "another function": lambda: 1.0,
     "a class": dict,
@@ -270,10 +270,10 @@ OUTSIDE = {
     "epsilon": lambda: adv.scale_by_group_std(epsilon=-1e-6),
     "factor": lambda: adv.scale_negative(-1.0),
     "target": lambda: adv.pid(math.nan),
-    "exponent": lambda: adv.focal(math.inf),
+    "exponent": lambda: adv.scale_by_focal_factor(math.inf),
     "constant": lambda: adv.center_by(math.nan),
-    "scale": lambda: adv.affine_reward(scale=math.inf, shift=0.0),
-    "threshold": lambda: a.dgg_gate(threshold=math.nan),
+    "scale": lambda: adv.rescale_reward(scale=math.inf, shift=0.0),
+    "threshold": lambda: gradient_gating.dgg_gate(threshold=math.nan),
     "clip": lambda: a.grpo(clip=-0.2),
     "needle": lambda: verify.contains(FITS["table"], "1"),
     "after": lambda: verify.number(FITS["table"], after="="),

@@ -11,7 +11,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import algorithms, loss
-from rljax.learn import update
+from rljax.learn import gradient_gating, update
 
 RECIPES = {
     "ace": algorithms.ace,
@@ -138,7 +138,9 @@ def test_on_policy_the_clipped_family_is_one_method():
     # Sequence means instead of the token mean.
     by_row = adv.algorithm(
         policy=adv.Term(
-            loss.plain_ratio(), adv.sequence_mean(), algorithms.group_normalised()
+            advantage=adv.normalise_by_group(),
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.unclipped_ratio(),
         )
     )
     want = pushed(by_row, made)
@@ -152,7 +154,7 @@ def test_dgg_and_clip_cov_learn_together():
         policy.measure,
         algorithms.clip_cov(),
         optax.sgd(1.0),
-        gate=algorithms.dgg_gate(window=2, select_fn=lambda grads: grads),
+        gate=gradient_gating.dgg_gate(window=2, select_fn=lambda grads: grads),
         num_passes=2,
         num_minibatches=2,
         num_microbatches=2,

@@ -1,6 +1,6 @@
 """Gates: what they refuse, what they remember, and that a refusal leaves no trace.
 
-Numbers without another source: ../shared/papers/03, sections 3.4 and 21.
+Numbers without another source follow by hand from the rules in `rljax.learn.gate`.
 """
 
 import chex
@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import algorithms, loss
-from rljax.learn import gate, update
+from rljax import loss
+from rljax.learn import gate, gradient_gating, update
 
 LOG_RATIO = np.array([0.1, -0.2, 0.3, 0.0], np.float32)
 
@@ -129,9 +129,11 @@ def learner(one, *, num_passes=1, num_minibatches=1, rate=0.5):
     policy = fakes.bandit(4, 3, 8)
     method = adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(),
-            adv.chain(adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)),
-            adv.fade_advantage(),
+            advantage=adv.scale_by_fade(),
+            weighting=adv.chain(
+                adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)
+            ),
+            loss_fn=loss.ppo_clip(),
         )
     )
     made = update.learner(
@@ -219,4 +221,4 @@ def test_the_output_projection_of_tied_and_untied_decoders():
     for tied, name in ((True, "embed"), (False, "head")):
         policy = fakes.decoder(tie_embeddings=tied)
         params = jax.eval_shape(policy.init, jax.random.key(0))
-        assert algorithms.output_projection(params) is params[name]
+        assert gradient_gating.output_projection(params) is params[name]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rljax import algorithms
 from rljax.advantage import Algorithm
+from rljax.learn import gradient_gating
 from rljax.learn.gate import Gate
 from rljax.types import Source
 
@@ -48,7 +49,7 @@ CASES = {
     "chord": mixed(a.chord()),
     "cispo": Case(a.cispo()),
     "clip_cov": Case(a.clip_cov()),
-    "clipped_policy": Case(a.clipped_policy()),
+    "ppo_clip_policy": Case(a.ppo_clip_policy()),
     "corrected": Case(a.corrected()),
     "curve_rl": Case(a.curve_rl(G)),
     "dapo": Case(a.dapo(max_tokens=2 * T, buffer=T)),
@@ -56,7 +57,7 @@ CASES = {
     "dft": imitation(a.dft()),
     "dgg_gate": Case(
         a.grpo(),
-        gate=a.dgg_gate(select_fn=lambda grads: grads["logits"]),
+        gate=gradient_gating.dgg_gate(select_fn=lambda grads: grads["logits"]),
         num_passes=2,
     ),
     "dr_grpo": Case(a.dr_grpo(T)),
@@ -123,4 +124,4 @@ CASES = {
     "uft": mixed(a.uft()),
     "w_reinforce": Case(a.w_reinforce()),
 }
-PARTS = {"group_normalised", "output_projection", "over_all", "over_selected"}
+PARTS = {"over_all", "over_selected"}
