@@ -18,10 +18,11 @@ import numpy as np
 from rljax import check, keys, mesh, metric, numerics
 from rljax.advantage import solve_rate
 from rljax.learn import origin
-from rljax.learn.update import Learner, Measure
+from rljax.learn.update import Learner
 from rljax.policy.base import Policy
 from rljax.rollout.sample import Sampler
 from rljax.types import (
+    Measure,
     Prompts,
     Rollout,
     Samples,
@@ -215,10 +216,10 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
         "samples/length_mean": jnp.mean(samples.length, dtype=jnp.float32),
         "samples/finished_share": jnp.mean(samples.finished, dtype=jnp.float32),
     }
-    if is_measured(samples.decoded):
+    if is_measured(samples.decode_steps):
         # Each sample's first token comes with its prompt.
         used = jnp.sum(jnp.maximum(samples.length - 1, 0), dtype=jnp.float32)
-        spent = jnp.sum(samples.decoded)
+        spent = jnp.sum(samples.decode_steps)
         metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
     if is_measured(rollout.verdict):
         metrics |= _verdict_metrics(rollout)

@@ -17,19 +17,15 @@ from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.learn import master_weights, microbatch, origin
 from rljax.learn.gate import Gate, Guarded, every
-from rljax.types import Rollout, TokenStats, TrainState, is_measured, over_tokens, take
-
-Measure = Callable[[Any, Any, Any], TokenStats]
-
-
-class ReferencedMeasure(NamedTuple):
-    """A measure function that compares with the reference policy.
-
-    fn: (params, reference params, prompts, samples) -> TokenStats; the second argument
-      is `TrainState.reference`.
-    """
-
-    fn: Callable[[Any, Any, Any, Any], TokenStats]
+from rljax.types import (
+    Measure,
+    ReferencedMeasure,
+    Rollout,
+    TrainState,
+    is_measured,
+    over_tokens,
+    take,
+)
 
 
 class Learner(NamedTuple):
