@@ -14,7 +14,7 @@ and the packages follow it. A package imports those of lower floors only
        policy      the interface, and what is measured of any policy
        verify      rewards: graph (in the program) and host (processes)
        data        NumPy on the host: problems, encoding, streams, tokenizers
-       run         the host loop: training, checkpoints, records, display
+       run         the run loop: training, checkpoints, records, display
     3  algorithms  named methods, a dozen lines each
        model       networks behind the interface; flax lives here alone
        rollout     prompts to samples, on the device

@@ -17,6 +17,7 @@ import worker_fakes
 from rich.console import Console
 
 from rljax import program
+from rljax.learn import update
 from rljax.run import display, fault
 from rljax.types import Rollout, Verdict
 from rljax.verify import pooled
@@ -127,7 +128,7 @@ def test_both_glues_check_it_at_the_first_step(glue):
 
     every_step = jax.tree.map(lambda x: x[None], PROMPTS)
     with pytest.raises(ValueError, match=r"flat must return reward .* got float32\[6"):
-        glue(act, None, flat)(jnp.zeros(()), every_step)
+        glue(act, update.Learner(None, None), flat)(jnp.zeros(()), every_step)
 
 
 def test_a_pool_that_was_not_entered_is_refused():

@@ -50,7 +50,7 @@ class Checkpoints:
         report: Callable[[str, str], None],
         latest: epath.Path | None = None,
     ):
-        self._directory = epath.Path(directory)
+        self._directory = epath.Path(directory).absolute()  # orbax needs it so
         self._keep = keep
         self._report = report
         self._saving: epath.Path | None = None
@@ -64,7 +64,7 @@ class Checkpoints:
 
         keep = orbax.training.preservation_policies.LatestN(self._keep)
         return orbax.training.Checkpointer(
-            _absolute(self._directory),
+            self._directory,
             preservation_policy=keep,
             step_name_format=checkpoint_folder.Names(),
             lightweight_initialize=True,
@@ -237,7 +237,7 @@ def restore(path: epath.PathLike, like: Any) -> Any:
     """
     from orbax.checkpoint import v1 as orbax
 
-    path = epath.Path(path)
+    path = epath.Path(path).absolute()  # orbax needs it so
     beside = checkpoint_folder.saved(path)
     if beside is None:
         raise Corrupt("its metadata has changed since it was saved")
@@ -245,7 +245,7 @@ def restore(path: epath.PathLike, like: Any) -> Any:
     anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or anywhere), like)
     try:
-        loaded = orbax.load_checkpointables(_absolute(path), {"state": placed})["state"]
+        loaded = orbax.load_checkpointables(path, {"state": placed})["state"]
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the machine's fault, not the file's
     except Exception as error:  # orbax and tensorstore have many names for it
@@ -317,11 +317,6 @@ def _found(path: epath.Path) -> Found | None:
 def _put_aside(path: epath.Path, problem: str) -> str:
     aside = checkpoint_folder.put_aside(path)
     return f"{path} is corrupt ({problem}); put aside as {aside.name}"
-
-
-def _absolute(path: epath.Path) -> epath.Path:
-    """The absolute path; orbax refuses relative ones."""
-    return path.absolute()
 
 
 def _folders_at_once():

@@ -33,7 +33,7 @@ def test_reading_drops_a_torn_last_line_and_knows_an_absent_file(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [b"{half\n", b"[1]\n", b"\xff\n", b'{"step": 1}\n'])
-def test_a_broken_line_in_between_is_named_and_rewind_drops_it(tmp_path, bad):
+def test_a_broken_line_in_between_is_named_and_a_resume_drops_it(tmp_path, bad):
     # Two processes in one folder left such lines, and then no resume ever succeeded.
     path = tmp_path / record.FILE
     path.write_bytes(record.line(step(1)) + bad + record.line(step(2)))
@@ -46,7 +46,7 @@ def test_a_broken_line_in_between_is_named_and_rewind_drops_it(tmp_path, bad):
     assert record.drop_after(path, lambda r: True) == (left, [])
 
 
-def test_rewind_keeps_events_and_what_the_predicate_keeps(tmp_path):
+def test_a_resume_keeps_events_and_what_the_predicate_keeps(tmp_path):
     path = tmp_path / record.FILE
     records = [step(1), evaluation(1, a=math.inf), event(1), step(2), event(2)]
     path.write_bytes(b"".join(map(record.line, records)) + b'{"torn')

@@ -1,4 +1,4 @@
-"""The host loop: phases, evaluations, records, faults. The run is that of toy_run."""
+"""The run loop: phases, evaluations, records, faults. The run is that of toy_run."""
 
 import dataclasses
 import time
