@@ -192,8 +192,8 @@ def deep():
 
 @pytest.mark.parametrize("unroll", [1, 2])
 def test_layers_side_by_side_or_in_turn_are_the_same(deep, unroll):
-    # 4, 2 and 1 groups of layers. A cache read or written at the place of another layer changes
-    # the sampler's numbers, parameters taken in another order all of them.
+    # 4, 2 and 1 groups of layers. A cache read or written at the place of another layer
+    # changes the sampler's numbers, parameters taken in another order all of them.
     policy = fakes.decoder(num_layers=4, qkv_bias=True, unroll=unroll)
     chex.assert_trees_all_equal_shapes(policy.init(jax.random.key(0)), DEEP_PARAMS)
     close(everything(policy), deep)
@@ -266,7 +266,7 @@ def test_what_is_computed_again_need_not_be_kept(deep):
     ("sizes", "message"),
     [
         ({"num_layers": 4, "unroll": 3}, "divisor of num_layers=4, got 3"),
-        ({"num_layers": 4, "unroll": 0}, "divisor of num_layers=4, got 0"),
+        ({"num_layers": 4, "unroll": 0}, "unroll must lie in .1, .*, got 0"),
         ({"num_heads": 3, "num_kv_heads": 2}, "multiple of num_kv_heads"),
         ({"head_dim": 5}, "head_dim must be even"),
     ],
