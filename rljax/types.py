@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transfor
 import jax
 import jax.numpy as jnp
 
+from rljax import metric
+
 
 class NotMeasured(ValueError):
     """A statistic was read that nothing in this run measures."""
@@ -213,8 +215,8 @@ class Rollout(_Replaceable):
     )
     current: TokenStats | Missing = _missing(
         "current",
-        "it belongs to `weighting` chains alone; a loss function has `now`, an"
-        " advantage chain `old`",
+        "only `weighting` chains may read it; a loss function is given `now`, an"
+        " advantage chain reads `old`",
     )
     origin: jax.Array | Missing = _missing(
         "origin", "the actor of the loop supplies it"
@@ -228,14 +230,15 @@ class Credit(_Replaceable):
     advantage: f32[P, G, 1 or T] starts as the reward.
     weight: f32[P, G, T] >= 0, the token's share of the loss; starts as the mask.
     member: bool[P, G, 1] rows that count in the statistics of their group.
-    metrics: scalars by name, averaged over optimiser steps.
+    metrics: scalars by name; a plain one is averaged over optimiser steps, others say
+      how they add up: see `metric`.
     reduced: whether a reduction has turned `weight` into shares of a mean (static).
     """
 
     advantage: jax.Array
     weight: jax.Array
     member: jax.Array
-    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     reduced: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
@@ -244,8 +247,8 @@ class Credit(_Replaceable):
         return self.weight != 0
 
     def log(self, **metrics) -> "Credit":
-        """A copy that also reports these float32 scalars."""
-        new = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
+        """A copy that also reports these scalars: a plain number is a `metric.Mean`."""
+        new = {name: metric.as_float32(value) for name, value in metrics.items()}
         return self.replace(metrics={**self.metrics, **new})
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from rljax import digest
-from rljax.data import strict_json, token_ids
+from rljax import digest, strict_json
+from rljax.data import token_ids
 from rljax.model.config import DecoderConfig
 from rljax.model.hugging_face import config as config_json
 from rljax.model.hugging_face import metadata as folder_metadata

@@ -8,8 +8,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rljax import check
-from rljax.data import strict_json
+from rljax import check, strict_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax.data import strict_json
+from rljax import strict_json
 from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
 from rljax.model.hugging_face.metadata import CONFIG
