@@ -1,7 +1,7 @@
 """config.json of Llama-type models, read to a `DecoderConfig` and written from one.
 
-What a configuration asks for and the decoder does not compute raises: nothing is
-ignored that would change a logit. A further family is a row in `FAMILIES`.
+Reading raises if a configuration asks for what the decoder does not compute: no key
+that would change a logit is ignored. A further family is a row in `FAMILIES`.
 """
 
 import dataclasses
@@ -215,9 +215,9 @@ def entries(
         numbers = {k: getattr(config.rope_scaling, f) for f, k in _LLAMA3.items()}
         model["rope_scaling"] = {"rope_type": "llama3", **numbers}
     extra = {} if extra is None else extra
-    # A null of extra says nothing: published files leave head_dim to the reader.
+    # A null in `extra` says nothing: published files leave head_dim to the reader.
     said = {k: v for k, v in extra.items() if k in model and v is not None}
-    # Another spelling of the same, and a name that nothing is computed by.
+    # Other spellings of the same, and the name of the class, which changes no logit.
     supported = {**_SUPPORTED, **family.supported}
     same = {
         k: v

@@ -143,7 +143,8 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
 def _is_spare(name: str) -> bool:
     """Whether an index may list a tensor that no file holds.
 
-    Of tied embeddings some tools list the head; if it is needed it is missed later.
+    Some tools list the head though embeddings are tied. If the decoder needs it, the
+    check of tensors finds it missing.
     """
     return name == _HEAD or bool(_REDUNDANT.match(name))
 
@@ -249,7 +250,7 @@ def write(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
             path, x, place = tensors[name]
             x = np.asarray(x[place])
             x = x.T if _is_kernel(path) else x
-            # safetensors writes memory as it lies: of a view, the wrong order.
+            # safetensors writes the memory as it lies, so a view would be out of order.
             arrays[name] = np.ascontiguousarray(x)
         # Versions of transformers refuse files that do not name a framework.
         try:
