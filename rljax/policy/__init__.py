@@ -1,7 +1,12 @@
 """The interface of policies, and what is measured of any of them.
 
-Pure functions over a parameter pytree. A transform of policies (a head, a reference, a
-teacher) belongs here; no network does, and nothing here imports flax.
+    base        `Policy`: pure functions over a tree of parameters
+    score       log-probability and entropy, chunk by chunk
+    divergence  exact divergences from a reference policy
+    value_head  a critic on top
+    teacher     a policy that is told more
+
+A transform of policies belongs here; no network does, and nothing here imports flax.
 """
 
 from rljax.policy.base import Policy

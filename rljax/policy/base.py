@@ -11,8 +11,8 @@ from rljax.types import Prompts, Samples, TokenStats
 class Policy(NamedTuple):
     """A language model as pure functions.
 
-    All logits are those of the distribution that is sampled and trained: a temperature
-    other than 1 has been divided out of them.
+    All logits belong to the distribution that is sampled and trained: they have been
+    divided by the temperature.
 
     init: key -> params.
     prefill: (params, prompts) -> (logits f32[P, V], prompt); logits of each

@@ -10,7 +10,7 @@ from rljax.types import Prompts, Samples, TokenStats, TrainState
 def privileged_teacher(
     policy: Policy,
 ) -> Callable[[TrainState, Prompts, Samples], TokenStats]:
-    """The sampling weights given a prompt with privileged information, for the actor.
+    """A teacher for the actor: the sampling parameters, given a prompt that says more.
 
     Reads `prompts.data["privileged"]` i32[P, S'] and `["privileged_length"]` i32[P]:
     the prompt with a reference solution or a hint, right-padded.

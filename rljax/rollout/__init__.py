@@ -1,9 +1,17 @@
 """From prompts to samples, on the device.
 
-`sample` draws tokens, `slots` decodes rows side by side, `mixed` puts stored answers
-beside samples, `hint` reveals a part of a solution. Nothing here knows rewards.
+    sample       the sampler: a policy, and how many samples of how many tokens
+    draw         which token is drawn: at random, truncated, the most likely one
+    slots        the decode loop: rows side by side, refilled when one ends
+    environment  what answers within a completion: forced tokens, a state per sample
+    mixed        stored answers beside samples in one group
+    hint         samples that continue a part of the solution
+
+A new way to draw belongs into `draw`; a new source of completions is a `Sampler` of its
+own. Nothing here knows rewards or advantages.
 """
 
-from rljax.rollout.sample import Sampler, sampler
+from rljax.rollout.environment import Environment
+from rljax.rollout.sample import Sampler, greedy, sampler
 
-__all__ = ["Sampler", "sampler"]
+__all__ = ["Environment", "Sampler", "greedy", "sampler"]

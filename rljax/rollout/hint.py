@@ -4,15 +4,16 @@
     row = with_old(hint_as_row(), policy.measure)
     act = reveal_hints(actor(policy, side_by_side(own, row)), cosine_reveal())
 
-A solution is cut into pieces; each training step reveals a random number of them, fewer
-as training goes on. Rollouts start after the revealed part. In the rollout they stand
-under the original prompt: hint tokens first, outside the mask, then the continuation.
-The hint is one more row of its group, a demonstration, for the likelihood term.
+A solution is cut into pieces. Each training step reveals a random number of them, fewer
+as training goes on, and samples start after the revealed part. In the rollout a sample
+belongs to the original prompt: first the tokens of the hint, outside the mask, then the
+continuation. The hint is one more row of its group, a demonstration, for the likelihood
+term.
 
 Symbols: `H` tokens of a solution, `N` pieces at most. The prompts carry
 `data["solution"]` i32[P, H] and `data["solution_ends"]` i32[P, N]: after how many
-tokens each piece ends, 0 for pieces that are not there. What the verifier reads is the
-continuation, so solutions should leave the final answer to the policy.
+tokens each piece ends, 0 for pieces that are not there. The verifier reads the
+continuation, so a solution should leave the final answer to the policy.
 
 Source: UFT, arXiv:2505.16984; code liumy2010/UFT (PAPER).
 """
@@ -22,6 +23,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rljax import check, keys
 from rljax.rollout.sample import Sampler
@@ -44,19 +46,23 @@ def cosine_reveal(
     check.number("high", high, low=0, high=1)
     check.count("num_steps", num_steps)
 
+    falling = optax.cosine_decay_schedule(high - low, num_steps)
+
     def probability(step):
-        step = jnp.asarray(step, jnp.float32)
-        cosine = low + 0.5 * (high - low) * (1 + jnp.cos(jnp.pi * step / num_steps))
-        return jnp.where(step <= num_steps, cosine, 0.0)
+        return jnp.where(step <= num_steps, low + falling(step), 0.0)
 
     return probability
 
 
 def reveal_hints(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
-    """Wraps an act: draws how much of each solution is revealed.
+    """An act that first draws how much of each solution is revealed.
 
-    The number of pieces is Binomial(pieces of the solution, probability_fn(step)),
-    drawn from the run's key, the step and the prompt's id.
+    The number of pieces is Binomial(pieces of the solution, probability_fn(step)). It
+    is drawn from the run's key, the step and the prompt's id.
+
+    Args:
+      act: (state, prompts) -> Rollout, of a sampler that reads the hints.
+      probability_fn: step -> probability of revealing a piece, a fraction.
 
     Returns:
       An act whose rollouts' prompts carry `data["hint_length"]` i32[P], tokens.
@@ -64,7 +70,7 @@ def reveal_hints(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]
     check.function("act", act, "state, prompts")
     check.function("probability_fn", probability_fn, "step")
 
-    def hinting(state, prompts):
+    def revealing(state, prompts):
         ends = _require(prompts, "solution_ends")
         key = keys.of_step(state.key, state.step)
 
@@ -79,14 +85,17 @@ def reveal_hints(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]
         length = jnp.where(count > 0, at, 0)[:, 0].astype(jnp.int32)
         return act(state, prompts.replace(data={**prompts.data, "hint_length": length}))
 
-    return hinting
+    return revealing
 
 
 def sample_after_hint(sample: Sampler) -> Sampler:
-    """Samples from prompts extended by their hints, and moves the hints to the samples.
+    """Samples after the hints, which then become the samples' first tokens.
+
+    Args:
+      sample: samples T tokens after each prompt extended by its hint.
 
     Returns:
-      A sampler of completions of H + T tokens; hint tokens are outside the mask.
+      A sampler of completions of H + T tokens; tokens of hints are outside the mask.
     """
     check.function("sample", sample, "params, prompts, key")
 
@@ -117,7 +126,7 @@ def sample_after_hint(sample: Sampler) -> Sampler:
 
 
 def _shifted_over(base: jax.Array, x: jax.Array, start: jax.Array) -> jax.Array:
-    """base [..., U, ...] with x [..., T, ...] written from `start` [...] on."""
+    """base [..., U, ...] with x [..., T, ...] written at `start` [...]."""
 
     def one(base, x, start):
         return jax.lax.dynamic_update_slice_in_dim(base, x, start, 0)

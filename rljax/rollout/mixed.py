@@ -6,8 +6,8 @@ samples four completions per prompt and puts the data set's answers beside them 
 same group. The actor then measures the reference on all rows, and the verifier judges
 all rows, exactly as for rollouts. `A` is the number of stored answers per prompt.
 
-Stored answers have no old statistics, and so the joined samples have none: GFT needs
-none. Where a method does (PPO clips, LUFFY's on-policy part), measure them:
+Stored answers have no old statistics, so the joined samples have none. GFT needs none.
+For a method that does (PPO's clip, LUFFY's on-policy part), measure them:
 
     side_by_side(sampler(...), with_old(stored_answers(), policy.measure))
 """
@@ -38,10 +38,10 @@ def stored_answers(num_answers: int | None = None) -> Sampler:
     Reads `prompts.data["answers"]` i32[P, A, T], `["answers_mask"]` bool[P, A, T] and
     `["answers_source"]` i32[P, A]; or, where there are none, the single demonstration
     `["completion"]` i32[P, T] and `["completion_mask"]`. An answer whose mask is empty
-    is absent: its row has no token and counts in nothing.
+    is absent: its row has no token and counts nowhere.
 
     Args:
-      num_answers: takes the first so many of each prompt; None takes all.
+      num_answers: takes the first answers of each prompt, so many; None takes all.
 
     Raises:
       ValueError: when traced, if the prompts carry no answers, or of wrong shapes.
@@ -93,9 +93,10 @@ def _answers(prompts: Prompts):
 def with_old(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
     """The same samples with `old` measured under the sampling parameters.
 
-    One forward pass over these rows; what the sampler returned as `old` is dropped.
+    It costs one forward pass over these rows, and drops the sampler's own `old`.
 
     Args:
+      sample: any sampler.
       measure: a policy's `measure`.
     """
     check.function("sample", sample, "params, prompts, key")
@@ -111,9 +112,12 @@ def with_old(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
 def side_by_side(*samplers: Sampler) -> Sampler:
     """The samples of several samplers in one group, in this order along the group axis.
 
-    Shorter completions are padded. Statistics that one of them does not have, the
-    joined samples do not have: half a measurement would be read as a whole one. The
-    first sampler draws what it would draw alone; the others have keys of their own.
+    Shorter completions are padded. If one sampler lacks a statistic, the joined samples
+    lack it: half a measurement would be read as a whole one. The first sampler draws
+    what it would draw alone; the others have keys of their own.
+
+    Raises:
+      ValueError: without samplers; when traced, if they return different statistics.
     """
     if not samplers:
         raise ValueError("joined needs at least one sampler, got none; pass some.")
@@ -135,19 +139,19 @@ def side_by_side(*samplers: Sampler) -> Sampler:
             return jnp.pad(x, wide)
 
         parts = over_tokens(pad, parts)
-        behaviour = _join([samples.behaviour for samples, _ in parts])
-        old = _join([old for _, old in parts])
-        decode_steps = _join([samples.decode_steps for samples, _ in parts])
-        bare = [
-            samples.replace(behaviour=None, decode_steps=None) for samples, _ in parts
-        ]
+        shared = {
+            name: _join([getattr(samples, name) for samples, _ in parts])
+            for name in ("behaviour", "decode_steps", "environment")
+        }
+        bare = [samples.replace(**dict.fromkeys(shared)) for samples, _ in parts]
         samples = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *bare)
-        return samples.replace(behaviour=behaviour, decode_steps=decode_steps), old
+        return samples.replace(**shared), _join([old for _, old in parts])
 
     return sample
 
 
 def _join(stats: list):
+    """One statistic of several samplers, joined; missing if one of them lacks it."""
     for part in stats:
         if not is_measured(part):
             return part

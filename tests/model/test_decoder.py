@@ -266,7 +266,7 @@ def test_what_is_computed_again_need_not_be_kept(deep):
     ("sizes", "message"),
     [
         ({"num_layers": 4, "unroll": 3}, "divisor of num_layers=4, got 3"),
-        ({"num_layers": 4, "unroll": 0}, "divisor of num_layers=4, got 0"),
+        ({"num_layers": 4, "unroll": 0}, "unroll must lie in .1, .*, got 0"),
         ({"num_heads": 3, "num_kv_heads": 2}, "multiple of num_kv_heads"),
         ({"head_dim": 5}, "head_dim must be even"),
     ],

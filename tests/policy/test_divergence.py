@@ -1,6 +1,10 @@
 """Divergences by enumeration, the measure functions behind them, the value head.
 
-Numbers are sums over three tokens of pi = (.7, .2, .1) and pi_ref = (.5, .3, .2).
+By hand, for pi = (.7, .2, .1) and pi_ref = (.5, .3, .2), with gradients in the logits:
+
+    KL(pi, ref) = .7 log 1.4 + .2 log .667 + .1 log .5     pi (log(pi / ref) - KL)
+    KL(ref, pi) = .5 log .714 + .3 log 1.5 + .2 log 2      pi - ref
+    chi2        = .49 / .5 + .04 / .3 + .01 / .2 - 1       2 pi (pi / ref - 1 - chi2)
 """
 
 import fakes
@@ -57,7 +61,7 @@ def test_sampled_divergences_in_expectation(fn, value, slope):
 
 
 def test_sampled_chi_squared_of_one_token():
-    # x = .5 and -.5: e^.5 + e^-.5 - 2 = .255252 both.
+    # e^x + e^-x - 2 at x = .5 and -.5.
     fn = loss.chi_squared()
     for x in (0.5, -0.5):
         rows = case([[1]], logp=-1.0)

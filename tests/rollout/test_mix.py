@@ -172,10 +172,13 @@ def test_statistics_of_different_kinds_are_not_joined():
 
 
 def test_the_schedule_of_hints_by_hand():
-    # .05 + .45 (1 + cos(pi t / 300)) up to 300, then 0.
+    # From high to low along half a cosine; at a third of the way cos is 1/2.
     reveal = hint.cosine_reveal()
     got = [float(reveal(t)) for t in (0, 100, 150, 300, 301)]
     np.testing.assert_allclose(got, [0.95, 0.725, 0.5, 0.05, 0], atol=1e-6)
+    reveal = hint.cosine_reveal(low=0.2, high=0.6, num_steps=10)
+    got = [float(reveal(t)) for t in (0, 5, 10, 11)]
+    np.testing.assert_allclose(got, [0.6, 0.4, 0.2, 0], atol=1e-6)
 
 
 def test_solutions_are_cut_into_pieces_of_sentences():

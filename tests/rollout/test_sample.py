@@ -104,7 +104,9 @@ def test_greedy_takes_the_most_likely_token_and_is_certain_of_it():
     assert bool(jnp.all(draw()[0].source == Source.OWN))
 
 
-# Truncation of logits (2, 1, 0, -1): probabilities .6439, .2369, .0871, .0321.
+# Truncation, by hand: softmax(2, 1, 0, -1) is .64391, .23688, .08714, .03206, with
+# logarithms -.44019, -1.44019 and so on; the first two have mass .88080, of which they
+# are .73106 and .26894, with logarithms -.31326 and -1.31326.
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_an_experiment_at_temperature_0_is_refused_before_its_folder_is_made(
     tmp_path, name
 ):
     config = dataclasses.replace(arithmetic.QUICK, **{name: 0.0})
-    with pytest.raises(ValueError, match=r"temperature must be above 0.*greedy"):
+    with pytest.raises(ValueError, match=r"temperature must (be above 0|lie in \(0)"):
         arithmetic.main(config, tmp_path / "run", False)
     assert not (tmp_path / "run").exists()
 

@@ -1,5 +1,9 @@
-"""Hugging Face folders: configuration, weights and metadata, without torch."""
+"""Hugging Face folders: configuration and weights in and out, without torch.
 
-from rljax.model.hugging_face.weights import config_entries, load, save
+`folder` reads and writes whole folders; `config` config.json; `weights` the tensors;
+`metadata` what else a folder says. A further family is a row in `config.FAMILIES`.
+"""
+
+from rljax.model.hugging_face.folder import config_entries, load, save
 
 __all__ = ["config_entries", "load", "save"]

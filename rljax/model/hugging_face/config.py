@@ -1,7 +1,7 @@
 """config.json of Llama-type models, read to a `DecoderConfig` and written from one.
 
-What a configuration asks for and the decoder does not compute raises: nothing is
-ignored that would change a logit. A further family is a row in `FAMILIES`.
+Reading raises if a configuration asks for what the decoder does not compute: no key
+that would change a logit is ignored. A further family is a row in `FAMILIES`.
 """
 
 import dataclasses
@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rljax.model.config import DecoderConfig
+from rljax.model.rotary import RopeScaling
 
 
 class Family(NamedTuple):
     """A `model_type`, where it differs from the others.
 
     architecture: the class of transformers that loads it.
-    qkv_bias: whether its queries, keys and values have biases.
+    qkv_bias, qk_norm: these fields of DecoderConfig, the same for all its models.
     supported: key -> values the decoder computes, None for null; the first is written.
       Of a list, every entry must be among them.
     defaults: key -> what transformers takes when the key is absent.
@@ -26,14 +27,21 @@ class Family(NamedTuple):
 
     architecture: str
     qkv_bias: bool
+    qk_norm: bool
     supported: dict[str, tuple]
     defaults: dict[str, Any]
+
+    def fits(self, config: DecoderConfig) -> bool:
+        """Whether its models compute what `config` asks for."""
+        wanted = (config.qkv_bias, config.qk_norm)
+        return wanted == (self.qkv_bias, self.qk_norm)
 
 
 FAMILIES = {
     "llama": Family(
         "LlamaForCausalLM",
         qkv_bias=False,
+        qk_norm=False,
         # Its attention_bias is also one of the output projection: not Qwen2's biases.
         supported={"attention_bias": (False,), "mlp_bias": (False,)},
         defaults={"num_key_value_heads": None},
@@ -41,13 +49,23 @@ FAMILIES = {
     "qwen2": Family(
         "Qwen2ForCausalLM",
         qkv_bias=True,
+        qk_norm=False,
         # Its sliding_window is a number even where no layer has a window.
         supported={"use_sliding_window": (False,)},
         defaults={},
     ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        qkv_bias=False,
+        qk_norm=True,
+        # Its attention_bias is also one of the output projection, as Llama's.
+        supported={"attention_bias": (False,), "use_sliding_window": (False,)},
+        defaults={"head_dim": 128},
+    ),
     "mistral": Family(
         "MistralForCausalLM",
         qkv_bias=False,
+        qk_norm=False,
         supported={"sliding_window": (None,)},
         defaults={"sliding_window": 4096},
     ),
@@ -84,6 +102,13 @@ _DEFAULTS = {  # of transformers, the same for all families
     "initializer_range": 0.02,
 }
 
+_LLAMA3 = {  # field of RopeScaling -> key of rope_scaling, where rope_type is "llama3"
+    "factor": "factor",
+    "low_turns": "low_freq_factor",
+    "high_turns": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
+}
+
 _DERIVED = ("num_key_value_heads", "head_dim")  # null means: from the other sizes
 
 
@@ -108,7 +133,7 @@ def read(entries: dict[str, Any], source: str | pathlib.Path) -> DecoderConfig:
                 f"{source}: of {key} only {only} is supported, got {json.dumps(got)};"
                 " choose another model."
             )
-    values["rope_theta"] = _rope_theta(entries, source)
+    values["rope_theta"], scaling = _rope(entries, source)
     missing = [key for key in _KEYS.values() if key not in values]
     if missing:
         raise ValueError(
@@ -133,7 +158,12 @@ def read(entries: dict[str, Any], source: str | pathlib.Path) -> DecoderConfig:
         values["head_dim"] = width // heads
     try:
         fields = {field: values[key] for field, key in _KEYS.items()}
-        return DecoderConfig(qkv_bias=family.qkv_bias, **fields)
+        return DecoderConfig(
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
+            rope_scaling=scaling,
+            **fields,
+        )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -148,20 +178,25 @@ def entries(
 
     Args:
       config: the decoder's.
-      model_type: a family; None takes the first with the biases of `config`.
+      model_type: a family; None takes the first that computes what `config` says.
       extra: further keys; those that say how the decoder computes must agree.
 
     Raises:
       ValueError: if the family cannot express `config`, or `extra` contradicts it.
     """
     if model_type is None:
-        fits = (k for k, f in FAMILIES.items() if f.qkv_bias == config.qkv_bias)
-        model_type = next(fits)
+        model_type = next((k for k, f in FAMILIES.items() if f.fits(config)), None)
+        if model_type is None:
+            raise ValueError(
+                "no family of models has both biases and normalised queries and keys,"
+                " got qkv_bias=True and qk_norm=True; make one of them False."
+            )
     family = _family(model_type)
-    if family.qkv_bias != config.qkv_bias:
+    if not family.fits(config):
         raise ValueError(
-            f"model_type {model_type!r} needs qkv_bias={family.qkv_bias}, got"
-            f" {config.qkv_bias}; leave model_type out."
+            f"model_type {model_type!r} needs qkv_bias={family.qkv_bias} and"
+            f" qk_norm={family.qk_norm}, got {config.qkv_bias} and {config.qk_norm};"
+            " leave model_type out."
         )
     if model_type == "llama" and config.d_model % config.num_heads:
         # transformers' LlamaConfig refuses it; its Mistral is the same without.
@@ -176,10 +211,13 @@ def entries(
         **{key: supported[0] for key, supported in family.supported.items()},
         **{key: getattr(config, field) for field, key in _KEYS.items()},
     }
+    if config.rope_scaling is not None:
+        numbers = {k: getattr(config.rope_scaling, f) for f, k in _LLAMA3.items()}
+        model["rope_scaling"] = {"rope_type": "llama3", **numbers}
     extra = {} if extra is None else extra
-    # A null of extra says nothing: published files leave head_dim to the reader.
+    # A null in `extra` says nothing: published files leave head_dim to the reader.
     said = {k: v for k, v in extra.items() if k in model and v is not None}
-    # Another spelling of the same, and a name that nothing is computed by.
+    # Other spellings of the same, and the name of the class, which changes no logit.
     supported = {**_SUPPORTED, **family.supported}
     same = {
         k: v
@@ -204,26 +242,48 @@ def _family(model_type, where: str = "") -> Family:
     return FAMILIES[model_type]
 
 
-def _rope_theta(given: dict[str, Any], source) -> float:
-    """The base of rotary positions: at the top or, in transformers 5, nested."""
-    found = {key: given[key] for key in ("rope_theta",) if key in given}
+def _rope(given: dict[str, Any], source) -> tuple[float, RopeScaling | None]:
+    """The base of rotary positions, and their scaling.
+
+    Both stand at the top or, in transformers 5, nested; in `extra` and in files that
+    two versions have written, in several places.
+    """
+    thetas = {key: given[key] for key in ("rope_theta",) if key in given}
+    scalings = {}
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if given.get(key) is None else given[key]
         if not isinstance(rope, dict):
             raise ValueError(f"{source}: {key} must be an object, got {rope!r}.")
         kind = rope.get("rope_type", rope.get("type", "default"))
+        known = {"rope_theta", "rope_type", "type"}
+        known |= set(_LLAMA3.values()) if kind == "llama3" else set()
         # Multi-modal and nested per-layer forms hide behind type "default", too.
-        if kind != "default" or rope.keys() - {"rope_theta", "rope_type", "type"}:
+        if kind not in ("default", "llama3") or rope.keys() - known:
             raise ValueError(
-                f'{source}: of {key} only rope_type "default" with a rope_theta is'
-                f" supported, got {json.dumps(rope)}; choose another model."
+                f'{source}: of {key} only rope_type "default" or "llama3" is supported,'
+                f" got {json.dumps(rope)}; choose another model."
             )
         if "rope_theta" in rope:
-            found[f"{key}.rope_theta"] = rope["rope_theta"]
-    thetas = [*found.values(), _DEFAULTS["rope_theta"]]
-    if any(theta != thetas[0] for theta in found.values()):
-        raise ValueError(f"{source}: need one rope_theta, got {json.dumps(found)}.")
-    return thetas[0]
+            thetas[f"{key}.rope_theta"] = rope["rope_theta"]
+        if rope:
+            scalings[key] = _scaling(key, rope, source) if kind == "llama3" else None
+    theta = _only("rope_theta", thetas, _DEFAULTS["rope_theta"], source)
+    return theta, _only("rotary scaling", scalings, None, source)
+
+
+def _scaling(key: str, rope: dict[str, Any], source) -> RopeScaling:
+    kinds = RopeScaling.__annotations__
+    for field, name in _LLAMA3.items():
+        _check_value(kinds[field], f"{key}.{name}", rope.get(name), source)
+    return RopeScaling(**{field: rope[name] for field, name in _LLAMA3.items()})
+
+
+def _only(what: str, found: dict[str, Any], default, source):
+    """The one value that stands in all places where there is one."""
+    values = [*found.values(), default]
+    if any(value != values[0] for value in found.values()):
+        raise ValueError(f"{source}: need one {what}, got {json.dumps(found)}.")
+    return values[0]
 
 
 def _check_value(kind: type, key: str, value, source) -> None:

@@ -1,7 +1,7 @@
 """What a Hugging Face folder says beside weights and tokenizer.
 
-The configuration's other keys, how to generate and to chat, and the licence: nothing of
-it is computed with, and whoever loads the trained policy needs it as before.
+The configuration's other keys, how to generate and to chat, and the licence. Nothing is
+computed with them, but whoever loads the trained policy needs them as before.
 """
 
 import os
@@ -90,7 +90,7 @@ def read(path: str | os.PathLike) -> Metadata:
 def write_files(
     folder: pathlib.Path, metadata: Metadata, *, with_tokenizer: bool
 ) -> None:
-    """Writes the kept files; what another tokenizer already wrote stays."""
+    """Writes the kept files, except those that a tokenizer has already written."""
     tokenizer = metadata.tokenizer if with_tokenizer else {}
     for name, content in {**metadata.files, **tokenizer}.items():
         file = folder / name

@@ -1,20 +1,15 @@
-"""Decoders as Hugging Face folders, read and written without torch or transformers.
+"""A decoder's parameters as named tensors in safetensors files.
 
-Folders are checked completely before the first array is made. Which tensors there must
+Files are checked completely before the first array is made. Which tensors there must
 be, and their shapes, is read off the decoder; the tables below only translate names. A
-further family needs a row in `hugging_face_config.FAMILIES` and, if it has modules of
-new kinds, rows in `_MODULES` or `_LAYER_MODULES`.
+family with modules of new kinds needs rows in `_MODULES` or `_LAYER_MODULES`.
 """
 
 import contextlib
 import json
-import os
 import pathlib
 import re
-import secrets
-import shutil
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +17,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import digest, strict_json
-from rljax.data import token_ids
+from rljax import strict_json
 from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
-from rljax.model.hugging_face import (
-    config as hugging_face_config,
-)
-from rljax.model.hugging_face import (
-    metadata as hugging_face_metadata,
-)
-from rljax.model.hugging_face.metadata import CONFIG, Metadata
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rljax.model.hugging_face.metadata import CONFIG
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -47,6 +32,8 @@ _LAYER_MODULES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
     "v": "self_attn.v_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
     "o": "self_attn.o_proj",
     "norm_mlp": "post_attention_layernorm",
     "gate": "mlp.gate_proj",
@@ -64,142 +51,33 @@ _STORED_DTYPES = ("F32", "BF16", "F16", "F64")
 _SAVED_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def load(
-    path: str | os.PathLike, *, param_dtype: jax.typing.DTypeLike = jnp.float32
-) -> tuple[DecoderConfig, dict[str, Any]]:
-    """The decoder in a local folder: `config, params = load(path)`.
-
-    Activations are float32; for others, `dataclasses.replace(config, dtype=...)`.
-
-    Args:
-      path: a folder with config.json (`llama`, `qwen2`, or `mistral` without sliding
-        window) and model.safetensors, or shards and their index.
-      param_dtype: of the parameters, whatever the files hold.
-
-    Returns:
-      The configuration, and the parameters that `decoder_policy(config)` takes.
-
-    Raises:
-      ValueError: naming the file, and the key or tensor, if a file is missing or
-        broken, if the decoder does not compute what the configuration asks for, or if
-        tensors are missing, unexpected, quantised or of a wrong shape.
-    """
-    folder = hugging_face_metadata.local_folder(path)
-    entries = strict_json.read_file(folder / CONFIG)
-    config = hugging_face_config.read(entries, folder / CONFIG)
-    shapes = _shapes(config)
-    with contextlib.ExitStack() as stack:
-        source, stored = _open(folder, stack)
-        _check_tensors(source, stored, config, shapes)
-
-        def read(path, x):
-            # One parameter at a time is there twice, whatever the size of the model.
-            host = np.empty(x.shape, jnp.dtype(param_dtype))
-            for name, place in _places(path, x).items():
-                tensor = stored[name].get_tensor(name)
-                host[place] = tensor.T if _is_kernel(path) else tensor
-            return jnp.array(host)
-
-        return config, jax.tree_util.tree_map_with_path(read, shapes)
-
-
-def save(
-    path: str | os.PathLike,
+def read(
+    folder: pathlib.Path,
     config: DecoderConfig,
-    params: dict[str, Any],
-    *,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
-    model_type: str | None = None,
-    extra: Mapping[str, Any] | None = None,
-    metadata: Metadata | None = None,
-    shard_bytes: int = 5 * 10**9,
-) -> None:
-    """Writes a folder that `load` and transformers read, with the same logits.
-
-    All or nothing: the files are written to a hidden folder beside `path`, which gets
-    its name when it is complete.
-
-    Args:
-      path: the folder to make; must not exist, or be empty.
-      config: the decoder's.
-      params: its parameters, of one dtype (float32, bfloat16 or float16), which the
-        files keep; this process must be able to address them.
-      tokenizer: saved beside; config.json names its begin, end and padding tokens.
-      model_type: `llama`, `qwen2` or `mistral`; None takes that of `metadata`, or the
-        first of them that has the biases of `config`.
-      extra: further keys of config.json, such as {"max_position_embeddings": 32768};
-        they win over the tokenizer's and must not contradict `config`.
-      metadata: `hugging_face_metadata.read` of the folder the policy comes from: all
-        its keys of config.json (`extra` wins), its generation_config.json and licence,
-        and, as they are there, its tokenizer, unless one is given, and chat templates.
-      shard_bytes: where weights are cut into several files, bytes; so much is copied
-        to the host at a time.
-
-    Raises:
-      ValueError: before anything is written, if `path` is taken, `params` are not
-        those of `config` or not finite, the tokenizer has more tokens than the model,
-        the model type cannot express `config`, or `extra` contradicts it.
-    """
-    target = pathlib.Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(
-            f"path must not exist yet or be an empty folder, got {str(target)!r};"
-            " choose another, or remove it first."
-        )
-    tensors = _named(config, params)
-    bad = digest.not_finite(params)
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ValueError(
-            f"params must be finite, but {bad[0]}{more} hold NaN or infinity; save"
-            " those of the last good checkpoint."
-        )
-    some = jax.tree.leaves(params)[0]
-    dtypes = dict.fromkeys(("dtype", "torch_dtype"), some.dtype.name)
-    extra = {**({} if extra is None else extra), **dtypes}
-    entries = config_entries(config, tokenizer, metadata, model_type, extra)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
-    try:
-        _write_tensors(partial, tensors, shard_bytes)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        if metadata is not None:
-            hugging_face_metadata.write_files(
-                partial, metadata, with_tokenizer=tokenizer is None
-            )
-        _write_json(partial / CONFIG, entries)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def config_entries(
-    config: DecoderConfig,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
-    metadata: Metadata | None = None,
-    model_type: str | None = None,
-    extra: Mapping[str, Any] | None = None,
+    dtype: np.dtype,
+    stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    """What `save` would write to config.json.
+    """The parameters that `decoder_policy(config)` takes, from the folder's files.
 
-    Call it before a run: what `save` refuses, it should not refuse after all the work.
+    Args:
+      stack: closes the files when it is left.
 
     Raises:
-      ValueError: as `save` does.
+      ValueError: naming file and tensor; before the first array is made.
     """
-    said = {} if metadata is None else dict(metadata.config)
-    # Without explicit nulls, transformers ends any Llama at token 2.
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    if tokenizer is not None:
-        token_ids.check_tokenizer(tokenizer, config.vocab_size)
-        ids = {key: getattr(tokenizer, key) for key in ids}
-    elif metadata is not None:  # what its folder leaves out it goes on leaving out
-        ids = {}
-    model_type = said.get("model_type") if model_type is None else model_type
-    extra = {**ids, **said, **({} if extra is None else extra)}
-    return hugging_face_config.entries(config, model_type=model_type, extra=extra)
+    shapes = _shapes(config)
+    source, stored = _open(folder, stack)
+    _check_tensors(source, stored, config, shapes)
+
+    def read_one(path, x):
+        # One parameter at a time is there twice, whatever the size of the model.
+        host = np.empty(x.shape, dtype)
+        for name, place in _places(path, x).items():
+            tensor = stored[name].get_tensor(name)
+            host[place] = tensor.T if _is_kernel(path) else tensor
+        return jnp.array(host)
+
+    return jax.tree_util.tree_map_with_path(read_one, shapes)
 
 
 def _shapes(config: DecoderConfig):
@@ -265,7 +143,8 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
 def _is_spare(name: str) -> bool:
     """Whether an index may list a tensor that no file holds.
 
-    Of tied embeddings some tools list the head; if it is needed it is missed later.
+    Some tools list the head though embeddings are tied. If the decoder needs it, the
+    check of tensors finds it missing.
     """
     return name == _HEAD or bool(_REDUNDANT.match(name))
 
@@ -324,7 +203,7 @@ def _check_tensors(source: pathlib.Path, stored, config: DecoderConfig, shapes):
         )
 
 
-def _named(config: DecoderConfig, params) -> dict[str, tuple[Any, Any, tuple]]:
+def by_name(config: DecoderConfig, params) -> dict[str, tuple[Any, Any, tuple]]:
     """Tensor name -> (path, parameter, index in it), checked against the decoder."""
     flat = jax.tree_util.tree_leaves_with_path(params)
     shapes = jax.tree_util.tree_leaves_with_path(_shapes(config))
@@ -350,7 +229,7 @@ def _named(config: DecoderConfig, params) -> dict[str, tuple[Any, Any, tuple]]:
     }
 
 
-def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
+def write(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
     shards, size = [[]], 0
     num_bytes = {
         k: x.nbytes // (len(x) if i else 1) for k, (_, x, i) in tensors.items()
@@ -371,7 +250,7 @@ def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
             path, x, place = tensors[name]
             x = np.asarray(x[place])
             x = x.T if _is_kernel(path) else x
-            # safetensors writes memory as it lies: of a view, the wrong order.
+            # safetensors writes the memory as it lies, so a view would be out of order.
             arrays[name] = np.ascontiguousarray(x)
         # Versions of transformers refuse files that do not name a framework.
         try:
@@ -384,10 +263,11 @@ def _write_tensors(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
     if len(shards) > 1:
         total = sum(num_bytes.values())
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
 
 
-def _write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
+def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file for people to read."""
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

@@ -1,0 +1,149 @@
+"""Decoders as Hugging Face folders, read and written without torch or transformers."""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from rljax import digest, strict_json
+from rljax.data import token_ids
+from rljax.model.config import DecoderConfig
+from rljax.model.hugging_face import config as config_json
+from rljax.model.hugging_face import metadata as folder_metadata
+from rljax.model.hugging_face import weights
+from rljax.model.hugging_face.metadata import CONFIG, Metadata
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load(
+    path: str | os.PathLike, *, param_dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The decoder in a local folder: `config, params = load(path)`.
+
+    Activations are float32; for others, `dataclasses.replace(config, dtype=...)`.
+
+    Args:
+      path: a folder with config.json (`llama`, `qwen2`, `qwen3`, or `mistral` without
+        sliding window) and model.safetensors, or shards and their index.
+      param_dtype: of the parameters, whatever the files hold.
+
+    Returns:
+      The configuration, and the parameters that `decoder_policy(config)` takes.
+
+    Raises:
+      ValueError: naming the file, and the key or tensor, if a file is missing or
+        broken, if the decoder does not compute what the configuration asks for, or if
+        tensors are missing, unexpected, quantised or of a wrong shape.
+    """
+    folder = folder_metadata.local_folder(path)
+    entries = strict_json.read_file(folder / CONFIG)
+    config = config_json.read(entries, folder / CONFIG)
+    with contextlib.ExitStack() as stack:
+        return config, weights.read(folder, config, jnp.dtype(param_dtype), stack)
+
+
+def save(
+    path: str | os.PathLike,
+    config: DecoderConfig,
+    params: dict[str, Any],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    model_type: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a folder that `load` and transformers read, with the same logits.
+
+    All or nothing: the files are written to a hidden folder beside `path`, which gets
+    its name when it is complete.
+
+    Args:
+      path: the folder to make; must not exist, or be empty.
+      config: the decoder's.
+      params: its parameters, of one dtype (float32, bfloat16 or float16), which the
+        files keep; this process must be able to address them.
+      tokenizer: saved beside; config.json names its begin, end and padding tokens.
+      model_type: `llama`, `qwen2`, `qwen3` or `mistral`; None takes that of
+        `metadata`, or the first of them that computes what `config` says.
+      extra: further keys of config.json, such as {"max_position_embeddings": 32768};
+        they win over the tokenizer's and must not contradict `config`.
+      metadata: `metadata.read` of the folder the policy comes from: all
+        its keys of config.json (`extra` wins), its generation_config.json and licence,
+        and, as they are there, its tokenizer, unless one is given, and chat templates.
+      shard_bytes: where weights are cut into several files, bytes; so much is copied
+        to the host at a time.
+
+    Raises:
+      ValueError: before anything is written, if `path` is taken, `params` are not
+        those of `config` or not finite, the tokenizer has more tokens than the model,
+        the model type cannot express `config`, or `extra` contradicts it.
+    """
+    target = pathlib.Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"path must not exist yet or be an empty folder, got {str(target)!r};"
+            " choose another, or remove it first."
+        )
+    tensors = weights.by_name(config, params)
+    bad = digest.not_finite(params)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"params must be finite, but {bad[0]}{more} hold NaN or infinity; save"
+            " those of the last good checkpoint."
+        )
+    some = jax.tree.leaves(params)[0]
+    dtypes = dict.fromkeys(("dtype", "torch_dtype"), some.dtype.name)
+    extra = {**({} if extra is None else extra), **dtypes}
+    entries = config_entries(config, tokenizer, metadata, model_type, extra)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        weights.write(partial, tensors, shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if metadata is not None:
+            folder_metadata.write_files(
+                partial, metadata, with_tokenizer=tokenizer is None
+            )
+        weights.write_json(partial / CONFIG, entries)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def config_entries(
+    config: DecoderConfig,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    metadata: Metadata | None = None,
+    model_type: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `save` would write to config.json.
+
+    Call it before a run: what `save` refuses, it should not refuse after all the work.
+
+    Raises:
+      ValueError: as `save` does.
+    """
+    said = {} if metadata is None else dict(metadata.config)
+    # Without explicit nulls, transformers ends any Llama at token 2.
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if tokenizer is not None:
+        token_ids.check_tokenizer(tokenizer, config.vocab_size)
+        ids = {key: getattr(tokenizer, key) for key in ids}
+    elif metadata is not None:  # what its folder leaves out it goes on leaving out
+        ids = {}
+    model_type = said.get("model_type") if model_type is None else model_type
+    extra = {**ids, **said, **({} if extra is None else extra)}
+    return config_json.entries(config, model_type=model_type, extra=extra)

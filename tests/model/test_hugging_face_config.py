@@ -1,0 +1,158 @@
+"""config.json: every spelling of what the decoder computes, every refusal."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hugging_face_folders import SMALL, edit, edit_tensors, small_params
+
+from rljax.model import RopeScaling, hugging_face
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": {"rope_theta": 777.0, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 777.0}, "rope_theta": 777},
+        {"rope_theta": 777.0, "rope_scaling": None},
+        {"rope_theta": 777.0, "rope_scaling": {"type": "default"}},
+    ],
+)
+def test_all_spellings_of_the_rotary_base_are_read(folder, rope):
+    edit(folder, remove=["rope_theta"])
+    assert hugging_face.load(folder)[0].rope_theta == 10_000.0
+    edit(folder, **rope)
+    assert hugging_face.load(folder)[0].rope_theta == 777.0
+
+
+def test_absent_sizes_follow_from_the_others(folder):
+    # 2 heads in 12 dimensions are 6 wide; no key/value heads are as many as heads, so
+    # the key kernel must now be [12, 12].
+    edit(folder, remove=["head_dim", "num_key_value_heads", "attention_bias"])
+    kernel = np.ones((12, 12), np.float32)
+    names = [f"model__layers__0__self_attn__{x}_proj__weight" for x in "kv"]
+    edit_tensors(folder, **dict.fromkeys(names, kernel))
+    config, _ = hugging_face.load(folder)
+    assert (config.head_dim, config.num_kv_heads) == (6, 2)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 500_000.0, "rope_scaling": LLAMA3},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 500_000.0}},
+    ],
+)
+def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
+    edit(folder, remove=["rope_theta"])
+    edit(folder, **rope)
+    config, _ = hugging_face.load(folder)
+    assert config.rope_theta == 500_000.0
+    assert config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model_type": "gemma3"}, "model_type must be one of llama, qwen2, qwen3, "),
+        ({"model_type": None}, "got None"),
+        ({"hidden_act": "gelu"}, r'of hidden_act only "silu" or "swish".* got "gelu"'),
+        ({"attention_bias": True}, "attention_bias only false .* got true"),
+        ({"mlp_bias": True}, "mlp_bias only false"),
+        ({"attention_dropout": 0.1}, "attention_dropout only 0.0"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor only 1.0"),
+        ({"quantization_config": {"bits": 4}}, 'quantization_config .*got {"bits": 4}'),
+        ({"per_layer_config": {"0": {}}}, "per_layer_config only null"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types .*sliding_attention"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, 'only rope_type "default"'),
+        (
+            {"rope_scaling": {"rope_type": "llama3"}},
+            "scaling.factor must be a",
+        ),
+        ({"rope_scaling": LLAMA3 | {"factor": 0.5}}, r"factor must lie in .1"),
+        (
+            {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
+            "high_turns must lie",
+        ),
+        ({"rope_scaling": LLAMA3 | {"attention_factor": 1.0}}, "attention_factor"),
+        (
+            {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"factor": 4.0}},
+            "need one rotary scaling",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn"}}, 'of rope_parameters.*"yarn"'),
+        # Qwen2-VL's and per-layer forms say "default", or nothing, and mean more.
+        ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "mrope_section"),
+        ({"rope_parameters": {"full_attention": {}}}, "full_attention"),
+        ({"rope_parameters": 3}, "rope_parameters must be an object, got 3"),
+        (
+            {"rope_parameters": {"rope_theta": 5.0}},
+            "one rope_theta, got .*10000.0.*5.0",
+        ),
+        ({"rope_theta": None}, "rope_theta must be a number above 0, got null"),
+        ({"hidden_size": 12.0}, "hidden_size must be a whole number above 0, got 12.0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be .* got 0"),
+        ({"vocab_size": True}, "vocab_size must be .* got true"),
+        ({"rms_norm_eps": "small"}, 'rms_norm_eps must be .* got "small"'),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
+        ({"head_dim": None, "hidden_size": 13}, "hidden_size must be a multiple"),
+        ({"num_key_value_heads": 3}, "num_heads must be a multiple of num_kv"),
+        ({"head_dim": 5}, "head_dim must be even"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True},
+            "use_sliding_window only",
+        ),
+        ({"model_type": "mistral"}, "sliding_window only null .* got 4096"),
+        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window .* got 64"),
+    ],
+)
+def test_what_the_decoder_does_not_compute_is_named(folder, changes, told):
+    edit(folder, **changes)
+    with pytest.raises(ValueError, match=f"config.json: .*{told}"):
+        hugging_face.load(folder)
+
+
+def test_a_window_that_no_layer_uses_is_no_obstacle(tmp_path):
+    # Every Qwen2.5 has sliding_window 32768 and use_sliding_window false.
+    config = dataclasses.replace(SMALL, qkv_bias=True)
+    extra = {"sliding_window": 32768, "layer_types": ["full_attention"]}
+    hugging_face.save(tmp_path / "m", config, small_params(config), extra=extra)
+    assert hugging_face.load(tmp_path / "m")[0] == config
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "hidden_size"])
+def test_a_missing_size_is_named(folder, key):
+    edit(folder, remove=[key])
+    with pytest.raises(ValueError, match=f"config.json: {key} must be given, found"):
+        hugging_face.load(folder)
+
+
+def test_a_missing_folder_and_a_file_are_told_apart(folder):
+    with pytest.raises(ValueError, match="nowhere', which is missing; download"):
+        hugging_face.load(folder / "nowhere")
+    with pytest.raises(ValueError, match=r"config.json', which is a file"):
+        hugging_face.load(folder / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "config.json: not valid JSON"),
+        (b"\xff{}", "config.json: not valid JSON"),
+        ("[1]", "must hold an object, got a list"),
+        ("{}", "config.json: model_type must be one of"),
+    ],
+)
+def test_a_broken_configuration_is_named(folder, text, told):
+    text = text.encode() if isinstance(text, str) else text
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=told):
+        hugging_face.load(folder)
