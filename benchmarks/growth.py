@@ -89,7 +89,7 @@ class Case:
         parts = memory.parameters + memory.optimizer + memory.gradients + memory.cache
         return {
             "ms": 1e3 * statistics.median(self.times),
-            "gflop": sum(cost.decoder_flops(self._program.sizes)) / 1e9,
+            "gflop": sum(cost.decoder_flops(self._program.sizes())) / 1e9,
             "mib": memory.total / 2**20,
             "parts_mib": parts / 2**20,
         }

@@ -28,8 +28,8 @@ from rljax.advantage import Term, algorithm, token_mean
 from rljax.evaluate import report
 from rljax.learn import update
 from rljax.model import decoder_policy, hugging_face
-from rljax.plan import cost
 from rljax.policy import Policy
+from rljax.rollout import mixed
 from rljax.rollout.sample import sampler
 from rljax.run import run_dir as folder
 from rljax.run import train
@@ -232,7 +232,7 @@ def trained_policy(config: Config, task: Task) -> Policy:
     return decoder_policy(task.decoder, temperature=config.temperature)
 
 
-def program(config: Config | None = None, task: Task | None = None) -> cost.Program:
+def program(config: Config | None = None, task: Task | None = None) -> loop.Program:
     """RL: sampler, verifier and update, and what they start from."""
     config = Config() if config is None else config
     check(config)
@@ -248,7 +248,7 @@ def program(config: Config | None = None, task: Task | None = None) -> cost.Prog
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     shape = (config.steps_per_dispatch, config.num_prompts)
-    return cost.Program(
+    return loop.Program(
         act=loop.actor(policy, sample),
         learner=learner,
         verify=task.verify,
@@ -258,16 +258,7 @@ def program(config: Config | None = None, task: Task | None = None) -> cost.Prog
         prompts=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), task.train
         ),
-        sizes=cost.Sizes(
-            decoder=task.decoder,
-            num_prompts=config.num_prompts,
-            num_samples=config.num_samples,
-            prompt_tokens=task.train.tokens.shape[1],
-            max_tokens=config.max_tokens,
-            num_minibatches=config.num_minibatches,
-            num_microbatches=config.num_microbatches,
-            num_slots=config.num_slots,
-        ),
+        decoder=task.decoder,
     )
 
 
@@ -315,7 +306,10 @@ def phases(
     return [
         train.Phase(
             name="warm start",
-            run=loop.fused(loop.demonstrator(), warm_learner(config, task.policy)),
+            run=loop.fused(
+                loop.actor(task.policy, mixed.stored()),
+                warm_learner(config, task.policy),
+            ),
             stream=demonstrations,
             num_steps=config.warm_steps,
             steps_per_dispatch=config.steps_per_dispatch,

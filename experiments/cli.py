@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import tyro
 
-from experiments import planning
-from rljax.plan import cost as plan
+from rljax import program as step
+from rljax.plan import show
 
 # What a configuration, a file or a machine may be to blame for; memory that does not
 # suffice is JAX's own error.
@@ -45,7 +45,7 @@ def start(
     main: Callable[..., Any],
     default: Any,
     quick: Any,
-    program: Callable[[Any], plan.Program] | None = None,
+    program: Callable[[Any], step.Program] | None = None,
 ):
     """Parses the command line and calls `main(config, run_dir, resume)`.
 
@@ -73,7 +73,12 @@ def start(
         use_compilation_cache()
     try:
         if launch.plan:
-            return planning.show_plan(program, config)
+            if program is None:
+                raise ValueError(
+                    "--plan needs an experiment that says what it runs, which this one"
+                    " does not; pass program= to cli.start."
+                )
+            return show.show_plan(program, config)
         run_dir = launch.run_dir or _default_folder(name, launch)
         return main(config, run_dir, launch.resume)
     except _EXPECTED as error:

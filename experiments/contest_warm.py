@@ -78,7 +78,7 @@ def warm_start(world: World) -> Any:
             world, 1, config.warm_prompts, careless(config, task), config.warm_steps
         )
         learner = arithmetic.warm_learner(contest.base(config), task.policy)
-        params = population.imitate(learner, task.policy.init, world.keys, *batches)
+        params = population.imitate(task.policy, learner, world.keys, *batches)
         population.save(path, params)
     return population.load(path)
 

@@ -20,6 +20,7 @@ from rljax.advantage import Algorithm
 from rljax.keys import Stream, stream
 from rljax.learn import update
 from rljax.policy import Policy
+from rljax.rollout import mixed
 from rljax.rollout.sample import Sampler, greedy, sampler
 from rljax.run import fault
 from rljax.types import Prompts
@@ -67,18 +68,17 @@ def streams(
 
 
 def imitate(
-    learner: update.Learner, init: Callable, keys: jax.Array, batches, dispatches: int
+    policy: Policy, learner: update.Learner, keys: jax.Array, batches, dispatches: int
 ) -> Any:
     """Parameters [S, ...] of new policies that imitated their demonstrations."""
 
     def begin(key):
         return learner.init(
-            init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
+            policy.init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
         )
 
-    run = jax.jit(
-        jax.vmap(program.fused(program.demonstrator(), learner)), donate_argnums=0
-    )
+    act = program.actor(policy, mixed.stored())
+    run = jax.jit(jax.vmap(program.fused(act, learner)), donate_argnums=0)
     state = jax.jit(jax.vmap(begin))(keys)
     for _ in range(dispatches):
         state, _ = run(state, next(batches))

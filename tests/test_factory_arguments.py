@@ -48,7 +48,7 @@ POLICY = model.decoder_policy(CONFIG)
 LEARNER = update.learner(POLICY.measure, algorithms.grpo(), optax.sgd(0.1))
 
 FITS = {
-    "act": program.demonstrator(),
+    "act": program.actor(POLICY, mixed.stored()),
     "after": b"=",
     "algorithm": algorithms.grpo(),
     "bound_fn": adv.correction.at_most(2.0),

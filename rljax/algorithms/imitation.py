@@ -1,7 +1,7 @@
 """Supervised recipes: SFT, DFT, ASFT, PSFT, iw-SFT, GCSL, LfU.
 
-All learn from stored answers, of `loop.demonstrator()` or `loop.actor(policy,
-mix.stored())`, whatever a verifier says of them. Those that read reference or old
+All learn from stored answers, of `program.actor(policy, mixed.stored())`,
+whatever a verifier says of them. Those that read reference or old
 statistics say so.
 """
 
