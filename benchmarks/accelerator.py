@@ -79,8 +79,8 @@ def measured(sizes: dict, rounds: int) -> list[tuple]:
         lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy.init(key))
     )(jax.random.key(0))
     weights = sum(x.size for x in jax.tree.leaves(params))
-    bandwidth = machine.memory_rate(2**30 if weights > 1e8 else 2**24, 1.0)
-    rate = machine.product_rate(
+    bandwidth = machine.bandwidth(2**30 if weights > 1e8 else 2**24, 1.0)
+    rate = machine.matmul_flops_per_s(
         UPDATE[0] * UPDATE[1], config.d_model, config.d_ff, jnp.bfloat16, 1.0
     )
     keys = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes

@@ -3,19 +3,16 @@
 import dataclasses
 import io
 
-import jax
 import pytest
 from rich.console import Console
 
-from experiments import arithmetic
-from experiments.first_stage import FirstStage
-from experiments.judge import Judge
-from experiments.task import build
-from rljax import digest
+from experiments import addition
+from rljax import digest, experiment
+from rljax.evaluate.before import Before
 from rljax.run import train
 
 TINY = dataclasses.replace(
-    arithmetic.QUICK,
+    addition.QUICK,
     num_layers=1,
     d_model=16,
     num_heads=2,
@@ -33,19 +30,15 @@ TINY = dataclasses.replace(
 def compiled(compilations, run_dir, **numbers):
     """How many programs a run compiles: (in training, in the test at its end)."""
     config = dataclasses.replace(TINY, **numbers)
-    task = build(config)
-    judge = Judge(config, task)
-    phases = arithmetic.phases(config, task, judge, FirstStage(run_dir))
-    learners = (arithmetic.warm_learner, arithmetic.rl_learner)
-    learner = learners[len(phases) == 1](config, task.policy)
-    key = jax.random.key(0)
-    state = jax.jit(lambda key: learner.init(task.init(task.loaded, key), key))(key)
+    stages = [dataclasses.replace(e, mesh=None) for e in addition.build(config)]
+    phases = experiment.phases(stages, [e.loop() for e in stages], Before(run_dir))
+    state = experiment._start(stages[0], stages[-1])
     digest._examine.clear_cache()  # a program of the library, not of a run
     compilations.clear()
     console = Console(file=io.StringIO())
     state = train.train(phases, state, run_dir, checkpoint_every=2, console=console)
     training = len(compilations)
-    judge.test(state.params)
+    stages[-1].evaluation.test(state.params)
     return training, len(compilations) - training
 
 

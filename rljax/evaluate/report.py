@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rljax import evaluate
+from rljax.evaluate import estimate
 from rljax.run import display
 from rljax.run import record as metrics
 
@@ -63,7 +63,7 @@ def write_report(
     run_dir: str | os.PathLike,
     *,
     title: str,
-    tables: Sequence[evaluate.Table] = (),
+    tables: Sequence[estimate.Table] = (),
     completions: Sequence[Completion] = (),
     note: str = "",
 ) -> pathlib.Path:
@@ -72,7 +72,7 @@ def write_report(
     Args:
       run_dir: the folder of the run.
       title: what the run is.
-      tables: such as `evaluate.compare` of the warm start and the end.
+      tables: such as `estimate.compare` of the warm start and the end.
       completions: samples to show.
       note: a paragraph under the title.
 

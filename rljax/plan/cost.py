@@ -69,8 +69,8 @@ class Plan(NamedTuple):
     """What a training step takes.
 
     arithmetic: at the least. traced: in the traced program.
-    once: FLOPs of one dispatch with every loop body counted once: (all operations, from
-      the compiler; matrix products, from the jaxpr).
+    loops_counted_once: FLOPs of one dispatch with every loop body counted once: (all
+      operations, from the compiler; matrix products, from the jaxpr).
     seconds: of a training step, by part like Flops, at the measured rates.
     """
 
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
     num_parameters: int
     arithmetic: Flops
     traced: Flops
-    once: tuple[float, float]
+    loops_counted_once: tuple[float, float]
     memory: Memory
     rates: Rates
     seconds: Flops
@@ -90,13 +90,13 @@ class Plan(NamedTuple):
         return self.tokens / sum(self.seconds)
 
 
-def make(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
+def plan_step(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
     """The plan of a program.
 
     Args:
       sizes: `program.sizes()`.
       compiled: `program.compile()`.
-      rates: measured at the shapes of `product_shapes`.
+      rates: measured at the shapes of `matmul_shapes`.
     """
     arithmetic = decoder_flops(sizes)
     run = jax.make_jaxpr(program.fused())(program.state, program.prompts)
@@ -106,9 +106,9 @@ def make(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
         num_parameters=sum(x.size for x in params),
         arithmetic=arithmetic,
         traced=traced_flops(program, sizes),
-        once=(
+        loops_counted_once=(
             float(compiled.cost_analysis()["flops"]),
-            float(sum(products(run.jaxpr, repeat=lambda length: 1))),
+            float(sum(count_matmul_flops(run.jaxpr, repeat=lambda length: 1))),
         ),
         memory=memory(program, sizes, compiled),
         rates=rates,
@@ -168,9 +168,9 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
         program.state, program.batch()
     )
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
-    once, per_token = products(act.jaxpr)
+    once, per_token = count_matmul_flops(act.jaxpr)
     num_segments = max(1, num_loops(act.jaxpr))
-    outside, per_update = products(learn.jaxpr)
+    outside, per_update = count_matmul_flops(learn.jaxpr)
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
         prompts=once,
@@ -179,7 +179,9 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
     )
 
 
-def products(jaxpr: core.Jaxpr, repeat=lambda length: length) -> tuple[float, float]:
+def count_matmul_flops(
+    jaxpr: core.Jaxpr, repeat=lambda length: length
+) -> tuple[float, float]:
     """FLOPs of the matrix products outside and inside of `while` loops.
 
     Args:
@@ -197,7 +199,9 @@ def products(jaxpr: core.Jaxpr, repeat=lambda length: length) -> tuple[float, fl
             depth = int(np.prod([left.shape[i] for i in contracted]))
             outside += 2.0 * depth * product.size
             continue
-        inner = [products(j, repeat) for j in core.jaxprs_in_params(eqn.params)]
+        inner = [
+            count_matmul_flops(j, repeat) for j in core.jaxprs_in_params(eqn.params)
+        ]
         if not inner:
             continue
         if name == "cond":
@@ -216,7 +220,7 @@ def num_loops(jaxpr: core.Jaxpr) -> int:
     for eqn in jaxpr.eqns:
         inner = list(core.jaxprs_in_params(eqn.params))
         if eqn.primitive.name == "while":
-            count += any(sum(products(j)) > 0 for j in inner)
+            count += any(sum(count_matmul_flops(j)) > 0 for j in inner)
         else:
             count += sum(num_loops(j) for j in inner)
     return count
@@ -274,7 +278,7 @@ def _cache_bytes(sizes: Sizes) -> tuple[int, int]:
     return each * prompts * sizes.prompt_tokens, each * own
 
 
-def product_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def matmul_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(rows, width, width) of the matrix products of training, and of decoding."""
     rows = sizes.num_prompts * sizes.num_samples
     pieces = sizes.num_minibatches * sizes.num_microbatches

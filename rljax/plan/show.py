@@ -48,7 +48,7 @@ def show_plan(
     built = program(config)
     compiled = built.compile()
     sizes = built.sizes()
-    found = cost.make(built, sizes, compiled, measure_rates(sizes))
+    found = cost.plan_step(built, sizes, compiled, measure_rates(sizes))
     free = machine.free_memory(jax.devices()[0]) if free is None else free
     console = rich.console.Console(highlight=False)
     for table in (work_table(found), memory_table(found.memory, free)):
@@ -62,12 +62,12 @@ def show_plan(
 def measure_rates(sizes: Sizes, seconds: float = 0.2) -> cost.Rates:
     """The machine's rates at the program's shapes; takes 5 times `seconds` at most,
     beside the compilation."""
-    training, decoding = cost.product_shapes(sizes)
+    training, decoding = cost.matmul_shapes(sizes)
     dtype = sizes.decoder.dtype
     return cost.Rates(
-        training=machine.product_rate(*training, dtype, seconds),
-        decoding=machine.product_rate(*decoding, dtype, seconds),
-        memory=machine.memory_rate(2**27, seconds),
+        training=machine.matmul_flops_per_s(*training, dtype, seconds),
+        decoding=machine.matmul_flops_per_s(*decoding, dtype, seconds),
+        memory=machine.bandwidth(2**27, seconds),
     )
 
 
@@ -113,7 +113,7 @@ def memory_table(memory: cost.Memory, free: int) -> rich.table.Table:
 
 def summary(found: cost.Plan) -> str:
     """What the tables leave out."""
-    rates, (all_once, products_once) = found.rates, found.once
+    rates, (all_once, products_once) = found.rates, found.loops_counted_once
     return (
         f"{found.num_parameters:,} parameters."
         f" At best {1e3 * sum(found.seconds):,.1f} ms per step and"

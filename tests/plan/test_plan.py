@@ -22,7 +22,7 @@ def made(config=CONFIG):
     program = tiny_program.program(config)
     compiled = program.compile()
     rates = cost.Rates(1e6, 2e6, 3e6)
-    return program, cost.make(program, program.sizes(), compiled, rates)
+    return program, cost.plan_step(program, program.sizes(), compiled, rates)
 
 
 def test_the_arithmetic_of_a_step_by_hand():
@@ -74,7 +74,7 @@ def test_products_count_loops_branches_and_what_is_computed_again():
     each = 2 * 2 * 3 * 3
 
     def count(fn, **options):
-        return cost.products(jax.make_jaxpr(fn)(a).jaxpr, **options)
+        return cost.count_matmul_flops(jax.make_jaxpr(fn)(a).jaxpr, **options)
 
     def scan(x):
         return jax.lax.scan(lambda x, _: (jax.jit(jnp.dot)(x, b), None), x, length=5)
@@ -94,7 +94,7 @@ def test_products_count_loops_branches_and_what_is_computed_again():
 
 def test_the_compiler_counts_the_products_and_what_lies_between_them():
     _, found = made()
-    everything, products = found.once
+    everything, products = found.loops_counted_once
     assert products < everything < 2 * products
 
 
@@ -142,7 +142,9 @@ def test_time_is_arithmetic_over_rates_or_bytes_where_they_take_longer():
     assert found.tokens_per_second == pytest.approx(
         64 / (0.130048 + 0.142848 + 1.25952)
     )
-    slow = cost.make(program, found.sizes, program.compile(), cost.Rates(1e6, 2e6, 1e3))
+    slow = cost.plan_step(
+        program, found.sizes, program.compile(), cost.Rates(1e6, 2e6, 1e3)
+    )
     assert slow.seconds.sampling == pytest.approx(read / 1e3)
 
 

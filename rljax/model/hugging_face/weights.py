@@ -103,6 +103,15 @@ def load(
         return config, jax.tree_util.tree_map_with_path(read, shapes)
 
 
+def check(path: str | os.PathLike) -> None:
+    """Raises what `load` would, having read the tensors' names and shapes alone."""
+    folder = hugging_face_metadata.local_folder(path)
+    entries = strict_json.read_file(folder / CONFIG)
+    config = hugging_face_config.read(entries, folder / CONFIG)
+    with contextlib.ExitStack() as stack:
+        _check_tensors(*_open(folder, stack), config, _shapes(config))
+
+
 def save(
     path: str | os.PathLike,
     config: DecoderConfig,

@@ -1,16 +1,19 @@
 """One's own model and problems: what is checked and said before the first step."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import typing
 
+import algorithm_cases
 import jax
 import numpy as np
 import pytest
 
-from experiments import arithmetic, task
+from experiments import assemble, problems, recipes, train
 from rljax.data import tokenizer
 from rljax.model import DecoderConfig, decoder_policy, hugging_face
 from rljax.types import Samples
@@ -55,7 +58,9 @@ def build(model, file, **changes):
         "num_test": 3,
         "num_prompts": 4,
     }
-    return task.build(arithmetic.Config(model=model, data=file, **options | changes))
+    config = train.Config(model=model, data=file, **options | changes)
+    train.check(config)
+    return problems.build(config, None)
 
 
 DIFFERENT = [f"{i}+{i}" for i in range(30)]
@@ -63,7 +68,7 @@ DIFFERENT = [f"{i}+{i}" for i in range(30)]
 
 def test_no_question_is_trained_on_and_tested(model, tmp_path, capsys):
     file = write(tmp_path, [f"{i % 10}+1" for i in range(60)])
-    made = build(model, file)
+    _, made = build(model, file)
     parts = [made.train, made.validation, made.test]
     seen = [{tuple(row) for row in part.tokens.tolist()} for part in parts]
     assert [len(questions) for questions in seen] == [5, 2, 3]
@@ -85,8 +90,8 @@ def test_too_few_different_questions_are_refused(model, tmp_path, held, told):
 
 
 def test_all_end_tokens_are_used_and_shown(model, tmp_path, capsys):
-    made = build(model, write(tmp_path, DIFFERENT))
-    assert made.stop_tokens == (1, 13)
+    own, made = build(model, write(tmp_path, DIFFERENT))
+    assert own.stop_tokens == (1, 13)
     assert "a completion ends with <end> (1) or = (13)" in capsys.readouterr().out
     # The answer is "0", and the completion "0=": what ends it is no part of its text.
     samples = Samples(
@@ -137,7 +142,7 @@ def test_what_the_folder_says_survives_a_run(model, tmp_path):
         f" --num-validation 4 --num-test 4 --run-dir {tmp_path / 'run'}"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.arithmetic", *flags.split()],
+        [sys.executable, "-m", "experiments.train", *flags.split()],
         cwd=ROOT,
         env=dict(os.environ, JAX_PLATFORMS="cpu", XDG_CACHE_HOME=str(tmp_path)),
         capture_output=True,
@@ -152,3 +157,119 @@ def test_what_the_folder_says_survives_a_run(model, tmp_path):
         json.loads((folder / "config.json").read_text()) for folder in (model, policy)
     )
     assert before == after
+
+
+def tiny(name, **changes):
+    """The default configuration of a recipe at tiny sizes, on one-digit sums."""
+    make = train.with_numbers(name, train.Config)
+    return make(algorithm=name, **train.QUICK | changes)
+
+
+def test_a_model_without_data_is_refused_and_so_is_data_without_a_model():
+    for changes in ({"model": pathlib.Path("x")}, {"data": pathlib.Path("x")}):
+        with pytest.raises(ValueError, match="--model and --data must go together"):
+            train.check(tiny("grpo", **changes))
+
+
+def test_a_missing_folder_is_named():
+    config = tiny("grpo", model=pathlib.Path("nowhere"), data=pathlib.Path("x.jsonl"))
+    with pytest.raises(ValueError, match="nowhere"):
+        train.build(config)
+
+
+def test_every_recipe_is_offered_or_says_where_it_is_made():
+    # A recipe that the filter of numbers forgot would be missing without a word.
+    cases = set(algorithm_cases.CASES) - {"dgg_gate", "clipped_policy"}
+    assert cases == set(recipes.RECIPES) | set(recipes.IN_PYTHON)
+    for name in recipes.IN_PYTHON:
+        with pytest.raises(ValueError, match="write an experiment with"):
+            recipes.require(name)
+
+
+def test_the_numbers_of_a_recipe_are_its_flags_with_its_own_text():
+    numbers = recipes.numbers_of("fade")
+    assert numbers().alpha_max == 3.0 and numbers().entropy_target is None
+    hint = typing.get_type_hints(numbers, include_extras=True)["ema_rate"]
+    assert "both running averages" in hint.__metadata__[0].help
+    assert "A_S = q^alpha" in numbers.__doc__
+
+
+def test_every_number_of_every_recipe_has_a_text_or_a_default():
+    for name in recipes.RECIPES:
+        for field in dataclasses.fields(recipes.numbers_of(name)):
+            assert field.name.isidentifier(), (name, field)
+
+
+def test_a_number_out_of_range_is_told_by_its_flag():
+    numbers = recipes.numbers_of("grpo")(clip=-1.0)
+    with pytest.raises(ValueError, match=r"--algorithm\.clip must"):
+        recipes.make("grpo", numbers, {})
+
+
+def test_the_flags_of_a_recipe_reach_it(monkeypatch):
+    def flags(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        seen = []
+        monkeypatch.setattr(
+            train.cli.experiment, "run", lambda made, *_, **kwargs: seen.append(kwargs)
+        )
+        train.main()
+        return seen[0]["config"]
+
+    quick = ("--quick", "--no-compilation-cache")
+    config = flags("--algorithm", "norm_grpo", "--algorithm.order", "1.5", *quick)
+    assert config["algorithm"] == "norm_grpo"
+    assert config["numbers"]["order"] == 1.5 and config["num_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("grpo", set()),
+        ("grpo_kl", {"reference"}),
+        ("ppo", {"value"}),
+        ("asft", {"reference"}),
+        ("psft", set()),
+        ("gft", set()),
+    ],
+)
+def test_a_recipe_gets_what_it_reads(name, reads):
+    (made,) = train.build(tiny(name))
+    program = made.program()
+    assert made.reference == ("reference" in reads)
+    assert ("value" in program.state.params) == ("value" in reads)
+    # A group of gft has the stored answer as its fifth row, one of psft it alone.
+    rows = {"gft": 5, "psft": 1}.get(name, 4)
+    assert program.sizes().num_samples == rows
+
+
+def test_what_the_command_line_cannot_supply_is_told():
+    with pytest.raises(ValueError, match=r"--algorithm dasd must .*teacher"):
+        train.build(tiny("dasd"))
+
+
+def test_an_imitating_recipe_without_worked_solutions_is_refused(model, tmp_path):
+    file = write(tmp_path, DIFFERENT)
+    sizes = {"num_validation": 2, "num_test": 3, "num_prompts": 4}
+    with pytest.raises(ValueError, match=r"--algorithm sft must .*--demonstration"):
+        train.build(tiny("sft", model=model, data=file, **sizes))
+
+
+def test_dynamic_sampling_draws_more_prompts_than_it_trains_on():
+    (made,) = train.build(tiny("grpo", draw_prompts=12))
+    assert made.program().prompts.length.shape == (1, 12)
+    with pytest.raises(ValueError, match="--draw-prompts must be at least"):
+        train.check(tiny("grpo", draw_prompts=4))
+
+
+def test_gates_are_chosen_by_their_numbers():
+    assert assemble.gates(tiny("grpo")) is None
+    both = assemble.gates(tiny("grpo", target_kl=0.1, gradient_gate=0.5))
+    assert len(both.init()) == 2
+
+
+def test_a_reward_that_cannot_be_found_is_told():
+    for name in ("experiments.reward", "experiments.reward:nothing", "nowhere:fn"):
+        with pytest.raises(ValueError, match="--reward must be module:function"):
+            problems.imported(name)
+    assert problems.imported("experiments.reward:exact")(" 3", "3") == 1.0
