@@ -11,6 +11,7 @@ Smoke:  python -m experiments.addition --quick
 
 import dataclasses
 import functools
+from typing import Any
 
 from experiments import cli, optimizer, ranges
 from rljax import algorithms, data, evaluate, loss, mesh, program
@@ -95,7 +96,6 @@ def build(c: Config) -> list[Experiment]:
         stop_tokens=model.stop_tokens,
         num_slots=c.num_slots,
     )
-    fade = algorithms.fade(entropy_target=c.entropy_target, clip=c.clip)
     rate = optimizer.linear_decay(c.learning_rate, c.num_steps * c.num_minibatches)
     shared = {
         "model": model,
@@ -116,7 +116,7 @@ def build(c: Config) -> list[Experiment]:
         act=program.actor(policy, sample),
         learner=update.learner(
             policy.measure,
-            fade,
+            algorithms.fade(entropy_target=c.entropy_target, clip=c.clip),
             optimizer.adamw(rate, c.gradient_clip),
             num_minibatches=c.num_minibatches,
             num_microbatches=c.num_microbatches,
@@ -136,19 +136,22 @@ def build(c: Config) -> list[Experiment]:
         keep=c.keep,
         **shared,
     )
-    if c.warm_steps == 0:
-        return [rl]
-    imitated = model.policy()
+    return [warm_start(c, shared), rl] if c.warm_steps else [rl]
+
+
+def warm_start(c: Config, shared: dict[str, Any]) -> Experiment:
+    """Imitation of demonstrations that forget carries."""
+    policy = shared["model"].policy()
     sft = algorithm(nll=Term(loss.nll(), weighting=token_mean()))
     rate = optimizer.cosine_decay(c.warm_learning_rate, c.warm_steps)
-    warm = Experiment(
+    return Experiment(
         name="warm start",
-        act=program.actor(imitated, mixed.stored()),
+        act=program.actor(policy, mixed.stored()),
         learner=update.learner(
-            imitated.measure, sft, optimizer.adamw(rate, c.gradient_clip)
+            policy.measure, sft, optimizer.adamw(rate, c.gradient_clip)
         ),
         prompts=data.stream(
-            task.train,
+            shared["task"].train,
             num_prompts=c.warm_prompts,
             seed=c.seed + 1,
             steps_per_dispatch=c.steps_per_dispatch,
@@ -158,7 +161,6 @@ def build(c: Config) -> list[Experiment]:
         evaluate_every=max(c.warm_steps // 2, 1),
         **shared,
     )
-    return [warm, rl]
 
 
 if __name__ == "__main__":

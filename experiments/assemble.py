@@ -1,8 +1,8 @@
 """From a recipe to an experiment: what it reads of other policies is found by tracing.
 
 A recipe says what it reads by reading it. The step is traced; where something was not
-measured, its supplier is added: reference parameters, a value head, `old` statistics of
-stored answers, whole distributions.
+measured, its supplier is added: reference parameters, a value head, a teacher that is
+told the solution, `old` statistics of stored answers, whole distributions.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,12 @@ from rljax.learn import gate, update
 from rljax.learn.dynamic_sampling import dynamic_sampling
 from rljax.learn.gradient_gating import output_projection
 from rljax.model import Model
-from rljax.policy import Policy, against_reference, with_value_head
+from rljax.policy import (
+    Policy,
+    against_reference,
+    privileged_teacher,
+    with_value_head,
+)
 from rljax.rollout import mixed
 from rljax.rollout.sample import Sampler, greedy, sampler
 from rljax.task import Task
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
 _VALUE = {"old.extra['value']", "now.extra['value']"}
 _WHOLE = {f"now.extra[{n!r}]" for n in ("kl_reverse", "kl_forward", "chi_squared")}
-_SUPPLIED = {"reference", "old", *_VALUE, *_WHOLE}
+_SUPPLIED = {"reference", "old", "teacher", *_VALUE, *_WHOLE}
 
 
 def experiment(c: "Config", model: Model, task: Task) -> Experiment:
@@ -65,33 +70,17 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         policy = with_value_head(policy, d_model=model.config.d_model)
         trunk = _value_head(policy)
     whole = bool(_WHOLE & needs)
-    learner = update.learner(
-        against_reference(policy) if whole else policy.measure,
-        algorithm,
-        optimizer.adamw(
-            optimizer.linear_decay(
-                c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
-            ),
-            c.gradient_clip,
-        ),
-        gate=gates(c),
-        num_passes=c.num_passes,
-        num_minibatches=c.num_minibatches,
-        num_microbatches=c.num_microbatches,
-        num_lengths=c.num_lengths,
-    )
-    if c.draw_prompts is not None:
-        learner = dynamic_sampling(learner, c.num_prompts)
     in_python = c.verifier == "python"
     return Experiment(
         model=model,
         task=task,
         act=program.actor(
             policy,
-            samples(c, policy, model, task, "old" in needs),
+            samples(c, policy, model, "old" in needs),
             measure_old=policy.measure if _VALUE & needs else None,
+            teacher=privileged_teacher(policy) if "teacher" in needs else None,
         ),
-        learner=learner,
+        learner=learner(c, policy, algorithm, whole),
         verify=task.verify,
         glue=program.split if in_python else program.fused,
         prompts=data.stream(
@@ -122,6 +111,28 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     )
 
 
+def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:
+    """AdamW with gates and pieces; `whole`: it compares whole distributions."""
+    made = update.learner(
+        against_reference(policy) if whole else policy.measure,
+        algorithm,
+        optimizer.adamw(
+            optimizer.linear_decay(
+                c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
+            ),
+            c.gradient_clip,
+        ),
+        gate=gates(c),
+        num_passes=c.num_passes,
+        num_minibatches=c.num_minibatches,
+        num_microbatches=c.num_microbatches,
+        num_lengths=c.num_lengths,
+    )
+    if c.draw_prompts is None:
+        return made
+    return dynamic_sampling(made, c.num_prompts)
+
+
 def _value_head(policy: Policy) -> dict[str, Any]:
     """How parameters get a value head, and how they lose it."""
     return {
@@ -130,7 +141,7 @@ def _value_head(policy: Policy) -> dict[str, Any]:
     }
 
 
-def samples(c, policy: Policy, model: Model, task: Task, measure: bool) -> Sampler:
+def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     """The rows of a group: own samples, and what the recipe needs beside them."""
     common = {"max_tokens": c.max_tokens, "stop_tokens": model.stop_tokens}
     own = sampler(policy, num_samples=c.num_samples, num_slots=c.num_slots, **common)
@@ -138,11 +149,6 @@ def samples(c, policy: Policy, model: Model, task: Task, measure: bool) -> Sampl
         return mixed.joined(own, greedy(policy, **common))
     if c.algorithm not in recipes.STORED + recipes.MIXED:
         return own
-    if "completion" not in task.train.data:
-        raise ValueError(
-            f"--algorithm {c.algorithm} must have stored answers to learn from, got no"
-            " --demonstration; pass the field of the data that holds worked solutions."
-        )
     stored = mixed.stored()
     if measure:
         stored = mixed.measured(stored, policy.measure)

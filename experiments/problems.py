@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments import ranges
+from experiments import ranges, recipes
 from rljax import data, verify
 from rljax.data import tokenizer
 from rljax.model import DecoderConfig, Model, language_model
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from experiments.train import Config
 
 _TINY = DecoderConfig(
-    vocab_size=14,
+    vocab_size=15,
     num_layers=1,
     d_model=32,
     num_heads=2,
@@ -72,6 +72,7 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
     if c.verifier in ("number", "last-number"):
         own.require_numbers(problems)
     worked = problems[0].demonstration is not None
+    recipes.require_solutions(c.algorithm, worked)
     try:
         parts = own.split(
             problems,
@@ -81,6 +82,7 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
             num_test=c.num_test,
             template=c.template,
             max_completion_tokens=c.max_tokens if worked else None,
+            privileged=c.algorithm in recipes.TEACHER,
         )
     except ValueError as error:
         if c.data is None:
@@ -100,7 +102,7 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
 
 
 def _tiny() -> tuple[Model, list[data.Problem]]:
-    model = language_model.new(_TINY, tokenizer.character_tokenizer("0123456789+="))
+    model = language_model.new(_TINY, tokenizer.character_tokenizer("0123456789+=\n"))
     sums = [(a, b) for a in range(10) for b in range(10)]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 

@@ -25,6 +25,8 @@ SHARED = ("max_tokens", "num_samples")
 STORED = ("asft", "asft_sampled", "dft", "gcsl", "iw_sft", "psft", "sft")
 MIXED = ("chord", "gac", "gft", "hpt", "luffy", "mixture", "srft")
 GREEDY = ("remax",)
+# Those that learn from the policy itself, told the solution.
+TEACHER = ("dasd",)
 # Those that need another learner or act than an experiment of files has.
 IN_PYTHON = {"lfu": "rljax.learn.consistency", "uft": "rljax.rollout.hint"}
 
@@ -95,6 +97,15 @@ def require(name: str) -> None:
         raise ValueError(
             f"--algorithm must be one of {', '.join(RECIPES)}, got {name!r}; see the"
             " table of methods."
+        )
+
+
+def require_solutions(name: str, given: bool) -> None:
+    """Raises ValueError if a recipe learns from worked solutions and there are none."""
+    if name in STORED + MIXED + TEACHER and not given:
+        raise ValueError(
+            f"--algorithm {name} must have worked solutions to learn from, got no"
+            " --demonstration; pass the field of the data that holds them."
         )
 
 

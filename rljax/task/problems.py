@@ -34,12 +34,15 @@ def split(
     num_test: int,
     template: str = "{question}",
     max_completion_tokens: int | None = None,
+    privileged: bool = False,
 ) -> Parts:
     """Problems as prompts for a model, in three parts that share no question.
 
     Args:
       max_prompt_tokens, template, max_completion_tokens: as in `data.encode_prompts`.
       num_validation, num_test: problems that are held out.
+      privileged: adds what `policy.privileged_teacher` reads: the same prompts with the
+        worked solution after the question. Needs `max_completion_tokens`.
 
     Raises:
       ValueError: if too few problems are left, or a token is none of the model's.
@@ -51,6 +54,8 @@ def split(
         template=template,
         max_completion_tokens=max_completion_tokens,
     )
+    if privileged:
+        prompts = _with_solutions(prompts, problems, model, template)
     questions = [problems[i].question for i in prompts.id]
     parts = held_out.by_question(questions, (num_validation, num_test), seed=0)
     token_ids.check_prompts(prompts, model.config.vocab_size)
@@ -59,6 +64,22 @@ def split(
         for rows in (*parts.held_out, parts.train)
     )
     return Parts(train, validation, test, (str(encoding), str(parts)))
+
+
+def _with_solutions(prompts: Prompts, problems, model: Model, template: str) -> Prompts:
+    """Adds data["privileged"], the prompts that tell the solution, and its length."""
+    kept = [problems[i] for i in prompts.id]
+    told = [p._replace(question=f"{p.question}\n{p.demonstration}") for p in kept]
+    # Both fit by themselves; a few tokens more may come from where they meet.
+    width = prompts.tokens.shape[1] + prompts.data["completion"].shape[1] + 8
+    more, _ = data.encode_prompts(told, model.tokenizer, width, template=template)
+    if len(more.id) < len(kept):
+        raise ValueError(
+            f"question and worked solution must fit into {width} tokens together, got"
+            f" {len(kept) - len(more.id)} that do not; lower the longest completion."
+        )
+    added = {"privileged": more.tokens, "privileged_length": more.length}
+    return prompts.replace(data={**prompts.data, **added})
 
 
 def text_of(model: Model) -> verify.TokenBytes:

@@ -128,7 +128,6 @@ FLAGS = {
         "--needle \udcff",
         "--algorithm gropo",
         "--algorithm lfu",
-        "--algorithm dasd",
         "--algorithm.clip -1",
         "--num-test 99",
     ),

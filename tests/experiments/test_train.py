@@ -243,9 +243,21 @@ def test_a_recipe_gets_what_it_reads(name, reads):
     assert program.sizes().num_samples == rows
 
 
-def test_what_the_command_line_cannot_supply_is_told():
-    with pytest.raises(ValueError, match=r"--algorithm dasd must .*teacher"):
-        train.build(tiny("dasd"))
+def test_a_teacher_is_the_policy_that_is_told_the_solution():
+    model, task = problems.build(tiny("dasd"), None)
+    row = task.train.data
+    text = model.tokenizer.decode(row["privileged"][0][: row["privileged_length"][0]])
+    question = model.tokenizer.decode(task.train.tokens[0][: task.train.length[0]])
+    answer = bytes(row["answer"][0]).rstrip(b"\0").decode()
+    assert text == f"{question}\n{answer}"
+    (made,) = train.build(tiny("dasd"))
+    assert made.program().sizes().num_samples == 4
+
+
+def test_what_the_command_line_cannot_supply_is_told(monkeypatch):
+    monkeypatch.setattr(assemble, "_SUPPLIED", set())
+    with pytest.raises(ValueError, match=r"--algorithm grpo_kl must .*reference"):
+        train.build(tiny("grpo_kl"))
 
 
 def test_an_imitating_recipe_without_worked_solutions_is_refused(model, tmp_path):
