@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import jax
 import tyro
@@ -117,10 +117,15 @@ def start(
         run_dir = launch.run_dir or _default_folder(name, launch)
         return main(config, run_dir, launch.resume)
     except _EXPECTED as error:
-        if "RLJAX_TRACEBACK" in os.environ:
-            raise
-        what = str(error) or type(error).__name__
-        sys.exit(f"error: {what}\n(set RLJAX_TRACEBACK=1 for the traceback)")
+        fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends the process with the error's text, or with the error where that is asked."""
+    if "RLJAX_TRACEBACK" in os.environ:
+        raise error
+    what = str(error) or type(error).__name__
+    sys.exit(f"error: {what}\n(set RLJAX_TRACEBACK=1 for the traceback)")
 
 
 def use_compilation_cache() -> None:

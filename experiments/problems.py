@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -84,11 +85,9 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
             max_completion_tokens=c.max_tokens if worked else None,
             privileged=c.algorithm in recipes.TEACHER,
         )
-    except ValueError as error:
-        if c.data is None:
-            raise
-        hint = "lower --num-validation or --num-test, or see to the file"
-        raise ValueError(f"{c.data}: {error} ({hint})") from error
+    except ValueError as error:  # the library names arguments, the user has flags
+        text = re.sub(r"\b(num|max)_[a-z_]+", lambda m: ranges.flag(m[0]), str(error))
+        raise ValueError(f"{c.data or 'one-digit sums'}: {text}") from error
     for note in parts.notes:
         print(f"{c.data or 'one-digit sums'}: {note}")
     needed = max(c.num_prompts, c.draw_prompts or 0)

@@ -180,7 +180,7 @@ def main() -> None:
     try:
         make = with_numbers(name := named(sys.argv[1:]), Config)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        cli.fail(error)
     with contextlib.ExitStack() as resources:
         cli.main(
             "train",

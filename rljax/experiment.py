@@ -158,6 +158,14 @@ def require_traced(experiment: Experiment, loop: program.Run | None = None) -> N
       loop: what is going to run, which then need not be traced again.
     """
     made = experiment.program()
+    devices = 1 if experiment.mesh is None else experiment.mesh.size
+    num_prompts = made.prompts.tokens.shape[1]
+    if num_prompts % devices:
+        raise ValueError(
+            f"num_prompts must be a multiple of the {devices} devices of the mesh, got"
+            f" {num_prompts}; take {-(-num_prompts // devices) * devices}, or a mesh of"
+            " fewer devices."
+        )
     if loop is None or made.glue is not program.fused:
         loop = made.fused()
     jax.eval_shape(loop, made.state, made.prompts)

@@ -45,6 +45,11 @@ def test_a_step_that_cannot_be_traced_is_refused_before_the_folder_is_made(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_prompts_that_do_not_divide_among_the_devices_are_told_before_tracing():
+    with pytest.raises(ValueError, match=r"multiple of the 8 devices.*got 12; take 16"):
+        tiny(num_prompts=12)
+
+
 def test_a_program_has_the_shapes_of_what_runs():
     made = tiny("ppo")
     program = made.program()

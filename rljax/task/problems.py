@@ -57,7 +57,10 @@ def split(
     if privileged:
         prompts = _with_solutions(prompts, problems, model, template)
     questions = [problems[i].question for i in prompts.id]
-    parts = held_out.by_question(questions, (num_validation, num_test), seed=0)
+    try:
+        parts = held_out.by_question(questions, (num_validation, num_test), seed=0)
+    except ValueError as error:
+        raise ValueError(f"{error} Or lower num_validation or num_test.") from error
     token_ids.check_prompts(prompts, model.config.vocab_size)
     validation, test, train = (
         jax.tree.map(lambda x, rows=rows: x[rows], prompts)

@@ -238,8 +238,8 @@ def test_a_recipe_gets_what_it_reads(name, reads):
     program = made.program()
     assert made.reference == ("reference" in reads)
     assert ("value" in program.state.params) == ("value" in reads)
-    # A group of gft has the stored answer as its fifth row, one of psft it alone.
-    rows = {"gft": 5, "psft": 1}.get(name, 4)
+    # A group of gft has the stored answer as its fifth row; imitation has it alone.
+    rows = {"gft": 5, "psft": 1, "asft": 1}.get(name, 4)
     assert program.sizes().num_samples == rows
 
 
@@ -268,8 +268,8 @@ def test_an_imitating_recipe_without_worked_solutions_is_refused(model, tmp_path
 
 
 def test_dynamic_sampling_draws_more_prompts_than_it_trains_on():
-    (made,) = train.build(tiny("grpo", draw_prompts=12))
-    assert made.program().prompts.length.shape == (1, 12)
+    (made,) = train.build(tiny("grpo", draw_prompts=16))
+    assert made.program().prompts.length.shape == (1, 16)
     with pytest.raises(ValueError, match="--draw-prompts must be at least"):
         train.check(tiny("grpo", draw_prompts=4))
 
