@@ -146,7 +146,7 @@ def warm_start(c: Config, shared: dict[str, Any]) -> Experiment:
     rate = optimizer.cosine_decay(c.warm_learning_rate, c.warm_steps)
     return Experiment(
         name="warm start",
-        act=program.actor(policy, mixed.stored()),
+        act=program.actor(policy, mixed.stored_answers()),
         learner=update.learner(
             policy.measure, sft, optimizer.adamw(rate, c.gradient_clip)
         ),

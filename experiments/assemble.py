@@ -146,13 +146,13 @@ def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     common = {"max_tokens": c.max_tokens, "stop_tokens": model.stop_tokens}
     own = sampler(policy, num_samples=c.num_samples, num_slots=c.num_slots, **common)
     if c.algorithm in recipes.GREEDY:
-        return mixed.joined(own, greedy(policy, **common))
+        return mixed.side_by_side(own, greedy(policy, **common))
     if c.algorithm not in recipes.STORED + recipes.MIXED:
         return own
-    stored = mixed.stored()
+    stored = mixed.stored_answers()
     if measure:
-        stored = mixed.measured(stored, policy.measure)
-    return stored if c.algorithm in recipes.STORED else mixed.joined(own, stored)
+        stored = mixed.with_old(stored, policy.measure)
+    return stored if c.algorithm in recipes.STORED else mixed.side_by_side(own, stored)
 
 
 def gates(c) -> gate.Gate | None:

@@ -16,11 +16,12 @@ import numpy as np
 import optax
 
 from experiments import optimizer
-from rljax import data, program
+from rljax import data, metric, program
 from rljax.advantage import Algorithm
 from rljax.evaluate import ask
 from rljax.keys import Stream, stream
 from rljax.learn import update
+from rljax.metric import Fault
 from rljax.policy import Policy
 from rljax.rollout import mixed
 from rljax.rollout.sample import Sampler, greedy, sampler
@@ -79,7 +80,7 @@ def imitate(
             policy.init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
         )
 
-    act = program.actor(policy, mixed.stored())
+    act = program.actor(policy, mixed.stored_answers())
     run = jax.jit(jax.vmap(program.fused(act, learner)), donate_argnums=0)
     state = jax.jit(jax.vmap(begin))(keys)
     for _ in range(dispatches):
@@ -130,10 +131,11 @@ def train(
     for _ in range(dispatches):
         state, metrics = run(state, next(batches), rate)
         metrics = jax.device_get(metrics)
-        worst = {k: np.max(np.abs(v), (0, 1)) for k, v in metrics.items()}
-        if (wrong := fault.problem(step, worst)) is not None:
+        faults, metrics = metric.faults(metrics), metric.numbers(metrics)
+        worst = {k: Fault(np.max(np.abs(v), (0, 1))) for k, v in faults.items()}
+        if (wrong := fault.find_fault(step, worst)) is not None:
             raise fault.RunFault(wrong)
-        step += len(next(iter(worst.values())))
+        step += metrics["update/steps"].shape[-1]
         rows.append(metrics)
         steps.append(step)
         asked.append(evaluate(state.params))

@@ -100,7 +100,7 @@ def warm_stage(setup: Setup, params: Any) -> dict[str, Any]:
     optimiser steps; GFT fills its groups with its own samples.
     """
     config = setup.config
-    stored = mixed.stored()
+    stored = mixed.stored_answers()
     outcomes, ends = {}, {}
     for name in sweep.names(config.warm, OBJECTIVES, "--warm"):
         own = sweep.samples(setup, config.num_samples - 2) if name == "gft" else None
@@ -109,7 +109,7 @@ def warm_stage(setup: Setup, params: Any) -> dict[str, Any]:
             name,
             OBJECTIVES[name](),
             params,
-            sample=stored if own is None else mixed.joined(own, stored),
+            sample=stored if own is None else mixed.side_by_side(own, stored),
             part=2,
             map_fn=right_and_forgetful(config, setup.model),
             num_steps=config.stage_steps,

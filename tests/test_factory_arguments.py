@@ -48,7 +48,7 @@ POLICY = model.decoder_policy(CONFIG)
 LEARNER = update.learner(POLICY.measure, algorithms.grpo(), optax.sgd(0.1))
 
 FITS = {
-    "act": program.actor(POLICY, mixed.stored()),
+    "act": program.actor(POLICY, mixed.stored_answers()),
     "after": b"=",
     "algorithm": algorithms.grpo(),
     "bound_fn": adv.correction.at_most(2.0),
@@ -78,8 +78,8 @@ FITS = {
     "level": 0.5,
     "prompts": fakes.prompts(),
     "row_weight_fn": lambda rollout: 1.0,
-    "sample": mixed.stored(),
-    "samplers": mixed.stored(),
+    "sample": mixed.stored_answers(),
+    "samplers": mixed.stored_answers(),
     "select": adv.keep_top_entropy(),
     "select_fn": lambda value: value,
     "shape": (1, 8),

@@ -142,7 +142,9 @@ def test_the_state_is_donated():
 
 def test_metrics_have_one_row_per_step_and_count_what_happened():
     _, metrics = FUSED(start(), batches(K))
-    assert {(m.shape, m.dtype.name) for m in metrics.values()} == {((K,), "float32")}
+    assert {(m.shape, m.dtype.name) for m in jax.tree.leaves(metrics)} == {
+        ((K,), "float32")
+    }
     assert {
         "reward/mean",
         "reward/mixed_share",
@@ -152,8 +154,8 @@ def test_metrics_have_one_row_per_step_and_count_what_happened():
         "samples/tokens",
         "verify/failed",
     } <= set(metrics)
-    close(metrics["samples/tokens"], metrics["samples/length_mean"] * P * 4)
-    assert float(jnp.max(metrics["gap/sampler_learner_max"])) < 1e-5
+    close(metrics["samples/tokens"].value, metrics["samples/length_mean"] * P * 4)
+    assert float(jnp.max(metrics["gap/sampler_learner_max"].value)) < 1e-5
 
 
 def test_verifier_failures_are_counted_and_teach_nothing():
@@ -163,7 +165,7 @@ def test_verifier_failures_are_counted_and_teach_nothing():
 
     run = program.fused(ACT, LEARNER, broken)
     state, metrics = run(start(), batches(K))
-    assert metrics["verify/failed"].tolist() == [P * 4] * K
+    assert metrics["verify/failed"].value.tolist() == [P * 4] * K
     assert metrics["reward/solved"].shape == (K,)
     close(state.params, POLICY.init(None))
 
@@ -202,12 +204,14 @@ def test_demonstrations_are_learned_without_a_verifier():
     )
     sft = algorithm(sft=Term(loss.nll(), adv.token_mean()))
     learner = update.learner(POLICY.measure, sft, optax.adam(0.3))
-    run = program.fused(program.actor(POLICY, mixed.stored()), learner)
+    run = program.fused(program.actor(POLICY, mixed.stored_answers()), learner)
     state, metrics = run(learner.init(POLICY.init(None), jax.random.key(0)), prompts)
     assert float(metrics["update/loss"][0]) == pytest.approx(np.log(V), abs=1e-5)
     assert float(metrics["update/loss"][-1]) < 0.05
     assert "reward/mean" not in metrics
     best = jnp.argmax(state.params["logits"], -1)
     chex.assert_trees_all_equal(best, completion[0])
-    samples, _ = mixed.stored()(None, jax.tree.map(lambda x: x[0], prompts), None)
+    samples, _ = mixed.stored_answers()(
+        None, jax.tree.map(lambda x: x[0], prompts), None
+    )
     assert samples.source.tolist() == [[Source.DEMONSTRATION]] * P

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from rljax.data import tokenizer as tokenizers
+from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
 from rljax.model.hugging_face import config as hugging_face_config
 from rljax.model.hugging_face import metadata as hugging_face_metadata
 from rljax.model.hugging_face import weights
 from rljax.model.hugging_face.metadata import Metadata
-from rljax.model.transformer import DecoderConfig
 from rljax.policy import Policy
 
 if TYPE_CHECKING:

@@ -148,7 +148,7 @@ def test_an_update_takes_the_same_step_whatever_lies_in_the_padding(pieces):
 def test_demonstrations_padded_with_minus_100_are_learned():
     sft = algorithm(nll=Term(loss.nll(), weighting=token_mean()))
     learner = update.learner(POLICY.measure, sft, optax.sgd(0.1))
-    act, learn = program.actor(POLICY, mixed.stored()), fakes.jit(learner.learn)
+    act, learn = program.actor(POLICY, mixed.stored_answers()), fakes.jit(learner.learn)
 
     def step(junk):
         prompts, samples = filled(PROMPTS, SAMPLES, junk)
@@ -182,12 +182,12 @@ def test_hints_and_stored_answers_may_be_padded_with_anything():
     # Solutions behind their hint, and answers outside their masks. An absent answer's
     # row is all padding.
     answers_mask = SAMPLES.mask.at[1, 2].set(False)
-    sources = mixed.joined(
-        hint.hinted(
+    sources = mixed.side_by_side(
+        hint.sample_after_hint(
             sample.sampler(POLICY, num_samples=2, max_tokens=4, stop_tokens=(0,))
         ),
-        mixed.measured(hint.hint_row(), POLICY.measure),
-        mixed.measured(mixed.stored(), POLICY.measure),
+        mixed.with_old(hint.hint_as_row(), POLICY.measure),
+        mixed.with_old(mixed.stored_answers(), POLICY.measure),
     )
 
     sources = fakes.jit(sources)
