@@ -1,10 +1,10 @@
 # Needs make and Python 3.11 or newer; everything else is installed into .venv.
 #
-#   make train [ARGS="--num-steps 400"]   the main experiment
+#   make train [ARGS="--num-steps 400"]   the demo, experiments/addition.py
 #   make test [ARGS="tests/test_fade.py"] the tests; they run every notebook, too; of a
 #                                         few long ones a part each day, ARGS=--all-turns all
 #   make lint                             ruff and pyrefly
-#   make quick                            every experiment at tiny size
+#   make quick                            every experiment at tiny size, and every glue
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -20,10 +20,16 @@ ifeq ($(JAX_PLATFORMS)$(wildcard /dev/accel* /dev/vfio/[0-9]* /dev/nvidia[0-9]* 
 export JAX_PLATFORMS := cpu
 endif
 
+# Every way in which a step can be put together: a value head, stored answers beside
+# samples, a verifier in Python, dynamic sampling, gates and pieces.
+KINDS := "--algorithm ppo" "--algorithm gft" "--verifier python" "--draw-prompts 16" \
+  "--algorithm grpo_kl --num-passes 2 --num-minibatches 2 --num-microbatches 2 \
+  --target-kl 0.1 --gradient-gate 0.5"
+
 .PHONY: train test lint quick install install-dev clean
 
 train: install
-	@$(RUN) -m experiments.arithmetic $(ARGS)
+	@$(RUN) -m experiments.addition $(ARGS)
 
 test: install-dev
 	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
@@ -37,6 +43,10 @@ quick: install
 	@for file in $$(grep -l '__name__ == "__main__"' experiments/*.py); do \
 	  echo "== $$file --quick"; \
 	  $(RUN) -m experiments.$$(basename $$file .py) --quick || exit 1; \
+	done
+	@for kind in $(KINDS); do \
+	  echo "== experiments/train.py --quick $$kind"; \
+	  $(RUN) -m experiments.train --quick $$kind || exit 1; \
 	done
 
 install: $(VENV)/installed

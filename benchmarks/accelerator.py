@@ -87,9 +87,9 @@ def main() -> None:
             "no accelerator is there; --models tiny tries the script out without one."
         )
     large = names != ["tiny"]
-    bandwidth = machine.memory_rate(2**30 if large else 2**24, 1.0)
+    bandwidth = machine.bandwidth(2**30 if large else 2**24, 1.0)
     size = 8192 if large else 256
-    rate = machine.product_rate(size, size, size, jnp.bfloat16, 1.0)
+    rate = machine.matmul_flops_per_s(size, size, size, jnp.bfloat16, 1.0)
     note = (
         f"Limits measured in this run: memory {bandwidth / 1e12:.2f} TB/s, bfloat16"
         f" products of {size} x {size} {rate / 1e12:.0f} TFLOP/s.\n\n"

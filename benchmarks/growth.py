@@ -85,11 +85,12 @@ class Case:
 
     def found(self) -> dict[str, float]:
         """Measured, and by arithmetic: state, gradients, keys and values."""
-        memory = cost.memory(self._program, self._compiled)
+        sizes = self._program.sizes()
+        memory = cost.memory(self._program, sizes, self._compiled)
         parts = memory.parameters + memory.optimizer + memory.gradients + memory.cache
         return {
             "ms": 1e3 * statistics.median(self.times),
-            "gflop": sum(cost.decoder_flops(self._program.sizes)) / 1e9,
+            "gflop": sum(cost.decoder_flops(sizes)) / 1e9,
             "mib": memory.total / 2**20,
             "parts_mib": parts / 2**20,
         }

@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def by_script(args) -> Case:
-    sizes = rljax_program.build(workload.WORKLOADS["W1"], 1).program.sizes
+    sizes = rljax_program.build(workload.WORKLOADS["W1"], 1).program.sizes()
     script = hazard(args.tokens + 1, mean=args.tokens / 6)
     policy = scripted(decoder_policy(sizes.decoder), script)
     params = jax.jit(policy.init)(jax.random.key(0))

@@ -10,10 +10,9 @@ import optax
 
 from benchmarks import workload
 from rljax import advantage, data, loss
-from rljax import program as loop
+from rljax import program as step
 from rljax.learn import update
 from rljax.model import DecoderConfig, decoder_policy
-from rljax.plan import cost
 from rljax.policy.base import Policy
 from rljax.rollout.sample import sampler
 from rljax.run import train
@@ -24,11 +23,11 @@ class Built(NamedTuple):
     """A program; `start`: key -> what it starts from; `prompts`: the data set."""
 
     policy: Policy
-    program: cost.Program
+    program: step.Program
     start: Callable[[jax.Array], TrainState]
     prompts: Prompts
 
-    def phase(self, num_steps: int, run: loop.Run | None = None) -> train.Phase:
+    def phase(self, num_steps: int, run: step.Run | None = None) -> train.Phase:
         """Training by the host loop; `run`: instead of a new one of the program."""
         return train.Phase(
             name="rl",
@@ -96,22 +95,15 @@ def build(
     def start(key):
         return learner.init(policy.init(key), key)
 
-    program = cost.Program(
-        act=loop.actor(policy, sample),
+    program = step.Program(
+        act=step.actor(policy, sample),
         learner=learner,
         verify=verify,
         state=jax.eval_shape(lambda: start(jax.random.key(0))),
         prompts=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), problems
         ),
-        sizes=cost.Sizes(
-            decoder=decoder,
-            num_prompts=work.num_prompts,
-            num_samples=work.num_samples,
-            prompt_tokens=workload.PROMPT_TOKENS,
-            max_tokens=work.new_tokens,
-            num_microbatches=work.num_microbatches,
-        ),
+        decoder=decoder,
     )
     return Built(policy, program, jax.jit(start), problems)
 

@@ -83,7 +83,7 @@ def time_parts(built: rljax_program.Built, pieces: int, state) -> dict[str, floa
 
         return microbatch.over_pieces(one, (), rollout, (), num=pieces)[2]
 
-    act, verify = jax.jit(program.act), jax.jit(program.verify)
+    act, verify = jax.jit(program.act), jax.jit(rljax_program.verify)
     rollout = act(state, prompts)
     rollout = rollout.replace(verdict=verify(prompts, rollout.samples))
     parts = {

@@ -5,14 +5,15 @@ import datetime
 import os
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
 
 import jax
 import tyro
 
-from experiments import planning
-from rljax.plan import cost as plan
+from rljax import experiment
+from rljax import program as step
+from rljax.plan import show
 
 # What a configuration, a file or a machine may be to blame for; memory that does not
 # suffice is JAX's own error.
@@ -20,6 +21,9 @@ _EXPECTED = (
     *(ValueError, OSError, FloatingPointError, MemoryError),
     jax.errors.JaxRuntimeError,
 )
+
+
+_FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,12 +44,42 @@ class Launch:
     quick."""
 
 
+def main(
+    name: str,
+    build: Callable[[Any], Sequence[experiment.Experiment]],
+    default: Any,
+    quick: Any,
+    text: str,
+) -> None:
+    """Parses the command line and runs, or plans, what `build(config)` returns.
+
+    Args:
+      name: the experiment's, for the default run folder.
+      build: config -> experiments, one after the other; refuses wrong numbers itself.
+      default: its config, a frozen dataclass of numbers.
+      quick: the config that --quick starts from; further flags change it.
+      text: what --help says above the flags; its first line titles the report.
+    """
+
+    def run(config: Any, run_dir: pathlib.Path, resume: bool) -> Any:
+        return experiment.run(
+            build(config),
+            run_dir,
+            config=dataclasses.asdict(config),
+            title=text.splitlines()[0],
+            resume=resume,
+        )
+
+    start(name, run, default, quick, lambda c: build(c)[-1].program(), text)
+
+
 def start(
     name: str,
     main: Callable[..., Any],
     default: Any,
     quick: Any,
-    program: Callable[[Any], plan.Program] | None = None,
+    program: Callable[[Any], step.Program] | None = None,
+    text: str | None = None,
 ):
     """Parses the command line and calls `main(config, run_dir, resume)`.
 
@@ -54,33 +88,44 @@ def start(
       default: its config, a flat frozen dataclass of numbers.
       quick: the config that --quick starts from; further flags change it.
       program: config -> what it is going to run, for --plan.
+      text: what --help says; None takes the docstring of `main`.
     """
     config = quick if "--quick" in sys.argv else default
 
     def flags(
-        config: tyro.conf.OmitArgPrefixes[type(default)] = config,  # type: ignore
-        launch: tyro.conf.OmitArgPrefixes[Launch] = Launch(),
+        config: Annotated[type(default), _FLAT] = config,  # type: ignore
+        launch: Annotated[Launch, _FLAT] = Launch(),
     ):
         return config, launch
 
     config, launch = tyro.cli(
         flags,
         prog=f"python -m experiments.{name}",
-        description=main.__doc__,
+        description=main.__doc__ if text is None else text,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     if launch.compilation_cache:
         use_compilation_cache()
     try:
         if launch.plan:
-            return planning.show_plan(program, config)
+            if program is None:
+                raise ValueError(
+                    "--plan needs an experiment that says what it runs, which this one"
+                    " does not; pass program= to cli.start."
+                )
+            return show.show_plan(program, config)
         run_dir = launch.run_dir or _default_folder(name, launch)
         return main(config, run_dir, launch.resume)
     except _EXPECTED as error:
-        if "RLJAX_TRACEBACK" in os.environ:
-            raise
-        what = str(error) or type(error).__name__
-        sys.exit(f"error: {what}\n(set RLJAX_TRACEBACK=1 for the traceback)")
+        fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends the process with the error's text, or with the error where that is asked."""
+    if "RLJAX_TRACEBACK" in os.environ:
+        raise error
+    what = str(error) or type(error).__name__
+    sys.exit(f"error: {what}\n(set RLJAX_TRACEBACK=1 for the traceback)")
 
 
 def use_compilation_cache() -> None:

@@ -16,8 +16,8 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from experiments import cli, compare_report, contest, contest_warm
-from experiments.contest import Config
+from experiments import cli, compare_report, sweep, sweep_warm
+from experiments.sweep import Config
 from rljax import algorithms
 from rljax.advantage import Algorithm
 from rljax.run import run_dir as folder
@@ -61,14 +61,14 @@ ALGORITHMS: dict[str, Callable[[Config], Algorithm]] = {
 
 def check(config: Config) -> list[str]:
     """The algorithms asked for; raises ValueError for numbers that do not fit."""
-    contest.check(config)
-    found = contest.names(config.algorithms, ALGORITHMS, "--algorithms")
+    sweep.check(config)
+    found = sweep.names(config.algorithms, ALGORITHMS, "--algorithms")
     if not found:
         raise ValueError(
             f"--algorithms must name at least one, got {config.algorithms!r}; name"
             f" some of {', '.join(ALGORITHMS)}."
         )
-    warm = contest.names(config.warm, contest_warm.OBJECTIVES, "--warm")
+    warm = sweep.names(config.warm, sweep_warm.OBJECTIVES, "--warm")
     if "gft" in warm and config.num_samples < 3:
         raise ValueError(
             "gft fills groups of 2 stored answers with its own samples, so"
@@ -92,19 +92,19 @@ def compare(
     config: Config, found: list[str], run_dir: pathlib.Path
 ) -> dict[str, compare_report.Outcome]:
     """The comparison, in a folder that is ours."""
-    world = contest.build(config, run_dir)
-    params = contest_warm.warm_start(world)
+    setup = sweep.build(config, run_dir)
+    params = sweep_warm.warm_start(setup)
     starts = {"": params}
     if config.warm:
-        ends = contest_warm.warm_stage(world, params)
+        ends = sweep_warm.warm_stage(setup, params)
         starts = {f"{name}+": end for name, end in ends.items()}
     outcomes = {
-        f"{start}{name}": contest.compete(
-            world,
+        f"{start}{name}": sweep.train_population(
+            setup,
             f"{start}{name}",
             ALGORITHMS[name](config),
             begin,
-            sample=contest.samples(world, config.num_samples),
+            sample=sweep.samples(setup, config.num_samples),
             part=3,
             map_fn=lambda prompts, rng: prompts,
             num_steps=config.num_steps,
@@ -112,7 +112,7 @@ def compare(
         for start, begin in starts.items()
         for name in found
     }
-    print(compare_report.write(outcomes, run_dir, contest.levels(config)))
+    print(compare_report.write(outcomes, run_dir, sweep.levels(config)))
     print(f"run folder: {run_dir}")
     return outcomes
 

@@ -15,20 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import optimizer
 from rljax import data, metric, program
 from rljax.advantage import Algorithm
+from rljax.evaluate import ask
 from rljax.keys import Stream, stream
 from rljax.learn import update
 from rljax.metric import Fault
 from rljax.policy import Policy
+from rljax.rollout import mixed
 from rljax.rollout.sample import Sampler, greedy, sampler
 from rljax.run import fault
 from rljax.types import Prompts
 
-Asked = tuple[np.ndarray, np.ndarray]
+Verdicts = tuple[np.ndarray, np.ndarray]
 
 
-class Course(NamedTuple):
+class History(NamedTuple):
     """What a population went through.
 
     steps: training steps at each of the E evaluations, from 0 on.
@@ -39,7 +42,7 @@ class Course(NamedTuple):
     """
 
     steps: list[int]
-    asked: list[Asked]
+    asked: list[Verdicts]
     metrics: dict[str, np.ndarray]
     params: Any
 
@@ -68,18 +71,17 @@ def streams(
 
 
 def imitate(
-    learner: update.Learner, init: Callable, keys: jax.Array, batches, dispatches: int
+    policy: Policy, learner: update.Learner, keys: jax.Array, batches, dispatches: int
 ) -> Any:
     """Parameters [S, ...] of new policies that imitated their demonstrations."""
 
     def begin(key):
         return learner.init(
-            init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
+            policy.init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
         )
 
-    run = jax.jit(
-        jax.vmap(program.fused(program.demonstrator(), learner)), donate_argnums=0
-    )
+    act = program.actor(policy, mixed.stored_answers())
+    run = jax.jit(jax.vmap(program.fused(act, learner)), donate_argnums=0)
     state = jax.jit(jax.vmap(begin))(keys)
     for _ in range(dispatches):
         state, _ = run(state, next(batches))
@@ -96,15 +98,15 @@ def train(
     rates: tuple[float, ...],
     batches: Iterator[Prompts],
     dispatches: int,
-    ask: Callable[[Any], Asked],
-    show: Callable[[int, Asked], None] = lambda step, asked: None,
-) -> Course:
+    evaluate: Callable[[Any], Verdicts],
+    show: Callable[[int, Verdicts], None] = lambda step, asked: None,
+) -> History:
     """Trains R x S policies from the parameters [S, ...] of each seed.
 
     Args:
       make_learner: learning rate (traced) -> learner.
       batches: prompts [S, K, P, ...].
-      ask: params [R, S, ...] -> verdicts, between dispatches; `show` gets them.
+      evaluate: params [R, S, ...] -> verdicts, between dispatches; `show` gets them.
 
     Raises:
       RunFault: if a member reports a fault.
@@ -124,7 +126,7 @@ def train(
     state = jax.jit(many)(params, keys)
     run = jax.jit(over(member, (0, 0, None), (0, None, 0)), donate_argnums=0)
     rate = jnp.asarray(rates, jnp.float32)
-    step, steps, asked, rows = 0, [0], [ask(state.params)], []
+    step, steps, asked, rows = 0, [0], [evaluate(state.params)], []
     show(0, asked[-1])
     for _ in range(dispatches):
         state, metrics = run(state, next(batches), rate)
@@ -136,13 +138,13 @@ def train(
         step += metrics["update/steps"].shape[-1]
         rows.append(metrics)
         steps.append(step)
-        asked.append(ask(state.params))
+        asked.append(evaluate(state.params))
         show(step, asked[-1])
     metrics = {k: np.concatenate([row[k] for row in rows], -1) for k in rows[0]}
-    return Course(steps, asked, metrics, state.params)
+    return History(steps, asked, metrics, state.params)
 
 
-def judge(
+def evaluator(
     policy: Policy,
     verify: program.Verify,
     prompts: Prompts,
@@ -150,33 +152,20 @@ def judge(
     size: int,
     max_tokens: int,
     stop_tokens: tuple[int, ...],
-) -> Callable[[Any], Asked]:
+) -> Callable[[Any], Verdicts]:
     """Asks every member all problems, `size` at a time: 8 samples each, and greedily.
 
-    One fixed key: all members and stages are compared on the same noise.
+    All members and stages are compared on the same noise.
     """
     common = {"max_tokens": max_tokens, "stop_tokens": stop_tokens}
-    samplers = (
-        sampler(policy, num_samples=8, **common),
-        greedy(policy, **common),
-    )
+    sampled = ask.ask(sampler(policy, num_samples=8, **common), verify)
+    likely = ask.ask(greedy(policy, **common), verify)
 
-    def ask(params, prompts):
-        def correct(sample):
-            samples, _ = sample(params, prompts, jax.random.key(20_000))
-            return program.verdict_of(verify, prompts, samples).correct
+    def both(params, prompts):
+        return sampled(params, prompts).correct, likely(params, prompts).correct[:, 0]
 
-        return correct(samplers[0]), correct(samplers[1])[:, 0]
-
-    run = jax.jit(jax.vmap(jax.vmap(ask, (0, None)), (0, None)))
-    starts = range(0, len(prompts.id), size)
-    parts = [jax.tree.map(lambda x, i=i: x[i : i + size], prompts) for i in starts]
-
-    def all_parts(params):
-        asked = [jax.device_get(run(params, part)) for part in parts]
-        return tuple(np.concatenate(x, 2) for x in zip(*asked, strict=True))
-
-    return all_parts
+    run = jax.jit(jax.vmap(jax.vmap(both, (0, None)), (0, None)))
+    return ask.in_batches(run, prompts, size, axis=2)
 
 
 def learner(
@@ -188,15 +177,7 @@ def learner(
     num_minibatches: int,
 ) -> Callable[[jax.Array], update.Learner]:
     """learning rate -> learner: 10 optimiser steps of warm-up, linear decay to 10 %."""
-    total = num_steps * num_minibatches
-    warmup = min(10, total // 2)
-    shape = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, 1.0, warmup),
-            optax.linear_schedule(1.0, 0.1, total - warmup),
-        ],
-        [warmup],
-    )
+    shape = optimizer.linear_decay(1.0, num_steps * num_minibatches)
 
     def make(rate):
         return update.learner(

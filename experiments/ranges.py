@@ -13,6 +13,7 @@ import typing
 from typing import Any
 
 from rljax import check
+from rljax.task import addition as task
 
 # Two billion, as random keys, shuffles and their sums stay below 2**31 then.
 _SEEDS = 2_000_000_000
@@ -36,6 +37,8 @@ RANGES = {
     "seed": _count(0, _SEEDS),
     "seeds": _count(1, 10_000),
     "max_prompt_tokens": _count(),
+    "num_workers": _count(1, 4096),
+    "timeout": _number(above=0, high=1e6),
     "num_layers": _count(1, 1000),
     "d_model": _count(2),
     "num_heads": _count(),
@@ -51,10 +54,12 @@ RANGES = {
     "num_prompts": _count(),
     # The advantages compare the samples of a group.
     "num_samples": _count(2),
+    "draw_prompts": _count(),
     "max_tokens": _count(),
     # At 0 all samples of a group are the same, and nothing is learned.
-    "evaluation_temperature": _number(above=0, high=100),
     "temperature": _number(above=0, high=100),
+    "evaluation_temperature": _number(above=0, high=100),
+    "num_passes": _count(),
     "num_minibatches": _count(),
     "num_microbatches": _count(),
     "num_lengths": _count(),
@@ -63,6 +68,9 @@ RANGES = {
     "gradient_clip": _number(above=0),
     "clip": _number(above=0, high=1),
     "entropy_target": _number(low=0),
+    "target_kl": _number(low=0),
+    "target_kl_per_pass": _number(low=0),
+    "gradient_gate": _number(low=-1e6, high=1e6),
     "evaluate_every": _count(1, _STEPS),
     "num_validation": _count(),
     "num_test": _count(),
@@ -100,6 +108,8 @@ def _require_field(name: str, hint: Any, value: Any) -> None:
         check.text(flag(name), value)
     elif pathlib.Path in kinds:
         check.kind(flag(name), value, pathlib.Path, "Path('folder')")
+    elif dataclasses.is_dataclass(hint):  # a recipe's numbers, which it checks itself
+        return
     else:
         RANGES[name](flag(name), value)
 
@@ -156,3 +166,39 @@ def heads(config: Any) -> None:
             "--d-model // --num-heads, the width of a head, must be even and at least"
             f" 2, got {width} // {number} = {width // number}; change one of them."
         )
+
+
+def step(config: Any) -> None:
+    """Raises ValueError for numbers that no RL run can begin with.
+
+    Cheap, so that it can be asked first: before a file is read or a folder made.
+    """
+    require(config)
+    multiple(config, "num_steps", "steps_per_dispatch")
+    multiple(config, "num_prompts", "num_minibatches", "num_microbatches")
+    multiple(config, "num_samples", "num_lengths")
+    tokens(config, "num_prompts", "num_samples", "max_tokens")
+    for held_out in ("num_validation", "num_test"):
+        tokens(config, held_out, "max_tokens")
+    product(config, 2**31 - 1, "a 32-bit counter", "num_steps", "num_minibatches")
+
+
+def addition(config: Any) -> None:
+    """`step`, and what column addition needs: a new decoder, enough problems."""
+    step(config)
+    heads(config)
+    multiple(config, "warm_steps", "steps_per_dispatch")
+    problems(config)
+
+
+def problems(config: Any) -> None:
+    """Raises ValueError if more additions are asked for than there are."""
+    for name in ("num_prompts", "warm_prompts"):
+        product(config, task.NUM_TRAIN, "the problems to train on", name)
+    total(
+        config,
+        task.NUM_HELD_OUT,
+        "the problems not trained on",
+        "num_validation",
+        "num_test",
+    )

@@ -20,10 +20,11 @@ and the packages follow it. A package imports those of lower floors only
        rollout     prompts to samples, on the device
        learn       a rollout to a new state: update, microbatches, gates
        analysis    what one looks at: masses, plots, the entropy law
-    4  program     act, verify and learn as one program, fused or split
+    4  program     act, verify and learn as one program, fused or split; its sizes
        task        what is to be solved, and how it is judged
     5  evaluate    held-out problems: asking a policy, estimates, the report
        plan        what a run takes, before it runs
+    6  experiment  a run as a value: program, task, evaluation, numbers of steps
 
 Your own advantage is a function in your own file: README, "ten lines". The experiments,
 which one copies, lie beside this package.

@@ -17,7 +17,7 @@ import jax
 class Stream(enum.IntEnum):
     """The names, each with the numbers that follow it; `...` where names follow."""
 
-    PARAMETERS = 1  # of a run: initial parameters
+    PARAMETERS = 1  # of a run: initial parameters; of a phase: further ones
     PHASE = 2  # of a run: number of the phase, ...
     STEP = 3  # of a phase: training step, ...
     SAMPLE = 4  # of a step: prompt id, sample, position

@@ -4,6 +4,8 @@ Library code only says where the prompt axis must stay spread over the devices; 
 a mesh these hints do nothing.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -17,6 +19,16 @@ def make(devices=None) -> Mesh:
     return jax.make_mesh(
         (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
     )
+
+
+def over_all() -> Mesh | None:
+    """The mesh over all devices; None where there is one, which needs no mesh."""
+    return make() if jax.device_count() > 1 else None
+
+
+def using(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """`with using(mesh):` runs and traces on the mesh; None changes nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def size() -> int:
@@ -40,12 +52,16 @@ def constrain(tree):
     return jax.tree.map(spread, tree)
 
 
-def shard_prompts(tree, mesh: Mesh, axis: int = 0):
-    """Puts arrays on the mesh, split along `axis`."""
+def shard_prompts(tree, mesh: Mesh | None, axis: int = 0):
+    """Puts arrays on the mesh, split along `axis`; without a mesh leaves them alone."""
+    if mesh is None:
+        return tree
     spec = PartitionSpec(*(None,) * axis, DATA)
     return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
-def replicate(tree, mesh: Mesh):
-    """Puts arrays on every device of the mesh."""
+def replicate(tree, mesh: Mesh | None):
+    """Puts arrays on every device of the mesh; without a mesh leaves them alone."""
+    if mesh is None:
+        return tree
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -1,24 +1,26 @@
-"""The two glues of a training step: fused into one program, or split at the verifier.
+"""A training step: act, verify, learn; in one program, or split at the verifier.
 
-A step is act, verify, learn. `act` makes the rollout without its verdict: it samples,
-or reads demonstrations, and measures the reference. Fused and split give the same
-numbers. An experiment whose dataflow differs copies this file's few lines and edits
-them.
+`act` makes the rollout without its verdict: it samples, or reads stored answers, and
+measures the reference. `fused` and `split` give the same numbers. An experiment whose
+dataflow differs copies these few lines and edits them.
 """
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from rljax import check, keys, mesh, metric, numerics
 from rljax.advantage import solve_rate
 from rljax.learn import origin
 from rljax.learn.update import Learner
+from rljax.model import DecoderConfig
 from rljax.policy.base import Policy
 from rljax.rollout.sample import Sampler
 from rljax.types import (
@@ -26,7 +28,6 @@ from rljax.types import (
     Prompts,
     Rollout,
     Samples,
-    Source,
     TokenStats,
     TrainState,
     Verdict,
@@ -46,14 +47,18 @@ def actor(
     measure_old: Measure | None = None,
     teacher: Teacher | None = None,
 ) -> Act:
-    """Samples; and if the state holds reference parameters, measures them.
+    """Samples, and measures what the methods read of other policies.
+
+    The reference is measured if the state holds its parameters. With the sampler
+    `mixed.stored_answers()` the rollouts are demonstrations.
 
     Args:
-      policy: what was sampled from, and measures the reference.
-      sample: a sampler of it.
-      measure_old: (params, prompts, samples) -> TokenStats, what `old` is instead of
-        the sampler's own statistics: for values, or if the sampler differs by design.
-      teacher: (state, prompts, samples) -> TokenStats, what `teacher` is.
+      policy: what is sampled from; it measures the reference.
+      sample: (params, prompts, key) -> (samples, old), a sampler of it.
+      measure_old: (params, prompts, samples) -> TokenStats, replaces the sampler's
+        statistics as `rollout.old`. Needed when a method reads values, or when the
+        sampler differs from the policy by design.
+      teacher: (state, prompts, samples) -> TokenStats, becomes `rollout.teacher`.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.function("sample", sample, "params, prompts, key")
@@ -76,24 +81,6 @@ def actor(
             reference = policy.measure(state.reference, prompts, samples)
             rollout = rollout.replace(reference=reference)
         return rollout
-
-    return act
-
-
-def demonstrator() -> Act:
-    """Reads `prompts.data`'s "completion" and "completion_mask" [P, T] as samples."""
-
-    def act(state, prompts):
-        del state
-        tokens = prompts.data["completion"][:, None]
-        done = jnp.ones(tokens.shape[:2], bool)
-        samples = Samples(
-            tokens=tokens,
-            mask=prompts.data["completion_mask"][:, None],
-            source=jnp.full(done.shape, Source.DEMONSTRATION, jnp.int32),
-            finished=done,
-        )
-        return Rollout(prompts=prompts, samples=samples)
 
     return act
 
@@ -121,7 +108,7 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
-    """The same steps around a Python verifier, `(prompts, samples)` of numpy arrays."""
+    """The same steps around a Python verifier of (prompts, samples), NumPy arrays."""
     if isinstance(verify, contextlib.AbstractContextManager):
         raise ValueError(
             f"verify must be a function, got the context manager {verify!r}; pass what"
@@ -149,6 +136,116 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
         return state, jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
     return run
+
+
+class Sizes(NamedTuple):
+    """The sizes of a training step, named as in the sampler and the learner.
+
+    decoder: configuration of the policy.
+    prompt_tokens: S, padding included.
+    num_rows: completions that are decoded at a time; fewer than P * G with slots.
+    """
+
+    decoder: DecoderConfig
+    num_prompts: int
+    num_samples: int
+    prompt_tokens: int
+    max_tokens: int
+    num_rows: int
+    num_passes: int = 1
+    num_minibatches: int = 1
+    num_microbatches: int = 1
+
+    @property
+    def num_rounds(self) -> float:
+        """Completions per row that is decoded."""
+        return self.num_prompts * self.num_samples / self.num_rows
+
+
+class Program(NamedTuple):
+    """What is going to run: the parts of a training step, and what it starts from.
+
+    verify: a verifier in the graph; with `glue=split` any function of NumPy arrays.
+    state, prompts [K, P, ...]: pytrees of jax.ShapeDtypeStruct.
+    decoder: configuration of the policy.
+    glue: `fused` or `split`, (act, learner, verify) -> run.
+    """
+
+    act: Act
+    learner: Learner
+    verify: Verify | None
+    state: Any
+    prompts: Prompts
+    decoder: DecoderConfig
+    glue: Callable[..., Run] = fused
+
+    def run(self) -> Run:
+        """The loop; each call makes a new one, which compiles anew."""
+        return self.glue(self.act, self.learner, self.verify)
+
+    def fused(self) -> jax.stages.Wrapped:
+        """The loop as one program; a verifier in Python is replaced by an empty one."""
+        return cast(jax.stages.Wrapped, fused(self.act, self.learner, self.in_graph()))
+
+    def in_graph(self) -> Verify | None:
+        """The verifier, or what stands for one that cannot be traced."""
+        return _silent if self.glue is split else self.verify
+
+    def compile(self):
+        """Compiled for the default device, to read off what it takes, not to run it."""
+        # On a CPU, LLVM takes most of the time, and changes nothing of what is read.
+        options: dict[str, bool | str] = {}
+        if jax.default_backend() == "cpu":
+            options["xla_backend_optimization_level"] = "0"
+        return self.fused().lower(self.state, self.prompts).compile(options)
+
+    def batch(self) -> Prompts:
+        """The shapes of the prompts of one training step, [P, ...]."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.prompts
+        )
+
+    def sizes(self) -> Sizes:
+        """The sizes, read from what the parts do when they are traced."""
+        traced, rollout = jax.make_jaxpr(self.act, return_shape=True)(
+            self.state, self.batch()
+        )
+        num_prompts, num_samples, max_tokens = rollout.samples.tokens.shape
+        rows = num_prompts * num_samples
+        repeats = self.learner.repeats
+        return Sizes(
+            decoder=self.decoder,
+            num_prompts=num_prompts,
+            num_samples=num_samples,
+            prompt_tokens=self.prompts.tokens.shape[2],
+            max_tokens=max_tokens,
+            num_rows=min(rows, _rows_decoded(traced.jaxpr) or rows),
+            num_passes=repeats.num_passes,
+            num_minibatches=repeats.num_minibatches,
+            num_microbatches=repeats.num_microbatches,
+        )
+
+
+def _silent(prompts: Prompts, samples: Samples) -> Verdict:
+    del prompts
+    return Verdict.binary(jnp.zeros(samples.tokens.shape[:2], bool))
+
+
+def _rows_decoded(jaxpr: core.Jaxpr, looped: bool = False) -> int:
+    """The rows of the products with weights inside of `while` loops; 0 without any."""
+    rows = 0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if looped and name == "dot_general":
+            (_, contracted), (_, batch) = eqn.params["dimension_numbers"]
+            weights = cast(Any, eqn.invars[1].aval).shape
+            kept = set(range(len(weights))) - {*contracted, *batch}
+            if not batch:  # attention has a batch axis, weights have none
+                width = math.prod(weights[i] for i in kept)
+                rows = max(rows, cast(Any, eqn.outvars[0].aval).size // width)
+        for inner in core.jaxprs_in_params(eqn.params):
+            rows = max(rows, _rows_decoded(inner, looped or name == "while"))
+    return rows
 
 
 def verdict_of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:

@@ -48,7 +48,7 @@ POLICY = model.decoder_policy(CONFIG)
 LEARNER = update.learner(POLICY.measure, algorithms.grpo(), optax.sgd(0.1))
 
 FITS = {
-    "act": program.demonstrator(),
+    "act": program.actor(POLICY, mixed.stored_answers()),
     "after": b"=",
     "algorithm": algorithms.grpo(),
     "bound_fn": adv.importance.truncate(2.0),

@@ -12,6 +12,7 @@ from rljax import advantage as adv
 from rljax import loss, program
 from rljax.advantage import Term, algorithm, chain
 from rljax.learn import update
+from rljax.rollout import mixed
 from rljax.rollout.sample import sampler
 from rljax.types import NotMeasured, Prompts, Source, Verdict
 
@@ -210,12 +211,14 @@ def test_demonstrations_are_learned_without_a_verifier():
     )
     sft = algorithm(sft=Term(weighting=adv.token_mean(), loss_fn=loss.nll()))
     learner = update.learner(POLICY.measure, sft, optax.adam(0.3))
-    run = program.fused(program.demonstrator(), learner)
+    run = program.fused(program.actor(POLICY, mixed.stored_answers()), learner)
     state, metrics = run(learner.init(POLICY.init(None), jax.random.key(0)), prompts)
     assert float(metrics["update/loss"][0]) == pytest.approx(np.log(V), abs=1e-5)
     assert float(metrics["update/loss"][-1]) < 0.05
     assert "reward/mean" not in metrics
     best = jnp.argmax(state.params["logits"], -1)
     chex.assert_trees_all_equal(best, completion[0])
-    rollout = program.demonstrator()(None, jax.tree.map(lambda x: x[0], prompts))
-    assert rollout.samples.source.tolist() == [[Source.DEMONSTRATION]] * P
+    samples, _ = mixed.stored_answers()(
+        None, jax.tree.map(lambda x: x[0], prompts), None
+    )
+    assert samples.source.tolist() == [[Source.DEMONSTRATION]] * P

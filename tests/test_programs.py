@@ -3,19 +3,16 @@
 import dataclasses
 import io
 
-import jax
 import pytest
 from rich.console import Console
 
-from experiments import arithmetic
-from experiments.first_stage import FirstStage
-from experiments.judge import Judge
-from experiments.task import build
-from rljax import digest
+from experiments import addition
+from rljax import digest, experiment
+from rljax.evaluate.before import Before
 from rljax.run import train
 
 TINY = dataclasses.replace(
-    arithmetic.QUICK,
+    addition.QUICK,
     num_layers=1,
     d_model=16,
     num_heads=2,
@@ -33,36 +30,33 @@ TINY = dataclasses.replace(
 def compiled(compilations, run_dir, **numbers):
     """How many programs a run compiles: (in training, in the test at its end)."""
     config = dataclasses.replace(TINY, **numbers)
-    task = build(config)
-    judge = Judge(config, task)
-    phases = arithmetic.phases(config, task, judge, FirstStage(run_dir))
-    learners = (arithmetic.warm_learner, arithmetic.rl_learner)
-    learner = learners[len(phases) == 1](config, task.policy)
-    key = jax.random.key(0)
-    state = jax.jit(lambda key: learner.init(task.init(task.loaded, key), key))(key)
+    stages = [dataclasses.replace(e, mesh=None) for e in addition.build(config)]
+    phases = experiment.phases(stages, [e.loop() for e in stages], Before(run_dir))
+    state = experiment._start(stages[0], stages[-1])
     digest._examine.clear_cache()  # a program of the library, not of a run
     compilations.clear()
     console = Console(file=io.StringIO())
     state = train.train(phases, state, run_dir, checkpoint_every=2, console=console)
     training = len(compilations)
-    judge.test(state.params)
+    stages[-1].evaluation.test(state.params)
     return training, len(compilations) - training
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [2, 6])
-def test_rl_compiles_five_programs_however_many_dispatches(
+def test_rl_compiles_four_programs_however_many_dispatches(
     compilations, tmp_path, num_steps
 ):
-    # The optimiser's start, the fused loop, a look at the state before it is saved,
-    # and asking problems: 8 samples and greedily. A weak type would compile the loop
-    # again at the second of the three dispatches, a last batch of another size the
-    # asking, an eager operation of the host a program of its own.
+    # The fused loop, a look at the state before it is saved, and asking problems: 8
+    # samples and greedily. A weak type would compile the loop again at the second of
+    # the three dispatches, a last batch of another size the asking, an eager operation
+    # of the host a program of its own.
     run = compiled(compilations, tmp_path, warm_steps=0, num_steps=num_steps)
-    assert run == (5, 0)
+    assert run == (4, 0)
 
 
 @pytest.mark.slow
-def test_a_warm_start_is_two_programs_more(compilations, tmp_path):
-    # Its loop, and a look at its state, whose structure is another.
+def test_a_warm_start_is_three_programs_more(compilations, tmp_path):
+    # Its loop, a look at its state, whose structure is another, and the optimiser's
+    # start of RL.
     assert compiled(compilations, tmp_path, warm_steps=6, num_steps=6) == (7, 0)

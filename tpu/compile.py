@@ -1,11 +1,11 @@
 """Compiles an experiment for TPU chips that are not there, and says what it takes.
 
-python -m tpu.compile --experiment arithmetic --topology v5e:4x4 [--json FILE]
+python -m tpu.compile --experiment addition --topology v5e:4x4 [--json FILE]
 
 Further flags change numbers of the experiment's config (--num-prompts 512). Needs
 libtpu, but no TPU. The experiment is a module of `experiments` with a function
-program(config=None) -> rljax.plan.Program. Prompts are split over the devices along P,
-the state is copied to each.
+build(config) -> experiments; the last one is compiled. Prompts are split over the
+devices along P, the state is copied to each.
 
 XLA counts the body of a loop once, and so do all numbers here except memory: they are
 about one of the K training steps, and one token of the sampler's loop.
@@ -37,6 +37,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import experiments
 from rljax import mesh
 from rljax.plan import cost as plan
+from rljax.program import Program
 
 TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
 _COLLECTIVE = re.compile(
@@ -52,7 +53,7 @@ class Options:
     """What to compile for what."""
 
     experiment: str
-    """Module of `experiments` that has a `program`."""
+    """Module of `experiments` that has a `Config` and a `build`."""
     topology: str
     """TPU type and shape of the slice, such as v5e:4x4 or v5p:4x4x8."""
     prompts_per_device: int | None = None
@@ -86,26 +87,24 @@ def main(args: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def find_program(experiment: str, flags: list[str]) -> plan.Program:
+def find_program(experiment: str, flags: list[str]) -> Program:
     """What the experiment is going to run.
 
     Raises:
-      ValueError: if there is no such experiment, or it has no `program`.
+      ValueError: if there is no such experiment, or it has no `build`.
     """
     names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__))
     module = None
     if experiment in names:
         module = importlib.import_module(f"experiments.{experiment}")
-    if module is None or "program" not in vars(module):
+    if module is None or "build" not in vars(module):
         raise ValueError(
             "--experiment must name a module of experiments/ with a function"
-            " program(config=None) -> rljax.plan.Program, got"
+            " build(config) -> list[rljax.experiment.Experiment], got"
             f" {experiment!r}; there are {', '.join(names)}."
         )
-    if not flags:
-        return module.program()
     prog = f"python -m tpu.compile --experiment {experiment}"
-    return module.program(tyro.cli(module.Config, args=flags, prog=prog))
+    return module.build(tyro.cli(module.Config, args=flags, prog=prog))[-1].program()
 
 
 def find_devices(topology: str) -> list[jax.Device]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a module on this machine, such as: tpu/run.sh experiments.arithmetic --quick
+# Runs a module on this machine, such as: tpu/run.sh experiments.addition --quick
 # `exec`, so that a SIGTERM reaches Python, which saves before it goes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

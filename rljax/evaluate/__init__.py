@@ -1,10 +1,10 @@
 """Held-out problems: asking a policy, estimates with errors, the report."""
 
+from rljax.evaluate.ask import Evaluation, held_out
 from rljax.evaluate.estimate import (
     Estimate,
     Stage,
     Table,
-    accuracy,
     compare,
     compare_by_group,
     pass_at_k,
@@ -13,11 +13,12 @@ from rljax.evaluate.estimate import (
 
 __all__ = [
     "Estimate",
+    "Evaluation",
     "Stage",
     "Table",
-    "accuracy",
     "compare",
     "compare_by_group",
+    "held_out",
     "pass_at_k",
     "summary",
 ]

@@ -75,11 +75,6 @@ def pass_at_k(correct: np.ndarray, k: int) -> Estimate:
     return _over_problems(_solve_rate(correct, k))
 
 
-def accuracy(correct: np.ndarray) -> Estimate:
-    """Share of correct answers, one per problem: bool[P]."""
-    return _over_problems(_solve_rate(np.asarray(correct)[:, None], 1))
-
-
 def summary(correct: np.ndarray, ks: Sequence[int] = (1, 8)) -> dict[str, float]:
     """`pass@k` and `pass@k_error` by name, as an evaluation of a run reports them.
 
@@ -97,8 +92,9 @@ def compare(stages: Mapping[str, Stage], ks: Sequence[int] = (1, 8)) -> Table:
     """Stages side by side: a row for each pass@k, and one for greedy decoding.
 
     With two or more stages the last column is the change from the first to the last.
-    Its error pairs the problems, so both must have been asked the same ones in the
-    same order; it is smaller than the errors of the stages suggest.
+    The error of the change is that of the per-problem difference, so both stages must
+    use the same problems in the same order. It is usually smaller than either stage's
+    error.
 
     Raises:
       ValueError: without stages, or if they have different numbers of problems.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rljax import evaluate
+from rljax.evaluate import estimate
 from rljax.run import display, files, record
 from rljax.run.record import Record
 from rljax.run.run_dir import read_config
@@ -40,7 +40,7 @@ def write_report(
     run_dir: str | os.PathLike,
     *,
     title: str,
-    tables: Sequence[evaluate.Table] = (),
+    tables: Sequence[estimate.Table] = (),
     completions: Sequence[Completion] = (),
     note: str = "",
 ) -> pathlib.Path:
@@ -49,7 +49,7 @@ def write_report(
     Args:
       run_dir: the folder of the run.
       title: what the run is.
-      tables: such as `evaluate.compare` of the warm start and the end.
+      tables: such as `estimate.compare` of the warm start and the end.
       completions: samples to show.
       note: a paragraph under the title.
 

@@ -28,12 +28,25 @@ from rljax.types import (
 )
 
 
+class Repeats(NamedTuple):
+    """How often a learner goes over a rollout, and in how many pieces."""
+
+    num_passes: int = 1
+    num_minibatches: int = 1
+    num_microbatches: int = 1
+
+
 class Learner(NamedTuple):
-    """init: (params, key, reference=None) -> TrainState.
-    learn: (state, rollout) -> (state, metrics), all optimiser steps on one rollout."""
+    """The learning half of a training step.
+
+    init: (params, key, reference=None) -> TrainState.
+    learn: (state, rollout) -> (state, metrics), all optimiser steps on one rollout.
+    repeats: what a plan reads.
+    """
 
     init: Callable[..., TrainState]
     learn: Callable[[TrainState, Rollout], tuple[TrainState, dict]]
+    repeats: Repeats = Repeats()
 
 
 def learner(
@@ -132,7 +145,8 @@ def learner(
         state = state.replace(algorithm=kept, step=state.step + 1)
         return state, metrics | credit_metrics
 
-    return Learner(init, learn)
+    repeats = Repeats(num_passes, num_minibatches, num_microbatches)
+    return Learner(init, learn, repeats)
 
 
 class _Step(NamedTuple):

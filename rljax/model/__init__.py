@@ -1,7 +1,8 @@
 """Networks behind the `Policy` interface. flax lives here and nowhere else.
 
-A new part of a network belongs here, a new family of Hugging Face models into
-`hugging_face`. Nothing here knows rewards, advantages or losses.
+`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`. A new
+part of a network belongs here, a new family of Hugging Face models into `hugging_face`.
+Nothing here knows rewards, advantages or losses.
 
 Choices that were measured on XLA:CPU alone, for the first profile of an accelerator to
 question. Each stands at its place again, marked "XLA:CPU":
@@ -15,9 +16,17 @@ question. Each stands at its place again, marked "XLA:CPU":
     config.unroll               up to 8 layers side by side
 """
 
-from rljax.model import hugging_face
+from rljax.model import hugging_face, language_model
 from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
+from rljax.model.language_model import Model
 from rljax.model.rotary import RopeScaling
 
-__all__ = ["DecoderConfig", "RopeScaling", "decoder_policy", "hugging_face"]
+__all__ = [
+    "DecoderConfig",
+    "Model",
+    "RopeScaling",
+    "decoder_policy",
+    "hugging_face",
+    "language_model",
+]

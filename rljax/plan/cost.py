@@ -8,74 +8,19 @@ is work on padding, or done twice.
 Symbols: `K` training steps per dispatch, `L` layers, `H` query heads of width `Dh`.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from rljax import program as loop
-from rljax.learn.update import Learner
+from rljax import program as step
 from rljax.model import DecoderConfig
-from rljax.types import Prompts
+from rljax.program import Program, Sizes
 
-
-class Sizes(NamedTuple):
-    """The sizes of a training step, names as in the sampler and the learner.
-
-    prompt_tokens: S, padding included.
-    max_logits: as `decoder_policy` has it.
-    """
-
-    decoder: DecoderConfig
-    num_prompts: int
-    num_samples: int
-    prompt_tokens: int
-    max_tokens: int
-    num_passes: int = 1
-    num_minibatches: int = 1
-    num_microbatches: int = 1
-    num_slots: int | None = None
-    max_logits: int = 2**27
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that are decoded at a time."""
-        rows = self.num_prompts * self.num_samples
-        return rows if self.num_slots is None else min(rows, self.num_slots)
-
-    @property
-    def num_rounds(self) -> float:
-        """Samples per row that is decoded."""
-        return self.num_prompts * self.num_samples / self.num_rows
-
-
-class Program(NamedTuple):
-    """What is going to run: the parts of a fused loop, and what it starts from.
-
-    state, prompts [K, P, ...]: pytrees of jax.ShapeDtypeStruct.
-    """
-
-    act: loop.Act
-    learner: Learner
-    verify: loop.Verify
-    state: Any
-    prompts: Prompts
-    sizes: Sizes
-
-    def fused(self) -> jax.stages.Wrapped:
-        """The loop; each call makes a new one, that compiles anew."""
-        run = loop.fused(self.act, self.learner, self.verify)
-        return cast(jax.stages.Wrapped, run)
-
-    def compile(self):
-        """Compiled for the default device, to read off what it takes, not to run it."""
-        # On a CPU, LLVM takes most of the time, and changes nothing of what is read.
-        options: dict[str, bool | str] = {}
-        if jax.default_backend() == "cpu":
-            options["xla_backend_optimization_level"] = "0"
-        return self.fused().lower(self.state, self.prompts).compile(options)
+# float32 logits that scoring holds at once: the default of `decoder_policy`.
+MAX_LOGITS = 2**27
 
 
 class Flops(NamedTuple):
@@ -124,15 +69,16 @@ class Plan(NamedTuple):
     """What a training step takes.
 
     arithmetic: at the least. traced: in the traced program.
-    once: (the compiler's count of all arithmetic, the traced program's of matrix
-      products), with the body of every loop counted once, for a whole dispatch.
+    loops_counted_once: FLOPs of one dispatch with every loop body counted once: (all
+      operations, from the compiler; matrix products, from the jaxpr).
     seconds: of a training step, by part like Flops, at the measured rates.
     """
 
+    sizes: Sizes
     num_parameters: int
     arithmetic: Flops
     traced: Flops
-    once: tuple[float, float]
+    loops_counted_once: tuple[float, float]
     memory: Memory
     rates: Rates
     seconds: Flops
@@ -144,31 +90,33 @@ class Plan(NamedTuple):
         return self.tokens / sum(self.seconds)
 
 
-def make(program: Program, compiled, rates: Rates) -> Plan:
+def plan_step(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
     """The plan of a program.
 
     Args:
+      sizes: `program.sizes()`.
       compiled: `program.compile()`.
-      rates: measured at the shapes of `product_shapes`.
+      rates: measured at the shapes of `matmul_shapes`.
     """
-    sizes, arithmetic = program.sizes, decoder_flops(program.sizes)
+    arithmetic = decoder_flops(sizes)
     run = jax.make_jaxpr(program.fused())(program.state, program.prompts)
     params = jax.tree.leaves(program.state.params)
     return Plan(
+        sizes=sizes,
         num_parameters=sum(x.size for x in params),
         arithmetic=arithmetic,
-        traced=traced_flops(program),
-        once=(
+        traced=traced_flops(program, sizes),
+        loops_counted_once=(
             float(compiled.cost_analysis()["flops"]),
-            float(sum(products(run.jaxpr, repeat=lambda length: 1))),
+            float(sum(count_matmul_flops(run.jaxpr, repeat=lambda length: 1))),
         ),
-        memory=memory(program, compiled),
+        memory=memory(program, sizes, compiled),
         rates=rates,
         seconds=Flops(
             prompts=arithmetic.prompts / rates.training,
             sampling=max(
                 arithmetic.sampling / rates.decoding,
-                bytes_decoded(program) / rates.memory,
+                bytes_decoded(program, sizes) / rates.memory,
             ),
             training=arithmetic.training / rates.training,
         ),
@@ -200,28 +148,29 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
     return c.num_layers * c.d_model * (heads + 3 * c.d_ff), c.d_model * c.vocab_size
 
 
-def traced_flops(program: Program) -> Flops:
+def traced_flops(program: Program, sizes: Sizes) -> Flops:
     """The matrix products of the program as traced, before the compiler sees it.
 
-    The `while`s of the rollout are the sampler's, each one segment of the T tokens, all
-    of which are taken to be sampled; one of the learner is over optimiser steps. Of a
-    `cond` the dearer branch counts.
+    Assumes that every `while` loop of the rollout belongs to the sampler (one per cache
+    size, T tokens in total) and that the learner's only `while` loop runs over
+    optimiser steps. A `cond` counts as its more expensive branch.
     """
-    sizes = program.sizes
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.prompts
-    )
+    verify = program.in_graph()
 
     def rollout(state, prompts):
         rollout = program.act(state, prompts)
-        verdict = loop.verdict_of(program.verify, prompts, rollout.samples)
+        if verify is None:
+            return rollout
+        verdict = step.verdict_of(verify, prompts, rollout.samples)
         return rollout.replace(verdict=verdict)
 
-    act, shapes = jax.make_jaxpr(rollout, return_shape=True)(program.state, batch)
+    act, shapes = jax.make_jaxpr(rollout, return_shape=True)(
+        program.state, program.batch()
+    )
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
-    once, per_token = products(act.jaxpr)
+    once, per_token = count_matmul_flops(act.jaxpr)
     num_segments = max(1, num_loops(act.jaxpr))
-    outside, per_update = products(learn.jaxpr)
+    outside, per_update = count_matmul_flops(learn.jaxpr)
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
         prompts=once,
@@ -230,7 +179,9 @@ def traced_flops(program: Program) -> Flops:
     )
 
 
-def products(jaxpr: core.Jaxpr, repeat=lambda length: length) -> tuple[float, float]:
+def count_matmul_flops(
+    jaxpr: core.Jaxpr, repeat=lambda length: length
+) -> tuple[float, float]:
     """FLOPs of the matrix products outside and inside of `while` loops.
 
     Args:
@@ -248,7 +199,9 @@ def products(jaxpr: core.Jaxpr, repeat=lambda length: length) -> tuple[float, fl
             depth = int(np.prod([left.shape[i] for i in contracted]))
             outside += 2.0 * depth * product.size
             continue
-        inner = [products(j, repeat) for j in core.jaxprs_in_params(eqn.params)]
+        inner = [
+            count_matmul_flops(j, repeat) for j in core.jaxprs_in_params(eqn.params)
+        ]
         if not inner:
             continue
         if name == "cond":
@@ -267,15 +220,15 @@ def num_loops(jaxpr: core.Jaxpr) -> int:
     for eqn in jaxpr.eqns:
         inner = list(core.jaxprs_in_params(eqn.params))
         if eqn.primitive.name == "while":
-            count += any(sum(products(j)) > 0 for j in inner)
+            count += any(sum(count_matmul_flops(j)) > 0 for j in inner)
         else:
             count += sum(num_loops(j) for j in inner)
     return count
 
 
-def memory(program: Program, compiled) -> Memory:
+def memory(program: Program, sizes: Sizes, compiled) -> Memory:
     """Where the memory goes; shapes say what the state and its copies take."""
-    sizes, state = program.sizes, program.state
+    state = program.state
     c, measured = sizes.decoder, compiled_memory(compiled)
     parameters, optimizer = num_bytes(state.params), num_bytes(state.optimizer)
     pieces = sizes.num_minibatches * sizes.num_microbatches
@@ -290,7 +243,7 @@ def memory(program: Program, compiled) -> Memory:
         code=measured["code"],
         gradients=parameters,
         cache=sum(_cache_bytes(sizes)),
-        logits=4 * max(min(logits, sizes.max_logits), rows * c.vocab_size),
+        logits=4 * max(min(logits, MAX_LOGITS), rows * c.vocab_size),
     )
 
 
@@ -306,10 +259,9 @@ def compiled_memory(compiled) -> dict[str, int]:
     }
 
 
-def bytes_decoded(program: Program) -> float:
+def bytes_decoded(program: Program, sizes: Sizes) -> float:
     """Bytes that the sampler's loop reads: at each turn all parameters, the keys and
     values of the prompts, once per group or slot, and those of the tokens so far."""
-    sizes = program.sizes
     prompts, own = _cache_bytes(sizes)
     each = num_bytes(program.state.params) + prompts
     turns = (sizes.max_tokens - 1) * each + own * sizes.max_tokens / 2
@@ -320,12 +272,13 @@ def _cache_bytes(sizes: Sizes) -> tuple[int, int]:
     """Keys and values of all rows: of their prompts, and of their own tokens."""
     c = sizes.decoder
     each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
-    prompts = sizes.num_prompts if sizes.num_slots is None else sizes.num_rows
+    slots = sizes.num_rows < sizes.num_prompts * sizes.num_samples
+    prompts = sizes.num_rows if slots else sizes.num_prompts
     own = sizes.num_rows * (sizes.max_tokens - 1)
     return each * prompts * sizes.prompt_tokens, each * own
 
 
-def product_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def matmul_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(rows, width, width) of the matrix products of training, and of decoding."""
     rows = sizes.num_prompts * sizes.num_samples
     pieces = sizes.num_minibatches * sizes.num_microbatches

@@ -17,7 +17,9 @@ def free_memory(device: jax.Device) -> int:
     return _host_memory() if group is None else min(_host_memory(), group)
 
 
-def product_rate(rows: int, width: int, other: int, dtype, seconds: float) -> float:
+def matmul_flops_per_s(
+    rows: int, width: int, other: int, dtype, seconds: float
+) -> float:
     """FLOP/s of the products [rows, width] x [width, other] x [other, width].
 
     Args:
@@ -25,13 +27,13 @@ def product_rate(rows: int, width: int, other: int, dtype, seconds: float) -> fl
         rows, fewer are measured, but at least 256.
     """
     few = min(rows, 256)
-    rate = _product_rate(few, width, other, dtype, seconds / 2)
+    rate = _matmul_rate(few, width, other, dtype, seconds / 2)
     if 4 * 4.0 * rows * width * other / rate > seconds:
         return rate
-    return rate if few == rows else _product_rate(rows, width, other, dtype, seconds)
+    return rate if few == rows else _matmul_rate(rows, width, other, dtype, seconds)
 
 
-def _product_rate(rows, width, other, dtype, seconds):
+def _matmul_rate(rows, width, other, dtype, seconds):
     x = jnp.ones((rows, width), dtype)
     there = jnp.full((width, other), 1 / width, dtype)
     back = jnp.full((other, width), 1 / other, dtype)
@@ -42,7 +44,7 @@ def _product_rate(rows, width, other, dtype, seconds):
     return 4.0 * rows * width * other / _seconds_each(work, x, seconds, there, back)
 
 
-def memory_rate(num_bytes: int, seconds: float) -> float:
+def bandwidth(num_bytes: int, seconds: float) -> float:
     """Bytes/s read and written where an array of `num_bytes` is changed in place."""
 
     def work(x, repeats):

@@ -15,13 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import column_addition as addition
-from experiments import compare, contest, contest_warm, population
+from experiments import compare, population, sweep, sweep_warm
 from experiments import compare_report as report
-from experiments.task import build_addition
 from rljax import algorithms, program
 from rljax.keys import Stream, stream
 from rljax.rollout.sample import sampler
+from rljax.task import addition
 from rljax.types import Prompts, Verdict
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -213,7 +212,9 @@ def test_the_judge_asks_every_member_every_problem():
     logits = np.zeros((1, 2, P, T, V), np.float32)
     logits[0, 1, ..., 1] = 100
     rows = jax.tree.map(lambda x: x[0], problems(0)).replace(id=np.arange(P))
-    ask = population.judge(BANDIT, verify, rows, size=2, max_tokens=T, stop_tokens=())
+    ask = population.evaluator(
+        BANDIT, verify, rows, size=2, max_tokens=T, stop_tokens=()
+    )
     correct, greedy = ask({"logits": jnp.asarray(logits)})
     assert correct.shape == (1, 2, P, 8) and greedy.shape == (1, 2, P)
     np.testing.assert_array_equal(greedy[0, 1], [False, True, False, False])
@@ -230,13 +231,14 @@ def test_what_is_saved_comes_back(tmp_path):
 
 # Demonstrations and the command line.
 
-TASK = build_addition(contest.base(contest.Config()))
+MODEL = addition.new_model(2, 64, 4, 128)
+TASK = addition.task(256, 1024)
 SOME = jax.tree.map(lambda x: x[:400], TASK.train)
 
 
 def demonstrated(**numbers):
-    config = dataclasses.replace(contest.Config(), **numbers)
-    return contest_warm.careless(config, TASK)(SOME, np.random.default_rng(0))
+    config = dataclasses.replace(sweep.Config(), **numbers)
+    return sweep_warm.forgetful(config, MODEL)(SOME, np.random.default_rng(0))
 
 
 def test_slips_replace_digits_alone():
@@ -247,16 +249,16 @@ def test_slips_replace_digits_alone():
     assert addition.is_right(right).all()
     before, after = (x.data["completion"] for x in (right, noisy))
     digits = before >= 2  # not padding or end
-    digits &= before != TASK.tokenizer.convert_tokens_to_ids("=")
+    digits &= before != MODEL.tokenizer.convert_tokens_to_ids("=")
     np.testing.assert_array_equal(before[~digits], after[~digits])
     # Half of the digits are drawn anew, a tenth of these to what they were.
     assert np.mean(before[digits] != after[digits]) == pytest.approx(0.45, abs=0.02)
-    text = TASK.tokenizer.decode(np.unique(after[digits]))
+    text = MODEL.tokenizer.decode(np.unique(after[digits]))
     assert text == "0123456789"
 
 
 def test_of_two_stored_answers_the_first_is_right():
-    store = contest_warm.two_answers(contest.Config(forget=1.0), TASK)
+    store = sweep_warm.right_and_forgetful(sweep.Config(forget=1.0), MODEL)
     data = store(SOME, np.random.default_rng(0)).data
     assert data["answers"].shape == (400, 2, 12)
 
@@ -269,13 +271,13 @@ def test_of_two_stored_answers_the_first_is_right():
 
 
 def test_names_are_checked():
-    assert contest.names("fade, grpo", compare.ALGORITHMS, "--algorithms") == [
+    assert sweep.names("fade, grpo", compare.ALGORITHMS, "--algorithms") == [
         "fade",
         "grpo",
     ]
     for text in ("fade,gropo", "fade,fade"):
         with pytest.raises(ValueError, match="--algorithms must name some of fade"):
-            contest.names(text, compare.ALGORITHMS, "--algorithms")
+            sweep.names(text, compare.ALGORITHMS, "--algorithms")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_names_are_checked():
 )
 def test_numbers_that_do_not_fit_are_refused_first(numbers, match):
     with pytest.raises(ValueError, match=match):
-        compare.check(dataclasses.replace(contest.Config(), **numbers))
+        compare.check(dataclasses.replace(sweep.Config(), **numbers))
 
 
 def test_a_setting_is_where_other_flags_start_from():

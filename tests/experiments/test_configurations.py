@@ -9,15 +9,16 @@ import sys
 import typing
 
 import hypothesis
-import jax
 import pytest
 from hypothesis import strategies as st
 
-from experiments import arithmetic, cli, compare, contest, ranges
+from experiments import addition, cli, compare, ranges, sweep, train
+from rljax import experiment
 
 EXPERIMENTS = {
-    "arithmetic": (arithmetic.Config, arithmetic.check),
-    "compare": (contest.Config, compare.check),
+    "addition": (addition.Config, ranges.addition),
+    "train": (train.Config, train.check),
+    "compare": (sweep.Config, compare.check),
 }
 
 # What people, scripts and sweeps really pass, and what breaks arithmetic and indices.
@@ -94,7 +95,7 @@ def test_every_number_of_every_configuration_refuses_what_is_none(make, check):
 
 
 FLAGS = {
-    "arithmetic": (
+    "addition": (
         "--learning-rate nan",
         "--learning-rate inf",
         "--learning-rate 0",
@@ -114,8 +115,21 @@ FLAGS = {
         "--steps-per-dispatch 3",
         "--num-test 900000",
         "--num-heads 3",
+    ),
+    "train": (
+        "--learning-rate nan",
+        "--num-samples 1",
+        "--num-minibatches 3",
+        "--num-passes 0",
+        "--draw-prompts 7",
+        "--target-kl -1",
+        "--timeout 0",
         "--template x",
         "--needle \udcff",
+        "--algorithm gropo",
+        "--algorithm lfu",
+        "--algorithm.clip -1",
+        "--num-test 99",
     ),
     "compare": (
         "--tune 1e-3,nan",
@@ -129,15 +143,13 @@ FLAGS = {
     ),
 }
 STARTS = {
-    "arithmetic": (
-        "arithmetic",
-        arithmetic.main,
-        arithmetic.Config(),
-        arithmetic.QUICK,
+    "addition": lambda: cli.main(
+        "addition", addition.build, addition.Config(), addition.QUICK, "Addition."
     ),
-    "compare": (
-        *("compare", compare.main, contest.Config()),
-        dataclasses.replace(contest.Config(), **compare.QUICK),
+    "train": train.main,
+    "compare": lambda: cli.start(
+        *("compare", compare.main, sweep.Config()),
+        dataclasses.replace(sweep.Config(), **compare.QUICK),
     ),
 }
 
@@ -154,7 +166,7 @@ def test_the_command_line_refuses_by_flag_and_makes_no_folder(
     argv = [name, "--quick", "--no-compilation-cache", "--run-dir", str(run_dir)]
     monkeypatch.setattr(sys, "argv", [*argv, f"{flag}={value}"])
     with pytest.raises(SystemExit) as stopped:
-        cli.start(*STARTS[name])
+        STARTS[name]()
     message, _, hint = str(stopped.value.code).rpartition("\n")
     assert message.startswith("error: ") and flag in message, message
     assert three_parts(message), message
@@ -165,7 +177,7 @@ def test_the_command_line_refuses_by_flag_and_makes_no_folder(
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["--learning-rate nan", "--num-samples 1"])
 def test_a_process_ends_so_too(flags, tmp_path):
-    command = [sys.executable, "-m", "experiments.arithmetic", *flags.split()]
+    command = [sys.executable, "-m", "experiments.addition", *flags.split()]
     ended = subprocess.run(
         [*command, "--run-dir", tmp_path / "run"],
         cwd=pathlib.Path(__file__).parents[2],
@@ -202,37 +214,27 @@ FEW = {
 
 def taken(config):
     try:
-        arithmetic.check(config)
+        ranges.addition(config)
     except ValueError:
         return False
     return True
 
 
 @pytest.mark.slow
-def test_what_the_check_takes_can_be_traced_in_every_phase(tmp_path):
+def test_what_the_check_takes_can_be_traced_in_every_stage():
     # Traced, not compiled: what the check forgets would be refused here, too late.
     @hypothesis.settings(
         max_examples=3, suppress_health_check=[hypothesis.HealthCheck.filter_too_much]
     )
     @hypothesis.given(
         st.fixed_dictionaries(FEW)
-        .map(lambda numbers: arithmetic.Config(**numbers))
+        .map(lambda numbers: addition.Config(**numbers))
         .filter(taken)
     )
     def fuzz(config):
-        task = arithmetic.build(config)
-        judge = arithmetic.Judge(config, task)
-        phases = arithmetic.phases(config, task, judge, tmp_path)
-        assert [p.name for p in phases] == ["warm start", "rl"][-len(phases) :]
-        first = (arithmetic.warm_learner if len(phases) > 1 else arithmetic.rl_learner)(
-            config, task.policy
-        )
-        state = jax.eval_shape(
-            lambda key: first.init(task.init(None, key), key), jax.random.key(0)
-        )
-        for phase in phases:
-            state = jax.eval_shape(phase.begin, state)
-            state, metrics = jax.eval_shape(phase.run, state, next(phase.stream))
-            assert metrics["update/loss"].shape == (config.steps_per_dispatch,)
+        stages = addition.build(config)
+        assert [one.name for one in stages] == ["warm start", "rl"][-len(stages) :]
+        for one in stages:
+            experiment.require_traced(one)
 
     fuzz()

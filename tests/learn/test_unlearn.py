@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from rljax import algorithms, data, program
+from rljax import algorithms, data
 from rljax.learn import consistency, update
 from rljax.model import DecoderConfig, decoder_policy, probe
 from rljax.rollout import mixed
+from rljax.types import Rollout
 
 CONFIG = DecoderConfig(
     vocab_size=9,
@@ -174,7 +175,8 @@ def start(learner, params=PARAMS):
 
 
 def rollout_of(prompts):
-    return program.demonstrator()(None, prompts)
+    samples, _ = mixed.stored_answers()(None, prompts, None)
+    return Rollout(prompts=prompts, samples=samples)
 
 
 def test_perturbed_weights_learn_the_papers_objective_in_microbatches():

@@ -34,5 +34,5 @@ def test_free_memory_of_a_cpu_is_that_of_its_machine_or_its_container(tmp_path):
 
 def test_rates_are_those_of_a_machine():
     # Without the factor 2, or timed without waiting, they would lie far outside.
-    assert 1e7 < machine.product_rate(600, 16, 32, jnp.float32, 0.02) < 1e17
-    assert 1e7 < machine.memory_rate(2**22, 0.02) < 1e15
+    assert 1e7 < machine.matmul_flops_per_s(600, 16, 32, jnp.float32, 0.02) < 1e17
+    assert 1e7 < machine.bandwidth(2**22, 0.02) < 1e15

@@ -11,9 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import arithmetic
-from experiments.judge import Judge
-from experiments.task import build
+from experiments import addition
 from rljax import advantage as adv
 from rljax import evaluate, loss, program
 from rljax.learn import update
@@ -178,19 +176,16 @@ def test_no_policy_has_such_a_temperature(temperature):
 
 
 @pytest.mark.parametrize("name", ["temperature", "evaluation_temperature"])
-def test_an_experiment_at_temperature_0_is_refused_before_its_folder_is_made(
-    tmp_path, name
-):
-    config = dataclasses.replace(arithmetic.QUICK, **{name: 0.0})
-    with pytest.raises(ValueError, match=r"temperature must (be above 0|lie in \(0)"):
-        arithmetic.main(config, tmp_path / "run", False)
-    assert not (tmp_path / "run").exists()
+def test_an_experiment_at_temperature_0_is_refused_before_anything_is_made(name):
+    with pytest.raises(ValueError, match=r"temperature must .*above 0"):
+        addition.build(dataclasses.replace(addition.QUICK, **{name: 0.0}))
 
 
 def test_evaluation_has_a_temperature_of_its_own_and_says_it():
     config = dataclasses.replace(
-        arithmetic.QUICK, temperature=0.5, evaluation_temperature=0.8
+        addition.QUICK, temperature=0.5, evaluation_temperature=0.8
     )
-    task = build(config)
-    stage = evaluate.Stage(np.ones((4, 8), bool), None)
-    assert "temperature 0.8" in str(Judge(config, task).compare({"now": stage}))
+    evaluation = addition.build(config)[-1].evaluation
+    stage = evaluate.Stage(np.ones((64, 8), bool), None)
+    table = evaluation.tables({"now": stage})[0]
+    assert "temperature 0.8" in str(table)

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from rljax import advantage, loss
-from rljax import program as loop
+from rljax import program as step
 from rljax.learn import update
 from rljax.model import DecoderConfig, decoder_policy
-from rljax.plan import cost
 from rljax.rollout.sample import sampler
 from rljax.types import Prompts, Verdict
 
@@ -24,10 +23,11 @@ class Config:
     max_tokens: int = 2
     num_minibatches: int = 1
     num_microbatches: int = 1
+    num_slots: int | None = None
     d_ff: int = 32
 
 
-def program(config: Config) -> cost.Program:
+def program(config: Config) -> step.Program:
     decoder = DecoderConfig(
         vocab_size=16,
         num_layers=1,
@@ -57,6 +57,7 @@ def program(config: Config) -> cost.Program:
         num_samples=config.num_samples,
         max_tokens=config.max_tokens,
         stop_tokens=(1,),
+        num_slots=config.num_slots,
     )
 
     def verify(prompts, samples):
@@ -65,8 +66,8 @@ def program(config: Config) -> cost.Program:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     rows = (config.steps_per_dispatch, config.num_prompts)
-    return cost.Program(
-        act=loop.actor(policy, sample),
+    return step.Program(
+        act=step.actor(policy, sample),
         learner=learner,
         verify=verify,
         state=jax.eval_shape(lambda k: learner.init(policy.init(k), k), key),
@@ -75,13 +76,5 @@ def program(config: Config) -> cost.Program:
             length=jax.ShapeDtypeStruct(rows, jnp.int32),
             id=jax.ShapeDtypeStruct(rows, jnp.int32),
         ),
-        sizes=cost.Sizes(
-            decoder=decoder,
-            num_prompts=config.num_prompts,
-            num_samples=config.num_samples,
-            prompt_tokens=config.prompt_tokens,
-            max_tokens=config.max_tokens,
-            num_minibatches=config.num_minibatches,
-            num_microbatches=config.num_microbatches,
-        ),
+        decoder=decoder,
     )

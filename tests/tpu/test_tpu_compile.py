@@ -82,11 +82,9 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
         tpu.find_devices("v5e:2x2")
 
 
-@pytest.mark.parametrize("name", ["nothing_like_this", "column_addition"])
+@pytest.mark.parametrize("name", ["nothing_like_this", "ranges"])
 def test_an_experiment_without_a_program_is_refused(name):
-    with pytest.raises(
-        SystemExit, match=rf"program\(config=None\).*{name}.*arithmetic"
-    ):
+    with pytest.raises(SystemExit, match=rf"build\(config\).*{name}.*addition"):
         tpu.main(["--experiment", name, "--topology", "v5e:2x2"])
 
 
@@ -100,6 +98,6 @@ def test_prompts_that_do_not_divide_are_refused_or_replaced():
 
 
 def test_flags_change_the_config_of_the_experiment():
-    program = tpu.find_program("arithmetic", ["--num-prompts", "6", "--d-model", "32"])
+    program = tpu.find_program("addition", ["--num-prompts", "6", "--d-model", "32"])
     assert program.prompts.tokens.shape[1] == 6
     assert program.state.params["embed"]["embedding"].shape[1] == 32

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import verify_fakes
 
-from experiments import arithmetic, task
+from experiments import problems, train
 from rljax.verify import last_number, number_after
 from rljax.verify.host import twin
 
@@ -80,7 +80,7 @@ def test_the_graph_reads_every_solution(make, twin_of, after):
     ],
 )
 def test_the_flags_of_the_experiment_find_the_answer(flags, text, paid):
-    verifier = task.own_verifier(arithmetic.Config(**flags), BYTES)
+    verifier = problems.verifier(train.Config(**flags), BYTES, None)
     some = verify_fakes.saying([[text.encode()]] * 3, num_tokens=48)
     verdict = jax.jit(verifier)(verify_fakes.asking([paid, "7 ", "2 "]), some)
     assert np.asarray(verdict.correct)[:, 0].tolist() == [True, False, False]

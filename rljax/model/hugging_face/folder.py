@@ -50,6 +50,15 @@ def load(
         return config, weights.read(folder, config, jnp.dtype(param_dtype), stack)
 
 
+def check(path: str | os.PathLike) -> None:
+    """Raises what `load` would, having read the tensors' names and shapes alone."""
+    folder = folder_metadata.local_folder(path)
+    entries = strict_json.read_file(folder / CONFIG)
+    config = config_json.read(entries, folder / CONFIG)
+    with contextlib.ExitStack() as stack:
+        weights.checked(folder, config, stack)
+
+
 def save(
     path: str | os.PathLike,
     config: DecoderConfig,

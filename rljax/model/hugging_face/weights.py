@@ -65,9 +65,7 @@ def read(
     Raises:
       ValueError: naming file and tensor; before the first array is made.
     """
-    shapes = _shapes(config)
-    source, stored = _open(folder, stack)
-    _check_tensors(source, stored, config, shapes)
+    shapes, stored = checked(folder, config, stack)
 
     def read_one(path, x):
         # One parameter at a time is there twice, whatever the size of the model.
@@ -78,6 +76,18 @@ def read(
         return jnp.array(host)
 
     return jax.tree_util.tree_map_with_path(read_one, shapes)
+
+
+def checked(folder: pathlib.Path, config: DecoderConfig, stack: contextlib.ExitStack):
+    """The shapes of the parameters, and the open files that hold them, by tensor.
+
+    Raises:
+      ValueError: as `read` does; only names and shapes of the tensors are read.
+    """
+    shapes = _shapes(config)
+    source, stored = _open(folder, stack)
+    _check_tensors(source, stored, config, shapes)
+    return shapes, stored
 
 
 def _shapes(config: DecoderConfig):

@@ -1,6 +1,6 @@
-"""The test of the policy that RL begins with, kept until the table at the end.
+"""The test of the policy that a run's last stage begins with, kept for the tables.
 
-It is asked for once, when that policy is there. Where the disk is full it waits in
+That policy is tested once, when it is there. If the disk is full the result waits in
 memory, and every later evaluation tries to write it again.
 """
 
@@ -10,22 +10,22 @@ import zipfile
 
 import numpy as np
 
-from rljax import evaluate
+from rljax.evaluate.estimate import Stage
 from rljax.run import files
 
 FILE = "before.npz"
 
 
-class FirstStage:
-    """Keeps the stage of a run folder over kills, resumes and full disks."""
+class Before:
+    """Keeps the result in a run folder over kills, resumes and full disks."""
 
     def __init__(self, run_dir: pathlib.Path):
-        self._path = run_dir / FILE
-        self._waiting: evaluate.Stage | None = None
+        self.folder, self._path = run_dir, run_dir / FILE
+        self._waiting: Stage | None = None
         self._failing = False
 
-    def keep(self, stage: evaluate.Stage) -> None:
-        """Takes the stage and writes it down if that is possible now."""
+    def keep(self, stage: Stage) -> None:
+        """Takes the result and writes it down if that is possible now."""
         self._waiting = stage
         self.write()
 
@@ -44,8 +44,8 @@ class FirstStage:
             return
         self._waiting, self._failing = None, False
 
-    def read(self) -> evaluate.Stage | None:
-        """The stage; None, with a word, where a kill came before it could be written.
+    def read(self) -> Stage | None:
+        """The result; None, with a word, if a kill came before it could be written.
 
         What waits in memory is newer than any file.
         """
@@ -53,7 +53,7 @@ class FirstStage:
             return self._waiting
         try:
             with np.load(io.BytesIO(self._path.read_bytes())) as file:
-                return evaluate.Stage(file["correct"], file["greedy"])
+                return Stage(file["correct"], file["greedy"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{self._path}: {error}; the table has only the stage after RL")
+            print(f"{self._path}: {error}; the table has only the last stage")
             return None

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from full_disk import FullDisk
 
-from experiments.first_stage import FILE, FirstStage
 from rljax import evaluate
+from rljax.evaluate.before import FILE, Before
 from rljax.model import DecoderConfig, decoder_policy, hugging_face
 from rljax.run import files
 
@@ -23,8 +23,8 @@ def assert_is_stage(found):
 
 
 def test_a_stage_comes_back_and_leaves_one_file(tmp_path):
-    FirstStage(tmp_path).keep(STAGE)
-    assert_is_stage(FirstStage(tmp_path).read())
+    Before(tmp_path).keep(STAGE)
+    assert_is_stage(Before(tmp_path).read())
     assert os.listdir(tmp_path) == [FILE]
 
 
@@ -34,7 +34,7 @@ def test_a_full_disk_at_the_end_of_the_warm_start_ends_no_run(
     # The error of `numpy.savez` ended it, though checkpoints and metrics survive one.
     disk = FullDisk(100)
     monkeypatch.setattr(files, "open", disk.open, raising=False)
-    first = FirstStage(tmp_path)
+    first = Before(tmp_path)
     first.keep(STAGE)
     first.write()
     assert capsys.readouterr().out.count("No space left") == 1
@@ -42,7 +42,7 @@ def test_a_full_disk_at_the_end_of_the_warm_start_ends_no_run(
     assert_is_stage(first.read())
     disk.room = 10_000
     first.write()
-    assert_is_stage(FirstStage(tmp_path).read())
+    assert_is_stage(Before(tmp_path).read())
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"PK\3\4 torn", b"no archive"])
@@ -50,8 +50,8 @@ def test_a_stage_that_is_lost_is_left_out_with_a_word(tmp_path, capsys, damage):
     # Killed before the disk had room again: not an error after hours of training.
     if damage is not None:
         (tmp_path / FILE).write_bytes(damage)
-    assert FirstStage(tmp_path).read() is None
-    assert "only the stage after RL" in capsys.readouterr().out
+    assert Before(tmp_path).read() is None
+    assert "only the last stage" in capsys.readouterr().out
 
 
 def tiny():

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 
-from experiments import column_addition as task
 from rljax import data
 from rljax.data import tokenizer
+from rljax.task import addition as task
 
 TOKENIZER = task.tokenizer()
 

@@ -1,4 +1,4 @@
-"""The main experiment as a user starts it: a process of its own and its run folder."""
+"""The demo as a user starts it: a process of its own and its run folder."""
 
 import json
 import os
@@ -28,11 +28,11 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def start(cache, *flags, **kwargs):
+def start(cache, *flags, experiment="addition", **kwargs):
     env = dict(os.environ, XDG_CACHE_HOME=str(cache), JAX_PLATFORMS="cpu")
     env.pop("XLA_FLAGS", None)  # one device, as on a user's machine
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.arithmetic", *map(str, flags)],
+        [sys.executable, "-m", f"experiments.{experiment}", *map(str, flags)],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -158,8 +158,6 @@ def test_a_run_folder_in_use_is_refused_before_compiling(cache, whole):
 
 
 BAD = {
-    "model without data": (["--model", "nowhere"], "--data"),
-    "model that is missing": (["--model", "nowhere", "--data", "x.jsonl"], "nowhere"),
     "group of one": (["--num-samples", "1"], "--num-samples"),
     "prompts not divisible": (["--num-prompts", "15"], "--num-minibatches"),
 }
@@ -186,6 +184,7 @@ def test_gsm8k_goes_through_tokenizer_sampler_verifier_and_update(cache, tmp_pat
             " --num-validation 8 --num-test 8 --learning-rate 1e-4".split(),
             "--run-dir",
             tmp_path / "run",
+            experiment="train",
         )
     )
     assert code == 0, out

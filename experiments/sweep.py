@@ -1,4 +1,4 @@
-"""A contest on column addition: what all contenders share, and how one of them trains.
+"""A sweep on column addition: what all contenders share, and how one of them trains.
 
 All seeds and learning rates of a contender train as one vmapped program.
 """
@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments import arithmetic, compare_report, population, ranges
-from experiments import column_addition as addition
-from experiments.task import Task, build_addition
+from experiments import compare_report, optimizer, population, ranges
 from rljax import check as library
 from rljax.advantage import Algorithm
+from rljax.model import Model
+from rljax.policy import Policy
 from rljax.rollout.sample import Sampler, sampler
+from rljax.task import Task, addition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +95,10 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for numbers that no contest can begin with; builds nothing."""
+    """Raises ValueError for numbers that no sweep can begin with; builds nothing."""
     ranges.require(config)
     ranges.heads(config)
-    addition.check(config)
+    ranges.problems(config)
     ranges.multiple(config, "num_prompts", "num_minibatches")
     library.count("--warm-steps", config.warm_steps)
     for name in ("warm_steps", "stage_steps", "num_steps"):
@@ -114,56 +115,55 @@ def check(config: Config) -> None:
         library.number("--levels", level, low=0, high=1)
 
 
-class World(NamedTuple):
+class Setup(NamedTuple):
     """What all contenders share."""
 
     config: Config
     task: Task
+    model: Model
+    policy: Policy
     keys: jax.Array
-    validation: Callable[[Any], population.Asked]
-    test: Callable[[Any], population.Asked]
+    validation: Callable[[Any], population.Verdicts]
+    test: Callable[[Any], population.Verdicts]
     run_dir: pathlib.Path
 
 
-def base(config: Config) -> arithmetic.Config:
-    """The main experiment's config, for its builders."""
-    return arithmetic.Config(
-        num_layers=config.num_layers,
-        d_model=config.d_model,
-        num_heads=config.num_heads,
-        d_ff=config.d_ff,
-        warm_steps=config.warm_steps,
-        warm_learning_rate=config.warm_learning_rate,
-        gradient_clip=config.gradient_clip,
-        num_validation=config.num_validation,
-        num_test=config.num_test,
+def build(config: Config, run_dir: pathlib.Path) -> Setup:
+    """The task, the model, the seeds and the evaluators."""
+    task = addition.task(config.num_validation, config.num_test)
+    model = addition.new_model(
+        config.num_layers, config.d_model, config.num_heads, config.d_ff
     )
+    policy = model.policy()
 
-
-def build(config: Config, run_dir: pathlib.Path) -> World:
-    """The task, the seeds and the judges."""
-    task = build_addition(base(config))
-
-    def judge(prompts):
-        return population.judge(
-            task.policy,
+    def evaluator(prompts):
+        return population.evaluator(
+            policy,
             task.verify,
             prompts,
             size=config.num_validation,
             max_tokens=config.max_tokens,
-            stop_tokens=task.stop_tokens,
+            stop_tokens=model.stop_tokens,
         )
 
-    keys = population.keys(config.seed, config.seeds)
-    return World(config, task, keys, judge(task.validation), judge(task.test), run_dir)
+    return Setup(
+        config,
+        task,
+        model,
+        policy,
+        population.keys(config.seed, config.seeds),
+        evaluator(task.validation),
+        evaluator(task.test),
+        run_dir,
+    )
 
 
-def batches(world, part, num_prompts, map_fn, num_steps):
+def batches(setup, part, num_prompts, map_fn, num_steps):
     """Batches of every seed, and how many of them make the steps."""
-    config = world.config
+    config = setup.config
     steps = config.evaluate_every
     made = population.streams(
-        world.task.train,
+        setup.task.train,
         range(config.seed, config.seed + config.seeds),
         part=part,
         num_prompts=num_prompts,
@@ -173,17 +173,17 @@ def batches(world, part, num_prompts, map_fn, num_steps):
     return made, num_steps // steps
 
 
-def samples(world: World, num: int) -> Sampler:
+def samples(setup: Setup, num: int) -> Sampler:
     return sampler(
-        world.task.policy,
+        setup.policy,
         num_samples=num,
-        max_tokens=world.config.max_tokens,
-        stop_tokens=world.task.stop_tokens,
+        max_tokens=setup.config.max_tokens,
+        stop_tokens=setup.model.stop_tokens,
     )
 
 
-def compete(
-    world: World,
+def train_population(
+    setup: Setup,
     name: str,
     algorithm: Algorithm,
     params: Any,
@@ -198,43 +198,43 @@ def compete(
     Returns:
       What it did at its best learning rate, and its parameters [S, ...] then.
     """
-    config, task = world.config, world.task
-    path = world.run_dir / "outcomes" / f"{name}.npz"
+    config, task = setup.config, setup.task
+    path = setup.run_dir / "outcomes" / f"{name}.npz"
     if not path.exists():
         rates = numbers("--tune", config.tune) or (config.learning_rate,)
         make_learner = population.learner(
-            task.policy,
+            setup.policy,
             algorithm,
-            lambda rate: arithmetic.optimizer(base(config), rate),
+            lambda rate: optimizer.adamw(rate, config.gradient_clip),
             num_steps=num_steps,
             num_minibatches=config.num_minibatches,
         )
-        course = population.train(
-            task.policy,
+        history = population.train(
+            setup.policy,
             sample,
             task.verify,
             make_learner,
             params,
-            world.keys,
+            setup.keys,
             rates,
-            *batches(world, part, config.num_prompts, map_fn, num_steps),
-            world.test,
+            *batches(setup, part, config.num_prompts, map_fn, num_steps),
+            setup.test,
             lambda step, asked: print(
                 f"{name}, step {step} of {num_steps}: test pass@1 by learning rate",
                 ", ".join(f"{100 * x:.1f}" for x in asked[0].mean((1, 2, 3))),
             ),
         )
-        valid = world.validation(course.params)[0].mean((1, 2, 3))
+        valid = setup.validation(history.params)[0].mean((1, 2, 3))
         best = int(valid.argmax())
         outcome = compare_report.Outcome(
             rate=rates[best],
             tried={f"{r:g}": float(v) for r, v in zip(rates, valid, strict=True)},
-            steps=np.array(course.steps),
-            correct=np.stack([asked[0][best] for asked in course.asked]),
-            greedy=np.stack([asked[1][best] for asked in course.asked]),
-            metrics={k: v[best] for k, v in course.metrics.items()},
+            steps=np.array(history.steps),
+            correct=np.stack([asked[0][best] for asked in history.asked]),
+            greedy=np.stack([asked[1][best] for asked in history.asked]),
+            metrics={k: v[best] for k, v in history.metrics.items()},
         )
-        params = jax.tree.map(lambda x: x[best], course.params)
+        params = jax.tree.map(lambda x: x[best], history.params)
         path.parent.mkdir(exist_ok=True)
         population.save(path, {"outcome": outcome._asdict(), "params": params})
     stored = population.load(path)

@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 
 from rljax.plan import cost, machine
+from rljax.program import Program, Sizes
 
 # Numbers of a config that memory falls with.
 _LOWERED = ("num_prompts", "num_samples", "max_tokens")
@@ -30,7 +31,7 @@ _WITHIN = {
 
 
 def show_plan(
-    program: Callable[[Any], cost.Program] | None,
+    program: Callable[[Any], Program],
     config: Any,
     *,
     free: int | None = None,
@@ -38,24 +39,19 @@ def show_plan(
     """Prints the plan of a training step on the default device.
 
     Args:
-      program: config -> the program; None if the experiment has none.
+      program: config -> the program.
       free: bytes that the device has; by default what is free there.
 
     Raises:
-      ValueError: if the memory does not suffice, with what would; if there is no
-        program.
+      ValueError: if the memory does not suffice, with what would.
     """
-    if program is None:
-        raise ValueError(
-            "--plan needs an experiment that says what it runs, which this one does"
-            " not; pass program= to cli.start."
-        )
     built = program(config)
     compiled = built.compile()
-    found = cost.make(built, compiled, measure_rates(built.sizes))
+    sizes = built.sizes()
+    found = cost.plan_step(built, sizes, compiled, measure_rates(sizes))
     free = machine.free_memory(jax.devices()[0]) if free is None else free
     console = rich.console.Console(highlight=False)
-    for table in (work_table(built, found), memory_table(found.memory, free)):
+    for table in (work_table(found), memory_table(found.memory, free)):
         console.print(table)
     console.print(summary(found))
     if found.memory.total > free:
@@ -63,21 +59,21 @@ def show_plan(
     return found
 
 
-def measure_rates(sizes: cost.Sizes, seconds: float = 0.2) -> cost.Rates:
+def measure_rates(sizes: Sizes, seconds: float = 0.2) -> cost.Rates:
     """The machine's rates at the program's shapes; takes 5 times `seconds` at most,
     beside the compilation."""
-    training, decoding = cost.product_shapes(sizes)
+    training, decoding = cost.matmul_shapes(sizes)
     dtype = sizes.decoder.dtype
     return cost.Rates(
-        training=machine.product_rate(*training, dtype, seconds),
-        decoding=machine.product_rate(*decoding, dtype, seconds),
-        memory=machine.memory_rate(2**27, seconds),
+        training=machine.matmul_flops_per_s(*training, dtype, seconds),
+        decoding=machine.matmul_flops_per_s(*decoding, dtype, seconds),
+        memory=machine.bandwidth(2**27, seconds),
     )
 
 
-def work_table(program: cost.Program, found: cost.Plan) -> rich.table.Table:
+def work_table(found: cost.Plan) -> rich.table.Table:
     """Arithmetic and time of a step."""
-    s = program.sizes
+    s = found.sizes
     table = rich.table.Table(
         title=f"A training step: {s.num_prompts} prompts of {s.prompt_tokens} x"
         f" {s.num_samples} samples x {s.max_tokens} tokens"
@@ -117,7 +113,7 @@ def memory_table(memory: cost.Memory, free: int) -> rich.table.Table:
 
 def summary(found: cost.Plan) -> str:
     """What the tables leave out."""
-    rates, (all_once, products_once) = found.rates, found.once
+    rates, (all_once, products_once) = found.rates, found.loops_counted_once
     return (
         f"{found.num_parameters:,} parameters."
         f" At best {1e3 * sum(found.seconds):,.1f} ms per step and"
@@ -168,7 +164,7 @@ def advice(program, config, name: str, factor: int, free: int) -> str | None:
             return None
         try:
             smaller = program(dataclasses.replace(config, **{name: value}))
-            needed = cost.memory(smaller, smaller.compile()).total
+            needed = cost.memory(smaller, smaller.sizes(), smaller.compile()).total
         except ValueError:  # such as prompts that do not divide
             continue
         if needed <= free:

@@ -6,8 +6,8 @@ import sys
 import pytest
 import tiny_program
 
-from experiments import cli, planning
-from rljax.plan import cost
+from experiments import cli
+from rljax.plan import cost, show
 
 BIG = tiny_program.Config(num_prompts=64, max_tokens=16, num_samples=8)
 RATES = cost.Rates(1e9, 1e9, 1e9)
@@ -15,16 +15,16 @@ RATES = cost.Rates(1e9, 1e9, 1e9)
 
 @pytest.fixture(autouse=True)
 def quick_rates(monkeypatch):
-    monkeypatch.setattr(planning, "measure_rates", lambda sizes: RATES)
+    monkeypatch.setattr(show, "measure_rates", lambda sizes: RATES)
 
 
 def needed(config):
     program = tiny_program.program(config)
-    return cost.memory(program, program.compile()).total
+    return cost.memory(program, program.sizes(), program.compile()).total
 
 
 def test_the_tables_show_what_the_plan_says(capsys):
-    found = planning.show_plan(tiny_program.program, BIG, free=2**40)
+    found = show.show_plan(tiny_program.program, BIG, free=2**40)
     out = " ".join(capsys.readouterr().out.split())
     assert "64 prompts of 3 x 8 samples x 16 tokens" in out
     assert f"{found.num_parameters:,} parameters" in out
@@ -38,7 +38,7 @@ def test_what_does_not_fit_is_refused_and_each_advice_makes_it_fit():
     # A guess by proportion that nothing compiled would not fit to the byte.
     free = needed(BIG) * 2 // 3
     with pytest.raises(ValueError, match="it fits with one of") as error:
-        planning.show_plan(tiny_program.program, BIG, free=free)
+        show.show_plan(tiny_program.program, BIG, free=free)
     found = re.findall(r"--([a-z-]+) (\d+) instead of \d+: ([\d.]+)", str(error.value))
     assert {name for name, *_ in found} >= {"num-prompts", "num-samples", "max-tokens"}
     assert all(float(mib) <= free / 2**20 for *_, mib in found)
@@ -50,7 +50,7 @@ def test_what_does_not_fit_is_refused_and_each_advice_makes_it_fit():
 
 def test_a_model_too_large_by_itself_is_refused_without_useless_advice():
     with pytest.raises(ValueError, match="smaller model") as error:
-        planning.show_plan(tiny_program.program, BIG, free=2**15)
+        show.show_plan(tiny_program.program, BIG, free=2**15)
     assert "instead of" not in str(error.value)
 
 
@@ -68,7 +68,7 @@ def test_the_flag_runs_nothing_and_leaves_no_file(tmp_path, monkeypatch, capsys)
 
 def test_the_flag_exits_with_an_error_where_it_does_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tiny", "--plan", "--no-compilation-cache"])
-    monkeypatch.setattr(planning.machine, "free_memory", lambda device: 2**15)
+    monkeypatch.setattr(show.machine, "free_memory", lambda device: 2**15)
     with pytest.raises(SystemExit, match=r"error: .* MiB, and 0\.0 are free"):
         cli.start("tiny", lambda *_: None, BIG, BIG, tiny_program.program)
     assert "Memory" in capsys.readouterr().out  # the table comes first

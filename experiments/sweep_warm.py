@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import arithmetic, compare_report, contest, population
-from experiments import column_addition as addition
-from experiments.contest import Config, World
-from experiments.task import Task
+from experiments import compare_report, optimizer, population, sweep
+from experiments.sweep import Config, Setup
 from rljax import advantage as adv
 from rljax import algorithms, loss
 from rljax.advantage import Algorithm
+from rljax.learn import update
+from rljax.model import Model
 from rljax.rollout import mixed
+from rljax.task import addition
 from rljax.types import Prompts, Source
 
 
@@ -31,10 +32,10 @@ OBJECTIVES: dict[str, Callable[[], Algorithm]] = {
 }
 
 
-def careless(config: Config, task: Task):
+def forgetful(config: Config, model: Model):
     """(prompts, rng) -> prompts with careless demonstrations: carries are forgotten,
     and then digits slip."""
-    digits = np.array(task.tokenizer.convert_tokens_to_ids(list("0123456789")))
+    digits = np.array(model.tokenizer.convert_tokens_to_ids(list("0123456789")))
 
     def demonstrate(prompts: Prompts, rng: np.random.Generator) -> Prompts:
         prompts = addition.demonstrate(prompts, rng, config.forget)
@@ -48,9 +49,9 @@ def careless(config: Config, task: Task):
     return demonstrate
 
 
-def two_answers(config: Config, task: Task):
+def right_and_forgetful(config: Config, model: Model):
     """(prompts, rng) -> prompts that store a right and a careless answer."""
-    demonstrate = careless(config, task)
+    demonstrate = forgetful(config, model)
 
     def store(prompts: Prompts, rng: np.random.Generator) -> Prompts:
         right = addition.demonstrate(prompts, rng, 0.0).data
@@ -68,42 +69,51 @@ def two_answers(config: Config, task: Task):
     return store
 
 
-def warm_start(world: World) -> Any:
+def warm_start(setup: Setup) -> Any:
     """Parameters [S, ...] after imitation; made once per run folder."""
-    config, task = world.config, world.task
-    path = world.run_dir / "warm.npz"
+    config, policy = setup.config, setup.policy
+    path = setup.run_dir / "warm.npz"
     if not path.exists():
         print(f"warm start, {config.warm_steps} steps for {config.seeds} seeds")
-        batches = contest.batches(
-            world, 1, config.warm_prompts, careless(config, task), config.warm_steps
+        batches = sweep.batches(
+            setup,
+            1,
+            config.warm_prompts,
+            forgetful(config, setup.model),
+            config.warm_steps,
         )
-        learner = arithmetic.warm_learner(contest.base(config), task.policy)
-        params = population.imitate(learner, task.policy.init, world.keys, *batches)
+        rate = optimizer.cosine_decay(config.warm_learning_rate, config.warm_steps)
+        learner = update.learner(
+            policy.measure,
+            adv.algorithm(nll=adv.Term(weighting=adv.token_mean(), loss_fn=loss.nll())),
+            optimizer.adamw(rate, config.gradient_clip),
+        )
+        params = population.imitate(policy, learner, setup.keys, *batches)
         population.save(path, params)
     return population.load(path)
 
 
-def warm_stage(world: World, params: Any) -> dict[str, Any]:
+def warm_stage(setup: Setup, params: Any) -> dict[str, Any]:
     """Each objective of --warm from the same start; writes their tables.
 
     All see the same prompts with the same two stored answers, for the same number of
     optimiser steps; GFT fills its groups with its own samples.
     """
-    config = world.config
+    config = setup.config
     stored = mixed.stored_answers()
     outcomes, ends = {}, {}
-    for name in contest.names(config.warm, OBJECTIVES, "--warm"):
-        own = contest.samples(world, config.num_samples - 2) if name == "gft" else None
-        outcomes[name], ends[name] = contest.compete(
-            world,
+    for name in sweep.names(config.warm, OBJECTIVES, "--warm"):
+        own = sweep.samples(setup, config.num_samples - 2) if name == "gft" else None
+        outcomes[name], ends[name] = sweep.train_population(
+            setup,
             name,
             OBJECTIVES[name](),
             params,
             sample=stored if own is None else mixed.side_by_side(own, stored),
             part=2,
-            map_fn=two_answers(config, world.task),
+            map_fn=right_and_forgetful(config, setup.model),
             num_steps=config.stage_steps,
         )
-    folder = world.run_dir / "warm"
-    print(compare_report.write(outcomes, folder, contest.levels(config)))
+    folder = setup.run_dir / "warm"
+    print(compare_report.write(outcomes, folder, sweep.levels(config)))
     return ends

@@ -1,0 +1,172 @@
+"""From a recipe to an experiment: what it reads of other policies is found by tracing.
+
+A recipe says what it reads by reading it. The step is traced; where something was not
+measured, its supplier is added: reference parameters, a value head, a teacher that is
+told the solution, `old` statistics of stored answers, whole distributions.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from experiments import optimizer, recipes
+from rljax import data, evaluate, mesh, program
+from rljax.advantage import Algorithm
+from rljax.experiment import Experiment, require_traced
+from rljax.learn import gate, update
+from rljax.learn.dynamic_sampling import dynamic_sampling
+from rljax.learn.gradient_gating import output_projection
+from rljax.model import Model
+from rljax.policy import (
+    Policy,
+    against_reference,
+    privileged_teacher,
+    with_value_head,
+)
+from rljax.rollout import mixed
+from rljax.rollout.sample import Sampler, greedy, sampler
+from rljax.task import Task
+from rljax.types import NotMeasured
+
+if TYPE_CHECKING:
+    from experiments.train import Config
+
+_VALUE = {"old.extra['value']", "now.extra['value']"}
+_WHOLE = {f"now.extra[{n!r}]" for n in ("kl_reverse", "kl_forward", "chi_squared")}
+_SUPPLIED = {"reference", "old", "teacher", *_VALUE, *_WHOLE}
+
+
+def experiment(c: "Config", model: Model, task: Task) -> Experiment:
+    """The run of a recipe, with all that it reads.
+
+    Raises:
+      ValueError: for what the recipe refuses, or cannot have from the command line.
+    """
+    numbers = vars(c).get("numbers")  # absent: the recipe's defaults
+    numbers = recipes.numbers_of(c.algorithm)() if numbers is None else numbers
+    shared = {"max_tokens": c.max_tokens, "num_samples": c.num_samples}
+    algorithm = recipes.make(c.algorithm, numbers, shared)
+    needs: set[str] = set()
+    while True:
+        made = _assemble(c, model, task, algorithm, needs)
+        try:
+            with mesh.using(made.mesh):
+                require_traced(made)
+        except NotMeasured as missing:
+            if missing.name in needs | ({missing.name} - _SUPPLIED):
+                raise ValueError(
+                    f"--algorithm {c.algorithm} must be given what it reads, got none:"
+                    f" {missing} On the command line there is none; write an"
+                    " experiment of your own."
+                ) from missing
+            needs.add(missing.name)
+        else:
+            if needs:
+                print(f"{c.algorithm} reads, and gets: {', '.join(sorted(needs))}")
+            return made
+
+
+def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Experiment:
+    policy, trunk = model.policy(c.temperature), {}
+    if _VALUE & needs:
+        policy = with_value_head(policy, d_model=model.config.d_model)
+        trunk = _value_head(policy)
+    whole = bool(_WHOLE & needs)
+    in_python = c.verifier == "python"
+    return Experiment(
+        model=model,
+        task=task,
+        act=program.actor(
+            policy,
+            samples(c, policy, model, "old" in needs),
+            measure_old=policy.measure if _VALUE & needs else None,
+            teacher=privileged_teacher(policy) if "teacher" in needs else None,
+        ),
+        learner=learner(c, policy, algorithm, whole),
+        verify=task.verify,
+        glue=program.split if in_python else program.fused,
+        prompts=data.stream(
+            task.train,
+            num_prompts=c.draw_prompts or c.num_prompts,
+            seed=c.seed,
+            steps_per_dispatch=c.steps_per_dispatch,
+        ),
+        num_steps=c.num_steps,
+        steps_per_dispatch=c.steps_per_dispatch,
+        evaluation=evaluate.held_out(
+            model.policy(c.evaluation_temperature),
+            task,
+            model.tokenizer,
+            max_tokens=c.max_tokens,
+            stop_tokens=model.stop_tokens,
+            batch_size=c.num_validation,
+            in_graph=not in_python,
+            note=f"Drawn at temperature {c.evaluation_temperature:g}.",
+        ),
+        evaluate_every=c.evaluate_every,
+        reference=whole or "reference" in needs,
+        seed=c.seed,
+        checkpoint_every=c.checkpoint_every,
+        keep=c.keep,
+        mesh=mesh.over_all(),
+        **trunk,
+    )
+
+
+def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:
+    """AdamW with gates and pieces; `whole`: it compares whole distributions."""
+    made = update.learner(
+        against_reference(policy) if whole else policy.measure,
+        algorithm,
+        optimizer.adamw(
+            optimizer.linear_decay(
+                c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
+            ),
+            c.gradient_clip,
+        ),
+        gate=gates(c),
+        num_passes=c.num_passes,
+        num_minibatches=c.num_minibatches,
+        num_microbatches=c.num_microbatches,
+        num_lengths=c.num_lengths,
+    )
+    if c.draw_prompts is None:
+        return made
+    return dynamic_sampling(made, c.num_prompts)
+
+
+def _value_head(policy: Policy) -> dict[str, Any]:
+    """How parameters get a value head, and how they lose it."""
+    return {
+        "enter_fn": lambda params, key: policy.init(key) | {"policy": params},
+        "export_fn": lambda params: params["policy"],
+    }
+
+
+def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
+    """The rows of a group: own samples, and what the recipe needs beside them."""
+    common = {"max_tokens": c.max_tokens, "stop_tokens": model.stop_tokens}
+    own = sampler(policy, num_samples=c.num_samples, num_slots=c.num_slots, **common)
+    if c.algorithm in recipes.GREEDY:
+        return mixed.side_by_side(own, greedy(policy, **common))
+    if c.algorithm not in recipes.STORED + recipes.MIXED:
+        return own
+    stored = mixed.stored_answers()
+    if measure:
+        stored = mixed.with_old(stored, policy.measure)
+    return stored if c.algorithm in recipes.STORED else mixed.side_by_side(own, stored)
+
+
+def gates(c) -> gate.Gate | None:
+    """All gates that the flags ask for."""
+    found = []
+    if c.target_kl is not None:
+        found.append(gate.target_kl(c.target_kl))
+    if c.target_kl_per_pass is not None:
+        found.append(gate.target_kl_per_pass(c.target_kl_per_pass))
+    if c.gradient_gate is not None:
+        found.append(gate.gradient_gate(_projection, threshold=c.gradient_gate))
+    return gate.every(*found) if found else None
+
+
+def _projection(grads: Any) -> Any:
+    """The gradient of the output projection, beside a value head or not."""
+    return output_projection(grads.get("policy", grads))

@@ -1,0 +1,162 @@
+"""What `experiments.train` trains on what: files, or one-digit sums to try things."""
+
+import contextlib
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from experiments import ranges, recipes
+from rljax import data, verify
+from rljax.data import tokenizer
+from rljax.model import DecoderConfig, Model, language_model
+from rljax.model.hugging_face import metadata
+from rljax.task import Task
+from rljax.task import problems as own
+from rljax.verify.host import pooled
+
+if TYPE_CHECKING:
+    from experiments.train import Config
+
+_TINY = DecoderConfig(
+    vocab_size=15,
+    num_layers=1,
+    d_model=32,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    d_ff=32,
+)
+
+
+def check(c: "Config") -> None:
+    """Raises ValueError for texts that fit nothing; reads no file."""
+    if (c.model is None) != (c.data is None):
+        raise ValueError(
+            f"--model and --data must go together, got --model {c.model} and --data"
+            f" {c.data}; pass both, or neither to try a recipe on one-digit sums."
+        )
+    if "{question}" not in c.template:
+        raise ValueError(
+            f"--template must contain {{question}}, got {c.template!r}; put it where"
+            " the question belongs."
+        )
+    for name in ("answer_after", "needle", "demonstration"):
+        asked = name != "needle" or c.verifier == "contains"
+        if asked and vars(c)[name] == "":
+            raise ValueError(
+                f"{ranges.flag(name)} must hold at least one character, got ''; pass"
+                " the text to look for."
+            )
+
+
+def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, Task]:
+    """The model and its task; checks all files before anything compiles.
+
+    Raises:
+      ValueError: naming the file or the flag that is wrong.
+    """
+    if c.model is None or c.data is None:
+        model, problems = _tiny()
+    else:
+        model = language_model.load(c.model)
+        require_positions(c, model)
+        print(f"{c.model}: {language_model.describe(model)}")
+        problems = data.read_jsonl(
+            c.data,
+            c.question,
+            c.answer,
+            demonstration=c.demonstration,
+            answer_after=c.answer_after,
+        )
+    if c.verifier in ("number", "last-number"):
+        own.require_numbers(problems)
+    worked = problems[0].demonstration is not None
+    recipes.require_solutions(c.algorithm, worked)
+    try:
+        parts = own.split(
+            problems,
+            model,
+            max_prompt_tokens=c.max_prompt_tokens,
+            num_validation=c.num_validation,
+            num_test=c.num_test,
+            template=c.template,
+            max_completion_tokens=c.max_tokens if worked else None,
+            privileged=c.algorithm in recipes.TEACHER,
+        )
+    except ValueError as error:  # the library names arguments, the user has flags
+        text = re.sub(r"\b(num|max)_[a-z_]+", lambda m: ranges.flag(m[0]), str(error))
+        raise ValueError(f"{c.data or 'one-digit sums'}: {text}") from error
+    for note in parts.notes:
+        print(f"{c.data or 'one-digit sums'}: {note}")
+    needed = max(c.num_prompts, c.draw_prompts or 0)
+    if len(parts.train.id) < needed:
+        raise ValueError(
+            f"{c.data or 'one-digit sums'} must leave at least --num-prompts {needed}"
+            f" problems to train on beside --num-validation {c.num_validation} and"
+            f" --num-test {c.num_test}, got {len(parts.train.id)}; lower these."
+        )
+    return model, parts.task(verifier(c, own.text_of(model), resources))
+
+
+def _tiny() -> tuple[Model, list[data.Problem]]:
+    model = language_model.new(_TINY, tokenizer.character_tokenizer("0123456789+=\n"))
+    sums = [(a, b) for a in range(10) for b in range(10)]
+    return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
+
+
+def require_positions(c: "Config", model: Model) -> None:
+    """Beyond the positions it was trained on a model writes nonsense."""
+    if model.metadata is None:
+        return
+    limit = metadata.max_positions(model.metadata)
+    if limit is not None and c.max_prompt_tokens + c.max_tokens > limit:
+        raise ValueError(
+            f"--max-prompt-tokens {c.max_prompt_tokens} + --max-tokens"
+            f" {c.max_tokens} must be at most {limit}, the max_position_embeddings"
+            f" of {c.model}; lower one of them."
+        )
+
+
+def verifier(
+    c: "Config", table: verify.TokenBytes, resources: contextlib.ExitStack | None
+) -> Callable:
+    """The verifier that the flags name; one in Python ends with `resources`."""
+    if c.verifier == "exact":
+        return verify.exact(table)
+    if c.verifier == "contains":
+        return verify.contains(table, c.needle.encode())
+    if c.verifier == "python":
+        if resources is None:
+            raise ValueError(
+                "--verifier python must have something that closes it, got none; pass"
+                " `resources`, or another verifier."
+            )
+        made = pooled.pooled(
+            imported(c.reward),
+            table,
+            num_workers=c.num_workers,
+            timeout_s=c.timeout,
+        )
+        return resources.enter_context(made)
+    after = c.after.encode()
+    if c.verifier == "last-number":
+        return verify.last_number(table, after=after)
+    return verify.number_after(table, after) if after else verify.number(table)
+
+
+def imported(name: str) -> Callable[[str, str], float]:
+    """The function module:function, from the working directory as well."""
+    module, colon, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        if not colon:
+            raise ValueError("there is no colon")
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--reward must be module:function, got {name!r}: {error}; put the function"
+            " at the top level of a file, such as experiments/reward.py."
+        ) from error

@@ -1,0 +1,174 @@
+"""Held-out problems put to a policy: one evaluator for all; it changes nothing."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rljax import check, mesh, program
+from rljax.evaluate import estimate
+from rljax.evaluate.report import Completion
+from rljax.policy import Policy
+from rljax.rollout.sample import Sampler, greedy, sampler
+from rljax.task import Task
+from rljax.types import Prompts, Samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# One key for all policies and stages, which are so compared on the same noise.
+SEED = 20_000
+
+
+class Answers(NamedTuple):
+    """correct: bool[P, n] of the completions `samples`."""
+
+    correct: Any
+    samples: Samples
+
+
+Ask = Callable[[Any, Prompts], Answers]
+
+
+def ask(sample: Sampler, verify: program.Verify, *, in_graph: bool = True) -> Ask:
+    """Makes (params, prompts) -> answers.
+
+    Args:
+      in_graph: whether the verifier can be traced, and then the answers, too; else it
+        is called with NumPy arrays, and only the sampler is compiled.
+    """
+
+    def draw(params, prompts):
+        prompts = mesh.constrain(prompts)
+        return sample(params, prompts, jax.random.key(SEED))[0]
+
+    def judged(params, prompts):
+        samples = draw(params, prompts)
+        return Answers(program.verdict_of(verify, prompts, samples).correct, samples)
+
+    if in_graph:
+        return judged
+    draw_only = jax.jit(draw)
+
+    def judged_on_host(params, prompts):
+        samples = jax.device_get(draw_only(params, prompts))
+        return Answers(program.verdict_of(verify, prompts, samples).correct, samples)
+
+    return judged_on_host
+
+
+def in_batches(fn: Callable, prompts: Prompts, size: int, axis: int = 0) -> Callable:
+    """params -> `fn(params, prompts)` on the host, some problems at a time.
+
+    All batches have one size, so that one program serves them: the last one is filled
+    up with the first problems, whose second answers are dropped.
+
+    Args:
+      fn: (params, prompts [size, ...]) -> pytree.
+      size: problems at a time; raised to a multiple of the mesh's devices.
+      axis: of the problems in what `fn` returns.
+    """
+    check.count("size", size)
+    rows = len(prompts.id)
+
+    def run(params):
+        devices = mesh.size()
+        width = -(-min(size, rows) // devices) * devices
+        count = -(-rows // width)
+        index = np.resize(np.arange(rows), (count, width))
+        parts = (jax.tree.map(lambda x, i=i: x[i], prompts) for i in index)
+        out = [jax.device_get(fn(params, part)) for part in parts]
+        keep = (slice(None),) * axis + (slice(rows),)
+        return jax.tree.map(lambda *x: np.concatenate(x, axis)[keep], *out)
+
+    return run
+
+
+class Evaluation(NamedTuple):
+    """What a run asks of its policy.
+
+    validate: params -> metrics by name, for the curves.
+    test: params -> (stage for the tables, some completions with their verdicts).
+    tables: stages by name -> tables that compare them.
+    """
+
+    validate: Callable[[Any], Mapping[str, float]]
+    test: Callable[[Any], tuple[estimate.Stage, list[Completion]]]
+    tables: Callable[[Mapping[str, estimate.Stage]], list[estimate.Table]]
+
+
+def held_out(
+    policy: Policy,
+    task: Task,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_tokens: int,
+    stop_tokens: tuple[int, ...],
+    batch_size: int,
+    num_samples: int = 8,
+    in_graph: bool = True,
+    note: str = "",
+) -> Evaluation:
+    """An evaluation on the task's held-out problems, sampled and greedy.
+
+    Args:
+      policy: what is asked; its temperature is that of the samples.
+      batch_size: problems at a time.
+      num_samples: completions per problem; pass@k is told for k = 1 and this number.
+      in_graph: whether the task's verifier can be traced.
+      note: a sentence below the table.
+    """
+    common = {"max_tokens": max_tokens, "stop_tokens": stop_tokens}
+    fns = [
+        ask(sample, task.verify, in_graph=in_graph)
+        for sample in (
+            sampler(policy, num_samples=num_samples, **common),
+            greedy(policy, **common),
+        )
+    ]
+    sampled, likely = map(jax.jit, fns) if in_graph else fns
+    validation = in_batches(sampled, task.validation, batch_size)
+    test_sampled = in_batches(sampled, task.test, batch_size)
+    test_likely = in_batches(likely, task.test, batch_size)
+    ks = tuple(dict.fromkeys((1, num_samples)))
+
+    def validate(params):
+        answers = validation(params)
+        length = np.mean(np.sum(answers.samples.mask, -1))
+        found = estimate.summary(answers.correct, ks)
+        return found | {"length_mean": float(length)}
+
+    def test(params):
+        answers = test_sampled(params)
+        stage = estimate.Stage(answers.correct, test_likely(params).correct[:, 0])
+        return stage, _completions(answers, task.test, tokenizer)
+
+    def tables(stages):
+        first = estimate.compare(stages, ks)
+        found = [first._replace(note=f"{first.note} {note}".strip())]
+        if task.group is not None:
+            label, group = task.group
+            found.append(estimate.compare_by_group(stages, group, label))
+        return found
+
+    return Evaluation(validate, test, tables)
+
+
+def _completions(answers: Answers, prompts: Prompts, tokenizer) -> list[Completion]:
+    """The first samples of the first problems."""
+
+    def text(tokens):
+        return tokenizer.decode(tokens, skip_special_tokens=False)
+
+    samples = answers.samples
+    return [
+        Completion(
+            stage="",
+            prompt=text(prompts.tokens[i][: prompts.length[i]]),
+            text=text(samples.tokens[i, 0][samples.mask[i, 0]]),
+            answer=bytes(prompts.data["answer"][i]).rstrip(b"\0").decode(),
+            correct=bool(answers.correct[i, 0]),
+        )
+        for i in range(min(12, len(prompts.id)))
+    ]

@@ -1,0 +1,269 @@
+"""An experiment as a value: what runs, what it starts from, how it is judged.
+
+    run([warm_start, reinforce], "runs/first", config=vars(config))
+
+The plan, `--resume`, tables, the report and the saved policy hang on this value, not on
+the file that builds it. A warm start is an experiment before an experiment.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import rich.console
+from jax.sharding import Mesh
+
+from rljax import digest, keys, mesh, program
+from rljax.evaluate import Estimate, Evaluation, Stage, pass_at_k, report
+from rljax.evaluate.before import Before
+from rljax.learn.update import Learner
+from rljax.model import Model
+from rljax.run import run_dir as run_folder
+from rljax.run import train
+from rljax.run.phase import Phase, Stream
+from rljax.task import Task
+from rljax.types import TrainState
+
+
+def _unchanged(params: Any, key: jax.Array | None = None) -> Any:
+    del key
+    return params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Training of a model on a task: a run, or a stage of one.
+
+    name: unique in a run; shown and recorded.
+    model: where the run's parameters come from, and how they are saved.
+    task: what is trained on and held out; told in the run's config.json.
+    act, learner, verify: the parts of a step; without `verify` it is supervised.
+    glue: `program.fused`, or `program.split` for a verifier in Python.
+    prompts: a stream of batches [K, P, ...].
+    num_steps, steps_per_dispatch: training steps, and how many a dispatch takes, K.
+    evaluation: of the decoder's parameters, every `evaluate_every` training steps and
+      at the end.
+    enter_fn: (params, key) -> the parameters that are trained: those of the model, or
+      of the stage before, with a value head, say.
+    export_fn: trained parameters -> the decoder's, for evaluation and saving.
+    reference: whether `TrainState.reference` holds the parameters this begins with.
+    seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh:
+      devices to spread prompts over; None is the default device. Of a run's
+      experiments the last one's count.
+    """
+
+    name: str = "rl"
+    model: Model
+    task: Task
+    act: program.Act
+    learner: Learner
+    verify: Callable | None = None
+    glue: Callable[..., program.Run] = program.fused
+    prompts: Stream
+    num_steps: int
+    steps_per_dispatch: int
+    evaluation: Evaluation
+    evaluate_every: int
+    enter_fn: Callable[[Any, jax.Array], Any] = _unchanged
+    export_fn: Callable[[Any], Any] = _unchanged
+    reference: bool = False
+    seed: int = 0
+    checkpoint_every: int = 100
+    keep: int = 3
+    mesh: Mesh | None = None
+
+    def begin(self, params: Any, key: jax.Array) -> TrainState:
+        """The state to train from, of a model's or another stage's parameters."""
+        params = self.enter_fn(params, keys.stream(key, keys.Stream.PARAMETERS))
+        reference = jax.tree.map(jnp.copy, params) if self.reference else None
+        return self.learner.init(params, key, reference)
+
+    def loop(self) -> program.Run:
+        """(state, prompts [K, P, ...]) -> (state, metrics); each call makes another."""
+        return self.glue(self.act, self.learner, self.verify)
+
+    def program(self) -> program.Program:
+        """What a step takes can be read off this; nothing runs."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        place = self.prompts.get_state()
+        batch = next(self.prompts)
+        self.prompts.set_state(place)
+        return program.Program(
+            act=self.act,
+            learner=self.learner,
+            verify=self.verify,
+            state=jax.eval_shape(self.begin, self.model.shapes(), key),
+            prompts=jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch
+            ),
+            decoder=self.model.config,
+            glue=self.glue,
+        )
+
+
+def run(
+    experiments: Sequence[Experiment],
+    run_dir: str | os.PathLike,
+    *,
+    config: Mapping[str, Any],
+    title: str = "A run",
+    resume: bool = False,
+) -> dict[str, Estimate]:
+    """Runs experiments one after the other; each begins with the parameters before it.
+
+    Writes config.json, metrics, checkpoints, the policy and the report into the folder,
+    and shows tables of the policy before and after the last experiment.
+
+    Args:
+      config: the numbers that a resumed run must share, as JSON takes them.
+      title: of the report.
+      resume: go on from the newest checkpoint of the folder.
+
+    Returns:
+      pass@1 on the test problems, by stage.
+
+    Raises:
+      ValueError: before the folder is made, if the experiments cannot be traced.
+      As `run_dir.open_run` and `train.train` do.
+    """
+    last = experiments[-1]
+    with mesh.using(last.mesh):
+        loops = [one.loop() for one in experiments]
+        for one, loop in zip(experiments, loops, strict=True):
+            require_traced(one, loop)
+        task = last.task
+        problems = digest.fingerprint((task.train, task.validation, task.test))
+        made_of = {**config, "problems": problems}
+        with run_folder.open_run(run_dir, made_of, resume=resume) as folder:
+            before = Before(folder)
+            state = train.train(
+                phases(experiments, loops, before),
+                _start(experiments[0], last),
+                folder,
+                checkpoint_every=last.checkpoint_every,
+                keep=last.keep,
+            )
+            return _finish(experiments, last.export_fn(state.params), before, title)
+
+
+def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
+    """Traces a training step: what its parts refuse is told before anything is made.
+
+    Args:
+      loop: what is going to run, which then need not be traced again.
+    """
+    made = experiment.program()
+    devices = 1 if experiment.mesh is None else experiment.mesh.size
+    num_prompts = made.prompts.tokens.shape[1]
+    if num_prompts % devices:
+        raise ValueError(
+            f"num_prompts must be a multiple of the {devices} devices of the mesh, got"
+            f" {num_prompts}; take {-(-num_prompts // devices) * devices}, or a mesh of"
+            " fewer devices."
+        )
+    if loop is None or made.glue is not program.fused:
+        loop = made.fused()
+    jax.eval_shape(loop, made.state, made.prompts)
+
+
+def phases(
+    experiments: Sequence[Experiment], loops: Sequence[program.Run], before: Before
+) -> list[Phase]:
+    """The experiments as phases of the host loop.
+
+    The policy that the last one begins with is tested, for `before` to keep.
+
+    Args:
+      loops: `loop()` of each.
+    """
+    last = len(experiments) - 1
+
+    def evaluate(index, state):
+        one, step = experiments[index], int(state.step)
+        params = one.export_fn(state.params)
+        begins = index == last and step == 0
+        if begins or (index == last - 1 and step == one.num_steps):
+            before.keep(one.evaluation.test(params)[0])
+        before.write()  # what a full disk did not take
+        return one.evaluation.validate(params)
+
+    def begin(index):
+        one, previous = experiments[index], experiments[index - 1]
+
+        def enter(state):
+            key = keys.stream(state.key, keys.Stream.PHASE, index)
+            return one.begin(previous.export_fn(state.params), key)
+
+        return jax.jit(enter, donate_argnums=0)
+
+    devices = experiments[-1].mesh
+    return [
+        Phase(
+            name=one.name,
+            run=_placing(loops[i], devices),
+            stream=one.prompts,
+            num_steps=one.num_steps,
+            steps_per_dispatch=one.steps_per_dispatch,
+            evaluate=functools.partial(evaluate, i),
+            evaluate_every=one.evaluate_every,
+            **({"begin": begin(i)} if i else {}),
+        )
+        for i, one in enumerate(experiments)
+    ]
+
+
+def _placing(run: program.Run, devices: Mesh | None) -> program.Run:
+    return lambda state, prompts: run(
+        state, mesh.shard_prompts(prompts, devices, axis=1)
+    )
+
+
+def _start(first: Experiment, last: Experiment) -> TrainState:
+    """The state of the first stage; the model's parameters are consumed by it."""
+    key = jax.random.key(last.seed)
+    params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
+    params, key = mesh.replicate((params, key), last.mesh)
+    begin = jax.jit(first.begin, donate_argnums=0)
+    return begin(params, keys.stream(key, keys.Stream.PHASE, 0))
+
+
+def _finish(experiments, params, before: Before, title: str) -> dict[str, Estimate]:
+    """Saves the policy, tests it and writes the report."""
+    last, folder = experiments[-1], before.folder
+    if not any((folder / "policy").glob("*")):  # a finished run that was resumed has
+        last.model.save(folder / "policy", params)
+    stages: dict[str, Stage] = {}
+    if (first := before.read()) is not None:
+        stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
+    after = f"after {last.name}"
+    stages[after], completions = last.evaluation.test(params)
+    completions = [one._replace(stage=after) for one in completions]
+    tables = last.evaluation.tables(stages)
+    try:
+        path = report.write_report(
+            folder, title=title, tables=tables, completions=completions
+        )
+    except OSError as error:  # a full disk must not take the tables with it
+        path = f"none, {error}; a resumed run writes it"
+    _show(folder, tables, completions, path)
+    return {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
+
+
+def _show(folder: pathlib.Path, tables, completions, report_path) -> None:
+    """The tables, some completions with their verdicts, and where everything lies."""
+    console = rich.console.Console(highlight=False)
+    for sample in completions[:6]:
+        verdict = "right" if sample.correct else f"wrong, it is {sample.answer}"
+        console.print(f"{sample.prompt}{sample.text}   {verdict}", markup=False)
+    for table in tables:
+        console.print(f"\n{table}", markup=False)
+    console.print(
+        f"\nrun folder: {folder} (config, metrics, tensorboard, checkpoints)"
+        f"\npolicy, a Hugging Face folder: {folder / 'policy'}\nreport: {report_path}",
+        markup=False,
+    )

@@ -1,0 +1,109 @@
+"""A task from problems of one's own, such as those of a JSONL file."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from rljax import data, verify
+from rljax.data import held_out, token_ids
+from rljax.model import Model
+from rljax.task.base import Task
+from rljax.types import Prompts
+
+
+class Parts(NamedTuple):
+    """Problems to train on, to choose settings by, to report; and what was dropped."""
+
+    train: Prompts
+    validation: Prompts
+    test: Prompts
+    notes: tuple[str, ...]
+
+    def task(self, verify) -> Task:
+        """With how they are judged, the task."""
+        return Task(self.train, self.validation, self.test, verify)
+
+
+def split(
+    problems: Sequence[data.Problem],
+    model: Model,
+    *,
+    max_prompt_tokens: int,
+    num_validation: int,
+    num_test: int,
+    template: str = "{question}",
+    max_completion_tokens: int | None = None,
+    privileged: bool = False,
+) -> Parts:
+    """Problems as prompts for a model, in three parts that share no question.
+
+    Args:
+      max_prompt_tokens, template, max_completion_tokens: as in `data.encode_prompts`.
+      num_validation, num_test: problems that are held out.
+      privileged: adds what `policy.privileged_teacher` reads: the same prompts with the
+        worked solution after the question. Needs `max_completion_tokens`.
+
+    Raises:
+      ValueError: if too few problems are left, or a token is none of the model's.
+    """
+    prompts, encoding = data.encode_prompts(
+        problems,
+        model.tokenizer,
+        max_prompt_tokens,
+        template=template,
+        max_completion_tokens=max_completion_tokens,
+    )
+    if privileged:
+        prompts = _with_solutions(prompts, problems, model, template)
+    questions = [problems[i].question for i in prompts.id]
+    try:
+        parts = held_out.by_question(questions, (num_validation, num_test), seed=0)
+    except ValueError as error:
+        raise ValueError(f"{error} Or lower num_validation or num_test.") from error
+    token_ids.check_prompts(prompts, model.config.vocab_size)
+    validation, test, train = (
+        jax.tree.map(lambda x, rows=rows: x[rows], prompts)
+        for rows in (*parts.held_out, parts.train)
+    )
+    return Parts(train, validation, test, (str(encoding), str(parts)))
+
+
+def _with_solutions(prompts: Prompts, problems, model: Model, template: str) -> Prompts:
+    """Adds data["privileged"], the prompts that tell the solution, and its length."""
+    kept = [problems[i] for i in prompts.id]
+    told = [p._replace(question=f"{p.question}\n{p.demonstration}") for p in kept]
+    # Both fit by themselves; a few tokens more may come from where they meet.
+    width = prompts.tokens.shape[1] + prompts.data["completion"].shape[1] + 8
+    more, _ = data.encode_prompts(told, model.tokenizer, width, template=template)
+    if len(more.id) < len(kept):
+        raise ValueError(
+            f"question and worked solution must fit into {width} tokens together, got"
+            f" {len(kept) - len(more.id)} that do not; lower the longest completion."
+        )
+    added = {"privileged": more.tokens, "privileged_length": more.length}
+    return prompts.replace(data={**prompts.data, **added})
+
+
+def text_of(model: Model) -> verify.TokenBytes:
+    """The bytes of each token, none for those that end a completion.
+
+    Not all of these are called special by their tokenizer.
+    """
+    pieces = enumerate(verify.token_bytes(model.tokenizer).pieces)
+    return verify.TokenBytes(
+        tuple(b"" if i in model.stop_tokens else piece for i, piece in pieces)
+    )
+
+
+def require_numbers(problems: Sequence[data.Problem]) -> None:
+    """Raises ValueError if an answer is no number: it could never be matched."""
+    bad = [
+        p.answer for p in problems if verify.twin.read_number(p.answer.encode()) is None
+    ]
+    if bad:
+        raise ValueError(
+            f"answers must be numbers for a verifier of numbers, but {len(bad)} of"
+            f" {len(problems)} are not, got such as {bad[0]!r}; read what follows a"
+            " marker (--answer-after), or compare text (--verifier exact)."
+        )

@@ -1,0 +1,105 @@
+"""An experiment as a value: stages, devices, glues, and errors before the folder."""
+
+import contextlib
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import train
+from rljax import experiment
+from rljax.run import record
+from rljax.types import NotMeasured
+
+SIZES = train.QUICK | {"num_steps": 2, "steps_per_dispatch": 2}
+
+
+def tiny(name="grpo", resources=None, **changes):
+    make = train.with_numbers(name, train.Config)
+    config = make(algorithm=name, **SIZES | changes)
+    return train.build(config, resources)[0]
+
+
+def weights(folder):
+    return load_file(folder / "policy" / "model.safetensors")
+
+
+def run(folder, *experiments, **options):
+    return experiment.run(experiments, folder, config={"seed": 0}, **options)
+
+
+def metrics(folder):
+    records = record.read_metrics(folder / record.FILE)
+    return [r for r in records if r["kind"] == "step"]
+
+
+def test_a_step_that_cannot_be_traced_is_refused_before_the_folder_is_made(tmp_path):
+    # grpo_kl reads the reference, which this experiment does not have.
+    broken = dataclasses.replace(tiny("grpo_kl"), reference=False)
+    with pytest.raises(NotMeasured, match="reference"):
+        run(tmp_path / "run", broken)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_do_not_divide_among_the_devices_are_told_before_tracing():
+    with pytest.raises(ValueError, match=r"multiple of the 8 devices.*got 12; take 16"):
+        tiny(num_prompts=12)
+
+
+def test_a_program_has_the_shapes_of_what_runs():
+    made = tiny("ppo")
+    program = made.program()
+    first = next(made.prompts)
+    chex.assert_trees_all_equal_shapes(program.prompts, first)
+    state = jax.eval_shape(made.begin, made.model.shapes(), jax.random.key(0))
+    chex.assert_trees_all_equal_shapes(program.state, state)
+    assert set(state.params) == {"policy", "value"}
+
+
+def test_asking_for_the_program_takes_no_prompts_from_the_stream():
+    made = tiny()
+    made.program()
+    np.testing.assert_array_equal(next(made.prompts).id, next(tiny().prompts).id)
+
+
+@pytest.mark.slow
+def test_eight_devices_make_the_run_of_one_and_it_resumes(tmp_path):
+    spread, alone = tiny(), dataclasses.replace(tiny(), mesh=None)
+    assert spread.mesh is not None and spread.mesh.size == 8
+    rates = run(tmp_path / "spread", spread)
+    assert run(tmp_path / "alone", alone) == rates
+    # Rounding alone differs: another summation order.
+    chex.assert_trees_all_close(
+        weights(tmp_path / "spread"), weights(tmp_path / "alone"), atol=1e-5
+    )
+    assert run(tmp_path / "spread", tiny(), resume=True) == rates
+    config = json.loads((tmp_path / "spread" / "config.json").read_text())
+    assert config["seed"] == 0 and config["problems"]
+
+
+@pytest.mark.slow
+def test_a_verifier_in_python_trains_the_same_policy(tmp_path):
+    with contextlib.ExitStack() as resources:
+        split = tiny(resources=resources, verifier="python")
+        run(tmp_path / "split", dataclasses.replace(split, mesh=None))
+    run(tmp_path / "fused", dataclasses.replace(tiny(verifier="exact"), mesh=None))
+    assert len(metrics(tmp_path / "split")) == 2
+    chex.assert_trees_all_close(
+        weights(tmp_path / "split"), weights(tmp_path / "fused"), atol=1e-6
+    )
+
+
+@pytest.mark.slow
+def test_a_stage_with_a_value_head_begins_with_the_decoder_before_it(tmp_path):
+    warm = dataclasses.replace(tiny("sft"), name="warm start", mesh=None)
+    ppo = dataclasses.replace(tiny("ppo"), mesh=None)
+    rates = run(tmp_path / "run", warm, ppo)
+    assert list(rates) == ["warm start", "after rl"]
+    assert [r["phase"] for r in metrics(tmp_path / "run")] == ["warm start"] * 2 + [
+        "rl"
+    ] * 2
+    assert "model.embed_tokens.weight" in weights(tmp_path / "run")
