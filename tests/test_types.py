@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.types import Missing, NotMeasured, Rollout, TokenStats, Verdict
+from rljax.types import (
+    Missing,
+    NotMeasured,
+    Rollout,
+    TokenStats,
+    Verdict,
+    require,
+    require_extra,
+)
 
 READS = {
     "attribute": lambda x: x.logp,
@@ -92,3 +100,18 @@ def test_credit_logs_float32_scalars_and_keeps_earlier_ones():
     credit = credit.log(a=1).log(b=jnp.int32(2))
     assert credit.metrics == {"a": 1.0, "b": 2.0}
     assert all(m.dtype == jnp.float32 for m in credit.metrics.values())
+
+
+def test_what_prompts_must_carry_is_asked_for_by_name_and_with_what_supplies_it():
+    # A bare KeyError would not say which data the prompts have nor how to add more.
+    assert require({"answer": 3}, "answer", "add answers") == 3
+    wanted = r"data must hold 'weight', got \['answer'\]; add weights\."
+    with pytest.raises(ValueError, match=wanted):
+        require({"answer": 3}, "weight", "add weights")
+
+
+def test_an_extra_that_was_not_measured_names_its_supplier():
+    stats = TokenStats(logp=jnp.zeros(1), extra={"value": jnp.ones(1)})
+    assert require_extra(stats, "value", "a value head measures it") == 1
+    with pytest.raises(NotMeasured, match=r"extra\['drift'\].* measure it with x"):
+        require_extra(stats, "drift", "measure it with x")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 
-from rljax.types import Credit, Prompts, Rollout
+from rljax.types import Credit, Prompts, Rollout, TokenStats
 
 Sizes = tuple[int, int, int]
 
@@ -117,15 +117,21 @@ def _resized(tree, old: Sizes, new: Sizes):
         data = {k: rows(v, max(v.ndim - 1, 1)) for k, v in x.data.items()}
         return jax.tree.map(lambda v: rows(v, v.ndim), x).replace(data=data)
 
+    def stats(x):
+        whole = {k: rows(v, v.ndim) for k, v in x.row_extra.items()}
+        return jax.tree.map(rows, x).replace(row_extra=whole)
+
     def of_type(x):
         if isinstance(x, Prompts):
             return prompts(x)
+        if isinstance(x, TokenStats):
+            return stats(x)
         metrics = x.metrics if isinstance(x, Credit) else None
         shapes = jax.tree.map(rows, x)
         return shapes if metrics is None else shapes.replace(metrics=metrics)
 
     def known(x):
-        return isinstance(x, Prompts | Credit)
+        return isinstance(x, Prompts | Credit | TokenStats)
 
     first, second, rollout = tree
     if not isinstance(first, Credit):  # (now, credit, rollout)

@@ -28,8 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.advantage.algebra import LossFn
-from rljax.types import NotMeasured
+from rljax.types import LossFn, require_extra
 
 
 def kl_k1() -> LossFn:
@@ -104,13 +103,12 @@ def chi_squared_straight() -> LossFn:
 def _exact(name: str) -> LossFn:
     def loss(now, credit, rollout):
         del credit, rollout
-        if name not in now.extra:
-            raise NotMeasured(
-                f"now.extra[{name!r}]",
-                "give the learner a measure function that compares whole"
-                " distributions: rljax.policy.divergence.against_reference(policy)",
-            )
-        return now.extra[name]
+        return require_extra(
+            now,
+            name,
+            "give the learner a measure function that compares whole distributions:"
+            " rljax.policy.divergence.against_reference(policy)",
+        )
 
     return loss
 

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.advantage.algebra import LossFn
-from rljax.types import Credit, NotMeasured, Rollout, TokenStats
+from rljax.types import Credit, LossFn, Rollout, TokenStats, require_extra
 
 WeightFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
@@ -195,12 +194,11 @@ def consistency() -> LossFn:
 
     def loss(now, credit, rollout):
         del credit, rollout
-        if "consistency" not in now.extra:
-            raise NotMeasured(
-                'now.extra["consistency"]',
-                "make the learner with rljax.learn.consistency: perturbing_learner or"
-                " steering_learner",
-            )
-        return now.extra["consistency"]
+        return require_extra(
+            now,
+            "consistency",
+            "make the learner with rljax.learn.consistency: perturbing_learner or"
+            " steering_learner",
+        )
 
     return loss

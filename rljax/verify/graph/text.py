@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check
-from rljax.types import Prompts, Samples, Verdict
+from rljax.types import Prompts, Samples, Verdict, require
 from rljax.verify.graph.vocabulary import TokenBytes
 
 WHITESPACE = b" \t\n\r\v\f"
@@ -158,12 +158,8 @@ def answers_host(prompts: Prompts) -> list[bytes]:
 
 
 def _answer_data(prompts: Prompts):
-    if "answer" not in prompts.data:
-        raise ValueError(
-            'this verifier reads prompts.data["answer"], u8[P, A] zero-padded UTF-8;'
-            f" the prompts carry {sorted(prompts.data)}."
-        )
-    data = prompts.data["answer"]
+    how = "add the reference answers by data.answer_bytes, or take another verifier"
+    data = require(prompts.data, "answer", how)
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] < 1:
         raise ValueError(
             'prompts.data["answer"] must be u8[P, A], zero-padded UTF-8 bytes, got'
