@@ -148,5 +148,5 @@ def test_a_loss_function_that_reads_current_is_told_to_read_now(num_microbatches
     )
     state = made.init(TABLE.init(None), jax.random.key(0))
     rows = fakes.rollout(P, G, T).replace(prompts=fakes.prompts(P))
-    with pytest.raises(NotMeasured, match="to `weighting` chains alone.* has `now`"):
+    with pytest.raises(NotMeasured, match=r"to `weighting` chains alone.* has `now`"):
         jax.eval_shape(made.learn, state, rows)
