@@ -61,7 +61,7 @@ FITS = {
     "decay": 2,
     "divergence_fn": adv.correction.k3,
     "fn": lambda *arguments: arguments[0],
-    "gates": gate.every(),
+    "gates": gate.all_of(),
     "high": 1.0,
     "learner": LEARNER,
     "log_ratio_fn": None,
@@ -209,7 +209,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("key", FACTORIES)
-def test_every_factory_is_called_rightly_by_the_table(key):
+def test_all_of_factory_is_called_rightly_by_the_table(key):
     assert call(FACTORIES[key]) is not None
 
 
@@ -273,7 +273,7 @@ OUTSIDE = {
     "exponent": lambda: adv.focal(math.inf),
     "constant": lambda: adv.center_by(math.nan),
     "scale": lambda: adv.affine_reward(scale=math.inf, shift=0.0),
-    "threshold": lambda: a.dgg_gate(threshold=math.nan),
+    "threshold": lambda: gate.gradient_gate(threshold=math.nan),
     "clip": lambda: a.grpo(clip=-0.2),
     "needle": lambda: verify.contains(FITS["table"], "1"),
     "after": lambda: verify.number(FITS["table"], after="="),

@@ -111,7 +111,8 @@ def decoder_policy(
         raw = apply(params, Decoder.logits, hidden)
         return raw if plain else raw / temperature
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        del reference
         states = hidden(params, prompts, samples)
         tokens = numerics.readable_ids(samples.tokens, samples.mask, config.vocab_size)
 

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.learn.update import ReferencedMeasure
 from rljax.policy import score
 from rljax.policy.base import Policy
-from rljax.types import TokenStats
+from rljax.types import Measure, TokenStats
 
 
 def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:
@@ -35,7 +34,7 @@ def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]
     }
 
 
-def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedMeasure:
+def against_reference(policy: Policy, *, max_logits: int = 2**27) -> Measure:
     """A measure function for the learner: token statistics and exact divergences.
 
     Args:
@@ -49,7 +48,12 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.count("max_logits", max_logits)
 
-    def measure(params, reference, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        if reference is None:
+            raise ValueError(
+                "exact divergences compare with reference parameters, got None; start"
+                " the run with them in TrainState.reference."
+            )
         reference = jax.lax.stop_gradient(reference)
         own = policy.hidden(params, prompts, samples)
         other = policy.hidden(reference, prompts, samples)
@@ -64,4 +68,4 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
         (logp, entropy), extra = score.by_chunks(stats, chunks, own, other, tokens)
         return TokenStats(logp=logp, entropy=entropy, extra=extra)
 
-    return ReferencedMeasure(measure)
+    return measure

@@ -46,7 +46,7 @@ def test_a_term_that_leaves_the_reward_alone_is_taken():
 
 
 def test_the_fused_loop_says_so_by_term():
-    measure = update.ReferencedMeasure(fakes.bigram_measure)
+    measure = fakes.bigram_measure
     learner = update.learner(measure, algorithms.grpo(), optax.sgd(1.0))
 
     def act(state, prompts):

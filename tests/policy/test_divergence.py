@@ -130,8 +130,8 @@ def test_the_reference_gets_no_gradient_and_the_policy_the_right_one():
     )
 
     def total(params, reference):
-        measure = against_reference(policy).fn
-        stats = measure(params, reference, rows.prompts, rows.samples)
+        measure = against_reference(policy)
+        stats = measure(params, rows.prompts, rows.samples, reference)
         return jnp.sum(stats.extra["kl_reverse"])
 
     own, other = jax.grad(total, (0, 1))(params, reference)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from rljax import algorithms
 from rljax.advantage import Algorithm
-from rljax.learn.gate import Gate
 from rljax.types import Source
 
 G, T = 8, 2
@@ -25,8 +24,6 @@ class Case(NamedTuple):
     algorithm: Algorithm
     others: tuple[int, ...] = ()
     only: bool = False
-    gate: Gate | None = None
-    num_passes: int = 1
 
 
 def imitation(algorithm):
@@ -54,11 +51,6 @@ CASES = {
     "dapo": Case(a.dapo(max_tokens=2 * T, buffer=T)),
     "dasd": Case(a.dasd()),
     "dft": imitation(a.dft()),
-    "dgg_gate": Case(
-        a.grpo(),
-        gate=a.dgg_gate(select_fn=lambda grads: grads["logits"]),
-        num_passes=2,
-    ),
     "dr_grpo": Case(a.dr_grpo(T)),
     "f_grpo": Case(a.f_grpo(1.0)),
     "fade": Case(a.fade()),
@@ -123,4 +115,4 @@ CASES = {
     "uft": mixed(a.uft()),
     "w_reinforce": Case(a.w_reinforce()),
 }
-PARTS = {"group_normalised", "output_projection", "over_all", "over_selected"}
+PARTS = {"group_normalised", "over_all", "over_selected"}
