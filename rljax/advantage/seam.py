@@ -114,8 +114,12 @@ def _resized(tree, old: Sizes, new: Sizes):
         return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
 
     def prompts(x):
-        data = {k: rows(v, max(v.ndim - 1, 1)) for k, v in x.data.items()}
-        return jax.tree.map(lambda v: rows(v, v.ndim), x).replace(data=data)
+        def entry(v):  # an aside batch is Prompts again
+            return prompts(v) if isinstance(v, Prompts) else rows(v, max(v.ndim - 1, 1))
+
+        bare = x.replace(data={})
+        data = {k: entry(v) for k, v in x.data.items()}
+        return jax.tree.map(lambda v: rows(v, v.ndim), bare).replace(data=data)
 
     def stats(x):
         whole = {k: rows(v, v.ndim) for k, v in x.row_extra.items()}

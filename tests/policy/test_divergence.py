@@ -102,9 +102,9 @@ def decoders():
 
 def test_chunks_change_nothing_and_logp_is_the_policys():
     policy, params, reference, rows = decoders()
-    args = params, reference, rows.prompts, rows.samples
-    whole = fakes.jit(against_reference(policy).fn)(*args)
-    parts = fakes.jit(against_reference(policy, max_logits=70).fn)(*args)
+    args = params, rows.prompts, rows.samples, reference
+    whole = fakes.jit(against_reference(policy))(*args)
+    parts = fakes.jit(against_reference(policy, max_logits=70))(*args)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         whole,
