@@ -279,9 +279,6 @@ class TrainState(_Replaceable):
     reference: Any = None
 
 
-LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
-"""(now, credit, rollout) -> f32[P, G, T] or [P, G, 1], minimised."""
-
 Verify = Callable[[Prompts, Samples], Verdict]
 """(prompts, samples) -> Verdict: a verifier, in the graph or on the host."""
 
@@ -315,21 +312,6 @@ def require(data: Mapping[str, Value], name: str, how: str) -> Value:
     if name not in data:
         raise ValueError(f"prompts.data must hold {name!r}, got {sorted(data)}; {how}.")
     return data[name]
-
-
-def require_extra(stats: TokenStats, name: str, supplier: str) -> jax.Array:
-    """`stats.extra[name]`, f32[P, G, T]: what a method asks a measure function for.
-
-    Args:
-      stats: `now`, `rollout.old` or others.
-      supplier: what measures it, for the message.
-
-    Raises:
-      NotMeasured: if it is not there.
-    """
-    if name not in stats.extra:
-        raise NotMeasured(f"extra[{name!r}]", supplier)
-    return stats.extra[name]
 
 
 # Which fields have a token axis; sizes cannot tell, as T may equal any other size.

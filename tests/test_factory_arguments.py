@@ -68,6 +68,7 @@ FITS = {
     "loss_fn": loss.nll(),
     "low": 0.5,
     "make": lambda value: adv.scale_weight(1.0),
+    "marker": b"#",
     "max_tokens": 8,
     "measure": POLICY.measure,
     "measure_fn": lambda *arguments: 1.0,
@@ -83,6 +84,8 @@ FITS = {
     "select": adv.keep_top_entropy(),
     "select_fn": lambda value: value,
     "shape": (1, 8),
+    "states_fn": lambda params, prompts, samples: None,
+    "steer_fn": lambda vectors: None,
     "num_samples": 4,
     "scale_fn": lambda *arguments: arguments[0],
     "sources": Source.OWN,
@@ -209,7 +212,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("key", FACTORIES)
-def test_all_of_factory_is_called_rightly_by_the_table(key):
+def test_every_factory_is_called_rightly_by_the_table(key):
     assert call(FACTORIES[key]) is not None
 
 

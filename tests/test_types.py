@@ -11,15 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.types import (
-    Missing,
-    NotMeasured,
-    Rollout,
-    TokenStats,
-    Verdict,
-    require,
-    require_extra,
-)
+from rljax.types import Missing, NotMeasured, Rollout, TokenStats, Verdict, require
 
 READS = {
     "attribute": lambda x: x.logp,
@@ -108,10 +100,3 @@ def test_what_prompts_must_carry_is_asked_for_by_name_and_with_what_supplies_it(
     wanted = r"data must hold 'weight', got \['answer'\]; add weights\."
     with pytest.raises(ValueError, match=wanted):
         require({"answer": 3}, "weight", "add weights")
-
-
-def test_an_extra_that_was_not_measured_names_its_supplier():
-    stats = TokenStats(logp=jnp.zeros(1), extra={"value": jnp.ones(1)})
-    assert require_extra(stats, "value", "a value head measures it") == 1
-    with pytest.raises(NotMeasured, match=r"extra\['drift'\].* measure it with x"):
-        require_extra(stats, "drift", "measure it with x")

@@ -14,14 +14,7 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage import seam, solve_rate
-from rljax.types import (
-    Credit,
-    LossFn,
-    NotMeasured,
-    Rollout,
-    TokenStats,
-    is_measured,
-)
+from rljax.types import Credit, NotMeasured, Rollout, TokenStats, is_measured
 
 
 class AdvantageTransform(NamedTuple):
@@ -68,6 +61,9 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
         return credit, tuple(new_state)
 
     return AdvantageTransform(lambda: tuple(t.init() for t in transforms), update)
+
+
+LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)

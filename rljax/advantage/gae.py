@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.types import Credit, Rollout, require_extra
+from rljax.types import Credit, NotMeasured, Rollout
 
 
 def gae(reward, value, mask, gamma, lam, bootstrap=0.0):
@@ -74,12 +74,13 @@ def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
 
 def old_value(rollout: Rollout) -> jax.Array:
     """f32[P, G, T]: the sampling policy's values, before each token."""
-    return require_extra(
-        rollout.old,
-        "value",
-        "samplers return no values: pass the actor measure_old, the measure function"
-        " of a policy with a value head",
-    )
+    if "value" not in rollout.old.extra:
+        raise NotMeasured(
+            "old.extra['value']",
+            "samplers return no values: pass the actor measure_old, the measure"
+            " function of a policy with a value head",
+        )
+    return rollout.old.extra["value"]
 
 
 def _estimate(credit, rollout, gamma, lam, bootstrap_fn):

@@ -6,7 +6,7 @@ as the actor's `measure_old`.
 
 from rljax import advantage as adv
 from rljax import check, loss
-from rljax.types import LossFn
+from rljax.advantage.algebra import LossFn
 
 
 def _actor_critic(

@@ -12,7 +12,6 @@ from rljax import check
 from rljax.advantage import mixing
 from rljax.advantage.entropy import set_advantage
 from rljax.loss import kl, supervised, surrogate
-from rljax.types import require
 
 _AS_IT_IS = adv.chain()
 
@@ -113,8 +112,12 @@ def gcsl() -> adv.Algorithm:
 
 
 def _pair_weight(rollout):
-    how = "give gcsl() the weights of its pairs by relabel.with_weights"
-    return require(rollout.prompts.data, "weight", how)[:, None]
+    if "weight" not in rollout.prompts.data:
+        raise ValueError(
+            'gcsl() reads prompts.data["weight"] f32[P], the prompts carry'
+            f" {sorted(rollout.prompts.data)}; add it with relabel.with_weights."
+        )
+    return rollout.prompts.data["weight"][:, None]
 
 
 def lfu(weight: jax.typing.ArrayLike = 5.0) -> adv.Algorithm:

@@ -1,8 +1,8 @@
 """Loss functions from loss functions."""
 
 from rljax import check
+from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import token_ratio
-from rljax.types import LossFn
 
 
 def against_old(loss_fn: LossFn) -> LossFn:

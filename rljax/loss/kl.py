@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.types import LossFn, require_extra
+from rljax.advantage.algebra import LossFn
+from rljax.types import NotMeasured
 
 
 def kl_k1() -> LossFn:
@@ -103,12 +104,13 @@ def chi_squared_straight() -> LossFn:
 def _exact(name: str) -> LossFn:
     def loss(now, credit, rollout):
         del credit, rollout
-        return require_extra(
-            now,
-            name,
-            "give the learner a measure function that compares whole distributions:"
-            " rljax.policy.divergence.against_reference(policy)",
-        )
+        if name not in now.extra:
+            raise NotMeasured(
+                f"now.extra[{name!r}]",
+                "give the learner a measure function that compares whole"
+                " distributions: rljax.policy.divergence.against_reference(policy)",
+            )
+        return now.extra[name]
 
     return loss
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
+from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import clip_loss, log_ratio, token_ratio
-from rljax.types import LossFn
 
 
 def plain_ratio() -> LossFn:

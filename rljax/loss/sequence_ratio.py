@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
+from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import clip_loss, is_clipped, log_ratio
 from rljax.loss.surrogate import token_ratio as token_ratio
-from rljax.types import LossFn, Rollout
+from rljax.types import Rollout
 
 
 def _row_mean(d, mask):

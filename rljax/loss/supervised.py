@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.types import Credit, LossFn, Rollout, TokenStats, require_extra
+from rljax.advantage.algebra import LossFn
+from rljax.types import Credit, NotMeasured, Rollout, TokenStats
 
 WeightFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
@@ -194,11 +195,12 @@ def consistency() -> LossFn:
 
     def loss(now, credit, rollout):
         del credit, rollout
-        return require_extra(
-            now,
-            "consistency",
-            "make the learner with rljax.learn.consistency: perturbing_learner or"
-            " steering_learner",
-        )
+        if "consistency" not in now.extra:
+            raise NotMeasured(
+                'now.extra["consistency"]',
+                "make the learner with rljax.learn.consistency: perturbing_learner or"
+                " steering_learner",
+            )
+        return now.extra["consistency"]
 
     return loss

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.types import LossFn, Rollout, TokenStats
+from rljax.advantage.algebra import LossFn
+from rljax.types import Rollout, TokenStats
 
 
 def log_ratio(now: TokenStats, rollout: Rollout) -> jax.Array:

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check
+from rljax.advantage.algebra import LossFn
 from rljax.advantage.gae import old_value
-from rljax.types import LossFn, TokenStats, require_extra
+from rljax.types import NotMeasured, TokenStats
 
 
 def value_loss(clip: jax.typing.ArrayLike = 0.2) -> LossFn:
@@ -37,4 +38,8 @@ def value_loss(clip: jax.typing.ArrayLike = 0.2) -> LossFn:
 
 def value(now: TokenStats) -> jax.Array:
     """f32[P, G, T]: the current value estimates, before each token."""
-    return require_extra(now, "value", "measure with a policy that has a value head")
+    if "value" not in now.extra:
+        raise NotMeasured(
+            "now.extra['value']", "measure with a policy that has a value head"
+        )
+    return now.extra["value"]

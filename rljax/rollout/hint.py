@@ -26,7 +26,7 @@ import numpy as np
 from rljax import check, keys
 from rljax.advantage.mixing import of_source
 from rljax.rollout.sample import Sampler
-from rljax.types import Missing, Prompts, Rollout, Samples, Source, over_tokens, require
+from rljax.types import Missing, Prompts, Rollout, Samples, Source, over_tokens
 
 
 def cosine_reveal(
@@ -159,10 +159,17 @@ def is_hint(rollout: Rollout) -> jax.Array:
 
 
 def _require(prompts: Prompts, name: str) -> jax.Array:
-    how = "cut the data set's solutions with piece_ends"
-    if name == "hint_length":
-        how = "wrap the act in hinted_act(act, cosine_reveal())"
-    return jnp.asarray(require(prompts.data, name, how))
+    if name not in prompts.data:
+        how = (
+            "wrap the act in hinted_act(act, cosine_reveal())"
+            if name == "hint_length"
+            else "cut the data set's solutions with piece_ends"
+        )
+        raise ValueError(
+            f'hints read prompts.data["{name}"], the prompts carry'
+            f" {sorted(prompts.data)}; {how}."
+        )
+    return jnp.asarray(prompts.data[name])
 
 
 def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarray:
