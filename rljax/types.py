@@ -282,8 +282,8 @@ class TrainState(_Replaceable):
 Verify = Callable[[Prompts, Samples], Verdict]
 """(prompts, samples) -> Verdict: a verifier, in the graph or on the host."""
 
-Sample = Callable[[Any, Prompts, jax.Array], tuple[Samples, TokenStats | Missing]]
-"""(params, prompts, key) -> (samples, `old`): a sampler. The key is the step's."""
+Sample = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
+"""(params, prompts, step key) -> (samples, `old`): a sampler."""
 
 
 class Measure(Protocol):
