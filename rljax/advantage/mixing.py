@@ -14,7 +14,7 @@ from rljax import check, numerics
 from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.row import keep_rows
-from rljax.types import Rollout, Source
+from rljax.types import Rollout, Source, require
 
 
 def of_source(rollout: Rollout, *sources: int) -> jax.Array:
@@ -31,6 +31,17 @@ def _require_sources(sources):
             "sources must name one, as a filter needs a source, got none; pass"
             " Source.OWN or so."
         )
+
+
+def is_hint(rollout: Rollout) -> jax.Array:
+    """bool[P, G]: the rows of hints (`rljax.rollout.hint`).
+
+    Raises:
+      ValueError: when traced, if the run gives no hints.
+    """
+    how = "wrap the act in reveal_hints(act, cosine_reveal())"
+    require(rollout.prompts.data, "hint_length", how)
+    return of_source(rollout, Source.DEMONSTRATION)
 
 
 def is_stored(rollout: Rollout) -> jax.Array:
@@ -56,24 +67,13 @@ def keep_stored() -> AdvantageTransform:
     """
 
     def apply(credit, rollout):
-        require_answers(rollout.prompts.data, "this term learns from")
+        check.stored_answers(rollout.prompts.data, "this term learns from")
         rows = is_stored(rollout)
         weight = jnp.where(rows[..., None], credit.weight, 0.0)
         credit = credit.replace(weight=weight)
         return credit.log(stored_share=jnp.mean(rows, dtype=jnp.float32))
 
     return stateless(apply)
-
-
-def require_answers(data: dict, reader: str) -> None:
-    """Raises ValueError unless prompts' data hold stored answers; static."""
-    if "answers" not in data and "completion" not in data:
-        raise ValueError(
-            f'{reader} stored answers: prompts.data["answers"] i32[P, A, T] with'
-            ' "answers_mask" and "answers_source", or ["completion"] i32[P, T] with'
-            f' "completion_mask"; the prompts carry {sorted(data)}; add them to the'
-            " data set."
-        )
 
 
 def members_from(*sources: int) -> AdvantageTransform:

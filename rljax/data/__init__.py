@@ -3,7 +3,7 @@
 `problem` reads, `encode` turns problems into prompts, `stream` makes endless batches of
 them. `tokenizer` loads tokenizers, `token_ids` checks their ids against a policy,
 `control_token` keeps text from being read as control tokens, `held_out` splits a data
-set, `relabel` expands one by goals, `strict_json` reads JSON.
+set, and `relabel` expands one by goals.
 
 A new format is a function that returns `list[Problem]`. Nothing here knows models,
 devices or rewards.

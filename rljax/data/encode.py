@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rljax.data import control_token, held_out, strict_json
+from rljax import strict_json
+from rljax.data import control_token, held_out
 from rljax.data.problem import Problem
 from rljax.types import Prompts
 

@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from rljax.data import strict_json
+from rljax import strict_json
 
 
 class Problem(NamedTuple):

@@ -13,7 +13,7 @@ place of reference parameters:
 
     states = probe.recorded(policy.measure)
     learner = update.learner(perturbed_measure(states), algorithms.lfu(), optimizer)
-    learner = perturbing_learner(learner, states, mixed.stored())
+    learner = perturbing_learner(learner, states, mixed.stored_answers())
 
 The independent batch is `prompts.data["aside"]`, Prompts of its own with stored
 answers; `with_aside` draws it on the host.
@@ -107,7 +107,7 @@ def perturbing_learner(
       learner: of `perturbed_measure(states_fn)` and an algorithm with a term on
         `extra["consistency"]`. All parameters are trained (of LoRA: the adapters).
       states_fn: `probe.recorded(policy.measure)` of a decoder.
-      sample: reads the aside batch's answers, `mixed.stored()`.
+      sample: reads the aside batch's answers, `mixed.stored_answers()`.
       radius: length of the step.
 
     Returns:
@@ -183,7 +183,7 @@ def steering_learner(
       learner: of `steered_measure(states_fn, steer_fn)` and an algorithm with a term on
         `extra["consistency"]`.
       steer_fn: as for `steered_measure`.
-      sample: reads the aside batch's answers, `mixed.stored()`.
+      sample: reads the aside batch's answers, `mixed.stored_answers()`.
       shape: (L, E), layers and width of the decoder.
       vector_optimizer: of the vectors; Adam with the policy's learning rate.
 

@@ -16,7 +16,13 @@ from algorithm_cases import CASES, DEMONSTRATION, GREEDY, OWN, PARTS, Case, G, T
 from rljax import algorithms, program
 from rljax.learn import update
 from rljax.policy import against_reference
-from rljax.types import Prompts, Rollout, Samples, TokenStats, Verdict
+from rljax.types import (
+    Prompts,
+    Rollout,
+    Samples,
+    TokenStats,
+    Verdict,
+)
 
 P, V = 8, 3
 NUM_STEPS, SEEDS = 60, 4

@@ -129,7 +129,7 @@ def test_joined_samples_are_padded_along_their_tokens_only():
         samples, old = sample(params, prompts, key)
         return samples, old.replace(row_extra={"k": jnp.ones((P, 2, 2))})
 
-    sample = mixed.joined(short, long)
+    sample = mixed.side_by_side(short, long)
     params = TABLE.init(None)
     samples, old = fakes.jit(sample)(params, fakes.prompts(P), jax.random.key(0))
     assert samples.tokens.shape == old.logp.shape == (P, 4, 4)
@@ -148,5 +148,5 @@ def test_a_loss_function_that_reads_current_is_told_to_read_now(num_microbatches
     )
     state = made.init(TABLE.init(None), jax.random.key(0))
     rows = fakes.rollout(P, G, T).replace(prompts=fakes.prompts(P))
-    with pytest.raises(NotMeasured, match=r"to `weighting` chains alone.* has `now`"):
+    with pytest.raises(NotMeasured, match=r"only `weighting` .* given `now`"):
         jax.eval_shape(made.learn, state, rows)

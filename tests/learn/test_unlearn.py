@@ -50,7 +50,7 @@ def beside(prompts, aside):
 
 
 PROMPTS = beside(shown(1), shown(2))
-SAMPLES, _ = mixed.stored()(None, PROMPTS, None)
+SAMPLES, _ = mixed.stored_answers()(None, PROMPTS, None)
 
 
 # Looking into the layers.
@@ -180,7 +180,7 @@ def perturbing(method, rate, *, radius=0.1, **pieces):
     measure = consistency.perturbed_measure(RECORDED)
     learner = update.learner(measure, method, optax.sgd(rate), **pieces)
     return consistency.perturbing_learner(
-        learner, RECORDED, mixed.stored(), radius=radius
+        learner, RECORDED, mixed.stored_answers(), radius=radius
     )
 
 
@@ -189,7 +189,7 @@ def steering(method, rate, vector_optimizer):
     return consistency.steering_learner(
         update.learner(measure, method, optax.sgd(rate)),
         steer,
-        mixed.stored(),
+        mixed.stored_answers(),
         shape=(1, 16),
         vector_optimizer=vector_optimizer,
     )
@@ -214,7 +214,7 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
 
     def harm(params):
         aside = PROMPTS.data["aside"]
-        rows, _ = mixed.stored()(None, aside, None)
+        rows, _ = mixed.stored_answers()(None, aside, None)
         logp = POLICY.measure(params, aside, rows).logp
         return -jnp.sum(jnp.where(rows.mask, logp, 0)) / jnp.sum(rows.mask)
 
