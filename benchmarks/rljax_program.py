@@ -71,11 +71,11 @@ def build(
         policy = unshared(policy, work.num_samples)
     grpo = advantage.algorithm(
         policy=advantage.Term(
-            loss.clipped_ratio(0.2, 0.2),
             advantage=advantage.chain(
                 advantage.center_by_group(), advantage.scale_by_group_std()
             ),
             weighting=advantage.token_mean(),
+            loss_fn=loss.ppo_clip(0.2, 0.2),
         )
     )
     optimizer = optax.chain(

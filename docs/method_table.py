@@ -1,7 +1,7 @@
-"""Writes the README's method table from the recipes themselves.
+"""Writes docs/methods.md, the table of all methods, from the recipes' docstrings.
 
-python docs/method_table.py          writes README.md
-python docs/method_table.py --check  fails if README.md is not up to date
+python docs/method_table.py          writes docs/methods.md
+python docs/method_table.py --check  fails if it is not up to date
 """
 
 import ast
@@ -10,36 +10,70 @@ import pathlib
 import re
 import sys
 import textwrap
+from typing import NamedTuple
 
-from rljax import algorithms
-from rljax.advantage import Algorithm
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout's recipes, not an installed package's
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
-TAGS = ("PAPER", "SECONDARY", "RECONSTRUCTED", "DERIVED")
+from rljax import algorithms  # noqa: E402
+from rljax.advantage import Algorithm  # noqa: E402
+
+PAGE = ROOT / "docs" / "methods.md"
+TAGS = ("PAPER", "SECONDARY", "RECONSTRUCTED", "DERIVED", "TEXTBOOK")
+HEAD = """# Methods
+
+Written by `python docs/method_table.py` from the docstrings of `rljax/algorithms/`.
+
+Every method is a recipe, a function from numbers to an algorithm, made of the same few
+primitives. `r` is a sample's reward, `p` its group's solve rate, `q = 1 - p`; `A_S` and
+`A_F` are the advantages of successes and failures, a mass is an advantage times its
+class's share, and `f` is the objective that the method ascends on-policy. Confidence
+says where the formula is from: *paper* the paper's text or its authors' code,
+*secondary* third parties that agree, *reconstructed* our reading of an ambiguous
+source, *derived* algebra from a stated formula, *textbook* known to everybody.
+
+| recipe | what it is | lines | source | confidence |
+|---|---|---|---|---|
+"""
+
+
+class Entry(NamedTuple):
+    """What a docstring says of its recipe."""
+
+    summary: str
+    source: str
+    tags: tuple[str, ...]
+
+
+def entry(recipe) -> Entry:
+    """The first line of a docstring, and its "Source: reference (TAG)." section.
+
+    Raises:
+      ValueError: if the docstring has no such section.
+    """
+    doc = inspect.getdoc(recipe) or ""
+    section = re.search(r"^Source: (.+?)(?=^\w+:|\Z)", doc, re.M | re.S)
+    text = " ".join(section[1].split()) if section else ""
+    found = re.fullmatch(r"(.+) \(([^()]+)\)\.", text)
+    tags = tuple(t for t in TAGS if found and t in found[2])
+    if not tags:
+        raise ValueError(
+            f"the docstring of {recipe.__name__} must end in 'Source: reference (TAG).'"
+            f" with a TAG of {TAGS}, got {text!r}; add it."
+        )
+    return Entry(doc.splitlines()[0].rstrip("."), found[1], tags)
 
 
 def row(name: str, recipe) -> str:
-    """Name, one-line formula, lines of the body, source and confidence."""
-    doc, module = inspect.getdoc(recipe) or "", inspect.getmodule(recipe)
-    first = re.sub(r"\s+", " ", doc.split("\n\n")[0]).rstrip(".")
-    near, far = doc, module.__doc__ or ""
-    source = _source(near) or _source(far)
-    tags = [t for t in TAGS if t in near] or [t for t in TAGS if t in far]
-    first = re.sub(
-        r" ?\((arXiv|PAPER|SECONDARY|RECONSTRUCTED|DERIVED|std)[^)]*\)", "", first
+    """A line of the table: name, summary, lines of the body, source, confidence."""
+    summary, source, tags = entry(recipe)
+    source = re.sub(
+        r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", source
     )
-    first = first.replace("|", "\\|")
-    confidence = ", ".join(tags).lower() or "textbook"
-    cells = (f"`{name}`", first, str(lines(recipe)), source, confidence)
-    return f"| {' | '.join(cells)} |"
-
-
-def _source(doc: str) -> str:
-    if found := re.search(r"\d{4}\.\d{5}", doc):
-        return f"[{found[0]}](https://arxiv.org/abs/{found[0]})"
-    found = re.search(r"Source: ([^.(:;]+)", doc)
-    return re.sub(r"\s+", " ", found[1]).strip() if found else ""
+    confidence = ", ".join(tags).lower()
+    cells = (f"`{name}`", summary, str(lines(recipe)), source, confidence)
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |\n"
 
 
 def lines(recipe) -> int:
@@ -49,32 +83,28 @@ def lines(recipe) -> int:
     return sum(part.end_lineno - part.lineno + 1 for part in body)
 
 
-def table() -> str:
-    """The table of all recipes that return an algorithm, by module."""
-    recipes = [
-        (name, fn)
+def recipes() -> dict:
+    """All functions that return an algorithm, by name, ordered by their files."""
+    found = {
+        name: fn
         for name in algorithms.__all__
         if inspect.signature(fn := getattr(algorithms, name)).return_annotation
         is Algorithm
-    ]
-    recipes.sort(key=lambda r: (inspect.getmodule(r[1]).__name__, r[0]))
-    head = [
-        "| recipe | what it is | lines | source | confidence |",
-        "|---|---|---|---|---|",
-    ]
-    return "\n".join(head + [row(*r) for r in recipes])
+    }
+    by_file = sorted(found, key=lambda name: (found[name].__module__, name))
+    return {name: found[name] for name in by_file}
 
 
-def updated(text: str) -> str:
-    """The README's text with the table made anew."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+def page() -> str:
+    """The text of docs/methods.md."""
+    return HEAD + "".join(row(*item) for item in recipes().items())
 
 
 if __name__ == "__main__":
-    old = README.read_text()
-    new = updated(old)
-    if "--check" in sys.argv and new != old:
-        sys.exit("README.md is behind the recipes; run python docs/method_table.py")
-    README.write_text(new)
+    made = page()
+    if "--check" not in sys.argv:
+        PAGE.write_text(made)
+    elif not PAGE.exists() or PAGE.read_text() != made:
+        sys.exit(
+            "docs/methods.md is behind the recipes; run python docs/method_table.py"
+        )

@@ -192,7 +192,7 @@ def warm_learner(config: Config, policy: Policy) -> update.Learner:
         config.warm_steps,
         0.05 * config.warm_learning_rate,
     )
-    sft = algorithm(nll=Term(loss.nll(), weighting=token_mean()))
+    sft = algorithm(nll=Term(weighting=token_mean(), loss_fn=loss.nll()))
     return update.learner(policy.measure, sft, optimizer(config, rate))
 
 

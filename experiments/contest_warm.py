@@ -19,8 +19,8 @@ from rljax.types import Prompts, Source
 def sft_right() -> Algorithm:
     """SFT on the stored answers that the verifier accepts: what GFT's verifier alone
     is worth."""
-    kept = adv.chain(adv.mixing.keep_stored(), adv.keep_correct(), adv.token_mean())
-    return adv.algorithm(sft=adv.Term(loss.nll(), weighting=kept))
+    kept = adv.chain(adv.keep_stored(), adv.keep_correct(), adv.token_mean())
+    return adv.algorithm(sft=adv.Term(weighting=kept, loss_fn=loss.nll()))
 
 
 OBJECTIVES: dict[str, Callable[[], Algorithm]] = {

@@ -266,6 +266,27 @@ class Credit(_Replaceable):
         return self.replace(metrics={**self.metrics, **new})
 
 
+LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
+
+
+def measured_extra(
+    stats: TokenStats | Missing, owner: str, name: str, supplier: str
+) -> jax.Array:
+    """`stats.extra[name]`; raises NotMeasured, naming the supplier, if nobody did."""
+    if name not in stats.extra:
+        raise NotMeasured(f"{owner}.extra[{name!r}]", supplier)
+    return stats.extra[name]
+
+
+def old_value(rollout: Rollout) -> jax.Array:
+    """f32[P, G, T]: the sampling policy's values, before each token."""
+    supplier = (
+        "samplers return no values: pass the actor measure_old, the measure function of"
+        " a policy with a value head"
+    )
+    return measured_extra(rollout.old, "old", "value", supplier)
+
+
 @_core_type
 class TrainState(_Replaceable):
     """All that a run is on the device, and all of it that a checkpoint holds.

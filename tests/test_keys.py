@@ -93,7 +93,8 @@ def test_the_shuffle_is_that_of_its_stream():
         return credit
 
     term = adv.Term(
-        loss.clipped_ratio(), adv.chain(adv.stateless(record), adv.token_mean())
+        weighting=adv.chain(adv.stateless(record), adv.token_mean()),
+        loss_fn=loss.ppo_clip(),
     )
     made = update.learner(
         policy.measure, adv.algorithm(policy=term), optax.sgd(1.0), num_minibatches=8

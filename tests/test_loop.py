@@ -33,8 +33,15 @@ def verify(prompts, samples):
 
 
 METHOD = algorithm(
-    policy=Term(loss.clipped_ratio(), adv.token_mean(), adv.fade_advantage()),
-    kl=Term(loss.kl_k3_straight(), chain(adv.token_mean(), adv.scale_weight(0.05))),
+    policy=Term(
+        advantage=adv.scale_by_fade(),
+        weighting=adv.token_mean(),
+        loss_fn=loss.ppo_clip(),
+    ),
+    kl=Term(
+        weighting=chain(adv.token_mean(), adv.scale_weight(0.05)),
+        loss_fn=loss.kl_k3_straight_through(),
+    ),
 )
 LEARNER = update.learner(POLICY.measure, METHOD, optax.adam(0.1), num_minibatches=2)
 FUSED = program.fused(ACT, LEARNER, verify)
@@ -201,7 +208,7 @@ def test_demonstrations_are_learned_without_a_verifier():
             "completion_mask": np.ones((60, P, T), bool),
         },
     )
-    sft = algorithm(sft=Term(loss.nll(), adv.token_mean()))
+    sft = algorithm(sft=Term(weighting=adv.token_mean(), loss_fn=loss.nll()))
     learner = update.learner(POLICY.measure, sft, optax.adam(0.3))
     run = program.fused(program.demonstrator(), learner)
     state, metrics = run(learner.init(POLICY.init(None), jax.random.key(0)), prompts)

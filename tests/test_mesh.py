@@ -52,7 +52,9 @@ def train(devices, weighting, options, spread=True):
     spread: whether prompts are put on the mesh, or come as NumPy arrays.
     """
     method = algorithm(
-        policy=Term(loss.clipped_ratio(), weighting, adv.fade_advantage())
+        policy=Term(
+            advantage=adv.scale_by_fade(), weighting=weighting, loss_fn=loss.ppo_clip()
+        )
     )
     learner = update.learner(POLICY.measure, method, optax.sgd(0.1), **options)
     run = program.fused(ACT, learner, verify)

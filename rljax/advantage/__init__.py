@@ -1,157 +1,190 @@
-"""The algebra of credit: transforms, terms, algorithms, controllers, masses."""
+"""Credit: how hard each sampled token is pushed up or down.
 
-from rljax.advantage import correction, gac, mass, mixing, token_weight
+A transform maps `Credit` to `Credit`, and transforms chain; a term is a loss function
+with credit of its own; an algorithm is a sum of terms (`algebra`). The other files are
+named by what a transform does:
+
+    baseline, scale, whiten   subtract from the reward, multiply, do both over the batch
+    assign, gae, pass_at_k    replace the reward
+    shaping                   change rewards by lengths, confidence or a teacher
+    filter, token_filter      leave out rows, prompts and tokens
+    importance                correct for a sampler that is not the policy
+    reduction                 turn weights into shares of a mean; one in every term
+    controller, coefficient   numbers that follow the run
+    fade, gac                 methods with a state
+
+A new transform is a function in the file of its verb, or in your own file. Nothing here
+knows models, tokenizers, files or meshes: arrays in, arrays out.
+"""
+
+from rljax.advantage import fade, gac, importance, mass, token_filter
 from rljax.advantage.algebra import (
     AdvantageTransform,
     Algorithm,
     Term,
     algorithm,
     chain,
+    initial_credit,
     reads_current,
-    start,
     stateless,
 )
+from rljax.advantage.assign import assign_by_class, assign_constant
 from rljax.advantage.baseline import (
     center_by,
     center_by_greedy,
     center_by_group,
+    center_by_leave_one_out,
     center_by_length,
     center_by_quantile,
-    focal,
-    leave_one_out,
-    scale_by_group_norm,
-    scale_by_group_std,
-    scale_negative,
+    center_by_risk,
+    skip_groups_of_one,
 )
-from rljax.advantage.batch import (
-    anneal_by_batch_rate,
-    by_row,
-    by_token,
-    return_to_go,
-    scale_by_mixed_share,
-    whiten_by_batch,
+from rljax.advantage.coefficient import (
+    entropy_controller,
+    kl_controller,
+    sampled_entropy,
+    sampled_kl,
 )
-from rljax.advantage.controlled_algorithm import controlled_algorithm
 from rljax.advantage.controller import (
     Controller,
     constant,
     controlled,
+    controlled_algorithm,
+    delayed,
     ema,
     pid,
     schedule,
 )
-from rljax.advantage.correction import (
-    importance_weight,
+from rljax.advantage.fade import fade_controller, scale_by_fade
+from rljax.advantage.filter import (
+    drop_equal_groups,
+    drop_truncated,
+    keep_correct,
+    keep_incorrect,
+    keep_prompts,
+    keep_rows,
+    keep_source,
+    keep_stored,
+    restrict_members,
+)
+from rljax.advantage.gae import assign_gae, assign_return_to_go, assign_value_target
+from rljax.advantage.importance import (
     log_mismatch,
-    normalised_importance_weight,
     reject,
+    weigh_by_importance,
+    weigh_by_normalised_importance,
 )
-from rljax.advantage.entropy import (
-    delayed,
-    entropy_controller,
-    sampled_entropy,
-    set_advantage,
-)
-from rljax.advantage.fade import fade_advantage, fade_controller
-from rljax.advantage.gae import gae_advantage, value_target
-from rljax.advantage.history import scale_by_history
-from rljax.advantage.kl_control import kl_controller, sampled_kl
 from rljax.advantage.mass import masses
 from rljax.advantage.pass_at_k import (
-    best_minus_second,
-    pass_at_k_training,
-    pkpo,
-    pkpo_leave_one_out,
-    pkpo_minus_one,
+    assign_lead_of_best,
+    assign_pass_at_k_training,
+    assign_pkpo,
+    assign_pkpo_minus_one,
+    center_by_pkpo_leave_one_out,
 )
-from rljax.advantage.rate import assign_by_class, center_by_risk, scale_by_rate
 from rljax.advantage.reduction import (
     constant_length,
+    constant_sum,
     prompt_mean,
     scale_weight,
     sequence_mean,
     token_mean,
+    weighted_sequence_mean,
 )
-from rljax.advantage.row import keep_correct, keep_incorrect, keep_rows
+from rljax.advantage.scale import (
+    anneal_by_batch_rate,
+    normalise_by_group,
+    scale_by_focal_factor,
+    scale_by_group_norm,
+    scale_by_group_std,
+    scale_by_history,
+    scale_by_mixed_share,
+    scale_by_rate,
+    scale_negative,
+)
 from rljax.advantage.shaping import (
-    affine_reward,
-    drop_equal_groups,
-    drop_truncated,
     follow_teacher_by_entropy,
-    overlong_penalty,
     punish_confident_errors,
+    punish_overlong,
+    rescale_reward,
 )
-from rljax.advantage.token_weight import (
+from rljax.advantage.token_filter import (
     drop_covariant,
     keep_covariant,
     keep_top_entropy,
     silence_spurious,
 )
-from rljax.analysis import profile
+from rljax.advantage.whiten import by_row, by_token, whiten_by_batch
 
 __all__ = [
     "AdvantageTransform",
     "Algorithm",
     "Controller",
     "Term",
-    "affine_reward",
     "algorithm",
     "anneal_by_batch_rate",
     "assign_by_class",
-    "best_minus_second",
+    "assign_constant",
+    "assign_gae",
+    "assign_lead_of_best",
+    "assign_pass_at_k_training",
+    "assign_pkpo",
+    "assign_pkpo_minus_one",
+    "assign_return_to_go",
+    "assign_value_target",
     "by_row",
     "by_token",
     "center_by",
     "center_by_greedy",
     "center_by_group",
+    "center_by_leave_one_out",
     "center_by_length",
+    "center_by_pkpo_leave_one_out",
     "center_by_quantile",
     "center_by_risk",
     "chain",
     "constant",
     "constant_length",
+    "constant_sum",
     "controlled",
     "controlled_algorithm",
-    "correction",
     "delayed",
     "drop_covariant",
     "drop_equal_groups",
     "drop_truncated",
     "ema",
     "entropy_controller",
-    "fade_advantage",
+    "fade",
     "fade_controller",
-    "focal",
     "follow_teacher_by_entropy",
     "gac",
-    "gae_advantage",
-    "importance_weight",
+    "importance",
+    "initial_credit",
     "keep_correct",
     "keep_covariant",
     "keep_incorrect",
+    "keep_prompts",
     "keep_rows",
+    "keep_source",
+    "keep_stored",
     "keep_top_entropy",
     "kl_controller",
-    "leave_one_out",
     "log_mismatch",
     "mass",
     "masses",
-    "mixing",
-    "normalised_importance_weight",
-    "overlong_penalty",
-    "pass_at_k_training",
+    "normalise_by_group",
     "pid",
-    "pkpo",
-    "pkpo_leave_one_out",
-    "pkpo_minus_one",
-    "profile",
     "prompt_mean",
     "punish_confident_errors",
+    "punish_overlong",
     "reads_current",
     "reject",
-    "return_to_go",
+    "rescale_reward",
+    "restrict_members",
     "sampled_entropy",
     "sampled_kl",
+    "scale_by_fade",
+    "scale_by_focal_factor",
     "scale_by_group_norm",
     "scale_by_group_std",
     "scale_by_history",
@@ -161,12 +194,13 @@ __all__ = [
     "scale_weight",
     "schedule",
     "sequence_mean",
-    "set_advantage",
     "silence_spurious",
-    "start",
+    "skip_groups_of_one",
     "stateless",
+    "token_filter",
     "token_mean",
-    "token_weight",
-    "value_target",
+    "weigh_by_importance",
+    "weigh_by_normalised_importance",
+    "weighted_sequence_mean",
     "whiten_by_batch",
 ]

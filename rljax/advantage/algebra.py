@@ -14,22 +14,29 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage import seam, solve_rate
-from rljax.types import Credit, NotMeasured, Rollout, TokenStats, is_measured
+from rljax.types import (
+    Credit,
+    LossFn,
+    NotMeasured,
+    Rollout,
+    TokenStats,
+    is_measured,
+)
 
 
 class AdvantageTransform(NamedTuple):
     """A pair of pure functions: `init() -> state` and
-    `update(credit, state, rollout) -> (credit, state)`."""
+    `update(credit, rollout, state) -> (credit, state)`."""
 
     init: Callable[[], Any]
-    update: Callable[[Credit, Any, Rollout], tuple[Credit, Any]]
+    update: Callable[[Credit, Rollout, Any], tuple[Credit, Any]]
 
 
 def stateless(fn: Callable[[Credit, Rollout], Credit]) -> AdvantageTransform:
     """The transform that applies `fn` and remembers nothing."""
     check.function("fn", fn, "credit, rollout")
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         return fn(credit, rollout), state
 
     update.__qualname__ = getattr(fn, "__qualname__", "stateless")
@@ -39,15 +46,15 @@ def stateless(fn: Callable[[Credit, Rollout], Credit]) -> AdvantageTransform:
 def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
     """Applies transforms from left to right; the empty chain changes nothing.
 
-    Order means something: a filter before a reduction renormalises over what is left,
-    after it, it does not.
+    Order matters: a filter before a reduction renormalises over what is left; a filter
+    after it does not.
     """
     for i, transform in enumerate(transforms):
         check.kind(
             f"transforms[{i}] of chain", transform, AdvantageTransform, "token_mean()"
         )
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         if len(state) != len(transforms):
             raise ValueError(
                 f"chain of {len(transforms)} transforms needs a state of as many parts,"
@@ -56,33 +63,32 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
         new_state = []
         for i, (transform, part) in enumerate(zip(transforms, state, strict=True)):
             place = f"link {i + 1} of {len(transforms)}"
-            credit, part = seam.transformed(transform, credit, part, rollout, place)
+            credit, part = seam.transformed(transform, credit, rollout, part, place)
             new_state.append(part)
         return credit, tuple(new_state)
 
     return AdvantageTransform(lambda: tuple(t.init() for t in transforms), update)
 
 
-LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
     """A summand of the loss: `sum(weight * loss_fn(now, credit, rollout))`.
 
-    loss_fn: minimised, broadcastable to f32[P, G, T], local to a prompt.
-    advantage: chain run once per rollout batch.
+    Fields stand in the order in which data flow through them.
+
+    advantage: chain run once per rollout batch; empty by default.
     weighting: chain run once per optimiser step on its whole minibatch; contains
       exactly one reduction and may read `rollout.current`.
+    loss_fn: minimised, f32[P, G, T] or [P, G, 1], local to a row.
     """
 
-    loss_fn: LossFn
-    weighting: AdvantageTransform
     advantage: AdvantageTransform = dataclasses.field(default_factory=chain)
+    weighting: AdvantageTransform
+    loss_fn: LossFn
 
     def __post_init__(self):
         check.function("loss_fn of Term", self.loss_fn, "now, credit, rollout")
-        for name in ("weighting", "advantage"):
+        for name in ("advantage", "weighting"):
             transform = vars(self)[name]
             check.kind(f"{name} of Term", transform, AdvantageTransform, "token_mean()")
 
@@ -109,12 +115,12 @@ class AlgorithmState(NamedTuple):
     weighting: tuple
 
 
-def start(rollout: Rollout) -> Credit:
-    """The credit every chain starts from: reward, mask, all verified rows members.
+def initial_credit(rollout: Rollout) -> Credit:
+    """The credit that every chain starts from: the reward and the mask.
 
-    Without a verdict (supervised terms) the reward is 1. Rows whose verifier failed,
-    and those without any token (of groups that are short), are no members and weigh
-    nothing; their reward is not read and counts as 0.
+    Without a verdict (supervised terms) the reward is 1. All rows are members but those
+    whose verifier failed and those without any token (of short groups): they weigh
+    nothing, and their reward counts as 0.
     """
     mask, member = rollout.samples.mask, solve_rate.members(rollout)
     if is_measured(rollout.verdict):
@@ -139,29 +145,10 @@ def algorithm(**terms: Term) -> Algorithm:
     if not terms:
         raise ValueError("algorithm needs at least one term, got none; pass name=Term.")
     for name, term in terms.items():
-        check.kind(f"term {name!r}", term, Term, "Term(nll(), token_mean())")
+        check.kind(
+            f"term {name!r}", term, Term, "Term(weighting=token_mean(), loss_fn=nll())"
+        )
     names, parts = tuple(terms), tuple(terms.values())
-
-    def run(chain_name, credits, states, rollout):
-        rollout = solve_rate.only_verified(rollout)
-        done = [
-            seam.transformed(
-                getattr(term, chain_name),
-                c.replace(metrics={}),
-                s,
-                rollout,
-                f"term {name!r}, {chain_name}",
-            )
-            for name, term, c, s in zip(names, parts, credits, states, strict=True)
-        ]
-        credits = tuple(_lawful(c, rollout) for c, _ in done)
-        metrics = {
-            f"{name}/{key}": value
-            for name, c in zip(names, credits, strict=True)
-            for key, value in c.metrics.items()
-        }
-        credits = tuple(c.replace(metrics={}) for c in credits)
-        return jax.lax.stop_gradient(credits), tuple(s for _, s in done), metrics
 
     def init():
         return numerics.strong(
@@ -172,8 +159,10 @@ def algorithm(**terms: Term) -> Algorithm:
         )
 
     def credit(rollout, state):
-        credits = (start(rollout),) * len(parts)
-        made, new, metrics = run("advantage", credits, state.advantage, rollout)
+        credits = (initial_credit(rollout),) * len(parts)
+        made, new, metrics = _run_chains(
+            "advantage", terms, credits, rollout, state.advantage
+        )
         for name, c in zip(names, made, strict=True):
             if c.reduced:
                 raise ValueError(
@@ -183,11 +172,13 @@ def algorithm(**terms: Term) -> Algorithm:
                 )
         if not is_measured(rollout.verdict):
             for name, term, s in zip(names, parts, state.advantage, strict=True):
-                _require_no_reward(name, term.advantage, s, rollout)
+                _require_no_reward(name, term.advantage, rollout, s)
         return made, state._replace(advantage=new), metrics
 
     def weigh(credits, rollout, state):
-        credits, new, metrics = run("weighting", credits, state.weighting, rollout)
+        credits, new, metrics = _run_chains(
+            "weighting", terms, credits, rollout, state.weighting
+        )
         for name, c in zip(names, credits, strict=True):
             if not c.reduced:
                 raise ValueError(
@@ -202,18 +193,34 @@ def algorithm(**terms: Term) -> Algorithm:
         for name, term, c in zip(names, parts, credits, strict=True):
             c = _without_idle_rows(c)
             value = seam.loss_of(term.loss_fn, now, c, rollout, f"term {name!r}")
-            # Not by sign: a weight of NaN must show, as an update that is refused.
+            # `weighs` compares with 0: a weight of NaN must reach the loss, so that the
+            # update is refused.
             total += jnp.sum(jnp.where(c.weighs, c.weight * value, 0.0))
         return total
 
     return Algorithm(init, credit, weigh, loss)
 
 
-def _lawful(credit: Credit, rollout: Rollout) -> Credit:
-    """Nothing weighs outside the mask, and a negative weight is NaN.
+def _run_chains(kind: str, terms: dict[str, Term], credits, rollout: Rollout, states):
+    """(credits, states, metrics) after one chain of each term."""
+    rollout = solve_rate.only_verified(rollout)
+    made, new, metrics = [], [], {}
+    for (name, term), c, s in zip(terms.items(), credits, states, strict=True):
+        place = f"term {name!r}, {kind}"
+        chained = getattr(term, kind)
+        c, s = seam.transformed(chained, c.replace(metrics={}), rollout, s, place)
+        c = _lawful(c, rollout)
+        metrics |= {f"{name}/{key}": value for key, value in c.metrics.items()}
+        made.append(c.replace(metrics={}))
+        new.append(s)
+    return jax.lax.stop_gradient(tuple(made)), tuple(new), metrics
 
-    A coefficient that is negative when traced must not lose its term without a word:
-    its updates are refused, and counted.
+
+def _lawful(credit: Credit, rollout: Rollout) -> Credit:
+    """Weights outside the mask become 0, negative ones NaN.
+
+    A traced coefficient that turns negative would drop its term silently. With NaN the
+    update is refused, and counted.
     """
     weight = jnp.where(credit.weight < 0, jnp.nan, credit.weight)
     return credit.replace(weight=jnp.where(rollout.samples.mask, weight, 0.0))
@@ -225,15 +232,15 @@ def _without_idle_rows(credit: Credit) -> Credit:
     return credit.replace(advantage=jnp.where(idle, 0.0, credit.advantage))
 
 
-def _require_no_reward(name: str, transform, state, rollout: Rollout) -> None:
-    # Without a verdict every reward is 1, and a baseline makes an advantage of 0 of it.
-    credit = start(rollout)
+def _require_no_reward(name: str, transform, rollout: Rollout, state) -> None:
+    # Without a verdict every reward is 1, and a baseline would make every advantage 0.
+    credit = initial_credit(rollout)
 
     def made(reward):
-        got, _ = transform.update(credit.replace(advantage=reward), state, rollout)
+        got, _ = transform.update(credit.replace(advantage=reward), rollout, state)
         return jnp.zeros(()) if got.advantage is reward else got.advantage
 
-    # Mapping shows what depends on the reward: asking for it unmapped raises.
+    # Under vmap what depends on the reward is mapped; asking for it unmapped raises.
     try:
         jax.eval_shape(jax.vmap(made, out_axes=None), credit.advantage[None])
     except ValueError as error:

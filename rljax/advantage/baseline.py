@@ -1,17 +1,17 @@
-"""Group baselines and scales: static advantages as steps of a chain.
+"""Baselines: what is subtracted from the reward.
 
-Statistics run over the members of a group (axis G, rank 3: [P, G, 1]); rows that are
+Statistics run over the members of a group (axis G, rank 3: [P, G, 1]). Rows that are
 no members get the same baseline but do not shape it. `r` is the advantage as it comes
-in, usually the reward; a group whose members are all equal ends up at exactly 0 unless
+in, usually the reward. A group whose members are all equal ends up at exactly 0, unless
 its baseline comes from elsewhere (a constant, a greedy sample).
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage import solve_rate
-from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.metric import Fault
 from rljax.types import Credit, Source
 
@@ -41,13 +41,19 @@ def equal_groups(credit: Credit) -> jax.Array:
     return high <= low
 
 
+def center_by(constant: ArrayLike) -> AdvantageTransform:
+    """r - constant: one baseline for all prompts (REINFORCE, Williams 1992)."""
+    check.number("constant", constant)
+    return stateless(lambda c, r: c.replace(advantage=c.advantage - constant))
+
+
 def center_by_group() -> AdvantageTransform:
     """r - mean(r): the mean baseline (Dr. GRPO, arXiv:2503.20783)."""
 
     def apply(credit, rollout):
         del rollout
         require_group(credit, 2, "center_by_group()")
-        # Only members: a row outside may well differ from a group of equals.
+        # Members only: a row that is no member may differ from a group of equals.
         equal = equal_groups(credit) & credit.member
         centred = jnp.where(equal, 0.0, credit.advantage - group_mean(credit))
         return credit.replace(advantage=centred)
@@ -55,39 +61,12 @@ def center_by_group() -> AdvantageTransform:
     return stateless(apply)
 
 
-def scale_by_group_std(*, ddof: int = 0, epsilon: float = 0.0) -> AdvantageTransform:
-    """A / (std(A) + epsilon); groups of equal advantages become 0.
-
-    Args:
-      ddof: 0 for the population standard deviation, 1 for the sample one.
-      epsilon: added to the standard deviation, in units of the reward.
-
-    Variants: TRL ddof 1 + 1e-4, verl and Tunix ddof 1 + 1e-6, EasyDeL ddof 0 + 1e-4;
-      at G = 8 the ddof alone is a factor of 1.069. Here ddof 0 and no epsilon, the
-      formula of arXiv:2402.03300; equal groups are found exactly, so none is needed.
-    """
-    check.count("ddof", ddof, low=0)
-    check.number("epsilon", epsilon, low=0)
-
-    def apply(credit, rollout):
-        del rollout
-        require_group(credit, ddof + 1, "scale_by_group_std()")
-        var = numerics.masked_var(
-            credit.advantage, credit.member, 1, keepdims=True, ddof=ddof
-        )
-        equal = equal_groups(credit)
-        scaled = credit.advantage / (jnp.sqrt(jnp.where(equal, 1.0, var)) + epsilon)
-        return credit.replace(advantage=jnp.where(equal, 0.0, scaled))
-
-    return stateless(apply)
-
-
-def leave_one_out() -> AdvantageTransform:
+def center_by_leave_one_out() -> AdvantageTransform:
     """r - mean of the others' r = n/(n-1) (r - mean(r)) (RLOO, arXiv:2402.14740)."""
 
     def apply(credit, rollout):
         del rollout
-        require_group(credit, 2, "leave_one_out()")
+        require_group(credit, 2, "center_by_leave_one_out()")
         n = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.float32)
         centred = jnp.where(
             equal_groups(credit), 0.0, credit.advantage - group_mean(credit)
@@ -95,44 +74,6 @@ def leave_one_out() -> AdvantageTransform:
         return credit.replace(advantage=centred * numerics.safe_divide(n, n - 1))
 
     return stateless(apply)
-
-
-def focal(exponent: jax.typing.ArrayLike) -> AdvantageTransform:
-    """A * (1 - p)^exponent, p the group's solve rate: focus on hard prompts.
-
-    FADE's difficulty factor with exponent alpha - 1; F-GRPO's with gamma.
-    0^0 counts as 1. Reads `rollout.verdict.reward`, in [0, 1].
-    """
-    check.number("exponent", exponent)
-
-    def apply(credit, rollout):
-        p = solve_rate.by_reward(rollout, credit.member).p
-        return credit.replace(advantage=credit.advantage * focal_factor(p, exponent))
-
-    return stateless(apply)
-
-
-def focal_factor(p: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
-    """(1 - p)^exponent with 0^0 = 1."""
-    q = jnp.maximum(1 - p, 0.0)
-    safe = jnp.where(q > 0, q, 1.0) ** exponent
-    return jnp.where(q > 0, safe, jnp.where(jnp.asarray(exponent) == 0, 1.0, 0.0))
-
-
-def scale_negative(factor: jax.typing.ArrayLike) -> AdvantageTransform:
-    """Multiplies negative advantages: the sign axis (AsymGRPO with factor 1/delta)."""
-    check.number("factor", factor, low=0)
-    return stateless(
-        lambda c, r: c.replace(
-            advantage=jnp.where(c.advantage < 0, c.advantage * factor, c.advantage)
-        )
-    )
-
-
-def center_by(constant: jax.typing.ArrayLike) -> AdvantageTransform:
-    """r - constant: one baseline for all prompts (REINFORCE, Williams 1992)."""
-    check.number("constant", constant)
-    return stateless(lambda c, r: c.replace(advantage=c.advantage - constant))
 
 
 def center_by_greedy() -> AdvantageTransform:
@@ -181,11 +122,12 @@ def center_by_length() -> AdvantageTransform:
     return stateless(apply)
 
 
-def center_by_quantile(level: jax.typing.ArrayLike) -> AdvantageTransform:
+def center_by_quantile(level: ArrayLike) -> AdvantageTransform:
     """r - Q, Q = inf{x : F(x) >= level} of the group's rewards: a gate for 0 and 1.
 
     Q = 0 while p <= 1 - level, so that only successes count; else Q = 1 and only
-    failures do. The inverted-cdf quantile it must be: an interpolated one has no gate.
+    failures do. The quantile is the inverted cdf; an interpolated one would have no
+    gate.
 
     Args:
       level: K, a fraction in (0, 1).
@@ -200,7 +142,7 @@ def center_by_quantile(level: jax.typing.ArrayLike) -> AdvantageTransform:
         require_group(credit, 2, "center_by_quantile()")
         ranked = jnp.sort(jnp.where(credit.member, credit.advantage, jnp.inf), 1)
         n = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.float32)
-        # 1e-5: level * n is whole where it is so in exact arithmetic.
+        # 1e-5, so that level * n is whole where exact arithmetic has it whole.
         index = jnp.maximum(jnp.ceil(level * n - 1e-5), 1.0).astype(jnp.int32) - 1
         quantile = jnp.take_along_axis(ranked, index, 1)
         quantile = jnp.where(n > 0, quantile, 0.0)
@@ -209,27 +151,52 @@ def center_by_quantile(level: jax.typing.ArrayLike) -> AdvantageTransform:
     return stateless(apply)
 
 
-def scale_by_group_norm(order: jax.typing.ArrayLike) -> AdvantageTransform:
-    """A / (mean |A|^order)^(1 / order); groups of equal advantages become 0.
+def center_by_risk(beta: ArrayLike) -> AdvantageTransform:
+    """(e^(beta r) / mean(e^(beta r)) - 1) / beta: the gradient of a log-mean-exp.
 
-    After a centring, order 2 is `scale_by_group_std()`, 1 the mean absolute deviation,
-    infinity (`float("inf")`) the largest deviation.
+    The objective is (1 / beta) log E[e^(beta r)], from the mean (beta -> 0) to the best
+    of the group. For r in {0, 1}: (r - p) (e^beta - 1) / (beta (1 + p (e^beta - 1))).
 
     Args:
-      order: s > 0.
+      beta: risk seeking, > 0.
+
+    Source: RS-GRPO (PAPER: authors' code, Jackory/RS-GRPO).
     """
-    check.number("order", order, above=0, high=float("inf"))
+    check.number("beta", beta, above=0)
 
     def apply(credit, rollout):
         del rollout
-        require_group(credit, 2, "scale_by_group_norm()")
-        size = jnp.where(credit.member, jnp.abs(credit.advantage), 0.0)
-        top = jnp.max(size, 1, keepdims=True)
-        # Relative to the largest, so that no power overflows: x^inf is then 0 or 1.
-        power = numerics.safe_divide(size, top) ** order
-        mean = numerics.masked_mean(power, credit.member, 1, keepdims=True)
-        norm = jnp.where(equal_groups(credit), 1.0, top * mean ** (1 / order))
-        scaled = numerics.safe_divide(credit.advantage, norm)
-        return credit.replace(advantage=jnp.where(equal_groups(credit), 0.0, scaled))
+        require_group(credit, 2, "center_by_risk()")
+        a, m = credit.advantage, credit.member
+        top = jnp.max(jnp.where(m, a, -jnp.inf), 1, keepdims=True)
+        top = jnp.where(jnp.isfinite(top), top, 0.0)
+        # No member exceeds the top, but the reward of another row may.
+        tilt = jnp.exp(numerics.bounded(beta * (a - top)))
+        mean = numerics.masked_mean(tilt, m, 1, keepdims=True)
+        ratio = numerics.safe_divide(tilt, mean)
+        centred = jnp.where(equal_groups(credit), 0.0, (ratio - 1) / beta)
+        return credit.replace(advantage=centred)
 
     return stateless(apply)
+
+
+def skip_groups_of_one(*transforms: AdvantageTransform) -> AdvantageTransform:
+    """Applies transforms, but groups of one member keep the advantage they came with.
+
+    For a group of one, verl (and so GFT) takes mean 0 and deviation 1; a lone
+    demonstration therefore keeps its reward as its advantage.
+
+    Args:
+      *transforms: a chain that changes `advantage` alone.
+    """
+    inner = chain(*transforms)
+
+    def update(credit, rollout, state):
+        if credit.advantage.shape[1] == 1:
+            return credit, state
+        changed, state = inner.update(credit, rollout, state)
+        single = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.int32) == 1
+        kept = jnp.where(single, credit.advantage, changed.advantage)
+        return changed.replace(advantage=kept), state
+
+    return AdvantageTransform(inner.init, update)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from rljax import check
-from rljax.advantage.algebra import AdvantageTransform
+from rljax import check, numerics
+from rljax.advantage.algebra import AdvantageTransform, Algorithm
 from rljax.types import Credit, Rollout
 
 
@@ -46,14 +47,97 @@ def controlled(
         value, state = controller.init()
         return ControlledState(state, make(value).init())
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         measured = measure_fn(credit, rollout)
         value, new = controller.update(measured, state.controller)
-        credit, inner = make(value).update(credit, state.transform, rollout)
-        named = value._asdict() if hasattr(value, "_asdict") else {"value": value}
-        return credit.log(**named), ControlledState(new, inner)
+        credit, inner = make(value).update(credit, rollout, state.transform)
+        return credit.log(**_named(value)), ControlledState(new, inner)
 
     return AdvantageTransform(init, update)
+
+
+def _named(value) -> dict[str, Any]:
+    return value._asdict() if hasattr(value, "_asdict") else {"value": value}
+
+
+class ControlledAlgorithmState(NamedTuple):
+    """The controller's state, its last value, and the algorithm's own state."""
+
+    controller: Any
+    value: Any
+    algorithm: Any
+
+
+def controlled_algorithm(
+    make: Callable[[Any], Algorithm],
+    controller: Controller,
+    measure_fn: Callable[[tuple[Credit, ...], Rollout], Any],
+) -> Algorithm:
+    """Drives the hyper-parameters of an algorithm, once per optimiser step.
+
+    In `weigh` the controller first sees the measurement of the whole minibatch, and its
+    new value shapes the same minibatch. So the cut into microbatches changes nothing,
+    and a refused step leaves the controller where it was. Advantage chains run once per
+    rollout batch and see the value of the last optimiser step.
+
+    Args:
+      make: value -> algorithm, of the same terms for every value; the value may be
+        traced and may reach transforms (`scale_weight`), not loss functions.
+      controller: the state machine.
+      measure_fn: (credits in the order of terms, minibatch) -> measurement; it may
+        read `rollout.current`.
+
+    Returns:
+      An algorithm; logs the value under `control/`, a NamedTuple's fields by name.
+
+    Raises:
+      ValueError: when traced, if a loss function depends on the value.
+    """
+    check.maker("make", make, "value")
+    check.kind("controller", controller, Controller, "ema(0.1)")
+    check.function("measure_fn", measure_fn, "credits, rollout")
+
+    def init():
+        value, state = controller.init()
+        inner = make(value).init()
+        return numerics.strong(ControlledAlgorithmState(state, value, inner))
+
+    def credit(rollout, state):
+        inner = make(state.value)
+        credits, new, metrics = inner.credit(rollout, state.algorithm)
+        return credits, state._replace(algorithm=new), metrics
+
+    def weigh(credits, rollout, state):
+        measured = jax.lax.stop_gradient(measure_fn(credits, rollout))
+        value, new = controller.update(measured, state.controller)
+        credits, inner, metrics = make(value).weigh(credits, rollout, state.algorithm)
+        state = ControlledAlgorithmState(new, value, inner)
+        logged = {f"control/{k}": v for k, v in _named(value).items()}
+        return credits, state, metrics | logged
+
+    def loss(now, credits, rollout):
+        value, _ = controller.init()
+        total = make(value).loss(now, credits, rollout)
+        _require_independent(
+            lambda value: make(value).loss(now, credits, rollout), value
+        )
+        return total
+
+    return Algorithm(init, credit, weigh, loss)
+
+
+def _require_independent(fn: Callable[[Any], jax.Array], value) -> None:
+    # Under vmap what depends on the value is mapped; asking for it unmapped raises.
+    # This is traced only, nothing is computed.
+    many = jax.tree.map(lambda x: jnp.asarray(x)[None], value)
+    try:
+        jax.eval_shape(jax.vmap(fn, out_axes=None), many)
+    except ValueError as error:
+        raise ValueError(
+            "loss functions of a controlled algorithm must not depend on the controlled"
+            " value, but one does; move it to a transform, such as scale_weight(value)"
+            " after the reduction."
+        ) from error
 
 
 def constant(value) -> Controller:
@@ -78,12 +162,16 @@ class EmaState(NamedTuple):
     count: jax.Array  # i32[]
 
 
-def ema(rate: float, initial: float | None = None) -> Controller:
+def ema(rate: ArrayLike, initial: ArrayLike | None = None) -> Controller:
     """x <- (1 - rate) x + rate * measurement; the first measurement if no `initial`."""
     check.number("rate", rate, above=0, high=1)
     if initial is not None:
         check.number("initial", initial)
-    start = jnp.zeros((), jnp.float32) if initial is None else jnp.float32(initial)
+    start = (
+        jnp.zeros((), jnp.float32)
+        if initial is None
+        else jnp.asarray(initial, jnp.float32)
+    )
 
     def update(measurement, state):
         blended = (1 - rate) * state.value + rate * measurement
@@ -102,14 +190,14 @@ class PidState(NamedTuple):
 
 
 def pid(
-    target: float,
+    target: ArrayLike,
     *,
-    initial: float = 0.0,
-    proportional: float = 0.0,
-    integral: float = 0.0,
-    derivative: float = 0.0,
-    low: float = -jnp.inf,
-    high: float = jnp.inf,
+    initial: ArrayLike = 0.0,
+    proportional: ArrayLike = 0.0,
+    integral: ArrayLike = 0.0,
+    derivative: ArrayLike = 0.0,
+    low: ArrayLike = -jnp.inf,
+    high: ArrayLike = jnp.inf,
 ) -> Controller:
     """clip(initial + Kp e + Ki sum(e) + Kd (e - e_last), low, high), e = target - x.
 
@@ -132,4 +220,21 @@ def pid(
         total = jnp.where(value == raw, total, state.integral)
         return value, PidState(total, error)
 
-    return Controller(lambda: (jnp.float32(initial), PidState(zero, zero)), update)
+    return Controller(
+        lambda: (jnp.asarray(initial, jnp.float32), PidState(zero, zero)), update
+    )
+
+
+def delayed(controller: Controller) -> Controller:
+    """A controller whose value serves from the next update on."""
+    check.kind("controller", controller, Controller, "ema(0.1)")
+
+    def init():
+        value, state = controller.init()
+        return value, (value, state)
+
+    def update(measurement, state):
+        value, inner = state
+        return value, controller.update(measurement, inner)
+
+    return Controller(init, update)

@@ -10,9 +10,9 @@ run, of the solve rate and of the policy's entropy in nats. The masses are
 m_S = p q^alpha and m_F = m_S / delta: alpha moves them along difficulty, delta tilts
 their sign; both follow the training dynamics.
 
-Source: Decugis, O'Brien, Bach, Synnaeve, Cohen, arXiv:2607.01490 v1. The formula is
-SECONDARY (one third-party reading of the paper); the EMA convention, the scope of p and
-the unit of H are RECONSTRUCTED, and each is an argument here.
+Source: Decugis, O'Brien, Bach, Synnaeve, Cohen, arXiv:2607.01490 v1 (formula SECONDARY,
+  from one third-party reading; convention of the averages, scope of p and unit of H
+  RECONSTRUCTED, each an argument here).
 """
 
 from collections.abc import Callable
@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage import baseline, solve_rate
+from rljax.advantage import baseline, scale, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
 from rljax.metric import Fault
@@ -54,23 +55,23 @@ class FadeMeasurement(NamedTuple):
 
 def fade_controller(
     *,
-    ema_rate: float = 0.02,
-    p_init: float = 0.5,
-    h_init: float | None = None,
-    entropy_target: float | None = None,
-    entropy_target_frac: float = 0.5,
-    alpha_gain: float = 1.5,
-    alpha_min: float = 1.0,
-    alpha_max: float = 3.0,
-    delta_min: float = 0.3,
-    delta_max: float = 1.0,
-    delta_slope: float = 1.0,
+    ema_rate: ArrayLike = 0.02,
+    p_init: ArrayLike = 0.5,
+    h_init: ArrayLike | None = None,
+    entropy_target: ArrayLike | None = None,
+    entropy_target_frac: ArrayLike = 0.5,
+    alpha_gain: ArrayLike = 1.5,
+    alpha_min: ArrayLike = 1.0,
+    alpha_max: ArrayLike = 3.0,
+    delta_min: ArrayLike = 0.3,
+    delta_max: ArrayLike = 1.0,
+    delta_slope: ArrayLike = 1.0,
 ) -> Controller:
     """FADE's schedule: averages first, then alpha and delta from them.
 
     Args:
-      ema_rate: weight of the new value, x <- (1 - rate) x + rate new (RECONSTRUCTED;
-        the note's literal reading is 0.98, which would smooth nothing).
+      ema_rate: weight of the new value, x <- (1 - rate) x + rate new. The literal
+        reading of the source is 0.98, which would smooth nothing.
       p_init: solve rate before the first batch, a fraction.
       h_init: initial entropy, nats; None takes the first measurement.
       entropy_target: H*, nats; None takes `entropy_target_frac` of the initial entropy.
@@ -82,10 +83,9 @@ def fade_controller(
     """
     check.number("ema_rate", ema_rate, above=0, high=1)
     check.number("p_init", p_init, low=0, high=1)
-    if h_init is not None:
-        check.number("h_init", h_init, low=0)
-    if entropy_target is not None:
-        check.number("entropy_target", entropy_target, low=0)
+    for name, nats in (("h_init", h_init), ("entropy_target", entropy_target)):
+        if nats is not None:
+            check.number(name, nats, low=0)
     check.number("entropy_target_frac", entropy_target_frac, low=0)
     check.number("alpha_gain", alpha_gain, above=0)
     check.number("alpha_min", alpha_min, low=0)
@@ -102,8 +102,8 @@ def fade_controller(
         return FadeValue(alpha, delta, p, h)
 
     def init():
-        p = jnp.float32(p_init)
-        h = jnp.float32(0.0 if h_init is None else h_init)
+        p = jnp.asarray(p_init, jnp.float32)
+        h = jnp.asarray(0.0 if h_init is None else h_init, jnp.float32)
         return value(p, h, h), FadeState(p, h, h, jnp.zeros((), jnp.int32))
 
     def update(measurement, state):
@@ -138,35 +138,38 @@ def unit_scale(alpha: jax.Array) -> jax.Array:
 
 
 def area_scale(alpha: jax.Array) -> jax.Array:
-    """C that keeps the integral of the mass over p, (alpha+1)(alpha+2)/6 (DERIVED)."""
+    """C that keeps the integral of the mass over p, (alpha+1)(alpha+2)/6.
+
+    Source: the integral of p (1 - p)^alpha (DERIVED).
+    """
     return (alpha + 1) * (alpha + 2) / 6
 
 
 def peak_scale(alpha: jax.Array) -> jax.Array:
-    """C that keeps the mass's peak, (1+alpha)^(1+alpha) / (4 alpha^alpha) (DERIVED)."""
+    """C that keeps the mass's peak, (1+alpha)^(1+alpha) / (4 alpha^alpha).
+
+    Source: the maximum of p (1 - p)^alpha, at p = 1 / (1 + alpha) (DERIVED).
+    """
     return (1 + alpha) ** (1 + alpha) / (4 * alpha**alpha)
 
 
-def fade_advantage(
-    *,
+def scale_by_fade(
     controller: Controller | None = None,
+    *,
     base: AdvantageTransform | None = None,
     focal_rate_fn: Callable[..., jax.Array] = group_rate,
     scale_fn: Callable[[jax.Array], jax.Array] = unit_scale,
     reward_range: tuple[float, float] = (0.0, 1.0),
-    **schedule,
 ) -> AdvantageTransform:
     """The FADE advantage with its persistent state.
 
     Args:
-      controller: from `FadeMeasurement` to `FadeValue`; None makes `fade_controller`
-        from the remaining keyword arguments.
+      controller: from `FadeMeasurement` to `FadeValue`; None is `fade_controller()`.
       base: centres the reward; None is `center_by_group()`. With a further
         `scale_by_group_std()` it is GRPO with FADE's factors, which is not the paper's.
       focal_rate_fn: `group_rate` or `run_rate`, the p of the focal factor alone.
       scale_fn: C as a function of alpha: `unit_scale`, `area_scale` or `peak_scale`.
       reward_range: rewards are mapped from this range to [0, 1] first.
-      **schedule: see `fade_controller`.
 
     Returns:
       A transform for `advantage=`. Reads rewards and the entropies of `rollout.old` (if
@@ -179,23 +182,8 @@ def fade_advantage(
         check.kind("base", base, AdvantageTransform, "center_by_group()")
     check.function("focal_rate_fn", focal_rate_fn, "credit, reward, value")
     check.function("scale_fn", scale_fn, "alpha")
-    if not isinstance(reward_range, tuple) or len(reward_range) != 2:
-        check.refuse("reward_range", "be a pair (low, high)", reward_range)
-    check.number("reward_range[0]", reward_range[0])
-    check.number("reward_range[1]", reward_range[1])
-    low, high = reward_range
-    if low >= high:
-        raise ValueError(
-            f"reward_range must be (low, high) with low < high, got {low, high};"
-            " exchange them."
-        )
-    if controller is None:
-        controller = fade_controller(**schedule)
-    elif schedule:
-        raise ValueError(
-            "fade_advantage must get a controller or a schedule, not both, got a"
-            f" controller and {sorted(schedule)}; give these to the controller."
-        )
+    low, high = _bounds(reward_range)
+    controller = fade_controller() if controller is None else controller
     base = baseline.center_by_group() if base is None else base
     unit = stateless(
         lambda c, r: c.replace(advantage=(c.advantage - low) / (high - low))
@@ -212,7 +200,7 @@ def fade_advantage(
         def apply(credit, rollout):
             reward = unit_reward(rollout)
             p = focal_rate_fn(credit, reward, value)
-            factor = scale_fn(value.alpha) * baseline.focal_factor(p, value.alpha - 1)
+            factor = scale_fn(value.alpha) * scale.focal_factor(p, value.alpha - 1)
             outside = credit.member & ((reward < 0) | (reward > 1))
             credit = credit.replace(advantage=credit.advantage * factor)
             return credit.log(**{"fault/reward_out_of_range": Fault(jnp.sum(outside))})
@@ -220,9 +208,23 @@ def fade_advantage(
         return stateless(apply)
 
     def make(value):
-        return chain(unit, base, focus(value), baseline.scale_negative(1 / value.delta))
+        return chain(unit, base, focus(value), scale.scale_negative(1 / value.delta))
 
     return controlled(make, controller, measure)
+
+
+def _bounds(reward_range) -> tuple[float, float]:
+    if not isinstance(reward_range, tuple) or len(reward_range) != 2:
+        check.refuse("reward_range", "be a pair (low, high)", reward_range)
+    low, high = reward_range
+    check.number("reward_range[0]", low)
+    check.number("reward_range[1]", high)
+    if low >= high:
+        raise ValueError(
+            f"reward_range must be (low, high) with low < high, got {low, high};"
+            " exchange them."
+        )
+    return low, high
 
 
 def mean_entropy(rollout: Rollout) -> jax.Array:

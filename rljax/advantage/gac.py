@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage import mixing, order
+from rljax.advantage import filter, order
 from rljax.advantage.controller import Controller
 from rljax.types import Credit, Rollout
 
@@ -45,7 +46,7 @@ class GacState(NamedTuple):
     step: jax.Array  # i32[] optimiser steps so far
 
 
-def optimal_share(m: GacMeasurement, alpha: jax.typing.ArrayLike = 0.5) -> jax.Array:
+def optimal_share(m: GacMeasurement, alpha: ArrayLike = 0.5) -> jax.Array:
     """The closed form of mu*; inverse-variance weighting without mismatch.
 
     Args:
@@ -57,16 +58,15 @@ def optimal_share(m: GacMeasurement, alpha: jax.typing.ArrayLike = 0.5) -> jax.A
 
 def gac_controller(
     *,
-    alpha: jax.typing.ArrayLike = 0.5,
-    keep: jax.typing.ArrayLike = 0.99,
-    initial: float = 0.5,
-    low: jax.typing.ArrayLike = 0.05,
-    high: jax.typing.ArrayLike = 0.9,
-    max_change: jax.typing.ArrayLike = 0.01,
+    alpha: ArrayLike = 0.5,
+    keep: ArrayLike = 0.99,
+    initial: ArrayLike = 0.5,
+    low: ArrayLike = 0.05,
+    high: ArrayLike = 0.9,
+    max_change: ArrayLike = 0.01,
     every: int = 10,
-    prior: Callable[[jax.Array], jax.Array] | None = None,
-    prior_share: jax.typing.ArrayLike = 0.5,
-    mismatch_cap: jax.typing.ArrayLike | None = None,
+    prior: Callable[[jax.Array], ArrayLike] | None = None,
+    mismatch_cap: ArrayLike | None = None,
 ) -> Controller:
     """The bounded, smoothed controller of the mixing share.
 
@@ -77,8 +77,9 @@ def gac_controller(
       initial, low, high: first share and bounds, fractions.
       max_change: largest change of the share per optimiser step.
       every: optimiser steps between measurements that are taken in.
-      prior: step -> share, such as `warmup_cosine`; None follows the measurements.
-      prior_share: weight of the prior, 1 - lambda.
+      prior: step -> share, such as an optax schedule; it is
+        averaged with the measurements' share (the code's lambda is 1/2). None follows
+        the measurements alone.
       mismatch_cap: bounds D by this times s_s + s_r; None does not.
 
     Returns:
@@ -86,7 +87,6 @@ def gac_controller(
     """
     check.number("alpha", alpha, low=0, high=1)
     check.number("keep", keep, low=0, high=1)
-    check.number("prior_share", prior_share, low=0, high=1)
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0, high=1)
     check.ordered(low=low, initial=initial, high=high)
@@ -99,7 +99,7 @@ def gac_controller(
 
     def init():
         zero, step = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        mu = jnp.float32(initial)
+        mu = jnp.asarray(initial, jnp.float32)
         average = GacMeasurement(zero, zero, zero)
         return GacValue(mu, mu), GacState(mu, average, step, step)
 
@@ -112,22 +112,23 @@ def gac_controller(
             return jnp.where(due, blended, old)
 
         average = jax.tree.map(averaged, state.average, measurement)
-        capped = average
-        if mismatch_cap is not None:
-            noise = average.sft_variance + average.rl_variance + _FLOOR
-            capped = average._replace(
-                mismatch=jnp.minimum(average.mismatch, mismatch_cap * noise)
-            )
-        raw = optimal_share(capped, alpha)
+        raw = optimal_share(_capped(average, mismatch_cap), alpha)
         wanted = jnp.clip(keep * state.mu + (1 - keep) * raw, low, high)
         if prior is not None:
-            wanted = prior_share * prior(state.step) + (1 - prior_share) * wanted
+            wanted = 0.5 * prior(state.step) + 0.5 * wanted
         change = jnp.clip(wanted - state.mu, -max_change, max_change)
         mu = jnp.clip(state.mu + change, low, high)
         last = jnp.where(due, state.step, state.last)
         return GacValue(mu, raw), GacState(mu, average, last, state.step + 1)
 
     return Controller(init, update)
+
+
+def _capped(m: GacMeasurement, cap: ArrayLike | None) -> GacMeasurement:
+    if cap is None:
+        return m
+    noise = m.sft_variance + m.rl_variance + _FLOOR
+    return m._replace(mismatch=jnp.minimum(m.mismatch, cap * noise))
 
 
 def as_they_are(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
@@ -139,7 +140,7 @@ def as_they_are(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
 def z_scores(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
     """The mismatch is one of coefficients standardised over the batch's tokens.
 
-    The method note and README (the code does not); the scope is RECONSTRUCTED.
+    Source: the method note and README; the code does not (scope RECONSTRUCTED).
     """
     mean = numerics.masked_mean(coefficient, valid)
     variance = numerics.masked_var(coefficient, valid)
@@ -156,11 +157,11 @@ def gac_proxies(
 
     s_r: variance over own rows of their mean advantage. s_s: trimmed variance over
     stored rows of their mean -log p. D: mean over all rows of the token mean of
-    (c_s - c_r)^2 with c_s = -w(p) and c_r = -A on own rows, 0 on stored ones. A kind of
-    rows that is not in the minibatch has variance 0, one that is at least 1e-8.
+    (c_s - c_r)^2 with c_s = -w(p) and c_r = -A on own rows, 0 on stored ones. If a
+    minibatch has no rows of a kind, that variance is 0; otherwise it is at least 1e-8.
 
     Args:
-      weight_fn: the supervised term's weight, as `rectified` takes it.
+      weight_fn: the supervised term's weight, as `reweighted` takes it.
       trim: fraction of rows left out on each side of s_s; nothing below 4 rows.
       scale_fn: `as_they_are` or `z_scores`.
     """
@@ -172,7 +173,7 @@ def gac_proxies(
         credit, now = credits[0], rollout.current
         tokens = rollout.samples.mask
         filled = jnp.any(tokens, -1, keepdims=True)
-        stored = mixing.is_stored(rollout)[..., None] & filled
+        stored = filter.is_stored(rollout)[..., None] & filled
         own = ~stored & filled & credit.member
 
         advantage = jnp.broadcast_to(credit.advantage, tokens.shape)

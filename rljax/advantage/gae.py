@@ -11,14 +11,13 @@ Variants: OpenRLHF zeroes reward and value at holes but recurses through them: a
   costs gamma and counts V = 0; TRL knows no holes. Tested against both.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.types import Credit, NotMeasured, Rollout
+from rljax.types import Credit, Rollout, old_value
 
 
 def gae(reward, value, mask, gamma, lam, bootstrap=0.0):
@@ -54,11 +53,6 @@ def _backward(decay, gain, last):
     return g + d * last
 
 
-def ended(rollout: Rollout) -> jax.Array:
-    """f32[P, G, 1]: 0, no value after the last token, cut off or not (as verl, TRL)."""
-    return jnp.zeros((*rollout.samples.mask.shape[:2], 1), jnp.float32)
-
-
 def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
     """f32[P, G, T]: the advantage so far, a row's single number at its last token.
 
@@ -72,67 +66,68 @@ def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
     return jnp.where(position == last, credit.advantage, 0.0)
 
 
-def old_value(rollout: Rollout) -> jax.Array:
-    """f32[P, G, T]: the sampling policy's values, before each token."""
-    if "value" not in rollout.old.extra:
-        raise NotMeasured(
-            "old.extra['value']",
-            "samplers return no values: pass the actor measure_old, the measure"
-            " function of a policy with a value head",
-        )
-    return rollout.old.extra["value"]
-
-
-def _estimate(credit, rollout, gamma, lam, bootstrap_fn):
+def _estimate(credit, rollout, gamma, lam):
     value, mask = old_value(rollout), rollout.samples.mask
     reward = token_reward(credit, rollout)
-    a, target = gae(reward, value, mask, gamma, lam, bootstrap_fn(rollout))
+    a, target = gae(reward, value, mask, gamma, lam)
     return a, target, jnp.where(mask, value, 0.0)
 
 
-def gae_advantage(
-    gamma: jax.typing.ArrayLike = 1.0,
-    lam: jax.typing.ArrayLike = 0.95,
-    bootstrap_fn: Callable[[Rollout], jax.Array] = ended,
-) -> AdvantageTransform:
+def assign_gae(gamma: ArrayLike = 1.0, lam: ArrayLike = 0.95) -> AdvantageTransform:
     """Replaces rewards by GAE over the sampling policy's values; f32[P, G, T].
 
     Args:
       gamma: discount per policy token.
       lam: lambda; 1 is the Monte Carlo return minus the value.
-      bootstrap_fn: rollout -> f32[P, G, 1], value after the last token.
 
     Returns:
       A stateless transform for `advantage=`; reads `rollout.old.extra["value"]`.
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lam", lam, low=0, high=1)
-    check.function("bootstrap_fn", bootstrap_fn, "rollout")
 
     def apply(credit, rollout):
-        a, _, _ = _estimate(credit, rollout, gamma, lam, bootstrap_fn)
+        a, _, _ = _estimate(credit, rollout, gamma, lam)
         return credit.replace(advantage=a)
 
     return stateless(apply)
 
 
-def value_target(
-    gamma: jax.typing.ArrayLike = 1.0,
-    lam: jax.typing.ArrayLike = 0.95,
-    bootstrap_fn: Callable[[Rollout], jax.Array] = ended,
+def assign_value_target(
+    gamma: ArrayLike = 1.0, lam: ArrayLike = 0.95
 ) -> AdvantageTransform:
     """Replaces rewards by GAE's returns: the value loss's target, f32[P, G, T].
 
-    Logs `explained_variance` of the old values. Arguments as `gae_advantage`.
+    Logs `explained_variance` of the old values. Arguments as `assign_gae`.
     """
     check.number("gamma", gamma, low=0, high=1)
     check.number("lam", lam, low=0, high=1)
-    check.function("bootstrap_fn", bootstrap_fn, "rollout")
 
     def apply(credit, rollout):
-        _, target, value = _estimate(credit, rollout, gamma, lam, bootstrap_fn)
+        _, target, value = _estimate(credit, rollout, gamma, lam)
         share = explained_variance(target, value, rollout.samples.mask)
         return credit.replace(advantage=target).log(explained_variance=share)
+
+    return stateless(apply)
+
+
+def assign_return_to_go(discount: ArrayLike = 1.0) -> AdvantageTransform:
+    """G_t = sum over policy tokens s >= t of discount^(s - t) r_s; f32[P, G, T].
+
+    An advantage per row is a reward paid at the row's last token; an advantage per
+    token (with a KL penalty, say) is taken as it is. Tokens that the policy does not
+    answer for are skipped: they pay nothing, cost no discount and get 0.
+
+    Variants: SkyRL ends the running sum at a token outside the mask, which in
+      completions with tool output keeps the final reward from all earlier turns.
+    """
+    check.number("discount", discount, low=0, high=1)
+
+    def apply(credit, rollout):
+        reward, mask = token_reward(credit, rollout), rollout.samples.mask
+        value = jnp.zeros(mask.shape, jnp.float32)
+        returns, _ = gae(reward, value, mask, discount, 1.0)
+        return credit.replace(advantage=returns)
 
     return stateless(apply)
 
@@ -140,8 +135,9 @@ def value_target(
 def explained_variance(target, value, mask) -> jax.Array:
     """f32[]: 1 - Var(target - value) / Var(target) over the mask; 0 if that is 0 / 0.
 
-    Variants: CleanRL gives NaN for constant targets, verl adds 1e-5 to the divisor and
-      uses sample variances; 0 is ours (RECONSTRUCTED).
+    Source: CleanRL, verl (SECONDARY; the 0 RECONSTRUCTED).
+    Variants: CleanRL gives NaN for constant targets; verl adds 1e-5 to the divisor and
+      uses sample variances.
     """
     total = numerics.masked_var(target, mask)
     left = numerics.masked_var(target - value, mask)

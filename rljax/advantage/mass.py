@@ -1,9 +1,10 @@
 """Gradient masses: how much a method pushes samples up and down, and where.
 
 For a prompt with solve rate p, grad J = m_S g_S - m_F g_F with m_S = p A_S and
-m_F = -(1 - p) A_F (arXiv:2607.01490, SECONDARY). Here they are read off realised
-numbers, so they hold for every advantage, surrogate, clip and mask; the batch scalars'
-exact definitions are RECONSTRUCTED.
+m_F = -(1 - p) A_F. Here the masses are computed from realised advantages or
+coefficients, so they hold for every advantage, surrogate, clip and mask.
+
+Source: arXiv:2607.01490 (SECONDARY; definitions of the batch's scalars RECONSTRUCTED).
 """
 
 import jax

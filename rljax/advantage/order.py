@@ -1,13 +1,14 @@
 """Order statistics under a mask: quantiles, and the largest or smallest entries.
 
-Shapes are static: what the mask leaves out sorts to the end, as +inf.
+Shapes are static: entries outside the mask sort to the end, as +inf.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def quantile(values: jax.Array, mask: jax.Array, q: jax.typing.ArrayLike) -> jax.Array:
+def quantile(values: jax.Array, mask: jax.Array, q: ArrayLike) -> jax.Array:
     """Quantile of the masked entries along the last axis, linearly interpolated.
 
     Args:
@@ -28,7 +29,7 @@ def quantile(values: jax.Array, mask: jax.Array, q: jax.typing.ArrayLike) -> jax
     return jnp.where(count > 0, value, 0.0)
 
 
-def quantile_of_all(values: jax.Array, mask: jax.Array, q: jax.typing.ArrayLike):
+def quantile_of_all(values: jax.Array, mask: jax.Array, q: ArrayLike):
     """f32[]: the quantile of all masked entries of an array of any shape."""
     return quantile(values.ravel(), mask.ravel(), q)[0]
 
@@ -48,10 +49,11 @@ def largest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
     return smallest(-values, mask, count)
 
 
-def share(mask: jax.Array, fraction: jax.typing.ArrayLike) -> jax.Array:
+def share(mask: jax.Array, fraction: ArrayLike) -> jax.Array:
     """f32[]: `fraction` of the masked entries' number, for `floor` or `ceil`.
 
-    What is whole up to the rounding of float32 is whole: 0.3 of 10 is 3.
+    A product that is whole up to the rounding of float32 counts as whole: 0.3 of 10 is
+    3.
     """
     exact = fraction * jnp.sum(mask, dtype=jnp.float32)
     whole = jnp.round(exact)

@@ -5,22 +5,23 @@ without replacement, contains no success. c of n members are correct.
 
 | transform | objective on-policy | pushes |
 |---|---|---|
-| `pkpo` | pass@k | all up, successes more |
-| `pkpo_minus_one` | pass@k | successes up alone |
-| `pkpo_leave_one_out` | near pass@k / k for large n | balanced |
-| `pass_at_k_training` | pass@k normalised by its deviation | balanced |
-| `best_minus_second` | pass@n | the only success up |
+| `assign_pkpo` | pass@k | all up, successes more |
+| `assign_pkpo_minus_one` | pass@k | successes up alone |
+| `center_by_pkpo_leave_one_out` | near pass@k / k for large n | balanced |
+| `assign_pass_at_k_training` | pass@k normalised by its deviation | balanced |
+| `assign_lead_of_best` | pass@n | the only success up |
 
-All but the last replace the advantage and read `verdict.correct` (`pkpo_leave_one_out`
-keeps the reward, too). Without sampling error pass@k is the power objective of order k,
-`focal(k - 1)`.
+The first three `assign_...` replace the advantage and read `verdict.correct` alone; the
+other two also read the reward. Without sampling error pass@k is the power objective of
+order k: `center_by_group()` and `scale_by_focal_factor(k - 1)`.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage import baseline, rate, solve_rate
+from rljax.advantage import assign, baseline, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.solve_rate import Group
 
@@ -69,11 +70,11 @@ def _miss_beside_failure(group: Group, k: int) -> jax.Array:
 
 
 def _by_class(name: str, k: int, success_fn, failure_fn) -> AdvantageTransform:
-    assign = rate.assign_by_class(success_fn, failure_fn)
-    return chain(_needs(k, f"{name}({k})"), assign, _silence_short_groups(k))
+    assigned = assign.assign_by_class(success_fn, failure_fn)
+    return chain(_needs(k, f"{name}({k})"), assigned, _silence_short_groups(k))
 
 
-def pkpo(k: int) -> AdvantageTransform:
+def assign_pkpo(k: int) -> AdvantageTransform:
     """A_S = k, A_F = k (1 - b): pass@k's unbiased estimate, no baseline.
 
     The mean of max(r) over the subsets of size k that contain the sample, times k.
@@ -83,11 +84,11 @@ def pkpo(k: int) -> AdvantageTransform:
     """
     check.count("k", k)
     return _by_class(
-        "pkpo", k, lambda g: k, lambda g: k * (1 - _miss_beside_failure(g, k))
+        "assign_pkpo", k, lambda g: k, lambda g: k * (1 - _miss_beside_failure(g, k))
     )
 
 
-def pkpo_minus_one(k: int) -> AdvantageTransform:
+def assign_pkpo_minus_one(k: int) -> AdvantageTransform:
     """A_S = k a, A_F = 0: each subset's max minus the max without the sample.
 
     Source: PKPO's leave-one-out-minus-one baseline, arXiv:2505.15201 (DERIVED here,
@@ -95,11 +96,14 @@ def pkpo_minus_one(k: int) -> AdvantageTransform:
     """
     check.count("k", k)
     return _by_class(
-        "pkpo_minus_one", k, lambda g: k * _miss_beside_success(g, k), lambda g: 0.0
+        "assign_pkpo_minus_one",
+        k,
+        lambda g: k * _miss_beside_success(g, k),
+        lambda g: 0.0,
     )
 
 
-def pkpo_leave_one_out(k: int) -> AdvantageTransform:
+def center_by_pkpo_leave_one_out(k: int) -> AdvantageTransform:
     """A = a (r - mean of the others): RLOO scaled by the chance that others miss.
 
     Only near the gradient of pass@k / k for large groups (at n = 8, k = 4, p = 1/4 its
@@ -114,15 +118,15 @@ def pkpo_leave_one_out(k: int) -> AdvantageTransform:
         return credit.replace(advantage=credit.advantage * factor)
 
     return chain(
-        _needs(k, f"pkpo_leave_one_out({k})"),
-        baseline.leave_one_out(),
+        _needs(k, f"center_by_pkpo_leave_one_out({k})"),
+        baseline.center_by_leave_one_out(),
         stateless(scale),
         _silence_short_groups(k),
     )
 
 
-def pass_at_k_training(
-    k: int, *, epsilon: jax.typing.ArrayLike = 0.0
+def assign_pass_at_k_training(
+    k: int, *, epsilon: ArrayLike = 0.0
 ) -> AdvantageTransform:
     """A_S = (1 - R) / s, A_F = (1 - R - b) / s: GRPO over all subsets of size k.
 
@@ -146,7 +150,7 @@ def pass_at_k_training(
         return jnp.sqrt(miss(g) * (1 - miss(g))) + epsilon
 
     return _by_class(
-        "pass_at_k_training",
+        "assign_pass_at_k_training",
         k,
         lambda g: numerics.safe_divide(miss(g), deviation(g)),
         lambda g: numerics.safe_divide(
@@ -155,7 +159,7 @@ def pass_at_k_training(
     )
 
 
-def best_minus_second() -> AdvantageTransform:
+def assign_lead_of_best() -> AdvantageTransform:
     """The best sample gets its lead over the second best, the others 0: pass@n.
 
     Each sample's share in the group's best reward, max(r) - max(r without it). For 0
@@ -167,7 +171,7 @@ def best_minus_second() -> AdvantageTransform:
 
     def apply(credit, rollout):
         del rollout
-        baseline.require_group(credit, 2, "best_minus_second()")
+        baseline.require_group(credit, 2, "assign_lead_of_best()")
         lowest = jnp.min(
             jnp.where(credit.member, credit.advantage, jnp.inf), 1, keepdims=True
         )

@@ -1,35 +1,36 @@
 """Reductions: turn token weights into shares, so that the loss is a plain sum.
 
 A reduction's scope is the minibatch of one optimiser step, all rows of all prompts.
-Exactly one stands in each term's weighting. What a filter before it removed does not
-enter the divisor; what stands after it does not change the divisor.
+Exactly one stands in each term's weighting. The divisor counts what the filters before
+it have kept; what stands after it does not change the divisor.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.types import Rollout
 
 
-def _reduction(name: str, share: Callable[[jax.Array], jax.Array]):
+def _reduction(name: str, share: Callable[[jax.Array, Rollout], jax.Array]):
     def apply(credit, rollout):
-        del rollout
         if credit.reduced:
             raise ValueError(
                 f"{name} found weights that are reduced already; a term takes exactly"
                 " one reduction: remove one from its weighting."
             )
-        return credit.replace(weight=share(credit.weight), reduced=True)
+        return credit.replace(weight=share(credit.weight, rollout), reduced=True)
 
     return stateless(apply)
 
 
 def token_mean() -> AdvantageTransform:
     """Mean over all tokens of the minibatch: w / sum(w) (DAPO, arXiv:2503.14476)."""
-    return _reduction("token_mean()", lambda w: numerics.safe_divide(w, jnp.sum(w)))
+    return _reduction("token_mean()", lambda w, _: numerics.safe_divide(w, jnp.sum(w)))
 
 
 def prompt_mean() -> AdvantageTransform:
@@ -38,7 +39,8 @@ def prompt_mean() -> AdvantageTransform:
     Prompts without weight are not counted: those whose groups were filtered out.
     """
 
-    def share(w):
+    def share(w, rollout):
+        del rollout
         group = jnp.sum(w, (1, 2), keepdims=True)
         return numerics.safe_divide(w, group * jnp.sum(group > 0, dtype=jnp.float32))
 
@@ -51,7 +53,8 @@ def sequence_mean() -> AdvantageTransform:
     Rows without weight are not counted: the mean runs over rows that have any token.
     """
 
-    def share(w):
+    def share(w, rollout):
+        del rollout
         row = jnp.sum(w, -1, keepdims=True)
         return numerics.safe_divide(w, row * jnp.sum(row > 0, dtype=jnp.float32))
 
@@ -68,18 +71,55 @@ def constant_length(num_tokens: int) -> AdvantageTransform:
     """
     check.number("num_tokens", num_tokens, above=0)
 
-    def share(w):
+    def share(w, rollout):
+        del rollout
         return w / (w.shape[0] * w.shape[1] * num_tokens)
 
     return _reduction("constant_length()", share)
 
 
-def scale_weight(coefficient: jax.typing.ArrayLike) -> AdvantageTransform:
+def constant_sum(num_tokens: int) -> AdvantageTransform:
+    """A reduction: the sum over all tokens of all rows, over a constant length.
+
+    LUFFY's and HPT's code do this. Unlike `constant_length` it does not divide by the
+    number of rows, so it grows with the batch. Under Adam the difference matters only
+    beside other terms or a gradient clip.
+
+    Args:
+      num_tokens: the constant, tokens.
+    """
+    check.number("num_tokens", num_tokens, above=0)
+    return _reduction("constant_sum()", lambda w, rollout: w / num_tokens)
+
+
+def weighted_sequence_mean(
+    row_weight_fn: Callable[[Rollout], jax.Array],
+) -> AdvantageTransform:
+    """A reduction: the mean of each row's token mean, rows weighted by a number.
+
+    sum_i w_i mean_t l_it / sum_i w_i; rows without tokens are not counted.
+
+    Args:
+      row_weight_fn: rollout -> broadcastable to f32[P, G], not negative.
+    """
+    check.function("row_weight_fn", row_weight_fn, "rollout")
+
+    def share(w, rollout):
+        row = jnp.sum(w, -1)
+        given = jnp.where(row > 0, row_weight_fn(rollout), 0.0)
+        given = given.astype(jnp.float32)
+        per_token = numerics.safe_divide(given, row * jnp.sum(given))
+        return w * per_token[..., None]
+
+    return _reduction("weighted_sequence_mean()", share)
+
+
+def scale_weight(coefficient: ArrayLike) -> AdvantageTransform:
     """Multiplies the weight: a term's coefficient, placed after its reduction.
 
     Args:
-      coefficient: not negative, for a weight is not: of a traced one that is, or is
-        NaN, updates are refused. To turn a term round, negate its loss function.
+      coefficient: >= 0. If a traced one is negative or NaN, the update is refused. To
+        reverse a term, negate its loss function.
     """
     check.number("coefficient", coefficient, low=0)
     return stateless(lambda c, r: c.replace(weight=c.weight * coefficient))

@@ -1,9 +1,10 @@
 """The seam where users' functions enter: what they return is checked after the call.
 
-An array that lacks an axis broadcasts, and where P = G or G = T nothing complains: the
-run trains on another objective. So what transforms and loss functions return must have
-the shapes and dtypes of its type, and where sizes coincide they are traced once more
-with sizes that do not. All of this happens when traced and costs nothing at run time.
+An array that lacks an axis broadcasts. Where P = G or G = T that raises no error, and
+the run trains on another objective. So the results of transforms and loss functions
+must have the shapes and dtypes of their type, and where sizes coincide, functions are
+traced once more with sizes that differ. The checks run when traced and cost nothing at
+run time.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ class BrokenLaw(ValueError):
         self.place, self.what = place, what
 
 
-def transformed(transform, credit: Credit, state, rollout: Rollout, place: str):
+def transformed(transform, credit: Credit, rollout: Rollout, state, place: str):
     """(credit, state) of the transform's update, checked.
 
     Args:
@@ -45,7 +46,7 @@ def transformed(transform, credit: Credit, state, rollout: Rollout, place: str):
         _require_credit(new, sizes, place)
         _require_state(state, after, place)
 
-    return _called(transform.update, (credit, state, rollout), require, place)
+    return _called(transform.update, (credit, rollout, state), require, place)
 
 
 def loss_of(loss_fn, now, credit: Credit, rollout: Rollout, place: str) -> jax.Array:
@@ -65,7 +66,8 @@ def name_of(fn) -> str:
 
 
 def _called(fn: Callable, args: tuple, require: Callable, place: str):
-    sizes = args[-1].samples.mask.shape
+    rollout = next(x for x in args if isinstance(x, Rollout))
+    sizes = rollout.samples.mask.shape
     with _watching(place):
         result = fn(*args)
     require(result, sizes)
@@ -78,10 +80,10 @@ def _called(fn: Callable, args: tuple, require: Callable, place: str):
 
 
 def _fixed(fn, args) -> set[int]:
-    """Sizes that a function cannot do without: of its constants and of its state."""
+    """Sizes of the function's constants and state, which cannot be changed."""
     arrays = jax.make_jaxpr(fn)(*args).consts
-    if isinstance(args[0], Credit):  # (credit, state, rollout)
-        arrays = [*arrays, *jax.tree.leaves(args[1])]
+    if isinstance(args[0], Credit):  # (credit, rollout, state)
+        arrays = [*arrays, *jax.tree.leaves(args[2])]
     return {size for x in arrays for size in jnp.shape(x)}
 
 
@@ -126,9 +128,10 @@ def _resized(args, old: Sizes, new: Sizes):
             x = x.replace(prompts=x.prompts.replace(data=data))
         return jax.tree.map(prompts, over_tokens(tokens, x))
 
-    first, second, rollout = args
-    stateful = isinstance(first, Credit)  # (credit, state, rollout), else (now, ...)
-    return of(first), second if stateful else of(second), of(rollout)
+    first, second, last = args
+    if isinstance(first, Credit):  # (credit, rollout, state)
+        return of(first), of(second), last
+    return of(first), of(second), of(last)  # (now, credit, rollout)
 
 
 @contextlib.contextmanager

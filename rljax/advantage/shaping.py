@@ -8,22 +8,21 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage import order, row, solve_rate
+from rljax.advantage import order
 from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
-def affine_reward(
-    *, scale: jax.typing.ArrayLike, shift: jax.typing.ArrayLike
-) -> AdvantageTransform:
+def rescale_reward(*, scale: ArrayLike, shift: ArrayLike) -> AdvantageTransform:
     """scale r + shift; DAPO's rewards of +1 and -1 are scale 2, shift -1."""
     check.number("scale", scale)
     check.number("shift", shift)
     return stateless(lambda c, r: c.replace(advantage=scale * c.advantage + shift))
 
 
-def overlong_penalty(*, max_tokens: int, buffer: int) -> AdvantageTransform:
+def punish_overlong(*, max_tokens: int, buffer: int) -> AdvantageTransform:
     """Adds DAPO's soft punishment of overlong completions, in [-1, 0].
 
     0 up to max_tokens - buffer; ((max_tokens - buffer) - length) / buffer in between;
@@ -33,7 +32,7 @@ def overlong_penalty(*, max_tokens: int, buffer: int) -> AdvantageTransform:
       max_tokens: completion tokens at which the punishment is -1.
       buffer: length of the slope, tokens, at most max_tokens.
 
-    Source: arXiv:2503.14476, eq. (13).
+    Source: arXiv:2503.14476, eq. (13) (PAPER).
     Variants: Tunix counts characters and does not stop at -1; TRL is as here.
     """
     check.number("max_tokens", max_tokens, above=0)
@@ -49,32 +48,6 @@ def overlong_penalty(*, max_tokens: int, buffer: int) -> AdvantageTransform:
     return stateless(apply)
 
 
-def drop_truncated() -> AdvantageTransform:
-    """Weight 0 for samples that were cut off (DAPO's overlong filtering).
-
-    Their rewards still count in their group's statistics.
-    """
-    return row.keep_rows(lambda rollout: rollout.samples.finished)
-
-
-def drop_equal_groups() -> AdvantageTransform:
-    """Weight 0 for groups that are all right or all wrong (DAPO's dynamic sampling).
-
-    Placed before a reduction, its divisor counts the groups 0 < #correct < G alone. The
-    paper samples until the batch is full of such groups; that is the learner's matter
-    (`rljax.learn.dynamic_sampling`), this is what it means for the loss.
-
-    Source: arXiv:2503.14476, eq. (11). Reads `verdict.correct`, logs `dropped_share`.
-    """
-
-    def apply(credit, rollout):
-        mixed = solve_rate.by_correct(rollout, credit.member).mixed
-        weight = jnp.where(mixed, credit.weight, 0.0)
-        return credit.replace(weight=weight).log(dropped_share=jnp.mean(~mixed))
-
-    return stateless(apply)
-
-
 def summed(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
     """f32[P, G, 1]: sum over a row's tokens."""
     return jnp.sum(jnp.where(mask, log_ratio, 0.0), -1, keepdims=True)
@@ -86,19 +59,21 @@ def averaged(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def punish_confident_errors(
-    alpha: jax.typing.ArrayLike = 1.0,
+    alpha: ArrayLike = 1.0,
     confidence_fn: Callable[[jax.Array, jax.Array], jax.Array] = summed,
 ) -> AdvantageTransform:
     """A (1 + alpha softplus(c)) where A < 0, c = log(pi_old / pi_ref) of the row (ACE).
 
-    The multiplier is RECONSTRUCTED, only c is the paper's; at c = 0 it is already
-    1 + 0.69 alpha. Placed after the baseline.
+    At c = 0 the multiplier is already 1 + 0.69 alpha. Stands after the baseline.
 
     Args:
       alpha: strength, >= 0; 1 is a placeholder.
       confidence_fn: (log-ratios, mask) -> c: `summed` (the paper's) or `averaged`.
 
-    Source: arXiv:2602.21420, abstract (c: PAPER). Reads `rollout.reference` and `old`.
+    Returns:
+      A stateless transform; reads `rollout.reference` and `rollout.old`.
+
+    Source: arXiv:2602.21420, abstract (c PAPER; the multiplier RECONSTRUCTED).
     """
     check.number("alpha", alpha, low=0)
     check.function("confidence_fn", confidence_fn, "log_ratio, mask")
@@ -114,8 +89,8 @@ def punish_confident_errors(
 
 def follow_teacher_by_entropy(
     *,
-    beta: jax.typing.ArrayLike = 0.1,
-    entropy_quantile: jax.typing.ArrayLike = 0.8,
+    beta: ArrayLike = 0.1,
+    entropy_quantile: ArrayLike = 0.8,
 ) -> AdvantageTransform:
     """A + beta omega d: towards the teacher where certain, else away from it (DASD).
 
@@ -126,14 +101,15 @@ def follow_teacher_by_entropy(
 
     Args:
       beta: strength; 0.1 is a placeholder, the paper's is unknown.
-      entropy_quantile: tau's fraction. 0.8 repels the top 20 % of tokens
-        (RECONSTRUCTED); the paper's "rho = 0.20" could also mean 0.2, repelling 80 %.
+      entropy_quantile: tau's fraction. 0.8 repels the top 20 % of tokens; the paper's
+        "rho = 0.20" could also mean 0.2, which repels 80 %.
 
     Returns:
       A stateless transform; its advantage is f32[P, G, T]. Reads `rollout.old` and
       `rollout.teacher`: the same weights given privileged information.
 
-    Source: arXiv:2605.22263 (omega and A: SECONDARY; both normalisers RECONSTRUCTED).
+    Source: arXiv:2605.22263 (omega and A SECONDARY; both normalisers and the quantile
+      RECONSTRUCTED).
     """
     check.number("beta", beta, low=0)
     check.number("entropy_quantile", entropy_quantile, low=0, high=1)

@@ -1,15 +1,31 @@
-"""Recipes: functions from numbers to an `Algorithm`, each citing its equations."""
+"""Recipes: functions from numbers to an `Algorithm`, each citing its equations.
 
-from rljax.algorithms.clip_higher import dapo, group_normalised, justrl
-from rljax.algorithms.clipped import clipped_policy
-from rljax.algorithms.confidence import ace, dasd
-from rljax.algorithms.critic import ppo, turn_ppo
-from rljax.algorithms.curriculum import a_grae, curve_rl
-from rljax.algorithms.entropy_control import skywork_or1
-from rljax.algorithms.entropy_mechanism import clip_cov, kl_cov
+A recipe is a dozen lines made of `rljax.advantage` and `rljax.loss`; a file holds one
+method or one family, and is named after it. The section "Source:" of its docstring says
+where its formula is from, and ends in parentheses with one of the tags
+
+    PAPER          the paper's text or its authors' code
+    SECONDARY      third parties that agree
+    RECONSTRUCTED  our reading of an ambiguous source
+    DERIVED        algebra from a stated formula
+    TEXTBOOK       known to everybody
+
+`docs/methods.md` lists all recipes. A new recipe is a function in a file here, or in
+your own file. Nothing here knows models, samplers or the learner.
+"""
+
+from rljax.algorithms.a_grae import a_grae
+from rljax.algorithms.ace import ace
+from rljax.algorithms.cispo import cispo, minpro
+from rljax.algorithms.clip_cov import clip_cov, kl_cov
+from rljax.algorithms.curve_rl import curve_rl
+from rljax.algorithms.dapo import dapo, justrl
+from rljax.algorithms.dasd import dasd
 from rljax.algorithms.fade import fade
 from rljax.algorithms.gft import gft
+from rljax.algorithms.gmpo import gmpo
 from rljax.algorithms.grpo import dr_grpo, grpo, grpo_kl, norm_grpo, qae
+from rljax.algorithms.gspo import gspo, gspo_token
 from rljax.algorithms.hybrid import chord, gac, hpt, luffy, mixture, srft, uft
 from rljax.algorithms.imitation import (
     asft,
@@ -38,6 +54,8 @@ from rljax.algorithms.power import (
     power_asym,
     rs_grpo,
 )
+from rljax.algorithms.ppo import ppo, turn_ppo
+from rljax.algorithms.ppo_clip import ppo_clip_policy
 from rljax.algorithms.reinforce import (
     gpg,
     opo,
@@ -61,9 +79,10 @@ from rljax.algorithms.rollout_correction import (
     tis,
     truncated_reinforce,
 )
-from rljax.algorithms.sequence_level import gmpo, gspo, gspo_token
-from rljax.algorithms.token_filter import over_all, over_selected, stapo, top_entropy
-from rljax.algorithms.token_level import cispo, minpro, sapo
+from rljax.algorithms.sapo import sapo
+from rljax.algorithms.skywork_or1 import skywork_or1
+from rljax.algorithms.stapo import stapo
+from rljax.algorithms.top_entropy import over_all, over_selected, top_entropy
 
 __all__ = [
     "a_grae",
@@ -75,7 +94,6 @@ __all__ = [
     "chord",
     "cispo",
     "clip_cov",
-    "clipped_policy",
     "corrected",
     "curve_rl",
     "dapo",
@@ -90,7 +108,6 @@ __all__ = [
     "gft",
     "gmpo",
     "gpg",
-    "group_normalised",
     "grpo",
     "grpo_kl",
     "gspo",
@@ -122,6 +139,7 @@ __all__ = [
     "power",
     "power_asym",
     "ppo",
+    "ppo_clip_policy",
     "psft",
     "psr",
     "qae",

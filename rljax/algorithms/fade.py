@@ -1,22 +1,20 @@
-"""FADE: Focal Advantage with Dynamic Entropy (arXiv:2607.01490).
+"""FADE: Focal Advantage with Dynamic Entropy."""
 
-The formula is as transcribed by a third-party reading of arXiv v1 (SECONDARY); the EMA
-convention, the scope of the mean reward and the unit of entropy are our reading.
-"""
+from jax.typing import ArrayLike
 
 from rljax import advantage as adv
-from rljax.algorithms import clipped
+from rljax.algorithms.ppo_clip import ppo_clip_policy
 
 
 def fade(
     *,
-    entropy_target: float | None = None,
-    entropy_target_frac: float = 0.5,
-    ema_rate: float = 0.02,
-    p_init: float = 0.5,
-    alpha_max: float = 3.0,
-    delta_min: float = 0.3,
-    clip: float = 0.2,
+    entropy_target: ArrayLike | None = None,
+    entropy_target_frac: ArrayLike = 0.5,
+    ema_rate: ArrayLike = 0.02,
+    p_init: ArrayLike = 0.5,
+    alpha_max: ArrayLike = 3.0,
+    delta_min: ArrayLike = 0.3,
+    clip: ArrayLike = 0.2,
 ) -> adv.Algorithm:
     """A_S = q^alpha, A_F = -p q^(alpha-1) / delta, alpha and delta following the run.
 
@@ -26,19 +24,21 @@ def fade(
     Args:
       entropy_target: H*, nats; None is `entropy_target_frac` of the initial entropy.
       entropy_target_frac: fraction; 0.5 is what the paper found best.
-      ema_rate: weight of the new value in both running averages.
+      ema_rate: weight of the new value in both running averages, a fraction.
       p_init: solve rate before the first batch, a fraction.
-      alpha_max, delta_min: the hardest focus and the strongest tilt to failures.
+      alpha_max: the hardest focus.
+      delta_min: the strongest tilt to failures.
       clip: distance of both bounds of the ratio from 1 (not found in the paper).
+
+    Source: arXiv:2607.01490 v1 (formula SECONDARY; convention of the averages, scope of
+      the mean reward and unit of the entropy RECONSTRUCTED).
     """
-    return clipped.clipped_policy(
-        adv.fade_advantage(
-            entropy_target=entropy_target,
-            entropy_target_frac=entropy_target_frac,
-            ema_rate=ema_rate,
-            p_init=p_init,
-            alpha_max=alpha_max,
-            delta_min=delta_min,
-        ),
-        clip=clip,
+    controller = adv.fade_controller(
+        entropy_target=entropy_target,
+        entropy_target_frac=entropy_target_frac,
+        ema_rate=ema_rate,
+        p_init=p_init,
+        alpha_max=alpha_max,
+        delta_min=delta_min,
     )
+    return ppo_clip_policy(adv.scale_by_fade(controller), clip=clip)

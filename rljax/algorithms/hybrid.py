@@ -1,48 +1,52 @@
 """Imitation and reinforcement in one loss: LUFFY, SRFT, CHORD, GAC, HPT, UFT.
 
-All read mixed groups with `old` on every row:
+All read mixed groups with `old` on every row, made by samplers of
+`rljax.rollout.mixed`:
 
     answers = mixed.with_old(mixed.stored_answers(), policy.measure)
     mixed.side_by_side(sampler(...), answers)
 
 Terms are restricted to rows of one kind before their reduction, so that each keeps the
-mean of its paper.
+mean of its paper. "Own" rows are the policy's samples, "stored" rows demonstrations and
+teacher answers.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
 
 from rljax import advantage as adv
-from rljax import check
-from rljax.advantage import mixing
-from rljax.algorithms.clip_higher import group_normalised
-from rljax.loss import kl, ratio, supervised, surrogate
+from rljax import check, loss
 from rljax.types import Source
 
-_OWN = mixing.keep_source(Source.OWN)
+_OWN = adv.keep_source(Source.OWN)
 _ALL_ROWS = adv.chain()
 
+# The mixing schedule of GAC's README, a fraction.
+README_PRIOR = optax.warmup_cosine_decay_schedule(0.0, 0.85, 200, 1000, 0.15)
 
-def _grpo(clip: float, *after: adv.AdvantageTransform) -> adv.Term:
+
+def _grpo(clip: ArrayLike, *after: adv.AdvantageTransform) -> adv.Term:
     """Clipped GRPO on own rows, their statistics, and their token mean."""
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
-        surrogate.clipped_ratio(clip, clip),
-        advantage=adv.chain(mixing.members_from(Source.OWN), group_normalised()),
+        advantage=adv.chain(adv.restrict_members(Source.OWN), adv.normalise_by_group()),
         weighting=adv.chain(_OWN, adv.token_mean(), *after),
+        loss_fn=loss.ppo_clip(clip, clip),
     )
 
 
 def luffy(
     *,
     max_tokens: int,
-    gamma: jax.typing.ArrayLike = 0.1,
-    entropy: jax.typing.ArrayLike = 0.001,
+    gamma: ArrayLike = 0.1,
+    entropy: ArrayLike = 0.001,
     statistics: adv.AdvantageTransform = _ALL_ROWS,
 ) -> adv.Algorithm:
-    """Off-policy guidance with a shaped probability (arXiv:2504.14945, PAPER: code).
+    """Off-policy guidance with a shaped probability (LUFFY).
 
     A = R - mean(R) over the joint group; -A p / p_old on own tokens, unclipped;
     -A p / (p + gamma) on stored tokens; sums over a constant length.
@@ -51,30 +55,32 @@ def luffy(
       max_tokens: the constant length, tokens; 8192 in the paper.
       gamma: of the shaping, a probability.
       entropy: coefficient of the entropy bonus.
-      statistics: whose mean; `mixing.members_from(Source.OWN)` is the code's other
+      statistics: whose mean; `adv.restrict_members(Source.OWN)` is the code's other
         estimator.
+
+    Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py (PAPER).
     """
     check.number("max_tokens", max_tokens, above=0)
     check.number("entropy", entropy, low=0)
     check.kind(
-        "statistics", statistics, adv.AdvantageTransform, "members_from(Source.OWN)"
+        "statistics", statistics, adv.AdvantageTransform, "restrict_members(Source.OWN)"
     )
     advantage = adv.chain(statistics, adv.center_by_group())
-    total = mixing.constant_sum(max_tokens)
+    total = adv.constant_sum(max_tokens)
     return adv.algorithm(
         policy=adv.Term(
-            ratio.plain_ratio(),
             advantage=advantage,
             weighting=adv.chain(_OWN, total),
+            loss_fn=loss.unclipped_ratio(),
         ),
         stored=adv.Term(
-            supervised.shaped_probability(gamma),
             advantage=advantage,
-            weighting=adv.chain(mixing.keep_stored(), total),
+            weighting=adv.chain(adv.keep_stored(), total),
+            loss_fn=loss.shaped_probability(gamma),
         ),
         entropy=adv.Term(
-            kl.entropy_bonus(),
             weighting=adv.chain(adv.token_mean(), adv.scale_weight(entropy)),
+            loss_fn=loss.entropy_bonus(),
         ),
     )
 
@@ -82,95 +88,102 @@ def luffy(
 def srft(
     *,
     max_tokens: int,
-    clip: float = 0.2,
-    sft: jax.typing.ArrayLike = 0.5,
-    positive: jax.typing.ArrayLike = 0.1,
+    clip: ArrayLike = 0.2,
+    sft: ArrayLike = 0.5,
+    positive: ArrayLike = 0.1,
 ) -> adv.Algorithm:
-    """Single-stage SFT and RL weighed by entropy (arXiv:2506.19767, SECONDARY).
+    """Single-stage SFT and RL weighed by entropy (SRFT).
 
     sft exp(-H) (-log p) and a clipped GRPO term with old probability 1 on stored rows,
     in the joint group; positive exp(H) (-log p) on correct own rows, log p on others.
-    Reductions from the re-implementation in Unify-Post-Training: token mean for the
-    first, sum over a constant length for the rest.
+    Reductions are those of the re-implementation in Unify-Post-Training: token mean for
+    the first, sum over a constant length for the rest.
 
     Args:
       max_tokens: the constant length, tokens.
-      clip: of the GRPO term.
-      sft, positive: coefficients of the two entropy weights.
+      clip: distance of both bounds of the GRPO term's ratio from 1.
+      sft: coefficient of the entropy weight on stored rows.
+      positive: coefficient of the entropy weight on correct own rows.
+
+    Source: arXiv:2506.19767; code TsinghuaC3I/Unify-Post-Training mix_actor.py
+      (SECONDARY).
     """
     check.number("max_tokens", max_tokens, above=0)
     check.number("clip", clip, low=0, high=1)
     check.number("sft", sft, low=0)
     check.number("positive", positive, low=0)
-    total = mixing.constant_sum(max_tokens)
-    grow = supervised.entropy_weight(positive, 1.0)
+    total = adv.constant_sum(max_tokens)
+    grow = loss.supervised.entropy_weight(positive, 1.0)
 
     def own_weight(now, credit, rollout):
         return jnp.where(credit.advantage > 0, grow(now, credit, rollout), 1.0)
 
-    imitate = supervised.rectified(
-        surrogate.nll(), supervised.entropy_weight(sft, -1.0)
-    )
     return adv.algorithm(
         sft=adv.Term(
-            imitate, weighting=adv.chain(mixing.keep_stored(), adv.token_mean())
+            weighting=adv.chain(adv.keep_stored(), adv.token_mean()),
+            loss_fn=loss.reweighted(
+                loss.nll(), loss.supervised.entropy_weight(sft, -1.0)
+            ),
         ),
         stored=adv.Term(
-            supervised.behaved_certainly(surrogate.clipped_ratio(clip, clip)),
-            advantage=group_normalised(),
-            weighting=adv.chain(mixing.keep_stored(), total),
+            advantage=adv.normalise_by_group(),
+            weighting=adv.chain(adv.keep_stored(), total),
+            loss_fn=loss.with_behaviour_prob_one(loss.ppo_clip(clip, clip)),
         ),
         policy=adv.Term(
-            supervised.rectified(surrogate.reinforce(), own_weight),
             advantage=adv.assign_by_class(lambda g: 1.0, lambda g: -1.0),
             weighting=adv.chain(_OWN, total),
+            loss_fn=loss.reweighted(loss.reinforce(), own_weight),
         ),
     )
 
 
 def mixture(
-    mu: jax.typing.ArrayLike,
+    mu: ArrayLike,
     *,
-    clip: float = 0.2,
-    weight_fn: supervised.WeightFn = supervised.uncertainty,
+    clip: ArrayLike = 0.2,
+    weight_fn: loss.supervised.WeightFn = loss.supervised.uncertainty,
 ) -> adv.Algorithm:
     """(1 - mu) GRPO on own rows + mu tokmean[-sg[w(p)] log p] on stored rows.
 
     Args:
-      mu: share of the supervised loss, a fraction; a traced one outside [0, 1] makes a
+      mu: share of the supervised loss, a fraction. A traced one outside [0, 1] makes a
         weight negative, and the update is refused.
-      clip: of the GRPO term.
-      weight_fn: of a stored token, under stop-gradient.
+      clip: distance of both bounds of the GRPO term's ratio from 1.
+      weight_fn: w of a stored token, under stop-gradient.
+
+    Source: none, the common form of CHORD and GAC (TEXTBOOK).
     """
     check.number("mu", mu, low=0, high=1)
     check.number("clip", clip, low=0, high=1)
     check.function("weight_fn", weight_fn, "now, credit, rollout")
-    imitate = supervised.rectified(surrogate.nll(), weight_fn)
     return adv.algorithm(
         policy=_grpo(clip, adv.scale_weight(1 - mu)),
         sft=adv.Term(
-            imitate,
             weighting=adv.chain(
-                mixing.keep_stored(), adv.token_mean(), adv.scale_weight(mu)
+                adv.keep_stored(), adv.token_mean(), adv.scale_weight(mu)
             ),
+            loss_fn=loss.reweighted(loss.nll(), weight_fn),
         ),
     )
 
 
 def chord(
     *,
-    mu_fn: Callable[[jax.Array], jax.Array] = lambda step: jnp.float32(0.1),
-    clip: float = 0.2,
-    weight_fn: supervised.WeightFn = supervised.uncertainty,
+    mu_fn: Callable[[jax.Array], ArrayLike] = lambda step: jnp.float32(0.1),
+    clip: ArrayLike = 0.2,
+    weight_fn: loss.supervised.WeightFn = loss.supervised.uncertainty,
 ) -> adv.Algorithm:
-    """A scheduled mixture (arXiv:2508.11408, PAPER: Trinity-RFT chord_policy_loss.py).
+    """A mixture whose share follows a schedule (CHORD).
 
     Args:
       mu_fn: optimiser step -> share of the supervised loss; constant 0.1 as the code's
-        default, or `warmup_cosine(...)` for CHORD-mu.
-      clip: of the GRPO term.
-      weight_fn: `supervised.uncertainty` is CHORD-phi, `supervised.unit` CHORD-mu's
-        plain likelihood.
+        default, or an optax schedule for CHORD-mu.
+      clip: distance of both bounds of the GRPO term's ratio from 1.
+      weight_fn: `loss.supervised.uncertainty` is CHORD-phi, `loss.supervised.unit` the
+        plain likelihood of CHORD-mu.
+
+    Source: arXiv:2508.11408; code Trinity-RFT chord_policy_loss.py (PAPER).
     """
     check.function("mu_fn", mu_fn, "step")
     check.number("clip", clip, low=0, high=1)
@@ -186,38 +199,37 @@ def chord(
 
 def gac(
     *,
-    clip: float = 0.2,
-    weight_fn: supervised.WeightFn = supervised.uncertainty,
-    prior: Callable[[jax.Array], jax.Array] | None = None,
+    clip: ArrayLike = 0.2,
+    weight_fn: loss.supervised.WeightFn = loss.supervised.uncertainty,
+    controller: adv.Controller | None = None,
     trim: float = 0.1,
     scale_fn: Callable[..., jax.Array] = adv.gac.as_they_are,
-    **controller,
 ) -> adv.Algorithm:
-    """A mixture whose share follows noise and mismatch (arXiv:2605.26184, PAPER: code).
+    """A mixture whose share follows noise and mismatch of the two gradients (GAC).
 
     Args:
-      clip: of the GRPO term.
-      weight_fn: `supervised.uncertainty`, or `supervised.unit` for "w/o phi".
-      prior: step -> share; None is the README's `warmup_cosine(200, 800, 0.85, 0.15)`.
-      trim, scale_fn: see `advantage.gac.gac_proxies`.
-      **controller: see `advantage.gac.gac_controller`.
+      clip: distance of both bounds of the GRPO term's ratio from 1.
+      weight_fn: `loss.supervised.uncertainty`, or `loss.supervised.unit` for "w/o phi".
+      controller: of the share; None is `adv.gac.gac_controller(prior=README_PRIOR)`.
+      trim: fraction of rows left out on each side of the supervised variance.
+      scale_fn: `adv.gac.as_they_are` or `adv.gac.z_scores`.
+
+    Source: arXiv:2605.26184; code deepnovacore/GAC gac/controller.py (PAPER).
     """
     check.number("clip", clip, low=0, high=1)
-    prior = mixing.warmup_cosine(200, 800, 0.85, 0.15) if prior is None else prior
+    if controller is None:
+        controller = adv.gac.gac_controller(prior=README_PRIOR)
     return adv.controlled_algorithm(
         lambda value: mixture(value.mu, clip=clip, weight_fn=weight_fn),
-        adv.gac.gac_controller(prior=prior, **controller),
+        controller,
         adv.gac.gac_proxies(weight_fn, trim=trim, scale_fn=scale_fn),
     )
 
 
 def hpt(
-    *,
-    max_tokens: int,
-    gate: jax.typing.ArrayLike = 0,
-    coefficient: jax.typing.ArrayLike = 1.0,
+    *, max_tokens: int, gate: ArrayLike = 0, coefficient: ArrayLike = 1.0
 ) -> adv.Algorithm:
-    """A hard gate per prompt (arXiv:2509.04419, PAPER: Unify-Post-Training).
+    """A hard gate per prompt: imitation or reinforcement (HPT).
 
     Prompts with at most `gate` correct rollouts learn their demonstrations (token mean
     of -log p), the others their rollouts (A = R - mean over them, no clip, sum over a
@@ -227,48 +239,54 @@ def hpt(
       max_tokens: the constant length, tokens.
       gate: correct rollouts, a count; 0 (Qwen) or 2 (Llama).
       coefficient: of the imitation term; 0.3 for 1.5B models.
+
+    Source: arXiv:2509.04419; code TsinghuaC3I/Unify-Post-Training (PAPER).
     """
     check.number("max_tokens", max_tokens, above=0)
     check.number("gate", gate, low=0)
     check.number("coefficient", coefficient, low=0)
     return adv.algorithm(
         policy=adv.Term(
-            ratio.plain_ratio(),
-            advantage=adv.chain(mixing.members_from(Source.OWN), adv.center_by_group()),
+            advantage=adv.chain(
+                adv.restrict_members(Source.OWN), adv.center_by_group()
+            ),
             weighting=adv.chain(
                 _OWN,
-                mixing.keep_prompts(lambda solved: solved > gate),
-                mixing.constant_sum(max_tokens),
+                adv.keep_prompts(lambda solved: solved > gate),
+                adv.constant_sum(max_tokens),
             ),
+            loss_fn=loss.unclipped_ratio(),
         ),
         sft=adv.Term(
-            surrogate.nll(),
             weighting=adv.chain(
-                mixing.keep_stored(),
-                mixing.keep_prompts(lambda solved: ~(solved > gate)),
+                adv.keep_stored(),
+                adv.keep_prompts(lambda solved: ~(solved > gate)),
                 adv.token_mean(),
                 adv.scale_weight(coefficient),
             ),
+            loss_fn=loss.nll(),
         ),
     )
 
 
 def uft(
     *,
-    clip: float = 0.2,
-    hint: jax.typing.ArrayLike = 0.001,
-    reference: jax.typing.ArrayLike = 0.001,
-    entropy: jax.typing.ArrayLike = 0.001,
+    clip: ArrayLike = 0.2,
+    hint: ArrayLike = 0.001,
+    reference: ArrayLike = 0.001,
+    entropy: ArrayLike = 0.001,
 ) -> adv.Algorithm:
-    """GRPO from hinted prompts and likelihood of the hints (arXiv:2505.16984, PAPER).
+    """GRPO from hinted prompts and likelihood of the hints (UFT).
 
     Needs the act of `rljax.rollout.hint` and reference parameters.
 
     Args:
-      clip: of the GRPO term on the continuations.
+      clip: distance of both bounds of the ratio from 1, on the continuations.
       hint: coefficient of the token mean of -log p over hint tokens.
-      reference, entropy: coefficients of k3 against the reference and of the entropy
-        bonus, both on own tokens.
+      reference: coefficient of k3 against the reference, on own tokens.
+      entropy: coefficient of the entropy bonus, on own tokens.
+
+    Source: arXiv:2505.16984; code liumy2010/UFT (PAPER).
     """
     check.number("hint", hint, low=0)
     check.number("reference", reference, low=0)
@@ -277,12 +295,13 @@ def uft(
     def own(coefficient):
         return adv.chain(_OWN, adv.token_mean(), adv.scale_weight(coefficient))
 
-    hints = adv.chain(
-        adv.keep_rows(mixing.is_hint), adv.token_mean(), adv.scale_weight(hint)
-    )
+    hints = adv.keep_rows(adv.filter.is_hint)
     return adv.algorithm(
         policy=_grpo(clip),
-        hint=adv.Term(surrogate.nll(), weighting=hints),
-        reference=adv.Term(kl.kl_k3(), weighting=own(reference)),
-        entropy=adv.Term(kl.entropy_bonus(), weighting=own(entropy)),
+        hint=adv.Term(
+            weighting=adv.chain(hints, adv.token_mean(), adv.scale_weight(hint)),
+            loss_fn=loss.nll(),
+        ),
+        reference=adv.Term(weighting=own(reference), loss_fn=loss.kl_k3()),
+        entropy=adv.Term(weighting=own(entropy), loss_fn=loss.entropy_bonus()),
     )

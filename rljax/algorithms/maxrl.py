@@ -4,45 +4,69 @@ All are g(p) (r - p): both masses p q g(p), 0 for groups of equal rewards unless
 """
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import advantage as adv
-from rljax.algorithms import clipped
+from rljax.algorithms.ppo_clip import ppo_clip_policy
 
 
 def _centred(fn, clip):
-    return clipped.clipped_policy(
-        adv.center_by_group(), adv.scale_by_rate(fn), clip=clip
-    )
+    return ppo_clip_policy(adv.center_by_group(), adv.scale_by_rate(fn), clip=clip)
 
 
-def maxrl(*, clip: float = 0.2) -> adv.Algorithm:
+def maxrl(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """(r - p) / p: mass q; f = log p, its series cut after G - 1 terms (MaxRL).
 
-    Source: tajwarfahim/maxrl (PAPER: authors' code, which adds 1e-6 to p).
+    Args:
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: code tajwarfahim/maxrl (PAPER).
+    Variants: the authors' code adds 1e-6 to p.
     """
     return _centred(lambda p: 1 / p, clip)
 
 
-def linear_r(*, clip: float = 0.2) -> adv.Algorithm:
+def linear_r(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """A_S = q / p, A_F = -1: as MaxRL, but an unsolved group keeps A_F = -1.
+
+    Args:
+      clip: distance of both bounds of the ratio from 1.
 
     Source: Linear-R, Heckel et al. (SECONDARY).
     """
-    return clipped.clipped_policy(
+    return ppo_clip_policy(
         adv.assign_by_class(lambda g: g.q / g.p, lambda g: -1.0), clip=clip
     )
 
 
-def sqrt_r(*, clip: float = 0.2) -> adv.Algorithm:
-    """(r - p) / sqrt p: mass q sqrt p, peak at p = 1/3; f = 2 sqrt p (SECONDARY)."""
+def sqrt_r(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
+    """(r - p) / sqrt p: mass q sqrt p, peak at p = 1/3; f = 2 sqrt p.
+
+    Args:
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: Heckel et al. (SECONDARY).
+    """
     return _centred(lambda p: 1 / jnp.sqrt(p), clip)
 
 
-def log_failure(*, clip: float = 0.2) -> adv.Algorithm:
-    """(r - p) / q: mass p, easy prompts; f = -log(1 - p) (DERIVED)."""
+def log_failure(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
+    """(r - p) / q: mass p, easy prompts; f = -log(1 - p).
+
+    Args:
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: none, the mirror of MaxRL (DERIVED).
+    """
     return _centred(lambda p: 1 / (1 - p), clip)
 
 
-def log_odds(*, clip: float = 0.2) -> adv.Algorithm:
-    """(r - p) / (p q): mass 1 for every mixed group; f = log(p / q) (DERIVED)."""
+def log_odds(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
+    """(r - p) / (p q): mass 1 for every mixed group; f = log(p / q).
+
+    Args:
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: none, the sum of MaxRL and its mirror (DERIVED).
+    """
     return _centred(lambda p: 1 / (p * (1 - p)), clip)

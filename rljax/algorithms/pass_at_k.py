@@ -1,47 +1,72 @@
 """pass@k as the objective, estimated from one group of G >= k samples.
 
-The advantages, their equations and sources: `rljax.advantage.pass_at_k`. `pass_at_k`
-with the plug-in solve rate is in `rljax.algorithms.power`.
+The advantages and their equations: `rljax.advantage.pass_at_k`. `pass_at_k` with the
+plug-in solve rate is in `rljax.algorithms.power`.
 """
 
+from jax.typing import ArrayLike
+
 from rljax import advantage as adv
-from rljax.algorithms import clipped
+from rljax.algorithms.ppo_clip import ppo_clip_policy
 
 
-def pkpo(k: int, *, clip: float = 0.2) -> adv.Algorithm:
+def pkpo(k: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """PKPO without baseline: pass@k's unbiased gradient, failures pushed up too.
 
-    Source: PKPO (SECONDARY; subsets enumerated in the test).
+    Args:
+      k: subset size, at most G.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: PKPO, arXiv:2505.15201 (SECONDARY; a test enumerates the subsets).
     """
-    return clipped.clipped_policy(adv.pkpo(k), clip=clip)
+    return ppo_clip_policy(adv.assign_pkpo(k), clip=clip)
 
 
-def pkpo_minus_one(k: int, *, clip: float = 0.2) -> adv.Algorithm:
+def pkpo_minus_one(k: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """PKPO with the leave-one-out-minus-one baseline: unbiased, successes alone.
 
-    Source: PKPO (DERIVED; subsets enumerated in the test).
+    Args:
+      k: subset size, at most G.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: PKPO, arXiv:2505.15201 (DERIVED; a test enumerates the subsets).
     """
-    return clipped.clipped_policy(adv.pkpo_minus_one(k), clip=clip)
+    return ppo_clip_policy(adv.assign_pkpo_minus_one(k), clip=clip)
 
 
-def pkpo_leave_one_out(k: int, *, clip: float = 0.2) -> adv.Algorithm:
+def pkpo_leave_one_out(k: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """PKPO's weights on RLOO, as in the maxrl repository: balanced, biased.
 
-    Source: tajwarfahim/maxrl (SECONDARY code).
+    Args:
+      k: subset size, at most G.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: code tajwarfahim/maxrl (SECONDARY).
     """
-    return clipped.clipped_policy(adv.pkpo_leave_one_out(k), clip=clip)
+    return ppo_clip_policy(adv.center_by_pkpo_leave_one_out(k), clip=clip)
 
 
 def pass_at_k_training(
-    k: int, *, epsilon: float = 0.0, clip: float = 0.2
+    k: int, *, epsilon: ArrayLike = 0.0, clip: ArrayLike = 0.2
 ) -> adv.Algorithm:
     """Pass@k Training, analytic: GRPO over all subsets of size k.
 
-    Source: RUCAIBox/Passk_Training (PAPER: authors' code).
+    Args:
+      k: subset size, at most G.
+      epsilon: added to the deviation, reward units; the authors' code has 1e-6.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: code RUCAIBox/Passk_Training (PAPER).
     """
-    return clipped.clipped_policy(adv.pass_at_k_training(k, epsilon=epsilon), clip=clip)
+    return ppo_clip_policy(adv.assign_pass_at_k_training(k, epsilon=epsilon), clip=clip)
 
 
-def pass_at_group(*, clip: float = 0.2) -> adv.Algorithm:
-    """The best sample gets its lead over the second best: pass@G (arXiv:2503.19595)."""
-    return clipped.clipped_policy(adv.best_minus_second(), clip=clip)
+def pass_at_group(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
+    """The best sample gets its lead over the second best: pass@G.
+
+    Args:
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: arXiv:2503.19595; verl `grpo_passk` (SECONDARY).
+    """
+    return ppo_clip_policy(adv.assign_lead_of_best(), clip=clip)

@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import advantage as adv
 from rljax import check
-from rljax.advantage import baseline, fade
-from rljax.algorithms import clipped
+from rljax.algorithms.ppo_clip import ppo_clip_policy
 
 
 def power(
-    alpha: float,
+    alpha: ArrayLike,
     *,
-    scale_fn: Callable[[jax.Array], jax.Array] = fade.unit_scale,
-    clip: float = 0.2,
+    scale_fn: Callable[[jax.Array], jax.Array] = adv.fade.unit_scale,
+    clip: ArrayLike = 0.2,
 ) -> adv.Algorithm:
     """A = C q^(alpha - 1) (r - p): both masses C p q^alpha, peak at 1 / (1 + alpha).
 
@@ -23,80 +23,106 @@ def power(
 
     Args:
       alpha: > 0, larger is harder.
-      scale_fn: C of alpha: `fade.unit_scale`, `area_scale` or `peak_scale`.
+      scale_fn: C of alpha, unspecified in the paper: `adv.fade.unit_scale`,
+        `area_scale` or `peak_scale`.
       clip: distance of both bounds of the ratio from 1.
 
-    Source: arXiv:2607.01490 (SECONDARY; C is unspecified there).
+    Source: arXiv:2607.01490 (SECONDARY).
     """
     check.number("alpha", alpha, above=0)
     check.function("scale_fn", scale_fn, "alpha")
 
     def factor(p):
-        scale = scale_fn(jnp.asarray(alpha, jnp.float32))
-        return scale * baseline.focal_factor(p, alpha - 1)
+        size = scale_fn(jnp.asarray(alpha, jnp.float32))
+        return size * adv.scale.focal_factor(p, alpha - 1)
 
-    return clipped.clipped_policy(
-        adv.center_by_group(), adv.scale_by_rate(factor), clip=clip
-    )
+    return ppo_clip_policy(adv.center_by_group(), adv.scale_by_rate(factor), clip=clip)
 
 
-def pass_at_k(k: float, *, clip: float = 0.2) -> adv.Algorithm:
-    """A = k q^(k-1) (r - p), f = 1 - q^k: `power` of order k with C = k (DERIVED).
+def pass_at_k(k: ArrayLike, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
+    """A = k q^(k-1) (r - p), f = 1 - q^k: `power` of order k with C = k.
 
     p is the group's own rate; `algorithms.pkpo` and others are free of that error.
+
+    Args:
+      k: > 0, attempts per prompt.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: none, the slope of 1 - q^k (DERIVED).
     """
     check.number("k", k, above=0)
     return power(k, scale_fn=lambda alpha: alpha, clip=clip)
 
 
 def f_grpo(
-    gamma: float,
+    gamma: ArrayLike,
     *,
     base: adv.AdvantageTransform | None = None,
-    clip: float = 0.2,
+    clip: ArrayLike = 0.2,
 ) -> adv.Algorithm:
     """A = q^gamma A_base (F-GRPO): on GRPO the mass peaks at 0.5 / (1 + gamma).
 
-    `base` is GRPO's advantage by default; on `adv.center_by_group()` this is
-    `power(1 + gamma)`. SECONDARY.
+    Args:
+      gamma: >= 0, larger is harder.
+      base: None is GRPO's advantage; on `adv.center_by_group()` this is
+        `power(1 + gamma)`.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: F-GRPO (SECONDARY).
     """
     check.number("gamma", gamma, low=0)
     if base is not None:
         check.kind("base", base, adv.AdvantageTransform, "center_by_group()")
-    grpo = adv.chain(adv.center_by_group(), adv.scale_by_group_std())
+    grpo = adv.normalise_by_group(ddof=0, epsilon=0.0)
     base = grpo if base is None else base
-    return clipped.clipped_policy(base, adv.focal(gamma), clip=clip)
+    return ppo_clip_policy(base, adv.scale_by_focal_factor(gamma), clip=clip)
 
 
-def rs_grpo(*, beta: float = 2.0, clip: float = 0.2) -> adv.Algorithm:
+def rs_grpo(*, beta: ArrayLike = 2.0, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """A = (e^(beta r) / mean e^(beta r) - 1) / beta: f = log-mean-exp / beta (RS-GRPO).
 
-    Source: Jackory/RS-GRPO (PAPER: authors' code). Mass peak 1 / (1 + e^(beta/2)).
+    The mass peaks at p = 1 / (1 + e^(beta / 2)).
+
+    Args:
+      beta: risk seeking, > 0.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: code Jackory/RS-GRPO (PAPER).
     """
-    return clipped.clipped_policy(adv.center_by_risk(beta), clip=clip)
+    return ppo_clip_policy(adv.center_by_risk(beta), clip=clip)
 
 
-def asym_grpo(delta: float, *, clip: float = 0.2) -> adv.Algorithm:
+def asym_grpo(delta: ArrayLike, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """A_S = q, A_F = -p / delta: m_S / m_F = delta (AsymGRPO of the FADE paper).
 
-    delta > 1 favours successes, < 1 failures. Source: arXiv:2607.01490 (SECONDARY).
+    Args:
+      delta: > 1 favours successes, < 1 failures.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: arXiv:2607.01490 (SECONDARY).
     """
     check.number("delta", delta, above=0)
-    return clipped.clipped_policy(
+    return ppo_clip_policy(
         adv.center_by_group(), adv.scale_negative(1 / delta), clip=clip
     )
 
 
 def asym_grpo_by_odds(
-    *, success: float = 0.9, failure: float = 0.4, clip: float = 0.2
+    *, success: ArrayLike = 0.9, failure: ArrayLike = 0.4, clip: ArrayLike = 0.2
 ) -> adv.Algorithm:
     """A_S = (q/p)^success, A_F = -(p/q)^failure: another AsymGRPO, of Gu et al.
 
-    (.5, .5) is GRPO, (0, 0) is +-1. Source: arXiv:2604.04894 (SECONDARY).
+    (.5, .5) is GRPO, (0, 0) is +-1.
+
+    Args:
+      success, failure: exponents, >= 0.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: arXiv:2604.04894 (SECONDARY).
     """
     check.number("success", success, low=0)
     check.number("failure", failure, low=0)
-    return clipped.clipped_policy(
+    return ppo_clip_policy(
         adv.assign_by_class(
             lambda g: (g.q / g.p) ** success, lambda g: -((g.p / g.q) ** failure)
         ),
@@ -104,15 +130,23 @@ def asym_grpo_by_odds(
     )
 
 
-def power_asym(success: float, failure: float, *, clip: float = 0.2) -> adv.Algorithm:
+def power_asym(
+    success: ArrayLike, failure: ArrayLike, *, clip: ArrayLike = 0.2
+) -> adv.Algorithm:
     """A_S = q^success, A_F = -p^failure: masses p q^success, q p^failure.
 
-    Each class focuses on its own rare event; (1, 1) is Dr. GRPO. RECONSTRUCTED: a guess
-    at "Power asym" of arXiv:2607.01490; do not claim to reproduce its rows.
+    Each class focuses on its own rare event; (1, 1) is Dr. GRPO.
+
+    Args:
+      success, failure: exponents, > 0.
+      clip: distance of both bounds of the ratio from 1.
+
+    Source: a guess at "Power asym" of arXiv:2607.01490 (RECONSTRUCTED; do not claim to
+      reproduce its rows).
     """
     check.number("success", success, above=0)
     check.number("failure", failure, above=0)
-    return clipped.clipped_policy(
+    return ppo_clip_policy(
         adv.assign_by_class(lambda g: g.q**success, lambda g: -(g.p**failure)),
         clip=clip,
     )

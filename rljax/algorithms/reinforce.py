@@ -1,32 +1,40 @@
 """REINFORCE and its baselines: r - b and the likelihood-ratio gradient.
 
-The loss is -A log pi, mean over tokens unless said. `algorithms.clipped_policy` puts
+The loss is -A log pi, mean over tokens unless said. `algorithms.ppo_clip_policy` puts
 the same advantages under PPO's ratio for several updates per batch.
 """
+
+from jax.typing import ArrayLike
 
 from rljax import advantage as adv
 from rljax import check, loss
 
 
-def _likelihood(advantage, *weighting):
+def _likelihood(advantage, mean):
     return adv.algorithm(
-        policy=adv.Term(
-            loss.reinforce(), advantage=advantage, weighting=adv.chain(*weighting)
-        )
+        policy=adv.Term(advantage=advantage, weighting=mean, loss_fn=loss.reinforce())
     )
 
 
-def reinforce(*, baseline: float = 0.0) -> adv.Algorithm:
+def reinforce(*, baseline: ArrayLike = 0.0) -> adv.Algorithm:
     """A = r - b, b a constant: with rewards 0/1 masses p (1 - b), q b; f = p.
 
-    Source: Williams 1992. b = 0 pushes successes up alone and is not 0 at p = 1.
+    b = 0 pushes successes up alone and is not 0 at p = 1.
+
+    Args:
+      baseline: b, reward units.
+
+    Source: Williams 1992 (TEXTBOOK).
     """
     check.number("baseline", baseline)
     return _likelihood(adv.center_by(baseline), adv.token_mean())
 
 
 def reinforce_signed() -> adv.Algorithm:
-    """A = 1 for successes, -1 for failures: masses p, q; f = 2 p (std.)."""
+    """A = 1 for successes, -1 for failures: masses p, q; f = 2 p.
+
+    Source: Williams 1992, with rewards +-1 (TEXTBOOK).
+    """
     return _likelihood(
         adv.assign_by_class(lambda g: 1.0, lambda g: -1.0), adv.token_mean()
     )
@@ -36,7 +44,9 @@ def remax() -> adv.Algorithm:
     """A = r - reward of the prompt's greedy sample (ReMax).
 
     The sampler must return one greedy row per prompt (`Source.GREEDY`); it gets no
-    weight. Source: arXiv:2310.10505 (SECONDARY code).
+    weight.
+
+    Source: arXiv:2310.10505 (SECONDARY).
     """
     return _likelihood(adv.center_by_greedy(), adv.token_mean())
 
@@ -44,17 +54,21 @@ def remax() -> adv.Algorithm:
 def rloo() -> adv.Algorithm:
     """A = r - mean of the others' r = n/(n-1) (r - mean r): E[m] = p q (RLOO).
 
-    Source: arXiv:2402.14740: -A log pi of the whole sequence, mean over rows
-    (SECONDARY: TRL, OpenRLHF, verl, ms-swift). TRL and verl use a clipped ratio:
-    `clipped_policy(adv.leave_one_out())` has it with a token mean.
+    -A log pi of the whole sequence, mean over rows.
+
+    Source: arXiv:2402.14740; TRL, OpenRLHF, verl, ms-swift (SECONDARY).
+    Variants: TRL and verl use a clipped ratio:
+      `ppo_clip_policy(adv.center_by_leave_one_out())` has it with a token mean.
     """
-    return _likelihood(adv.leave_one_out(), adv.constant_length(1))
+    return _likelihood(adv.center_by_leave_one_out(), adv.constant_length(1))
 
 
 def raft() -> adv.Algorithm:
     """A_S = 1 / p, A_F = 0, the mean over each group's successes; f = log p (RAFT).
 
-    Filtered fine-tuning where every solved prompt counts alike: mass 1 (DERIVED).
+    Filtered fine-tuning where every solved prompt counts alike: mass 1.
+
+    Source: none, filtered fine-tuning as an advantage (DERIVED).
     """
     return _likelihood(adv.scale_by_rate(lambda p: 1 / p), adv.token_mean())
 
@@ -63,7 +77,8 @@ def opo() -> adv.Algorithm:
     """A = r - sum(l r) / sum(l), l lengths: balanced in tokens (OPO).
 
     Exactly on-policy: one update per rollout batch, no KL, no entropy term.
-    Source: arXiv:2505.23585 (SECONDARY: verl `opo`).
+
+    Source: arXiv:2505.23585; verl `opo` (SECONDARY).
     """
     return _likelihood(adv.center_by_length(), adv.token_mean())
 
@@ -72,8 +87,10 @@ def gpg() -> adv.Algorithm:
     """A = (r - mean r) groups / groups of unequal rewards (GPG): alpha p q for both.
 
     -A log pi, no ratio, no clip, no KL. The authors resample until at least half of the
-    groups are mixed (metric `policy/mixed_share`); that is the sampler's matter.
-    Source: arXiv:2504.02546 (PAPER: authors' code).
+    groups are mixed (metric `policy/mixed_share`); that is the learner's matter
+    (`rljax.learn.dynamic_sampling`).
+
+    Source: arXiv:2504.02546 (PAPER).
     """
     return _likelihood(
         adv.chain(adv.center_by_group(), adv.scale_by_mixed_share()), adv.token_mean()

@@ -1,5 +1,5 @@
 """What one looks at: gradient masses of a method, its plots, the entropy law.
 
-Reads the recipes and records of a run; no training code reads it. A new picture is a
-new file here.
+It reads recipes and the records of a run; no training code imports it. A new picture is
+a new file here.
 """

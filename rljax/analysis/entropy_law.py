@@ -1,10 +1,11 @@
 """The law of entropy and performance: R = -a exp(H) + b.
 
-Entropy H (nats) is what a run trades for accuracy R: without entropy control the law
-says early how far it will get, b - a at H = 0, and dR/dH = -a exp(H) at what price.
+A run trades entropy H (nats) for accuracy R. Without entropy control the law predicts
+early how far the run will get, b - a at H = 0, and the price, dR/dH = -a exp(H).
 
-Source: arXiv:2505.22617, eq. (1) and fig. 1 (PAPER); H there is the mean over responses
-  of the mean entropy of a response's tokens, here the token mean that runs record.
+Source: arXiv:2505.22617, eq. (1) and fig. 1 (PAPER).
+Variants: H there is the mean over responses of the mean entropy of a response's tokens;
+  here it is the token mean that runs record.
 """
 
 import os
@@ -70,20 +71,19 @@ def fit(entropy: np.ndarray, performance: np.ndarray) -> EntropyLaw:
 
 
 def points(
-    records: Sequence[record.Record], performance: str, kind: str = "evaluation"
+    records: Sequence[record.Record], performance: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(H, R), each [N], of a run: each R with the entropy interpolated to its step.
 
     Args:
       records: of `record.read`.
-      performance: name of the metric R.
-      kind: of the records that hold it, "evaluation" or "step".
+      performance: name of the evaluations' metric R.
 
     Raises:
       ValueError: if the run recorded no entropies or no such metric.
     """
     entropy = record.series(records, "policy/entropy_nats")
-    found = record.series(records, performance, kind)
+    found = record.series(records, performance, "evaluation")
     for name, series in (("policy/entropy_nats", entropy), (performance, found)):
         if series.shape[1] == 0:
             raise ValueError(

@@ -19,24 +19,21 @@ _EDGE = np.log(20.0)  # larger sign ratios, infinite ones too, stand at the bord
 _RATIOS = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1, "2": 2, "4": 4, "8": 8}
 
 
-def plane(profiles: Mapping[str, Profile], p=None, ax=None):
+def plane(profiles: Mapping[str, Profile]):
     """Each method as a point: log m_S / m_F against the mass-weighted solve rate.
 
     Args:
-      profiles: tables by name.
-      p: true solve rates of the prompts, in (0, 1); None spreads them evenly.
-      ax: matplotlib axes; None makes a figure.
+      profiles: tables by name; the prompts' true solve rates are spread evenly.
 
     Returns:
       The figure.
     """
     import matplotlib.pyplot as plt
 
-    if ax is None:
-        _, ax = plt.subplots(figsize=(10, 6.5), layout="constrained")
+    _, ax = plt.subplots(figsize=(10, 6.5), layout="constrained")
     points: dict[tuple[float, float], list[str]] = {}
     for name, table in profiles.items():
-        at = profile.place(table, p)
+        at = profile.place(table)
         x = round(float(np.clip(at.log_ratio, -_EDGE, _EDGE)), 2) + 0.0
         points.setdefault((x, round(at.difficulty, 3)), []).append(name)
 
@@ -117,24 +114,22 @@ def _overlap(a, b) -> bool:
     return bool(np.all(a[:2] < b[2:]) and np.all(b[:2] < a[2:]))
 
 
-def curves(profiles: Mapping[str, Profile], axes=None):
+def curves(profiles: Mapping[str, Profile]):
     """E[m_S] and E[m_F] of each method over the true solve rate, in two panels.
 
     Scales differ between methods; `profile.equalised` makes them comparable.
 
     Args:
       profiles: tables by name; G is the table's.
-      axes: two matplotlib axes; None makes a figure.
 
     Returns:
       The figure.
     """
     import matplotlib.pyplot as plt
 
-    if axes is None:
-        _, axes = plt.subplots(
-            1, 2, figsize=(11, 4.2), sharex=True, sharey=True, layout="constrained"
-        )
+    _, axes = plt.subplots(
+        1, 2, figsize=(11, 4.2), sharex=True, sharey=True, layout="constrained"
+    )
     p = np.linspace(1e-3, 1 - 1e-3, 400)
     colors = itertools.cycle([f"C{i}" for i in range(10)])
     # Dashes, too: methods that coincide in one panel remain visible.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check, metric, numerics
-from rljax.advantage.algebra import AdvantageTransform, Algorithm, start
+from rljax.advantage.algebra import AdvantageTransform, Algorithm, initial_credit
 from rljax.types import Prompts, Rollout, Samples, TokenStats, Verdict
 
 
@@ -40,15 +40,14 @@ class Profile(NamedTuple):
         return np.linspace(0.0, 1.0, len(self.A_S))
 
 
-def advantage_of(algorithm: Algorithm, index: int = 0) -> AdvantageTransform:
-    """The advantage chain of an algorithm's term (the first one), as a transform."""
+def advantage_of(algorithm: Algorithm) -> AdvantageTransform:
+    """The advantage chain of an algorithm's first term, as a transform."""
     check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
-    check.count("index", index, low=0)
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         del credit
         credits, state, metrics = algorithm.credit(rollout, state)
-        return credits[index].log(**metrics), state
+        return credits[0].log(**metrics), state
 
     return AdvantageTransform(algorithm.init, update)
 
@@ -112,7 +111,7 @@ def _classes(transform, counts, num_samples, spread):
     """(A_S, A_F) f32[2, P] of a batch with these success counts, and its faults."""
     rollout = _rollout(counts, num_samples, spread)
     credit, _ = transform.update(
-        start(rollout), numerics.strong(transform.init()), rollout
+        initial_credit(rollout), rollout, numerics.strong(transform.init())
     )
     row = jnp.mean(credit.advantage, -1)
     correct = rollout.verdict.correct
@@ -198,12 +197,10 @@ def place(profile: Profile, p=None) -> Place:
     return Place(float(ratio), float(difficulty), float(total))
 
 
-def equalised(profile: Profile, p=None) -> Profile:
+def equalised(profile: Profile) -> Profile:
     """The table with mean total mass 1: without its scale, which a learning rate sets.
 
-    Args:
-      profile: a table.
-      p: true solve rates of the prompts, as in `place`.
+    The mean is over prompts whose true solve rates are spread evenly.
     """
-    scale = place(profile, p).scale
+    scale = place(profile).scale
     return Profile(*(column / scale for column in profile))

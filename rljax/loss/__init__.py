@@ -1,6 +1,13 @@
-"""Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token."""
+"""Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token.
 
-from rljax.loss import supervised
+`surrogate` and `ratio` read a token's ratio, `sequence_ratio` one ratio per row or
+turn; `supervised` pulls up shown tokens; `kl` holds divergences and entropy, `value`
+the critic's loss; `combine` makes loss functions from loss functions. A loss function
+is local to its row and never averages: weights and means are the term's. Yours is a
+function in your own file. Nothing here knows models, samplers or credit transforms.
+"""
+
+from rljax.loss import sequence_ratio, supervised
 from rljax.loss.combine import (
     against_behaviour,
     against_old,
@@ -10,7 +17,7 @@ from rljax.loss.combine import (
 from rljax.loss.kl import (
     chi_squared,
     chi_squared_exact,
-    chi_squared_straight,
+    chi_squared_straight_through,
     entropy_bonus,
     entropy_bonus_sampled,
     kl_absolute,
@@ -18,16 +25,22 @@ from rljax.loss.kl import (
     kl_k1,
     kl_k2,
     kl_k3,
-    kl_k3_straight,
+    kl_k3_straight_through,
     kl_reverse_exact,
 )
-from rljax.loss.ratio import cispo, cispo_band, dual_clip, minpro, plain_ratio, sapo
+from rljax.loss.ratio import cispo, cispo_band, dual_clip, minpro, sapo, unclipped_ratio
 from rljax.loss.sequence_ratio import clipping_bias, gmpo, gspo, gspo_token, turn_ppo
+from rljax.loss.supervised import (
+    consistency,
+    reweighted,
+    shaped_probability,
+    with_behaviour_prob_one,
+)
 from rljax.loss.surrogate import (
-    clipped_ratio,
     is_clipped,
     log_ratio,
     nll,
+    ppo_clip,
     reinforce,
     token_ratio,
 )
@@ -38,11 +51,11 @@ __all__ = [
     "against_old",
     "chi_squared",
     "chi_squared_exact",
-    "chi_squared_straight",
+    "chi_squared_straight_through",
     "cispo",
     "cispo_band",
-    "clipped_ratio",
     "clipping_bias",
+    "consistency",
     "dual_clip",
     "entropy_bonus",
     "entropy_bonus_sampled",
@@ -55,18 +68,23 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
-    "kl_k3_straight",
+    "kl_k3_straight_through",
     "kl_reverse_exact",
     "log_ratio",
     "minpro",
     "nll",
-    "plain_ratio",
+    "ppo_clip",
     "reinforce",
+    "reweighted",
     "sapo",
+    "sequence_ratio",
+    "shaped_probability",
     "supervised",
     "times_advantage",
     "times_ratio",
     "token_ratio",
     "turn_ppo",
+    "unclipped_ratio",
     "value_loss",
+    "with_behaviour_prob_one",
 ]

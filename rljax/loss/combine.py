@@ -1,8 +1,8 @@
 """Loss functions from loss functions."""
 
 from rljax import check
-from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import token_ratio
+from rljax.types import LossFn
 
 
 def against_old(loss_fn: LossFn) -> LossFn:
@@ -26,10 +26,10 @@ def against_behaviour(loss_fn: LossFn) -> LossFn:
 
 
 def times_advantage(loss_fn: LossFn) -> LossFn:
-    """The loss times the term's advantage, there a coefficient of the whole term.
+    """The loss times the term's advantage, which is a coefficient of the whole term.
 
-    An advantage chain runs once per rollout batch: with `set_advantage` in it, that is
-    how often the coefficient changes.
+    An advantage chain runs once per rollout batch, so that is how often a coefficient
+    made by `assign_constant` changes.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: credit.advantage * loss_fn(now, credit, rollout)
@@ -38,8 +38,8 @@ def times_advantage(loss_fn: LossFn) -> LossFn:
 def times_ratio(loss_fn: LossFn) -> LossFn:
     """The loss times the ratio to `old`, through which its gradient flows, too.
 
-    A sampled KL so weighed estimates the KL of the current policy off-policy, and its
-    gradient too: rho k3 of DeepSeek-V3.2, TRL's default.
+    With it a sampled KL estimates the KL of the current policy off-policy, in value and
+    gradient: rho k3 of DeepSeek-V3.2, TRL's default.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: (

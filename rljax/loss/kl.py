@@ -1,35 +1,35 @@
 """Divergences from the reference policy and entropy, each as a loss function.
 
-With d = log(pi_ref / pi) at a token sampled from pi. Value: what the term adds to the
-loss in expectation. Gradient: what it does in expectation, on-policy. They differ, and
-most codebases do not say so: both columns are tested by exact enumeration.
+d = log(pi_ref / pi) at a token sampled from pi. "Value" is the term's expected value,
+"expected gradient" that of the term on-policy. They differ, and most codebases do not
+say so. Both columns are tested by exact enumeration.
 
 | function | per token | value | expected gradient |
 |---|---|---|---|
 | `kl_k1` | -d | KL | 0: as a loss it does nothing |
 | `kl_k2` | d^2 / 2 | biased | grad KL, exactly |
 | `kl_k3` | e^d - 1 - d | KL | grad KL(pi_ref, pi), the other one, exactly |
-| `kl_k3_straight` | value k3, gradient k2 | KL | grad KL, exactly |
+| `kl_k3_straight_through` | value k3, gradient k2 | KL | grad KL, exactly |
 | `kl_absolute` | abs(d) | biased | of neither |
 | `chi_squared` | e^d + e^-d - 2 | chi2 | grad chi2 / 2 + grad KL(pi_ref, pi) |
-| `chi_squared_straight` | the same, gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
+| `chi_squared_straight_through` | gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
 | `kl_reverse_exact`, ... | sums over the vocabulary | exact | exact, every token |
 
 KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.
 
-Exponentials are taken up to 20 nats (`numerics.bounded`): a token out of that reach has
-a finite value and no gradient on the side that grows.
+Exponentials are bounded at 20 nats (`numerics.bounded`): beyond, a token has a finite
+value and no gradient on the side that grows.
 
-Source: Schulman, "Approximating KL divergence" (2020); gradients DERIVED. chi2:
-  arXiv:2403.03185, code cassidylaidlaw/llm_optimization (PAPER), there per sequence.
+Source: Schulman, "Approximating KL divergence" (2020); chi2 arXiv:2403.03185, code
+  cassidylaidlaw/llm_optimization (PAPER; gradients DERIVED).
+Variants: the paper takes chi2 per sequence.
 """
 
 import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.advantage.algebra import LossFn
-from rljax.types import NotMeasured
+from rljax.types import LossFn, measured_extra
 
 
 def kl_k1() -> LossFn:
@@ -53,7 +53,7 @@ def kl_k3() -> LossFn:
     return lambda now, credit, rollout: _k3(now, rollout)
 
 
-def kl_k3_straight() -> LossFn:
+def kl_k3_straight_through() -> LossFn:
     """The value of k3 with the gradient of k2 (verl's `k3+`)."""
 
     def loss(now, credit, rollout):
@@ -66,8 +66,8 @@ def kl_k3_straight() -> LossFn:
 def kl_absolute() -> LossFn:
     """|log(pi / pi_ref)|: no gradient where they agree; KL-Cov's penalty.
 
-    To agree is to differ by at most `numerics.ROUNDING`, where value and slope are 0:
-    of one policy evaluated twice the rounding's sign would be the slope, +-1.
+    Where they differ by at most `numerics.ROUNDING`, value and slope are 0: otherwise
+    the sign of the rounding would be the slope of one policy evaluated twice.
     """
 
     def loss(now, credit, rollout):
@@ -89,7 +89,7 @@ def chi_squared() -> LossFn:
     return lambda now, credit, rollout: _chi_squared(now, rollout)
 
 
-def chi_squared_straight() -> LossFn:
+def chi_squared_straight_through() -> LossFn:
     """The value of `chi_squared` with the gradient of the divergence."""
 
     def loss(now, credit, rollout):
@@ -104,13 +104,11 @@ def chi_squared_straight() -> LossFn:
 def _exact(name: str) -> LossFn:
     def loss(now, credit, rollout):
         del credit, rollout
-        if name not in now.extra:
-            raise NotMeasured(
-                f"now.extra[{name!r}]",
-                "give the learner a measure function that compares whole"
-                " distributions: rljax.policy.divergence.against_reference(policy)",
-            )
-        return now.extra[name]
+        supplier = (
+            "give the learner a measure function that compares whole distributions:"
+            " rljax.policy.divergence.against_reference(policy)"
+        )
+        return measured_extra(now, "now", name, supplier)
 
     return loss
 
@@ -133,8 +131,10 @@ def chi_squared_exact() -> LossFn:
 def entropy_bonus_sampled() -> LossFn:
     """-H from sampled tokens: value log pi, gradient that of sg[log pi] log pi.
 
-    Its expected gradient is that of -H, on-policy (DERIVED). Differentiating the value
-    itself would give 0 in expectation.
+    Its expected gradient is that of -H, on-policy. Differentiating the value itself
+    would give 0 in expectation.
+
+    Source: the score function's mean is 0 (DERIVED).
     """
 
     def loss(now, credit, rollout):

@@ -1,38 +1,39 @@
 """Surrogates of the token ratio rho = pi / pi_old beyond PPO's clip.
 
 Losses are `(now, credit, rollout) -> f32[P, G, T]`, minimised; `coefficient` is
--dl/dlogp. Bounds that a codebase writes as eps are distances from 1 where they are
-named `low` and `high`, and absolute where they are named `floor` and `cap`.
+-dl/dlogp. Bounds named `low` and `high` are distances from 1 (the eps of papers);
+bounds named `floor` and `cap` are absolute.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import clip_loss, log_ratio, token_ratio
+from rljax.types import LossFn
 
 
-def plain_ratio() -> LossFn:
+def unclipped_ratio() -> LossFn:
     """-A rho, nothing clipped: coefficient A rho (conservative policy iteration)."""
     return lambda now, credit, rollout: -credit.advantage * token_ratio(now, rollout)
 
 
 def dual_clip(
-    low: jax.typing.ArrayLike = 0.2,
-    high: jax.typing.ArrayLike = 0.2,
-    cap: jax.typing.ArrayLike = 3.0,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.2,
+    cap: ArrayLike = 3.0,
 ) -> LossFn:
     """PPO's clip, and -A min(rho, cap) for A < 0: the loss of a bad token is bounded.
 
-    Coefficient A rho, but 0 where PPO clips and where A < 0 and rho > cap; on an edge a
-    ratio is not clipped.
+    Coefficient A rho, but 0 where PPO clips and where A < 0 and rho > cap. A ratio
+    exactly on a bound is not clipped.
 
     Args:
       low, high: distances of PPO's bounds from 1.
       cap: > 1; 3 (verl), 10 (DAPO's and JustRL's scripts).
 
-    Source: Ye et al., arXiv:1912.09729, eq. (5); as verl `vanilla` (SECONDARY).
+    Source: Ye et al., arXiv:1912.09729, eq. (5); verl `vanilla` (SECONDARY).
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
@@ -46,15 +47,13 @@ def dual_clip(
     return loss
 
 
-def cispo(
-    *, cap: jax.typing.ArrayLike = 5.0, floor: jax.typing.ArrayLike = 0.0
-) -> LossFn:
+def cispo(*, cap: ArrayLike = 5.0, floor: ArrayLike = 0.0) -> LossFn:
     """-sg[clip(rho, floor, cap)] A log pi: every token keeps a gradient (CISPO).
 
     Coefficient clip(rho) A. Bounds are absolute, as in TRL, ms-swift and SkyRL-tx; 5.0
     is ScaleRL's cap.
 
-    Source: MiniMax-M1, arXiv:2506.13585, eqs. (4)-(5) (SECONDARY); its cap is unknown.
+    Source: MiniMax-M1, arXiv:2506.13585, eqs. (4)-(5); its cap is unknown (SECONDARY).
     """
     check.number("floor", floor)
     check.number("cap", cap, above=0, high=jnp.inf)
@@ -67,7 +66,7 @@ def cispo(
     return loss
 
 
-def cispo_band(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> LossFn:
+def cispo_band(low: ArrayLike, high: ArrayLike) -> LossFn:
     """CISPO with bounds 1 - low and 1 + high, as verl, slime and the paper write them.
 
     The same number means another cap than in `cispo`: verl's example script has low 10
@@ -78,9 +77,7 @@ def cispo_band(low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> LossFn:
     return cispo(floor=1 - low, cap=1 + high)
 
 
-def sapo(
-    positive: jax.typing.ArrayLike = 1.0, negative: jax.typing.ArrayLike = 1.05
-) -> LossFn:
+def sapo(positive: ArrayLike = 1.0, negative: ArrayLike = 1.05) -> LossFn:
     """-A (4 / tau) sigmoid(tau (rho - 1)): a soft gate instead of a clip (SAPO).
 
     Coefficient A rho 4 s (1 - s), s the sigmoid: A at rho = 1, decaying on both sides.
@@ -88,8 +85,8 @@ def sapo(
     Args:
       positive, negative: tau for A > 0 and for the rest, > 0.
 
-    Source: arXiv:2511.20347 (SECONDARY; verl, TRL, ms-swift agree). verl clamps log rho
-      to +-20 (here above alone).
+    Source: arXiv:2511.20347 (SECONDARY; verl, TRL, ms-swift agree).
+    Variants: verl clamps log rho to +-20, here only above.
     """
     check.number("positive", positive, above=0)
     check.number("negative", negative, above=0)
@@ -114,9 +111,7 @@ def prefix_minimum(d: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(jnp.isposinf(before), 0.0, before)
 
 
-def minpro(
-    low: jax.typing.ArrayLike = 1.0, high: jax.typing.ArrayLike = 0.28
-) -> LossFn:
+def minpro(low: ArrayLike = 1.0, high: ArrayLike = 0.28) -> LossFn:
     """CISPO with the ratio times the smallest ratio of its prefix (MinPRO).
 
     -sg[clip(rho_t min_{s<t} rho_s, 1 - low, 1 + high)] A log pi: an off-policy prefix

@@ -1,26 +1,27 @@
 """Surrogates whose ratio belongs to a sequence or a turn instead of a token.
 
-With d = log(pi / pi_old) per token. Averages run over the tokens of the mask, which a
-weight of 0 does not leave. Losses of a row are [P, G, 1]: the reduction spreads them.
+d = log(pi / pi_old) of a token. Averages run over the tokens of the mask; a weight of 0
+does not remove a token from them. Losses of a row are [P, G, 1]: the reduction spreads
+them over its tokens.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage.algebra import LossFn
 from rljax.loss.surrogate import clip_loss, is_clipped, log_ratio
 from rljax.loss.surrogate import token_ratio as token_ratio
-from rljax.types import Rollout
+from rljax.types import LossFn, Rollout
 
 
 def _row_mean(d, mask):
     return numerics.masked_mean(d, mask, -1, keepdims=True)
 
 
-def gspo(low: jax.typing.ArrayLike = 3e-4, high: jax.typing.ArrayLike = 4e-4) -> LossFn:
+def gspo(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
     """PPO's clip of the row's geometric mean ratio s = exp(mean d) (GSPO).
 
     With `sequence_mean()`; the coefficient of each token is A s / |y|.
@@ -38,13 +39,11 @@ def gspo(low: jax.typing.ArrayLike = 3e-4, high: jax.typing.ArrayLike = 4e-4) ->
     return loss
 
 
-def gspo_token(
-    low: jax.typing.ArrayLike = 3e-4, high: jax.typing.ArrayLike = 4e-4
-) -> LossFn:
+def gspo_token(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
     """GSPO with a gradient per token: s_t = sg[s] pi / sg[pi] (GSPO-token).
 
-    In value equal to `gspo`, and in gradient, too, where a row's tokens share one
-    advantage; here they need not.
+    Value and gradient equal those of `gspo` where a row's tokens share one advantage;
+    here they need not share one.
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
@@ -69,9 +68,7 @@ def _clip_by_sign(d, a, low, high):
     return jnp.where(over, high, jnp.where(under, -low, d))
 
 
-def mean_of_clipped(
-    low: jax.typing.ArrayLike = 0.4, high: jax.typing.ArrayLike = 0.4
-) -> LogRatio:
+def mean_of_clipped(low: ArrayLike = 0.4, high: ArrayLike = 0.4) -> LogRatio:
     """Mean of d clipped per token, on the side that the advantage's sign can overdo."""
     check.number("low", low, low=0)
     check.number("high", high, low=0)
@@ -84,9 +81,7 @@ def mean_unclipped(d: jax.Array, a: jax.Array, mask: jax.Array) -> jax.Array:
     return _row_mean(d, mask)
 
 
-def sum_of_clipped(
-    low: jax.typing.ArrayLike = 0.4, high: jax.typing.ArrayLike = 0.4
-) -> LogRatio:
+def sum_of_clipped(low: ArrayLike = 0.4, high: ArrayLike = 0.4) -> LogRatio:
     """Ablation: the sum of what `mean_of_clipped` averages: without 1 / |y|."""
     check.number("low", low, low=0)
     check.number("high", high, low=0)
@@ -95,7 +90,7 @@ def sum_of_clipped(
     )
 
 
-def clipped_sum(bound: jax.typing.ArrayLike = 0.4) -> LogRatio:
+def clipped_sum(bound: ArrayLike = 0.4) -> LogRatio:
     """Ablation `seqclip`: the row's summed d, clipped to +-bound, over |y|."""
     check.number("bound", bound, above=0)
 
@@ -118,8 +113,9 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
       log_ratio_fn: (d, advantage, mask) -> log s f32[P, G, 1]; None is
         `mean_of_clipped(0.4, 0.4)`, ratios in (e^-0.4, e^0.4).
 
-    Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER), with
-      its ablations `mean_unclipped`, `clipped_sum` and `sum_of_clipped`.
+    Source: arXiv:2507.20673; code callsys/GMPO train_zero_math_gmpo.py (PAPER).
+    Variants: the code's ablations are `mean_unclipped`, `clipped_sum` and
+      `sum_of_clipped`.
     """
     if log_ratio_fn is not None:
         check.function("log_ratio_fn", log_ratio_fn, "d, advantage, mask")
@@ -136,7 +132,7 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
 def turns(rollout: Rollout) -> jax.Array:
     """i32[P, G, T]: number of the turn, a contiguous run of the mask, from 0.
 
-    What the environment says between two turns is a hole of the mask. Outside the mask
+    Text of the environment between two turns is a hole of the mask. Outside the mask
     the number means nothing.
     """
     mask = rollout.samples.mask
@@ -156,17 +152,16 @@ def turn_mean(d: jax.Array, mask: jax.Array, turn: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(row))(d, mask, turn)
 
 
-def turn_ratio(now, rollout, turn_fn: Callable[[Rollout], jax.Array] = turns):
+def turn_ratio(now, rollout) -> jax.Array:
     """w f32[P, G, T]: geometric mean of the ratios of each token's turn."""
     d = log_ratio(now, rollout)
-    mean = turn_mean(d, rollout.samples.mask, turn_fn(rollout))
+    mean = turn_mean(d, rollout.samples.mask, turns(rollout))
     return jnp.exp(numerics.bounded(mean))
 
 
 def turn_ppo(
-    low: jax.typing.ArrayLike = 0.2,
-    high: jax.typing.ArrayLike = 0.2,
-    turn_fn: Callable[[Rollout], jax.Array] = turns,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.2,
 ) -> LossFn:
     """PPO's clip of each turn's geometric mean ratio (Turn-PPO).
 
@@ -174,16 +169,15 @@ def turn_ppo(
     all tokens of a turn share one credit: w_k sum of its unclipped A / |y^k|.
 
     Args:
-      turn_fn: rollout -> i32[P, G, T] turn numbers below T; default: runs of the mask.
+      low, high: distances of the ratio's bounds from 1.
 
     Source: arXiv:2511.20718 (SECONDARY; two notes agree).
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
-    check.function("turn_fn", turn_fn, "rollout")
 
     def loss(now, credit, rollout):
-        w = turn_ratio(now, rollout, turn_fn)
+        w = turn_ratio(now, rollout)
         return clip_loss(w, credit.advantage, low, high)
 
     return loss
@@ -191,8 +185,8 @@ def turn_ppo(
 
 def clipping_bias(
     ratio_fn: Callable[..., jax.Array] = turn_ratio,
-    low: jax.typing.ArrayLike = 0.2,
-    high: jax.typing.ArrayLike = 0.2,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.2,
 ) -> LossFn:
     """-w A on the clipped tokens alone: what clipping took from the gradient.
 
@@ -202,8 +196,8 @@ def clipping_bias(
     Args:
       ratio_fn: (now, rollout) -> w: `turn_ratio` or `token_ratio`.
 
-    Source: arXiv:2511.20718, lemma 4.2 (SECONDARY); through w RECONSTRUCTED: the form
-      sg[w] A log pi does not have this property for turns.
+    Source: arXiv:2511.20718, lemma 4.2 (SECONDARY; gradients through w RECONSTRUCTED).
+    Variants: the form sg[w] A log pi does not have this property for turns.
     """
     check.function("ratio_fn", ratio_fn, "now, rollout")
     check.number("low", low, low=0, high=1)

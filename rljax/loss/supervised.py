@@ -6,30 +6,30 @@ current probability of the token, `A` its advantage:
 | loss function | c |
 |---|---|
 | `nll()` | 1 |
-| `rectified(nll(), probability)`: DFT | p |
-| `rectified(nll(), uncertainty)`: CHORD-phi | p (1 - p) |
-| `rectified(reinforce(), threshold(tau))`: GFT | A if p > tau, else A p |
-| `rectified(nll(), sequence_importance())`: iw-SFT | p / p_ref of the row |
-| `clipped_ratio(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
+| `reweighted(nll(), probability)`: DFT | p |
+| `reweighted(nll(), uncertainty)`: CHORD-phi | p (1 - p) |
+| `reweighted(reinforce(), threshold(tau))`: GFT | A if p > tau, else A p |
+| `reweighted(nll(), sequence_importance())`: iw-SFT | p / p_ref of the row |
+| `ppo_clip(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
 | `shaped_probability(gamma)`: LUFFY | A gamma p / (p + gamma)^2 |
 
-A weight that reads only its own token or row belongs here and not in `weighting`: there
-it would enter the divisor of the token mean.
+A weight that depends on its own token or row alone belongs here. In `weighting` it
+would enter the divisor of the token mean.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage.algebra import LossFn
-from rljax.types import Credit, NotMeasured, Rollout, TokenStats
+from rljax.types import Credit, LossFn, Rollout, TokenStats, measured_extra
 
 WeightFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
 
-def rectified(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
+def reweighted(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
     """sg[weight] * loss: scales a token's gradient and leaves its divisor alone.
 
     Args:
@@ -56,7 +56,8 @@ def unit(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
 def probability(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
     """p: DFT's weight, ascent on the token's probability.
 
-    Source: Wu et al., arXiv:2508.05629; code yongliang-wu/DFT fsdp_dft_trainer.py.
+    Source: Wu et al., arXiv:2508.05629; code yongliang-wu/DFT fsdp_dft_trainer.py
+      (PAPER).
     """
     del credit, rollout
     return jnp.exp(now.logp)
@@ -65,27 +66,29 @@ def probability(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
 def uncertainty(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
     """p (1 - p): CHORD-phi's weight, largest where the policy is undecided.
 
-    Source: arXiv:2508.11408; code Trinity-RFT chord_policy_loss.py.
+    Source: arXiv:2508.11408; code Trinity-RFT chord_policy_loss.py (PAPER).
     """
     del credit, rollout
     return -jnp.exp(now.logp) * jnp.expm1(now.logp)
 
 
 def threshold(
-    tau: jax.typing.ArrayLike = 0.5,
+    tau: ArrayLike = 0.5,
     exceeds: Callable[[jax.Array, jax.Array], jax.Array] = jnp.greater,
 ) -> WeightFn:
     """1 where p exceeds tau, else p: GFT's dynamic coefficient rectification.
 
-    So the inverse-probability weight behind a log-likelihood, 1 / p, is kept where it
-    is at most 1 / tau and replaced by 1 elsewhere. The weight jumps at the threshold.
+    The gradient of a log-likelihood weighs that of p by 1 / p. This keeps 1 / p where
+    it is below 1 / tau and replaces it by 1 elsewhere. The weight jumps at the
+    threshold.
 
     Args:
       tau: a probability; 0 rectifies nothing, 1 and more is DFT's weight.
-      exceeds: `jnp.greater` as the code has it, p = tau belongs to p; or
-        `jnp.greater_equal` as the paper is noted, p = tau belongs to 1.
+      exceeds: `jnp.greater` (the code: p = tau has weight p) or `jnp.greater_equal`
+        (notes of the paper: p = tau has weight 1).
 
-    Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py `compute_gft_loss`.
+    Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py `compute_gft_loss`
+      (PAPER).
     """
     check.number("tau", tau, low=0)
     check.function("exceeds", exceeds, "p, tau")
@@ -98,16 +101,14 @@ def threshold(
     return weight
 
 
-def sequence_importance(
-    exponent: jax.typing.ArrayLike = 1.0, high: jax.typing.ArrayLike = 16.0
-) -> WeightFn:
+def sequence_importance(exponent: ArrayLike = 1.0, high: ArrayLike = 16.0) -> WeightFn:
     """min(exp(exponent * mean_t log(p / p_ref)), high) per row, f32[P, G, 1]: iw-SFT.
 
     Args:
       exponent: on the geometric mean ratio; 1 as used, 2 the code's default.
       high: upper bound of the weight.
 
-    Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py.
+    Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py (PAPER).
     """
     check.number("exponent", exponent)
     check.number("high", high, above=0, high=jnp.inf)
@@ -122,9 +123,7 @@ def sequence_importance(
     return weight
 
 
-def token_importance(
-    low: jax.typing.ArrayLike = 0.2, high: jax.typing.ArrayLike = 1.8
-) -> WeightFn:
+def token_importance(low: ArrayLike = 0.2, high: ArrayLike = 1.8) -> WeightFn:
     """clip(p / p_ref, low, high) per token: iw-SFT's other weight."""
     check.number("low", low, low=0)
     check.number("high", high, above=0, high=jnp.inf)
@@ -138,15 +137,13 @@ def token_importance(
     return weight
 
 
-def entropy_weight(
-    coefficient: jax.typing.ArrayLike, exponent: jax.typing.ArrayLike
-) -> WeightFn:
+def entropy_weight(coefficient: ArrayLike, exponent: ArrayLike) -> WeightFn:
     """coefficient * exp(exponent * H), H the row's mean entropy, nats; f32[P, G, 1].
 
     SRFT's weights: (0.5, -1) on demonstrations, (0.1, +1) on rewarded rollouts.
 
-    Source: arXiv:2506.19767 (SECONDARY); row mean as in the re-implementation
-      TsinghuaC3I/Unify-Post-Training mix_actor.py.
+    Source: arXiv:2506.19767; row mean as in the re-implementation
+      TsinghuaC3I/Unify-Post-Training mix_actor.py (SECONDARY).
     """
     check.number("coefficient", coefficient, low=0)
     check.number("exponent", exponent)
@@ -159,14 +156,14 @@ def entropy_weight(
     return weight
 
 
-def shaped_probability(gamma: jax.typing.ArrayLike = 0.1) -> LossFn:
+def shaped_probability(gamma: ArrayLike = 0.1) -> LossFn:
     """-A p / (p + gamma): LUFFY's policy shaping of off-policy tokens.
 
     The gradient flows through the fraction: its coefficient A gamma p / (p + gamma)^2
     is largest at p = gamma, so that unlikely tokens are learned. The behaviour
     probability is taken as 1: no old statistics are read.
 
-    Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py.
+    Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py (PAPER).
     """
     check.number("gamma", gamma, above=0)
     # p / (p + gamma) is the logistic function of log p - log gamma.
@@ -175,7 +172,7 @@ def shaped_probability(gamma: jax.typing.ArrayLike = 0.1) -> LossFn:
     )
 
 
-def behaved_certainly(loss_fn: LossFn) -> LossFn:
+def with_behaviour_prob_one(loss_fn: LossFn) -> LossFn:
     """The loss with old probabilities of 1, the behaviour assumed of demonstrations."""
     check.function("loss_fn", loss_fn, "now, credit, rollout")
 
@@ -195,12 +192,10 @@ def consistency() -> LossFn:
 
     def loss(now, credit, rollout):
         del credit, rollout
-        if "consistency" not in now.extra:
-            raise NotMeasured(
-                'now.extra["consistency"]',
-                "make the learner with rljax.learn.consistency: perturbing_learner or"
-                " steering_learner",
-            )
-        return now.extra["consistency"]
+        supplier = (
+            "make the learner with rljax.learn.consistency: perturbing_learner or"
+            " steering_learner"
+        )
+        return measured_extra(now, "now", "consistency", supplier)
 
     return loss

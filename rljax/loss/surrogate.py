@@ -1,15 +1,15 @@
 """Policy-gradient surrogates: `(now, credit, rollout) -> loss f32[P, G, T]`, minimised.
 
-Weights and reductions are the term's; a surrogate knows only ratio and advantage.
+Weights and reductions belong to the term; a surrogate knows ratio and advantage alone.
 `coefficient` below is -dl/dlogp, how hard a token is pushed up.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage.algebra import LossFn
-from rljax.types import Rollout, TokenStats
+from rljax.types import LossFn, Rollout, TokenStats
 
 
 def log_ratio(now: TokenStats, rollout: Rollout) -> jax.Array:
@@ -27,17 +27,18 @@ def reinforce() -> LossFn:
     return lambda now, credit, rollout: -credit.advantage * now.logp
 
 
-def clipped_ratio(low: float = 0.2, high: float = 0.2) -> LossFn:
+def ppo_clip(low: ArrayLike = 0.2, high: ArrayLike = 0.2) -> LossFn:
     """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old per token.
 
     Coefficient A rho, but 0 where A > 0 and rho > 1 + high, or A < 0 and rho < 1 - low.
-    A ratio exactly on a bound is not clipped (RECONSTRUCTED; `minimum` of the two would
-    split ties and give 3/4 of the gradient there).
+    A ratio exactly on a bound is not clipped; `minimum` of the two would split ties and
+    give 3/4 of the gradient there.
 
     Args:
       low, high: distances of the bounds from 1; `high > low` is DAPO's clip-higher.
 
-    Source: PPO, arXiv:1707.06347, eq. (7); clip-higher arXiv:2503.14476, eq. (10).
+    Source: PPO, arXiv:1707.06347, eq. (7); clip-higher arXiv:2503.14476, eq. (10)
+      (PAPER; ties RECONSTRUCTED).
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
@@ -50,10 +51,10 @@ def clipped_ratio(low: float = 0.2, high: float = 0.2) -> LossFn:
 
 
 def is_clipped(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
-    """bool: where the clip takes a ratio's gradient; strict, an edge is not clipped.
+    """bool: where the clip removes a ratio's gradient; not on a bound itself.
 
     A ratio within `numerics.ROUNDING` of 1 is never clipped, however narrow the clip:
-    the first step's ratios are 1 up to rounding, whose sign must not decide.
+    the first step's ratios are 1 up to rounding, and its sign must not decide.
     """
     above = (advantage > 0) & (ratio > 1 + high)
     outside = above | ((advantage < 0) & (ratio < 1 - low))

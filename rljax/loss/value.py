@@ -2,18 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import check
-from rljax.advantage.algebra import LossFn
-from rljax.advantage.gae import old_value
-from rljax.types import NotMeasured, TokenStats
+from rljax.types import LossFn, TokenStats, measured_extra, old_value
 
 
-def value_loss(clip: jax.typing.ArrayLike = 0.2) -> LossFn:
+def value_loss(clip: ArrayLike = 0.2) -> LossFn:
     """max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2.
 
-    R is the term's advantage: `value_target(...)` is its advantage chain. Where the
-    clipped error is the larger one (strictly) nothing flows back.
+    R is the term's advantage, made by `assign_value_target(...)`. Where the clipped
+    error is strictly larger, no gradient flows.
 
     Args:
       clip: trust region in units of the return; 0.2 (TRL, CleanRL), 0.5 (verl),
@@ -38,8 +37,6 @@ def value_loss(clip: jax.typing.ArrayLike = 0.2) -> LossFn:
 
 def value(now: TokenStats) -> jax.Array:
     """f32[P, G, T]: the current value estimates, before each token."""
-    if "value" not in now.extra:
-        raise NotMeasured(
-            "now.extra['value']", "measure with a policy that has a value head"
-        )
-    return now.extra["value"]
+    return measured_extra(
+        now, "now", "value", "measure with a policy that has a value head"
+    )

@@ -23,6 +23,11 @@ def test_every_transform_obeys(law, transform, rollout_fn):
     law(transform, rollout_fn())
 
 
+@laws.over(laws.MIXED_TRANSFORMS, laws.mixed_rollout)
+def test_every_transform_of_mixed_groups_obeys(law, transform, rollout_fn):
+    law(transform, rollout_fn())
+
+
 def test_every_exported_transform_is_held_to_the_laws():
     exported = {
         name
@@ -31,7 +36,8 @@ def test_every_exported_transform_is_held_to_the_laws():
         and inspect.signature(getattr(adv, name)).return_annotation
         in (AdvantageTransform, "AdvantageTransform")
     }
-    assert exported <= {name.split("(")[0] for name in laws.ALL_TRANSFORMS}
+    held = [*laws.ALL_TRANSFORMS, *laws.MIXED_TRANSFORMS]
+    assert exported <= {name.split("(")[0] for name in held}
 
 
 def test_a_transform_that_breaks_a_law_is_caught():
@@ -41,7 +47,7 @@ def test_a_transform_that_breaks_a_law_is_caught():
 
     culprits = {
         laws.keeps_structure: leaky(lambda c, r: c.advantage[..., 0]),
-        laws.traces_once: AdvantageTransform(lambda: 0.0, lambda c, s, r: (c, 1.0)),
+        laws.traces_once: AdvantageTransform(lambda: 0.0, lambda c, r, s: (c, 1.0)),
         laws.follows_prompts: leaky(lambda c, r: c.advantage - c.advantage[:1]),
         laws.follows_samples: leaky(lambda c, r: c.advantage - c.advantage[:, :1]),
         laws.ignores_padding: leaky(
@@ -62,7 +68,7 @@ def test_a_transform_that_breaks_a_law_is_caught():
 def test_start_is_reward_and_mask_without_failed_rows():
     rows = fakes.rollout(1, 2, 3, reward=[[1, 0.5]], length=[[3, 2]])
     rows = rows.replace(verdict=rows.verdict.replace(failed=jnp.array([[False, True]])))
-    credit = adv.start(rows)
+    credit = adv.initial_credit(rows)
     # The failed row says 0.5, which nobody may read.
     chex.assert_trees_all_equal(credit.advantage, jnp.array([[[1.0], [0.0]]]))
     chex.assert_trees_all_equal(credit.weight, jnp.array([[[1.0, 1, 1], [0, 0, 0]]]))
@@ -71,8 +77,8 @@ def test_start_is_reward_and_mask_without_failed_rows():
 
 def test_start_without_a_verdict_rewards_every_row_with_one():
     rows = fakes.rollout().replace(verdict=Missing("verdict", "a verifier"))
-    assert bool(jnp.all(adv.start(rows).advantage == 1))
-    assert bool(jnp.all(adv.start(rows).member))
+    assert bool(jnp.all(adv.initial_credit(rows).advantage == 1))
+    assert bool(jnp.all(adv.initial_credit(rows).member))
 
 
 def test_chain_runs_from_left_to_right():
@@ -97,7 +103,7 @@ def test_chains_nest():
 
 def test_chain_refuses_the_state_of_another_chain():
     with pytest.raises(ValueError, match="chain's own init"):
-        chain(adv.token_mean()).update(None, (), None)
+        chain(adv.token_mean()).update(None, None, ())
 
 
 def test_a_filter_before_a_reduction_renormalises_and_after_it_does_not():
@@ -123,7 +129,10 @@ def test_algorithm_without_terms_is_refused():
     ],
 )
 def test_a_term_takes_exactly_one_reduction(weighting, message):
-    rows, method = fakes.rollout(), algorithm(policy=Term(LOSS, weighting))
+    rows, method = (
+        fakes.rollout(),
+        algorithm(policy=Term(weighting=weighting, loss_fn=LOSS)),
+    )
     credits, state, _ = method.credit(rows, method.init())
     with pytest.raises(ValueError, match=message):
         method.weigh(credits, rows, state)
@@ -132,9 +141,10 @@ def test_a_term_takes_exactly_one_reduction(weighting, message):
 def test_the_loss_is_the_weighted_sum_over_terms():
     rows = fakes.rollout(1, 2, 2, reward=[[1, 0]], length=[[2, 1]])
     method = algorithm(
-        a=Term(LOSS, adv.token_mean()),
+        a=Term(weighting=adv.token_mean(), loss_fn=LOSS),
         b=Term(
-            lambda n, c, r: n.logp**2, chain(adv.token_mean(), adv.scale_weight(0.5))
+            weighting=chain(adv.token_mean(), adv.scale_weight(0.5)),
+            loss_fn=lambda n, c, r: n.logp**2,
         ),
     )
     credits, state, _ = method.credit(rows, method.init())
@@ -149,7 +159,7 @@ def test_the_loss_is_the_weighted_sum_over_terms():
 
 def test_what_weighs_nothing_may_be_nan():
     rows = fakes.pad_tokens(fakes.rollout(), by=2)
-    method = algorithm(policy=Term(LOSS, adv.token_mean()))
+    method = algorithm(policy=Term(weighting=adv.token_mean(), loss_fn=LOSS))
     credits, state, _ = method.credit(rows, method.init())
     credits, _, _ = method.weigh(credits, rows, state)
     assert bool(jnp.isfinite(method.loss(rows.current, credits, rows)))
@@ -160,9 +170,11 @@ def test_each_term_has_credit_state_and_metric_names_of_its_own():
     log = stateless(lambda c, r: c.log(level=jnp.mean(c.advantage)))
     method = algorithm(
         policy=Term(
-            LOSS, chain(log, adv.token_mean()), chain(adv.fade_advantage(), log)
+            advantage=chain(adv.scale_by_fade(), log),
+            weighting=chain(log, adv.token_mean()),
+            loss_fn=LOSS,
         ),
-        extra=Term(LOSS, adv.token_mean(), log),
+        extra=Term(advantage=log, weighting=adv.token_mean(), loss_fn=LOSS),
     )
     credits, state, metrics = method.credit(rows, method.init())
     assert {"policy/alpha", "policy/level", "extra/level"} <= set(metrics)
@@ -180,7 +192,11 @@ def test_a_chain_that_reads_current_is_found_by_tracing():
         def weight(c, r):
             return c.replace(weight=c.weight * jnp.exp(getattr(r, name).logp))
 
-        return algorithm(policy=Term(LOSS, chain(stateless(weight), adv.token_mean())))
+        return algorithm(
+            policy=Term(
+                weighting=chain(stateless(weight), adv.token_mean()), loss_fn=LOSS
+            )
+        )
 
     rows = fakes.rollout()
     for name, want in (("current", True), ("old", False)):
@@ -198,7 +214,7 @@ def test_hyperparameters_may_be_traced_so_a_population_is_a_vmap():
     def advantage(alpha, delta):
         parts = (
             adv.center_by_group(),
-            adv.focal(alpha - 1),
+            adv.scale_by_focal_factor(alpha - 1),
             adv.scale_negative(1 / delta),
         )
         return laws.apply(chain(*parts), rows)[0].advantage[0, :2, 0]

@@ -17,7 +17,9 @@ NAN = float("nan")
 def entropy_term(coefficient, *after):
     scale = adv.scale_weight(coefficient)
     weighting = adv.chain(adv.token_mean(), scale, *after)
-    return adv.algorithm(entropy=adv.Term(loss.entropy_bonus(), weighting=weighting))
+    return adv.algorithm(
+        entropy=adv.Term(weighting=weighting, loss_fn=loss.entropy_bonus())
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,9 +111,9 @@ def test_rows_without_weight_may_have_any_advantage():
     rows = rows.replace(verdict=rows.verdict.replace(reward=reward))
     algorithm = adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(),
             advantage=adv.stateless(divide),
             weighting=adv.token_mean(),
+            loss_fn=loss.ppo_clip(),
         )
     )
     lost, pull, _, _ = step(algorithm, rows)

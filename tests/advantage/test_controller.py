@@ -5,10 +5,22 @@ import fakes
 import jax
 import jax.numpy as jnp
 import laws
+import numpy as np
 import optax
 import pytest
+from mixed import (
+    Row,
+    group,
+    sampling,
+    step,
+    task,
+    verify,
+)
 
 from rljax import advantage as adv
+from rljax import program
+from rljax.learn import update
+from rljax.loss import nll, reinforce
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -98,12 +110,14 @@ def test_controlled_measures_first_and_shapes_the_same_batch():
 
 def test_controlled_carries_the_state_of_what_it_drives():
     inner = adv.AdvantageTransform(
-        lambda: jnp.zeros((), jnp.int32), lambda c, s, r: (c, s + 1)
+        lambda: jnp.zeros((), jnp.int32), lambda c, r, s: (c, s + 1)
     )
     transform = adv.controlled(lambda v: inner, adv.constant(1.0), mean_reward)
     state = laws.init(transform)
     for _ in range(3):
-        _, state = transform.update(adv.start(fakes.rollout()), state, fakes.rollout())
+        _, state = transform.update(
+            adv.initial_credit(fakes.rollout()), fakes.rollout(), state
+        )
     assert int(state.transform) == 3
 
 
@@ -115,3 +129,63 @@ def test_a_coefficient_may_be_controlled_in_the_weighting():
     )
     credit, _ = laws.apply(weighting, fakes.rollout())
     assert float(jnp.sum(credit.weight)) == pytest.approx(0.5)
+
+
+# One controller over several terms.
+
+
+def shared(loss_fn=None):
+    """Two terms with shares v and 1 - v, v counting steps in tenths."""
+
+    def make(value):
+        fn = nll() if loss_fn is None else loss_fn(value)
+        return adv.algorithm(
+            a=adv.Term(
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(value)),
+                loss_fn=fn,
+            ),
+            b=adv.Term(
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(1 - value)),
+                loss_fn=reinforce(),
+            ),
+        )
+
+    controller = adv.schedule(lambda step: 0.1 * (1 + step.astype(jnp.float32)))
+    return adv.controlled_algorithm(make, controller, lambda credits, rollout: ())
+
+
+def test_a_controlled_algorithm_shares_one_number_between_terms():
+    # Losses 0.5 ln 2 and ln 2 at the first step's v = 0.1 and the second's 0.2.
+    now, rollout = group([Row((0.5,), 2.0)])
+    algorithm, state = shared(), None
+    for v in (0.1, 0.2):
+        loss, _, state, metrics = step(algorithm, now, rollout, state)
+        np.testing.assert_allclose(loss, (v + 2 * (1 - v)) * np.log(2), rtol=1e-6)
+        np.testing.assert_allclose(metrics["control/value"], v, rtol=1e-6)
+    assert state.controller == 2
+
+
+def test_a_loss_function_must_not_hide_the_controlled_value():
+    # It would keep the first value for ever, without a word.
+    now, rollout = group([Row((0.5,))])
+    scaled = lambda v: lambda now, credit, rollout: -v * now.logp  # noqa: E731
+    with pytest.raises(ValueError, match="must not depend on the controlled value"):
+        step(shared(scaled), now, rollout)
+
+
+def test_a_controlled_algorithms_state_has_one_structure():
+    now, rollout = group([Row((0.5,))])
+    algorithm = shared()
+    _, _, state, _ = step(algorithm, now, rollout)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, algorithm.init())
+
+
+def test_a_refused_step_leaves_the_controller_where_it_was():
+    bandit = fakes.bandit(8, 3, 6)
+    learner = update.learner(bandit.measure, shared(), optax.sgd(1.0))
+    state = learner.init(bandit.init(None), jax.random.key(0))
+    broken = state.replace(params={"logits": jnp.full((8, 3, 6), jnp.nan)})
+    run = program.fused(program.actor(bandit, sampling(bandit)), learner, verify)
+    after, metrics = run(broken, task(2))
+    assert metrics["update/refused"].tolist() == [1, 1]
+    assert after.algorithm.controller == 0

@@ -1,8 +1,14 @@
 """GAE over masks with holes, value loss and explained variance on published numbers.
 
-Numbers without another source: ../shared/papers/03, section 18.
+Numbers without another source follow by hand from
+
+    delta_t = r_t + gamma V_next - V_t,   A_t = delta_t + gamma lambda A_next
+
+(arXiv:1506.02438), "next" being the next token the policy answers for. So, with gamma
+.9 and lambda .8: A_5 = 1 - .8 = .2, A_4 = .9 * .8 - .7 + .72 * .2 = .164, and so on.
 """
 
+import chex
 import fakes
 import hypothesis
 import jax
@@ -15,11 +21,17 @@ from token_case import case, loss_of
 
 from rljax import advantage as adv
 from rljax import algorithms, loss
+from rljax import algorithms as al
+from rljax.advantage import chain
 from rljax.advantage.gae import explained_variance, gae, token_reward
 from rljax.types import NotMeasured
 
 MASK = np.array([1, 1, 0, 1, 1], bool)
+
+
 REWARD = np.array([0, 0, 0, 0, 1.0])
+
+
 VALUE = np.array([0.5, 0.6, 9, 0.7, 0.8])
 
 
@@ -38,7 +50,7 @@ def whitened(advantage, mask):
     credit = credit.replace(
         advantage=jnp.asarray(advantage)[None, None], weight=mask.astype(jnp.float32)
     )
-    return adv.whiten_by_batch(ddof=1).update(credit, (), None)[0].advantage[0, 0]
+    return adv.whiten_by_batch(ddof=1).update(credit, None, ())[0].advantage[0, 0]
 
 
 def test_a_hole_costs_no_discount():
@@ -154,7 +166,7 @@ def test_advantage_and_target_of_one_rollout_fit_together():
     rows = with_values(fakes.rollout())
     a, target = (
         jax.jit(lambda r, t=t: laws.apply(t, r)[0])(rows)
-        for t in (adv.gae_advantage(0.9, 0.8), adv.value_target(0.9, 0.8))
+        for t in (adv.assign_gae(0.9, 0.8), adv.assign_value_target(0.9, 0.8))
     )
     mask = rows.samples.mask
     np.testing.assert_allclose(
@@ -166,7 +178,7 @@ def test_advantage_and_target_of_one_rollout_fit_together():
 
 def test_values_nobody_measured_are_named():
     with pytest.raises(NotMeasured, match="measure_old"):
-        laws.apply(adv.gae_advantage(), fakes.rollout())
+        laws.apply(adv.assign_gae(), fakes.rollout())
     with pytest.raises(NotMeasured, match="value head"):
         rows = with_values(fakes.rollout())
         loss.value_loss()(rows.current, fakes.credit_of(rows, [[0.0] * 4] * 3), rows)
@@ -242,3 +254,51 @@ def test_ppo_learns_from_rewards_and_values():
             inside = np.asarray(g)[np.asarray(rows.samples.mask)]
             assert np.isfinite(inside).all() and np.abs(inside).max() > 0
         assert "value/explained_variance" in metrics
+
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+
+
+@pytest.mark.parametrize(
+    ("discount", "mask", "want"),
+    [
+        # SkyRL tests/backends/skyrl_train/utils/test_ppo_utils.py, r = [1, 2, 3]; at
+        # the token outside the mask SkyRL leaves its own reward, here it is 0.
+        (1.0, [1, 1, 0], [3, 2, 0]),
+        (0.5, [1, 1, 1], [2.75, 3.5, 3]),
+        (0.5, [1, 1, 0], [2, 2, 0]),
+        # A hole: SkyRL would end the sum there and give the first token 1.
+        (1.0, [1, 0, 1], [4, 0, 3]),
+        (0.5, [1, 0, 1], [2.5, 0, 3]),
+    ],
+)
+def test_returns_to_go(discount, mask, want):
+    rows = fakes.rollout(1, 1, 3)
+    mask = jnp.asarray([[mask]], bool)
+    rows = rows.replace(samples=rows.samples.replace(mask=mask))
+    reward = adv.stateless(
+        lambda c, r: c.replace(advantage=jnp.array([[[1.0, 2.0, 3.0]]]))
+    )
+    credit, _ = apply(chain(reward, adv.assign_return_to_go(discount)), rows)
+    np.testing.assert_allclose(credit.advantage[0, 0], want)
+
+
+def test_a_reward_per_row_is_paid_at_its_last_token():
+    rows = fakes.rollout(1, 2, 3, reward=[[1, 2]], length=[[3, 2]])
+    credit, _ = apply(adv.assign_return_to_go(0.5), rows)
+    np.testing.assert_allclose(credit.advantage[0], [[0.25, 0.5, 1], [1, 2, 0]])
+
+
+def test_without_discount_the_return_is_the_reward():
+    # So the recipe is the whitened reward, whatever the lengths.
+    rows = fakes.rollout(3, 4, 5)
+    whole = al.reinforce_plus_plus()
+    got = whole.credit(rows, whole.init())[0][0].advantage
+    want = apply(adv.whiten_by_batch(), rows)[0].advantage
+    mask = rows.samples.mask
+    chex.assert_trees_all_close(
+        jnp.where(mask, got, 0), jnp.where(mask, want, 0), atol=1e-5
+    )

@@ -21,7 +21,9 @@ def rows(*counts_and_advantages):
     return jnp.array([[s] * c + [f] * (8 - c) for c, s, f in counts_and_advantages])
 
 
-# ../shared/papers/01-fade.md, section 2.5 and 6.5: the groups of E2, E3 and E5.
+# FADE's advantages of the examples E2, E3 and E5 in test_fade.py. A group's masses are
+# m_S = p A_S and m_F = -q A_F; the batch's are their means, Kish's number (sum w)^2 /
+# sum w^2 of w = m_S + m_F.
 E2 = rows((2, 0.64246191, -0.21415397), (1, 0.81434766, -0.11633538))
 E3 = rows((2, 0.421875, -0.23515886), (1, 0.66992188, -0.16003867))
 E5 = rows((8, 0.0, 0.0), (0, 0.0, 0.0), (4, 0.5, -1.66666667))
@@ -97,15 +99,20 @@ def test_a_token_mean_moves_mass_to_long_rows():
     close(got, {"positive": 0.125, "negative": 0.375, "log_ratio": np.log(1 / 3)})
 
 
-# Expected masses under c ~ Bin(8, 1/4) (../shared/papers/01-fade.md, sections 1 and 3):
+# Expected masses under c ~ Bin(8, 1/4): sums over c of chance times mass. For Dr. GRPO
+# E[m] = 7/8 p q. Given are
 # m_S, and the slope f'(p) = m_S / p + m_F / q of the objective really optimised.
 
 CENTRED = adv.center_by_group()
 EXPECTED = {
     "dr_grpo": (CENTRED, 0.1640625, 7 / 8),
-    "rloo": (adv.leave_one_out(), 0.1875, 1.0),
+    "rloo": (adv.center_by_leave_one_out(), 0.1875, 1.0),
     "grpo": (chain(CENTRED, adv.scale_by_group_std()), 0.37989667, 2.026116),
-    "power_2": (chain(CENTRED, adv.focal(1.0)), 0.11279297, 0.11279297 * 16 / 3),
+    "power_2": (
+        chain(CENTRED, adv.scale_by_focal_factor(1.0)),
+        0.11279297,
+        0.11279297 * 16 / 3,
+    ),
     "asym_grpo": (
         chain(CENTRED, adv.scale_negative(2.0)),
         0.1640625,

@@ -59,9 +59,9 @@ def normalised(chosen, own, group):
 @pytest.mark.parametrize(
     ("make", "value"),
     [
-        (adv.pkpo, best),
-        (adv.pkpo_minus_one, best_without_own),
-        (adv.pass_at_k_training, normalised),
+        (adv.assign_pkpo, best),
+        (adv.assign_pkpo_minus_one, best_without_own),
+        (adv.assign_pass_at_k_training, normalised),
     ],
 )
 def test_closed_forms_are_means_over_all_subsets(make, value, k):
@@ -72,8 +72,8 @@ def test_closed_forms_are_means_over_all_subsets(make, value, k):
 
 
 def test_pkpo_with_leave_one_out_as_in_the_maxrl_repository():
-    # a q G / (G - 1) with a = C(6, 3) / C(7, 3) = 4/7 at c = 2; section 3.
-    got = profile.analytic(adv.pkpo_leave_one_out(4), 8)
+    # a q G / (G - 1) with a = C(6, 3) / C(7, 3) = 4/7 at c = 2.
+    got = profile.analytic(adv.center_by_pkpo_leave_one_out(4), 8)
     a = 4 / 7
     np.testing.assert_allclose(
         [got.A_S[2], got.A_F[2]], [a * 0.75 * 8 / 7, -a * 0.25 * 8 / 7], rtol=1e-5
@@ -83,10 +83,10 @@ def test_pkpo_with_leave_one_out_as_in_the_maxrl_repository():
 
 
 def test_the_epsilon_of_pass_at_k_training_changes_the_sixth_digit():
-    # Section 3: with the code's 1e-6, .522232 and -.174077 at c = 2; without,
+    # With the code's 1e-6, .522232 and -.174077 at c = 2; without,
     # .522233 and -.174078.
-    got = profile.analytic(adv.pass_at_k_training(4, epsilon=1e-6), 8)
-    exact = profile.analytic(adv.pass_at_k_training(4), 8)
+    got = profile.analytic(adv.assign_pass_at_k_training(4, epsilon=1e-6), 8)
+    exact = profile.analytic(adv.assign_pass_at_k_training(4), 8)
     assert 0 < exact.A_S[2] - got.A_S[2] < 3e-6
     np.testing.assert_allclose(got.A_S[2], 0.522232, atol=1e-6)
     np.testing.assert_allclose(got.A_F[2], -0.174077, atol=1e-6)
@@ -105,10 +105,10 @@ def test_the_best_sample_gets_its_lead():
     # SECONDARY code (verl grpo_passk): largest minus second largest, else 0.
     groups = [[0.2, 0.9, 0.5], [0, 1, 0], [1, 1, 0], [0, 0, 0]]
     want = [[0, 0.4, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
-    got, _ = apply(adv.best_minus_second(), fakes.rewards(*groups))
+    got, _ = apply(adv.assign_lead_of_best(), fakes.rewards(*groups))
     np.testing.assert_allclose(got.advantage[..., 0], want, atol=1e-6)
     # Optionally over the group's standard deviation: sqrt(2)/3 for one of three.
-    scaled = chain(adv.scale_by_group_std(), adv.best_minus_second())
+    scaled = chain(adv.scale_by_group_std(), adv.assign_lead_of_best())
     got, _ = apply(scaled, fakes.rewards([0, 1, 0]))
     np.testing.assert_allclose(
         got.advantage[0, :, 0], [0, 3 / math.sqrt(2), 0], rtol=1e-5
@@ -117,7 +117,12 @@ def test_the_best_sample_gets_its_lead():
 
 @pytest.mark.parametrize(
     "make",
-    [adv.pkpo, adv.pkpo_minus_one, adv.pkpo_leave_one_out, adv.pass_at_k_training],
+    [
+        adv.assign_pkpo,
+        adv.assign_pkpo_minus_one,
+        adv.center_by_pkpo_leave_one_out,
+        adv.assign_pass_at_k_training,
+    ],
 )
 def test_k_must_fit_the_group(make):
     for k in (0, -1, 2.0):
@@ -132,7 +137,11 @@ def test_groups_short_of_members_get_no_advantage():
     rows = fakes.solved(5, 1, 1)
     failed = jnp.zeros((2, 5), bool).at[0, 3:].set(True)
     rows = rows.replace(verdict=rows.verdict.replace(failed=failed))
-    for transform in (adv.pkpo(4), adv.pkpo_minus_one(4), adv.pass_at_k_training(4)):
+    for transform in (
+        adv.assign_pkpo(4),
+        adv.assign_pkpo_minus_one(4),
+        adv.assign_pass_at_k_training(4),
+    ):
         got = apply(transform, rows)[0].advantage
         chex.assert_tree_all_finite(got)
         assert bool(jnp.all(got[0] == 0)) and bool(jnp.any(got[1] != 0))

@@ -24,17 +24,28 @@ def reduced(reduction, loss, mask):
 
 
 LENGTHS_2_AND_4 = [[1, 1, 0, 0], [1, 1, 1, 1]]
+
+
 PPO_LOSS = [[-1.0] * 4, [1.0] * 4]
+
+
 SKYRL = [[1.0, 2, 3], [4, 5, 6]]
+
+
 LEGACY = [[2.0, 4], [6, 8], [10, 12], [14, 16]]
+
+
 LEGACY_MASK = [[1, 1], [1, 0], [1, 1], [1, 1]]
+
+
 TUNIX = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[1, 1, 0], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(
     ("reduction", "loss", "mask", "want"),
     [
-        # ../shared/papers/03, section 7: A = (1, -1), ratio 1, lengths 2 and 4.
+        # A = (1, -1), ratio 1, lengths 2 and 4: (-2 + 4) / 6, (-1 + 1) / 2, and
+        # (-2 + 4) / (2 * 8).
         (adv.token_mean(), PPO_LOSS, LENGTHS_2_AND_4, 0.333333),
         (adv.sequence_mean(), PPO_LOSS, LENGTHS_2_AND_4, 0.0),
         (adv.constant_length(8), PPO_LOSS, LENGTHS_2_AND_4, 0.125),
@@ -131,3 +142,18 @@ def test_a_prompt_mean_gives_every_prompt_the_same_share():
     mask = rows.samples.mask
     want = jnp.where(mask, jnp.array([1 / 6, 1 / 12, 0.0])[:, None, None], 0.0)
     chex.assert_trees_all_close(credit.weight, want, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        laws.MIXED_TRANSFORMS["constant_sum"],
+        laws.MIXED_TRANSFORMS["weighted_sequence_mean"],
+    ],
+)
+def test_a_second_reduction_is_refused(reduction):
+    twice = adv.chain(adv.token_mean(), reduction)
+    with pytest.raises(ValueError, match="exactly one reduction"):
+        twice.update(
+            adv.initial_credit(laws.mixed_rollout()), laws.mixed_rollout(), twice.init()
+        )

@@ -10,7 +10,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import loss, program
-from rljax.advantage import baseline, mixing, solve_rate
+from rljax.advantage import baseline, solve_rate
 from rljax.learn import update
 from rljax.learn.dynamic_sampling import dynamic_sampling
 
@@ -56,12 +56,12 @@ def test_filters_agree_with_it(claimed):
     rows = batch(claimed)
     for keep in (
         adv.drop_equal_groups(),
-        mixing.keep_prompts(lambda solved: solved == 1),
+        adv.keep_prompts(lambda solved: solved == 1),
     ):
-        credit, _ = keep.update(adv.start(rows), (), rows)
+        credit, _ = keep.update(adv.initial_credit(rows), rows, ())
         kept = jnp.any(credit.weight > 0, (1, 2))
         np.testing.assert_array_equal(kept, MIXED)
-    equal = baseline.equal_groups(adv.start(rows))[:, 0, 0]
+    equal = baseline.equal_groups(adv.initial_credit(rows))[:, 0, 0]
     np.testing.assert_array_equal(~equal, MIXED)
 
 
@@ -78,7 +78,9 @@ def test_metrics_of_a_rollout_agree_with_it(claimed):
 
 POLICY = fakes.bandit(4, 3, 16)
 TERM = adv.Term(
-    loss.reinforce(), advantage=adv.center_by_group(), weighting=adv.token_mean()
+    advantage=adv.center_by_group(),
+    weighting=adv.token_mean(),
+    loss_fn=loss.reinforce(),
 )
 LEARNER = update.learner(POLICY.measure, adv.algorithm(policy=TERM), optax.sgd(1.0))
 

@@ -20,7 +20,7 @@ BLIND = SEEN.replace(
 )
 # They read stored answers and no reward; without a baseline the policy's rows are some.
 FREE = {"asft", "asft_sampled", "dft", "iw_sft", "gcsl", "lfu", "psft", "sft"}
-FREE |= {"clipped_policy"}
+FREE |= {"ppo_clip_policy"}
 
 
 def credit(method):
@@ -42,7 +42,9 @@ def test_exactly_the_supervised_methods_do_without_a_verdict(name):
 
 def test_a_term_that_leaves_the_reward_alone_is_taken():
     kept = chain(keep_rows(lambda rollout: rollout.samples.finished))
-    credit(algorithm(sft=Term(loss.nll(), token_mean(), kept)))
+    credit(
+        algorithm(sft=Term(advantage=kept, weighting=token_mean(), loss_fn=loss.nll()))
+    )
 
 
 def test_the_fused_loop_says_so_by_term():

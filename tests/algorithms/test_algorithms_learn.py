@@ -153,4 +153,5 @@ def test_it_raises_the_reward_and_not_with_its_sign_flipped(case):
 
 
 def test_no_algorithm_is_left_out():
+    # A gate is no recipe, but it is tried with them.
     assert set(CASES) | PARTS == set(algorithms.__all__)

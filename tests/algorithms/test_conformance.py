@@ -1,11 +1,11 @@
 """Numbers of peers' own tests that belong to no single module, by convention.
 
 Those that do stand with their modules, marked with path and convention: baselines in
-test_baseline.py and test_advantages.py, reductions in test_reduction.py, ratios in
-test_ratio.py and test_surrogate.py, divergences in test_kl.py, GAE in test_gae.py,
-returns in test_batch_advantages.py, token filters in test_token_weight.py, lengths in
-test_shaping.py, adaptive KL in test_kl_control.py. What can be installed is compared
-live: test_live_trl.py, test_live_trl_parts.py, test_live_rlax.py.
+test_baseline.py and test_scale.py, reductions in test_reduction.py, ratios in
+test_ratio.py and test_surrogate.py, divergences in test_kl.py, GAE and returns in
+test_gae.py, token filters in test_token_filter.py, lengths in test_shaping.py, adaptive
+KL in test_coefficient.py. What can be installed is compared live: test_live_trl.py,
+test_live_trl_parts.py, test_live_rlax.py.
 """
 
 import fakes
@@ -42,7 +42,7 @@ def against(loss_fn, logp, reference, mask, *weighting):
         (loss.kl_k1(), 0.0875),
         (loss.kl_k2(), 0.018125),
         (loss.kl_k3(), 0.01565768),
-        (loss.kl_k3_straight(), 0.01565768),
+        (loss.kl_k3_straight_through(), 0.01565768),
     ],
 )
 def test_marins_penalty_is_a_quarter_of_the_token_mean(loss_fn, want):
@@ -127,7 +127,7 @@ def test_prime_rls_cross_entropy_component(weighting, want):
 
 def test_torchforges_single_token():
     # torchforge tests/unit_tests/losses/test_grpo_loss.py: ratio 1, A = 1.
-    value, coefficient = loss_of(case(1.0), loss.clipped_ratio())
+    value, coefficient = loss_of(case(1.0), loss.ppo_clip())
     close(value, -1.0)
     close(coefficient, [[1.0]])
 
@@ -135,7 +135,7 @@ def test_torchforges_single_token():
 @pytest.mark.parametrize(
     ("transform", "want"),
     [
-        (adv.leave_one_out(), [[3, -3], [-3, 3], [0, 0]]),
+        (adv.center_by_leave_one_out(), [[3, -3], [-3, 3], [0, 0]]),
         (adv.center_by_group(), [[1.5, -1.5], [-1.5, 1.5], [0, 0]]),
         (
             adv.chain(adv.center_by_group(), adv.scale_by_group_std(ddof=1)),

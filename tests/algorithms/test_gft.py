@@ -60,7 +60,7 @@ def e2():
     rows = [(0.9, 0.04, 0.6), (0.5, 0.8)]
     now, rollout = group([Row(p) for p in rows])
     credit = fakes.credit_of(rollout, jnp.array([[0.9354126, -0.9354126]]))
-    return now, rollout, adv.token_mean().update(credit, (), rollout)[0]
+    return now, rollout, adv.token_mean().update(credit, rollout, ())[0]
 
 
 @pytest.mark.parametrize("exceeds", [jnp.greater, jnp.greater_equal])
@@ -69,7 +69,7 @@ def test_the_rectified_loss_by_hand(tau, loss, exceeds):
     # E2; at tau 0.5 the two rules give these two numbers for the token with p = 0.5.
     now, rollout, credit = e2()
     weight_fn = supervised.threshold(tau, exceeds)
-    loss_fn = supervised.rectified(reinforce(), weight_fn)
+    loss_fn = supervised.reweighted(reinforce(), weight_fn)
     tokens = loss_fn(now, credit, rollout)
     np.testing.assert_allclose(
         tokens[0, 0], [0.0985556, 0.1204391, 0.4778327], atol=1e-7
@@ -117,7 +117,11 @@ def test_without_rectification_it_is_reinforce_with_a_group_baseline():
     baseline = adv.chain(
         adv.center_by_group(), adv.scale_by_group_std(ddof=1, epsilon=1e-6)
     )
-    plain = adv.algorithm(policy=adv.Term(reinforce(), adv.token_mean(), baseline))
+    plain = adv.algorithm(
+        policy=adv.Term(
+            advantage=baseline, weighting=adv.token_mean(), loss_fn=reinforce()
+        )
+    )
     chex.assert_trees_all_close(
         step(gft(tau=0.0), now, rollout)[:2], step(plain, now, rollout)[:2], rtol=1e-6
     )
@@ -159,7 +163,7 @@ def mixed_rollout(policy, params, prompts):
 
 @pytest.mark.parametrize("num_microbatches", [1, 2])
 def test_a_mixed_group_moves_the_parameters_by_its_gradient(num_microbatches):
-    # By hand: the gradient of the loss of section 1.4 with respect to the logits.
+    # By hand: the gradient of GFT's loss with respect to the logits.
     bandit = fakes.bandit(8, 3, 6)
     logits = np.random.default_rng(0).normal(size=(8, 3, 6)).astype(np.float32)
     params = {"logits": jnp.asarray(logits)}
@@ -210,7 +214,9 @@ def test_a_decoder_trains_on_mixed_groups():
 def test_methods_with_a_ratio_say_how_to_measure_old():
     bandit = fakes.bandit(8, 3, 6)
     ratio = adv.algorithm(
-        policy=adv.Term(lambda now, c, r: now.logp - r.old.logp, adv.token_mean())
+        policy=adv.Term(
+            weighting=adv.token_mean(), loss_fn=lambda now, c, r: now.logp - r.old.logp
+        )
     )
     sample = mixed.side_by_side(sampling(bandit), mixed.stored_answers())
     with pytest.raises(NotMeasured, match=r"measured\(stored\(\), policy.measure\)"):

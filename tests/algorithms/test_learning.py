@@ -34,8 +34,12 @@ def verify(prompts, samples):
 def train(sign):
     """Metrics of a run with FADE whose advantages are multiplied by `sign`."""
     flip = stateless(lambda c, r: c.replace(advantage=sign * c.advantage))
-    advantage = chain(adv.fade_advantage(ema_rate=0.1), flip)
-    method = algorithm(policy=Term(loss.clipped_ratio(), adv.token_mean(), advantage))
+    advantage = chain(adv.scale_by_fade(adv.fade_controller(ema_rate=0.1)), flip)
+    method = algorithm(
+        policy=Term(
+            advantage=advantage, weighting=adv.token_mean(), loss_fn=loss.ppo_clip()
+        )
+    )
     learner = update.learner(POLICY.measure, method, optax.adam(0.2), num_minibatches=2)
     sample = sampler(POLICY, num_samples=G, max_tokens=T, stop_tokens=())
     run = program.fused(program.actor(POLICY, sample), learner, verify)

@@ -14,7 +14,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import loss, numerics
-from rljax.advantage import correction, gae
+from rljax.advantage import gae, importance
 from rljax.policy import divergence
 from rljax.types import TokenStats
 
@@ -94,7 +94,7 @@ def exact_forward_kl(logits):
 
 LOSSES = {
     "reinforce": (loss.reinforce(), policy_gradient),
-    "clipped_ratio": (loss.clipped_ratio(0.2, 0.2), clipped),
+    "ppo_clip": (loss.ppo_clip(0.2, 0.2), clipped),
     "entropy_bonus": (loss.entropy_bonus(), entropy_loss),
     "nll": (loss.nll(), cross_entropy),
     "kl_reverse_exact": (loss.kl_reverse_exact(), exact_kl),
@@ -107,7 +107,11 @@ def test_losses_and_their_gradients_in_the_logits(name):
     loss_fn, peer = LOSSES[name]
     rows = rollout()
     fixed = adv.stateless(lambda c, r: c.replace(advantage=ADVANTAGE))
-    method = adv.algorithm(term=adv.Term(loss_fn, adv.constant_length(T), fixed))
+    method = adv.algorithm(
+        term=adv.Term(
+            advantage=fixed, weighting=adv.constant_length(T), loss_fn=loss_fn
+        )
+    )
 
     def ours(logits):
         credits, state, _ = method.credit(rows, method.init())
@@ -181,8 +185,8 @@ def test_the_target_of_the_value_is_the_lambda_return(gamma, lam):
 
 def test_returns_to_go():
     rows = rollout()
-    credit = adv.start(rows).replace(advantage=REWARD)
-    got, _ = jax.jit(adv.return_to_go(0.9).update)(credit, (), rows)
+    credit = adv.initial_credit(rows).replace(advantage=REWARD)
+    got, _ = jax.jit(adv.assign_return_to_go(0.9).update)(credit, rows, ())
     reward, _ = without_holes()
     zero = jnp.zeros((P, G))
     want = rows_of(rlax.discounted_returns)(reward, everywhere(0.9), zero)
@@ -198,10 +202,10 @@ def test_truncated_importance_weights_are_those_of_impala():
     rows = rollout()
     mask = jnp.ones_like(MASK)
     rows = rows.replace(samples=rows.samples.replace(mask=mask))
-    rho = jnp.exp(correction.mismatch(rows))
+    rho = jnp.exp(importance.mismatch(rows))
     np.testing.assert_allclose(rho, 1 / ratio(LOGITS), rtol=1e-5)
-    weighting = adv.importance_weight(correction.at_most(cap))
-    weight = jax.jit(weighting.update)(adv.start(rows), (), rows)[0].weight
+    weighting = adv.weigh_by_importance(importance.truncate(cap))
+    weight = jax.jit(weighting.update)(adv.initial_credit(rows), rows, ())[0].weight
     advantage, _ = jax.jit(gae.gae)(REWARD, VALUE, mask, gamma, 0.0, LAST)
     after = np.concatenate([VALUE[..., 1:], LAST], -1)
 
@@ -219,7 +223,7 @@ def test_truncated_importance_weights_are_those_of_impala():
 def test_the_value_loss_without_a_trust_region_is_half_the_square():
     rows = rollout()
     rows = rows.replace(old=stats(OLD, VALUE + 1))
-    credit = adv.start(rows).replace(advantage=REWARD)
+    credit = adv.initial_credit(rows).replace(advantage=REWARD)
     got = loss.value_loss(jnp.inf)(stats(LOGITS), credit, rows)
     np.testing.assert_allclose(got, rlax.l2_loss(VALUE, REWARD), rtol=1e-6)
 

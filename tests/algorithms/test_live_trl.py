@@ -14,8 +14,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import algorithms, loss, numerics
-from rljax.advantage import correction, token_weight
-from rljax.algorithms.clip_higher import group_normalised
+from rljax.advantage import importance, token_filter
 
 P, G, T = 4, 5, 9
 
@@ -46,7 +45,11 @@ ROWS = rollout()
 
 def policy(loss_fn, *weighting):
     """A policy term of group-normalised advantages."""
-    return adv.Term(loss_fn, adv.chain(*weighting), group_normalised())
+    return adv.Term(
+        advantage=adv.normalise_by_group(),
+        weighting=adv.chain(*weighting),
+        loss_fn=loss_fn,
+    )
 
 
 def one(loss_fn, *weighting):
@@ -78,7 +81,7 @@ def vespo(now, credit, rollout):
     return -jax.lax.stop_gradient(phi) * credit.advantage * now.logp
 
 
-PPO = loss.clipped_ratio(0.2, 0.2)
+PPO = loss.ppo_clip(0.2, 0.2)
 SEQUENCE = {"importance_sampling_level": "sequence", "epsilon": 0.1}
 TIS = {"use_vllm": True, "vllm_importance_sampling_clip_max": 1.1}
 
@@ -102,7 +105,7 @@ CASES = {
     "bnpo": ({"loss_type": "bnpo"}, one(PPO, adv.token_mean())),
     "dapo_clip_higher": (
         {"epsilon_high": 0.28},
-        one(loss.clipped_ratio(0.2, 0.28), adv.token_mean()),
+        one(loss.ppo_clip(0.2, 0.28), adv.token_mean()),
     ),
     # By default the ratio weighs the KL term, too, and is differentiated.
     "kl_times_ratio": (
@@ -110,8 +113,8 @@ CASES = {
         adv.algorithm(
             policy=policy(PPO, adv.token_mean()),
             kl=adv.Term(
-                loss.times_ratio(loss.kl_k3()),
-                adv.chain(adv.token_mean(), adv.scale_weight(0.3)),
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(0.3)),
+                loss_fn=loss.times_ratio(loss.kl_k3()),
             ),
         ),
     ),
@@ -142,7 +145,7 @@ CASES = {
         one(
             PPO,
             adv.token_mean(),
-            adv.keep_top_entropy(0.3, token_weight.by_quantile),
+            adv.keep_top_entropy(0.3, token_filter.by_quantile),
         ),
     ),
     "entropy_bonus": (
@@ -150,8 +153,8 @@ CASES = {
         adv.algorithm(
             policy=policy(PPO, adv.token_mean()),
             entropy=adv.Term(
-                loss.entropy_bonus(),
-                adv.chain(adv.token_mean(), adv.scale_weight(50.0)),
+                weighting=adv.chain(adv.token_mean(), adv.scale_weight(50.0)),
+                loss_fn=loss.entropy_bonus(),
             ),
         ),
     ),
@@ -172,7 +175,7 @@ CASES = {
         one(
             PPO,
             adv.token_mean(),
-            adv.importance_weight(correction.at_most(1.1), correction.per_sequence),
+            adv.weigh_by_importance(importance.truncate(1.1), importance.per_sequence),
         ),
     ),
     "sequence_mask": (TIS, algorithms.sequence_mask(cap=1.1)),

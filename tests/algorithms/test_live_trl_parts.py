@@ -13,7 +13,6 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from rljax import advantage as adv
 from rljax import algorithms, numerics
-from rljax.advantage import entropy
 from rljax.loss.surrogate import clip_loss, log_ratio
 from rljax.types import Source, TokenStats
 
@@ -59,12 +58,17 @@ ADVANTAGES = {
         1e3,
         adv.chain(STANDARD, adv.center_by_group()),
     ),
-    "leave_one_out": (live_trl.rloo, {"beta": 0.0}, 1.0, adv.leave_one_out()),
+    "center_by_leave_one_out": (
+        live_trl.rloo,
+        {"beta": 0.0},
+        1.0,
+        adv.center_by_leave_one_out(),
+    ),
     "leave_one_out_whitened": (
         live_trl.rloo,
         {"beta": 0.0, "normalize_advantages": True},
         1e3,
-        adv.chain(adv.leave_one_out(), STANDARD),
+        adv.chain(adv.center_by_leave_one_out(), STANDARD),
     ),
 }
 
@@ -85,7 +89,7 @@ def test_the_epsilon_of_the_deviation_shows_in_these_rewards():
     assert (np.abs(shrunk / whole) < 0.95).all()
 
 
-@pytest.mark.parametrize("name", ["group", "none", "leave_one_out"])
+@pytest.mark.parametrize("name", ["group", "none", "center_by_leave_one_out"])
 def test_what_the_verifier_could_not_score_takes_no_part(name):
     # In TRL such a row has advantage 0 and stays in the divisor of the loss; here it
     # has weight 0 and leaves it.
@@ -128,9 +132,9 @@ def test_rloo_is_trls():
     trainer = live_trl.rloo(rows, beta=0.3)
     algorithm = adv.algorithm(
         policy=adv.Term(
-            product_ratio(0.2, 0.2),
-            adv.sequence_mean(),
-            adv.chain(penalise_drift(0.3), adv.leave_one_out()),
+            advantage=adv.chain(penalise_drift(0.3), adv.center_by_leave_one_out()),
+            weighting=adv.sequence_mean(),
+            loss_fn=product_ratio(0.2, 0.2),
         )
     )
     live_trl.same(live_trl.ours(algorithm, rows), live_trl.step(trainer))
@@ -171,7 +175,7 @@ def test_the_entropy_controller_is_trls():
         entropy_coef_max=high,
         entropy_target=target,
     )
-    controller = entropy.delayed(
+    controller = adv.delayed(
         adv.entropy_controller(
             target=target, step=step, initial=initial, low=0.0, high=high
         )
@@ -208,6 +212,6 @@ def test_scores_of_logits_are_trls():
 def test_the_overlong_punishment_is_trls():
     punish = get_soft_overlong_punishment(max_completion_len=6, soft_punish_cache=4)
     rows = fakes.rollout(1, 8, 8, reward=np.zeros((1, 8)), length=[np.arange(1, 9)])
-    got = laws.apply(adv.overlong_penalty(max_tokens=6, buffer=4), rows)[0]
+    got = laws.apply(adv.punish_overlong(max_tokens=6, buffer=4), rows)[0]
     want = punish([[1] * n for n in range(1, 9)])
     np.testing.assert_allclose(got.advantage[0, :, 0], want)

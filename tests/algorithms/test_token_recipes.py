@@ -138,7 +138,9 @@ def test_on_policy_the_clipped_family_is_one_method():
     # Sequence means instead of the token mean.
     by_row = adv.algorithm(
         policy=adv.Term(
-            loss.plain_ratio(), adv.sequence_mean(), algorithms.group_normalised()
+            advantage=adv.normalise_by_group(),
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.unclipped_ratio(),
         )
     )
     want = pushed(by_row, made)

@@ -2,12 +2,13 @@
 
 import math
 
+import fakes
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
-import test_advantages
+from group_recipes import RECIPES, table
 
 from rljax import advantage as adv
 from rljax import algorithms as al
@@ -16,9 +17,8 @@ from rljax.analysis import plot, profile
 
 RATES = np.array([0.1, 0.25, 0.6, 0.9])
 G, K, DELTA, B = 8, 4, 0.5, 2.0
-table = test_advantages.table
 
-# f'(p) of groups of G = 8, exact (section 1).
+# f'(p) of groups of G = 8: sums over c ~ Bin(8, p) of A_S chance and -A_F chance.
 EXACT = {
     "reinforce": lambda p, q: 1,
     "reinforce_baseline": lambda p, q: 1,
@@ -37,7 +37,7 @@ EXACT = {
     "pass_at_group": lambda p, q: q ** (G - 1),
 }
 
-# f' of section 3 for the others: the limit of large groups.
+# f' by the recipes' docstrings for the others: the limit of large groups.
 LIMIT = {
     "grpo": lambda p, q: 1 / np.sqrt(p * q),
     "grpo_ddof_1": lambda p, q: 1 / np.sqrt(p * q),
@@ -68,7 +68,7 @@ LIMIT = {
 
 
 def test_every_method_has_a_slope():
-    assert EXACT.keys() | LIMIT.keys() == test_advantages.RECIPES.keys()
+    assert EXACT.keys() | LIMIT.keys() == RECIPES.keys()
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -139,7 +139,7 @@ def test_expected_masses_as_printed(name, want):
 
 def fixed_fade(alpha, delta):
     value = fade.FadeValue(*map(jnp.float32, (alpha, delta, 0.5, 1.0)))
-    return adv.fade_advantage(controller=adv.constant(value))
+    return adv.scale_by_fade(controller=adv.constant(value))
 
 
 def test_fade_with_fixed_numbers_has_its_closed_masses():
@@ -194,8 +194,8 @@ def test_methods_that_need_more_than_successes_say_so():
 def test_place_has_the_definitions_of_the_batch_summary():
     # The same prompts, one group for each c, as a batch and as a distribution.
     got = table("asym_grpo")
-    rows = test_advantages.fakes.solved(8, *range(9))
-    method = test_advantages.RECIPES["asym_grpo"]
+    rows = fakes.solved(8, *range(9))
+    method = RECIPES["asym_grpo"]
     credit = method.credit(rows, method.init())[0][0]
     m_S, m_F = adv.masses(credit.advantage[..., 0], credit.member[..., 0])
     want = adv.mass.summary(m_S, m_F, jnp.arange(9) / 8)

@@ -1,6 +1,6 @@
 """Gates: what they refuse, what they remember, and that a refusal leaves no trace.
 
-Numbers without another source: ../shared/papers/03, sections 3.4 and 21.
+Numbers without another source follow by hand from the rules in `rljax.learn.gate`.
 """
 
 import chex
@@ -129,9 +129,11 @@ def learner(one, *, num_passes=1, num_minibatches=1, rate=0.5):
     policy = fakes.bandit(4, 3, 8)
     method = adv.algorithm(
         policy=adv.Term(
-            loss.clipped_ratio(),
-            adv.chain(adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)),
-            adv.fade_advantage(),
+            advantage=adv.scale_by_fade(),
+            weighting=adv.chain(
+                adv.token_mean(), adv.drop_covariant(clipped_fn=no_clip)
+            ),
+            loss_fn=loss.ppo_clip(),
         )
     )
     made = update.learner(

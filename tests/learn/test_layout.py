@@ -44,7 +44,7 @@ def test_only_token_axes_are_cut():
 
 
 def test_credit_is_cut_where_it_is_per_token():
-    credit = adv.start(fakes.rollout(P, G, T))
+    credit = adv.initial_credit(fakes.rollout(P, G, T))
     got = over_tokens(cut, {"some": (credit, jnp.zeros((P, G, T)))})["some"]
     assert got[0].weight.shape == got[1].shape == (P, G, 2)
     assert got[0].advantage.shape == got[0].member.shape == (P, G, 1)
@@ -98,7 +98,7 @@ def test_numbers_of_whole_samples_come_whole_to_every_piece():
         weights = jnp.arange(1.0, T + 1)
         return now.logp + jnp.sum(now.row_extra["count"] * weights, -1)[..., None]
 
-    method = adv.algorithm(policy=adv.Term(loss_fn, adv.token_mean()))
+    method = adv.algorithm(policy=adv.Term(weighting=adv.token_mean(), loss_fn=loss_fn))
     params = {
         "logits": jnp.asarray(
             np.random.default_rng(0).normal(size=(P, T, 16)), jnp.float32
@@ -142,7 +142,7 @@ def test_a_loss_function_that_reads_current_is_told_to_read_now(num_microbatches
     def loss_fn(now, credit, rollout):
         return now.logp - rollout.current.logp
 
-    method = adv.algorithm(policy=adv.Term(loss_fn, adv.token_mean()))
+    method = adv.algorithm(policy=adv.Term(weighting=adv.token_mean(), loss_fn=loss_fn))
     made = update.learner(
         TABLE.measure, method, optax.sgd(1.0), num_microbatches=num_microbatches
     )

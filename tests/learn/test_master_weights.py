@@ -105,7 +105,11 @@ def test_only_narrow_parameters_have_copies():
 POLICY = fakes.bandit(8, 4, 16)
 ROWS = fakes.rollout(8, 4, 4).replace(prompts=fakes.prompts(8))
 METHOD = adv.algorithm(
-    policy=adv.Term(loss.reinforce(), adv.token_mean(), adv.center_by_group())
+    policy=adv.Term(
+        advantage=adv.center_by_group(),
+        weighting=adv.token_mean(),
+        loss_fn=loss.reinforce(),
+    )
 )
 
 
@@ -123,7 +127,7 @@ def test_the_learner_moves_bfloat16_parameters_and_says_how_many():
     # A step of 1e-6 changes next to none of the numbers themselves: lost, were there no
     # copies. The share counts what the optimiser knows.
     method = adv.algorithm(
-        policy=adv.Term(loss.entropy_bonus(), adv.constant_length(4))
+        policy=adv.Term(weighting=adv.constant_length(4), loss_fn=loss.entropy_bonus())
     )
     rows = fakes.rollout(8, 4, 4, length=np.full((8, 4), 4))
     rows = rows.replace(prompts=fakes.prompts(8))

@@ -24,9 +24,9 @@ ACT = fakes.jit(
 STAPO = algorithms.stapo(max_prob=0.3, entropy_quantile=0.8)
 COVARIANT = adv.algorithm(
     policy=adv.Term(
-        loss.clipped_ratio(),
-        adv.chain(adv.keep_top_entropy(0.4), adv.token_mean()),
-        adv.center_by_group(),
+        advantage=adv.center_by_group(),
+        weighting=adv.chain(adv.keep_top_entropy(0.4), adv.token_mean()),
+        loss_fn=loss.ppo_clip(),
     )
 )
 

@@ -16,7 +16,11 @@ POLICY = fakes.bandit(4, 3, 8)
 ROWS = fakes.rollout(4, 4, 3)
 ROWS = ROWS.replace(samples=ROWS.samples.replace(tokens=ROWS.samples.tokens % 8))
 METHOD = adv.algorithm(
-    policy=adv.Term(loss.clipped_ratio(), adv.token_mean(), adv.fade_advantage())
+    policy=adv.Term(
+        advantage=adv.scale_by_fade(),
+        weighting=adv.token_mean(),
+        loss_fn=loss.ppo_clip(),
+    )
 )
 
 
@@ -40,7 +44,8 @@ def huge(scale):
     """A loss whose gradient is finite and `scale` times too large."""
     return adv.algorithm(
         policy=adv.Term(
-            loss.reinforce(), adv.chain(adv.token_mean(), adv.scale_weight(scale))
+            weighting=adv.chain(adv.token_mean(), adv.scale_weight(scale)),
+            loss_fn=loss.reinforce(),
         )
     )
 
@@ -100,7 +105,7 @@ def test_states_that_begin_infinite_are_no_reason_to_refuse():
 def remembering(value_fn):
     """A transform that changes nothing and remembers a number of its rollout."""
 
-    def apply(credit, state, rollout):
+    def apply(credit, rollout, state):
         del state
         return credit, value_fn(rollout)
 
@@ -114,7 +119,7 @@ def test_a_memory_that_would_not_be_finite_is_not_kept(place):
     chains = {"advantage": [adv.center_by_group()], "weighting": [adv.token_mean()]}
     chains[place].append(note)
     chains = {name: adv.chain(*parts) for name, parts in chains.items()}
-    method = adv.algorithm(policy=adv.Term(loss.clipped_ratio(), **chains))
+    method = adv.algorithm(policy=adv.Term(loss_fn=loss.ppo_clip(), **chains))
     state, learn = learner(method)
     rows = on_policy()
     entropy = rows.old.entropy.at[0, 0, 0].set(jnp.nan)
@@ -149,7 +154,9 @@ def test_what_is_only_reported_decides_nothing():
         return -credit.advantage * now.logp + jnp.where(first, jnp.inf, 0.0)
 
     method = adv.algorithm(
-        policy=adv.Term(loss_fn, adv.token_mean(), adv.center_by_group())
+        policy=adv.Term(
+            advantage=adv.center_by_group(), weighting=adv.token_mean(), loss_fn=loss_fn
+        )
     )
     state, learn = learner(method)
     after, metrics = learn(state, on_policy())
@@ -176,7 +183,11 @@ def test_the_share_of_parameters_moved():
     rows = fakes.rollout(4, 4, 3, reward=reward, length=np.full((4, 4), 3))
     rows = rows.replace(samples=rows.samples.replace(tokens=rows.samples.tokens % 8))
     method = adv.algorithm(
-        policy=adv.Term(loss.reinforce(), adv.token_mean(), adv.center_by_group())
+        policy=adv.Term(
+            advantage=adv.center_by_group(),
+            weighting=adv.token_mean(),
+            loss_fn=loss.reinforce(),
+        )
     )
     state, learn = learner(method, optax.sgd(1.0))
     after, metrics = learn(state, on_policy(rows))

@@ -80,7 +80,7 @@ def test_completions_of_one_token_have_states_too():
 
 
 def test_steering_turns_vectors_and_keeps_their_norm():
-    # Section 5.4: norm 5 stays; adding 0.1 of the unit vector would give norm 5.06.
+    # Norm 5 stays; adding 0.1 of the unit vector would give norm 5.06.
     z, d = jnp.asarray([3.0, 4.0]), jnp.asarray([1.0, 0.0])
     got = probe.turned(z, d, 0.1)
     np.testing.assert_allclose(got, [3.2925230, 3.7628835], rtol=1e-6)
@@ -152,7 +152,7 @@ def test_the_mean_square_by_hand():
 
 
 def test_the_scalar_model_by_hand():
-    # Section 5.4: theta 2, h = theta x, loss 0.55, gradient -2. With the clean side not
+    # theta 2, h = theta x, loss 0.55, gradient -2. With the clean side not
     # stopped the consistency's gradient would be 0, with delta differentiated another.
     def total(theta):
         sft = lambda t: 0.5 * (t - 3.0) ** 2  # noqa: E731

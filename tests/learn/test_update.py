@@ -56,17 +56,29 @@ def uncertain_tokens(share, name="current"):
 
 
 def fade():
-    term = Term(loss.clipped_ratio(), adv.token_mean(), adv.fade_advantage())
+    term = Term(
+        advantage=adv.scale_by_fade(),
+        weighting=adv.token_mean(),
+        loss_fn=loss.ppo_clip(),
+    )
     return algorithm(policy=term)
 
 
 def grpo_with_kl_and_entropy():
     advantage = chain(adv.center_by_group(), adv.scale_by_group_std())
     return algorithm(
-        policy=Term(loss.clipped_ratio(0.2, 0.28), adv.sequence_mean(), advantage),
-        kl=Term(loss.kl_k3(), chain(adv.token_mean(), adv.scale_weight(0.1))),
+        policy=Term(
+            advantage=advantage,
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.ppo_clip(0.2, 0.28),
+        ),
+        kl=Term(
+            weighting=chain(adv.token_mean(), adv.scale_weight(0.1)),
+            loss_fn=loss.kl_k3(),
+        ),
         entropy=Term(
-            loss.entropy_bonus(), chain(adv.constant_length(4), adv.scale_weight(0.05))
+            weighting=chain(adv.constant_length(4), adv.scale_weight(0.05)),
+            loss_fn=loss.entropy_bonus(),
         ),
     )
 
@@ -74,7 +86,11 @@ def grpo_with_kl_and_entropy():
 def quantile(name="current"):
     weighting = chain(uncertain_tokens(0.4, name), adv.token_mean())
     return algorithm(
-        policy=Term(loss.clipped_ratio(), weighting, adv.center_by_group())
+        policy=Term(
+            advantage=adv.center_by_group(),
+            weighting=weighting,
+            loss_fn=loss.ppo_clip(),
+        )
     )
 
 
@@ -263,7 +279,9 @@ def test_the_first_step_takes_current_from_old_and_later_ones_measure_it():
 
 def test_without_old_current_is_measured_at_every_step():
     method = algorithm(
-        sft=Term(loss.nll(), chain(uncertain_tokens(0.4), adv.token_mean()))
+        sft=Term(
+            weighting=chain(uncertain_tokens(0.4), adv.token_mean()), loss_fn=loss.nll()
+        )
     )
     bare = ROLLOUT.replace(old=Missing("old", "a sampler supplies it"))
     want = gradient(TABLE, method, 1, bare, PARAMS, first=True)
@@ -314,8 +332,8 @@ def counting():
     """A reduction that counts how often it was used."""
     mean = adv.token_mean()
 
-    def weigh(credit, state, rollout):
-        return mean.update(credit, (), rollout)[0], state + 1
+    def weigh(credit, rollout, state):
+        return mean.update(credit, rollout, ())[0], state + 1
 
     return adv.AdvantageTransform(lambda: jnp.zeros((), jnp.int32), weigh)
 
@@ -332,7 +350,9 @@ def spoil(field):
 def test_a_refused_gradient_leaves_no_trace(field, num_minibatches):
     # A NaN entropy would stay in FADE's average for ever, a NaN logp in Adam's moments.
     term = Term(
-        loss.clipped_ratio(), counting(), adv.fade_advantage(entropy_target=5.0)
+        advantage=adv.scale_by_fade(adv.fade_controller(entropy_target=5.0)),
+        weighting=counting(),
+        loss_fn=loss.ppo_clip(),
     )
     state, learn = learner(
         algorithm(policy=term), num_minibatches=num_minibatches, num_passes=2
@@ -357,7 +377,13 @@ def test_a_refused_gradient_leaves_no_trace(field, num_minibatches):
 
 def test_a_half_that_is_finite_is_learned_from_though_the_other_is_refused():
     state, learn = learner(
-        algorithm(policy=Term(loss.clipped_ratio(), counting(), adv.fade_advantage())),
+        algorithm(
+            policy=Term(
+                advantage=adv.scale_by_fade(),
+                weighting=counting(),
+                loss_fn=loss.ppo_clip(),
+            )
+        ),
         num_minibatches=2,
     )
     state, metrics = learn(state, spoil("logp"))
@@ -377,9 +403,9 @@ def recording(num_steps, size):
     """A reduction that writes down which prompts it was given."""
     mean = adv.token_mean()
 
-    def weigh(credit, state, rollout):
+    def weigh(credit, rollout, state):
         ids = state.ids.at[state.step].set(rollout.prompts.id)
-        return mean.update(credit, (), rollout)[0], Seen(ids, state.step + 1)
+        return mean.update(credit, rollout, ())[0], Seen(ids, state.step + 1)
 
     def init():
         return Seen(jnp.full((num_steps, size), -1), jnp.zeros((), jnp.int32))
@@ -388,7 +414,11 @@ def recording(num_steps, size):
 
 
 def test_every_pass_uses_every_prompt_once_in_an_order_of_its_own():
-    term = Term(loss.clipped_ratio(), recording(8, 4), adv.fade_advantage())
+    term = Term(
+        advantage=adv.scale_by_fade(),
+        weighting=recording(8, 4),
+        loss_fn=loss.ppo_clip(),
+    )
     state, learn = learner(algorithm(policy=term), num_passes=2, num_minibatches=2)
     state, metrics = learn(state, ROLLOUT)
     state, _ = learn(state, ROLLOUT)
@@ -401,7 +431,11 @@ def test_every_pass_uses_every_prompt_once_in_an_order_of_its_own():
 
 
 def test_minibatches_are_optimiser_steps_one_after_another():
-    term = Term(loss.clipped_ratio(), recording(2, 4), adv.center_by_group())
+    term = Term(
+        advantage=adv.center_by_group(),
+        weighting=recording(2, 4),
+        loss_fn=loss.ppo_clip(),
+    )
     method, sgd = algorithm(policy=term), optax.sgd(0.5)
     state, learn = learner(method, sgd, num_minibatches=2)
     state, metrics = learn(state, ROLLOUT)
@@ -491,7 +525,11 @@ def test_masses_are_those_of_the_coefficients():
     rows = rows.replace(
         old=fakes.jit(TABLE.measure)(PARAMS, rows.prompts, rows.samples)
     )
-    term = Term(loss.clipped_ratio(), adv.token_mean(), adv.center_by_group())
+    term = Term(
+        advantage=adv.center_by_group(),
+        weighting=adv.token_mean(),
+        loss_fn=loss.ppo_clip(),
+    )
     state, learn = learner(algorithm(policy=term))
     _, metrics = learn(state, rows)
     want = {

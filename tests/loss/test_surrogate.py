@@ -12,7 +12,8 @@ from rljax.types import TokenStats
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-# ../shared/papers/03, section 17 (without its dual clip); bounds .2 and .28.
+# -l = min(rho A, clip(rho, .8, 1.28) A): arXiv:1707.06347, eq. (7), with the bounds of
+# arXiv:2503.14476. A token that is clipped has coefficient 0, another one rho A.
 RATIO = [0.5, 1, 1.5, 0.5, 1, 1.5, 4]
 SIGN = [1, 1, 1, -1, -1, -1, -1]
 
@@ -43,7 +44,7 @@ def close(got, want):
 
 
 def test_clipped_ratio_by_published_numbers():
-    value, coefficient = at_ratio(loss.clipped_ratio(0.2, 0.28), RATIO, SIGN)
+    value, coefficient = at_ratio(loss.ppo_clip(0.2, 0.28), RATIO, SIGN)
     close(-value, [0.5, 1, 1.28, -0.8, -1, -1.5, -4])
     close(coefficient, [0.5, 1, 0, 0, -1, -1.5, -4])
     assert float(jnp.mean(value)) == pytest.approx(0.64571429, abs=1e-6)
@@ -52,25 +53,25 @@ def test_clipped_ratio_by_published_numbers():
 def test_the_bounds_are_two_numbers():
     # Ratio 1.25 lies within clip-higher's .28 and outside PPO's .2; at .75 likewise.
     for low, high, want in ((0.2, 0.28, [1.25, 0]), (0.3, 0.2, [0, -0.75])):
-        _, coefficient = at_ratio(loss.clipped_ratio(low, high), [1.25, 0.75], [1, -1])
+        _, coefficient = at_ratio(loss.ppo_clip(low, high), [1.25, 0.75], [1, -1])
         close(coefficient, want)
 
 
 def test_a_ratio_exactly_on_a_bound_is_not_clipped():
     # Bounds of distance 0 at ratio 1: `minimum` would split the tie, and `>=` give 0.
-    _, coefficient = at_ratio(loss.clipped_ratio(0.0, 0.0), [1, 1], [1, -1])
+    _, coefficient = at_ratio(loss.ppo_clip(0.0, 0.0), [1, 1], [1, -1])
     close(coefficient, [1, -1])
 
 
 def test_no_advantage_pushes_nothing():
-    value, coefficient = at_ratio(loss.clipped_ratio(), RATIO, [0] * 7)
+    value, coefficient = at_ratio(loss.ppo_clip(), RATIO, [0] * 7)
     close(value, [0] * 7)
     close(coefficient, [0] * 7)
 
 
 def test_on_policy_clipped_ratio_pushes_as_reinforce_does():
     old = [-0.3, -2.0]
-    for loss_fn in (loss.clipped_ratio(), loss.reinforce()):
+    for loss_fn in (loss.ppo_clip(), loss.reinforce()):
         _, coefficient = loss_and_coefficient(loss_fn, old, old, [0.7, -0.2])
         close(coefficient, [0.7, -0.2])
 
@@ -86,7 +87,7 @@ def test_nll_pushes_every_token_by_one_whatever_its_reward():
 )
 def test_bounds_outside_their_range_are_refused(low, high, name):
     with pytest.raises(ValueError, match=f"{name} must lie in"):
-        loss.clipped_ratio(low, high)
+        loss.ppo_clip(low, high)
 
 
 # rlax rlax/_src/policy_gradients_test.py, recomputed in float64 (anchors/peers.md, 6).
@@ -103,7 +104,7 @@ def log_pi(logits, actions):
 def test_clipped_ratio_agrees_with_rlax(sign, want):
     old = log_pi([[1, 1, 1], [2.0, 0, 0], [-3, -2, -1]], [0, 1, 2])
     new = log_pi(LOGITS, [0, 1, 2])
-    value, _ = loss_and_coefficient(loss.clipped_ratio(), new, old, sign * ADVANTAGE)
+    value, _ = loss_and_coefficient(loss.ppo_clip(), new, old, sign * ADVANTAGE)
     assert float(jnp.mean(value)) == pytest.approx(want, abs=1e-6)
 
 

@@ -146,7 +146,7 @@ def test_an_update_takes_the_same_step_whatever_lies_in_the_padding(pieces):
 
 
 def test_demonstrations_padded_with_minus_100_are_learned():
-    sft = algorithm(nll=Term(loss.nll(), weighting=token_mean()))
+    sft = algorithm(nll=Term(weighting=token_mean(), loss_fn=loss.nll()))
     learner = update.learner(POLICY.measure, sft, optax.sgd(0.1))
     act, learn = program.demonstrator(), fakes.jit(learner.learn)
 

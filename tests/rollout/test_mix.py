@@ -108,7 +108,7 @@ def test_absent_answers_count_in_nothing():
     rollout = Rollout(
         prompts=prompts, samples=samples, old=old, verdict=verify(prompts, samples)
     )
-    credit = adv.start(rollout)
+    credit = adv.initial_credit(rollout)
     assert credit.member[0, :, 0].tolist() == [True, False]
     assert bool(jnp.all(credit.member[1:]))
     mean = adv.baseline.group_mean(credit)
@@ -172,7 +172,7 @@ def test_statistics_of_different_kinds_are_not_joined():
 
 
 def test_the_schedule_of_hints_by_hand():
-    # Section 6.4.
+    # .05 + .45 (1 + cos(pi t / 300)) up to 300, then 0.
     reveal = hint.cosine_reveal()
     got = [float(reveal(t)) for t in (0, 100, 150, 300, 301)]
     np.testing.assert_allclose(got, [0.95, 0.725, 0.5, 0.05, 0], atol=1e-6)

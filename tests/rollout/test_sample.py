@@ -104,7 +104,7 @@ def test_greedy_takes_the_most_likely_token_and_is_certain_of_it():
     assert bool(jnp.all(draw()[0].source == Source.OWN))
 
 
-# Truncation: ../shared/papers/03, section 22.
+# Truncation of logits (2, 1, 0, -1): probabilities .6439, .2369, .0871, .0321.
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def expected_gradient(policy, loss_fn, params):
     p = jnp.exp(jnp.sum(old.logp, -1))
     verdict = Verdict.binary(REWARD > 0).replace(reward=p * REWARD)
     rollout = Rollout(prompts=PROMPTS, samples=samples, verdict=verdict, old=old)
-    method = adv.algorithm(policy=adv.Term(loss_fn, adv.constant_length(T)))
+    method = adv.algorithm(
+        policy=adv.Term(weighting=adv.constant_length(T), loss_fn=loss_fn)
+    )
     count = 2 * V**T * T  # what the reduction divides by
     made = update.learner(policy.measure, method, optax.sgd(float(count)))
     state, _ = made.learn(made.init(params, jax.random.key(0)), rollout)
@@ -88,9 +90,9 @@ def parameters(policy):
     ("name", "loss_fn"),
     [
         ("bandit", loss.reinforce()),
-        ("bandit", loss.clipped_ratio()),
-        ("decoder", loss.clipped_ratio()),
-        ("decoder in chunks", loss.clipped_ratio()),
+        ("bandit", loss.ppo_clip()),
+        ("decoder", loss.ppo_clip()),
+        ("decoder in chunks", loss.ppo_clip()),
     ],
 )
 def test_the_expected_policy_gradient_is_that_of_the_expected_reward(name, loss_fn):
@@ -143,7 +145,9 @@ def test_the_loop_trains_what_it_samples():
     # Their gap would be the temperature's, 0.3 nats here, with T at one side alone.
     policy = fakes.bandit(2, T, V, 0.5)
     sample = sampler(policy, num_samples=8, max_tokens=T, stop_tokens=())
-    method = adv.algorithm(policy=adv.Term(loss.clipped_ratio(), adv.token_mean()))
+    method = adv.algorithm(
+        policy=adv.Term(weighting=adv.token_mean(), loss_fn=loss.ppo_clip())
+    )
     made = update.learner(policy.measure, method, optax.sgd(1.0))
     run = program.fused(
         program.actor(policy, sample),

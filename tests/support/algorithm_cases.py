@@ -45,7 +45,7 @@ CASES = {
     "chord": mixed(a.chord()),
     "cispo": Case(a.cispo()),
     "clip_cov": Case(a.clip_cov()),
-    "clipped_policy": Case(a.clipped_policy()),
+    "ppo_clip_policy": Case(a.ppo_clip_policy()),
     "corrected": Case(a.corrected()),
     "curve_rl": Case(a.curve_rl(G)),
     "dapo": Case(a.dapo(max_tokens=2 * T, buffer=T)),
@@ -115,4 +115,4 @@ CASES = {
     "uft": mixed(a.uft()),
     "w_reinforce": Case(a.w_reinforce()),
 }
-PARTS = {"group_normalised", "over_all", "over_selected"}
+PARTS = {"over_all", "over_selected"}

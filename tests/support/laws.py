@@ -17,23 +17,24 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import loss, numerics
+from rljax.types import Source
 
 
 def _with_values(transform):
     """For transforms that read values: entropies stand in for them."""
 
-    def update(credit, state, rollout):
+    def update(credit, rollout, state):
         old = rollout.old.replace(extra={"value": rollout.old.entropy})
-        return transform.update(credit, state, rollout.replace(old=old))
+        return transform.update(credit, rollout.replace(old=old), state)
 
     return adv.AdvantageTransform(transform.init, update)
 
 
 ALL_TRANSFORMS = {
-    "affine_reward": adv.affine_reward(scale=2.0, shift=-1.0),
+    "rescale_reward": adv.rescale_reward(scale=2.0, shift=-1.0),
     "anneal_by_batch_rate": adv.anneal_by_batch_rate(0.5),
     "assign_by_class": adv.assign_by_class(lambda g: 1 / g.p, lambda g: -g.q),
-    "best_minus_second": adv.best_minus_second(),
+    "assign_lead_of_best": adv.assign_lead_of_best(),
     "center_by": adv.center_by(0.3),
     "center_by_greedy": adv.center_by_greedy(),
     "center_by_group": adv.center_by_group(),
@@ -42,45 +43,47 @@ ALL_TRANSFORMS = {
     "center_by_risk": adv.center_by_risk(2.0),
     "chain": adv.chain(),
     "constant_length": adv.constant_length(7),
-    "controlled": adv.controlled(adv.focal, adv.ema(0.3), lambda c, r: jnp.float32(1)),
+    "controlled": adv.controlled(
+        adv.scale_by_focal_factor, adv.ema(0.3), lambda c, r: jnp.float32(1)
+    ),
     "drop_covariant": adv.drop_covariant(
         fraction=1.0, low=0.0, clipped_fn=lambda c, r: r.current.logp < -2
     ),
     "drop_equal_groups": adv.drop_equal_groups(),
     "drop_truncated": adv.drop_truncated(),
-    "fade_advantage": adv.fade_advantage(),
-    "fade_advantage(everything)": adv.fade_advantage(
+    "scale_by_fade": adv.scale_by_fade(),
+    "scale_by_fade(everything)": adv.scale_by_fade(
+        adv.fade_controller(entropy_target=2.5, h_init=2.0),
         base=adv.chain(adv.center_by_group(), adv.scale_by_group_std()),
         focal_rate_fn=adv.fade.run_rate,
         scale_fn=adv.fade.area_scale,
         reward_range=(-1.0, 1.0),
-        entropy_target=2.5,
-        h_init=2.0,
     ),
-    "focal": adv.focal(0.5),
+    "normalise_by_group": adv.normalise_by_group(),
+    "scale_by_focal_factor": adv.scale_by_focal_factor(0.5),
     "follow_teacher_by_entropy": adv.follow_teacher_by_entropy(),
-    "gae_advantage": _with_values(adv.gae_advantage(0.9, 0.8)),
-    "importance_weight": adv.importance_weight(),
+    "assign_gae": _with_values(adv.assign_gae(0.9, 0.8)),
+    "weigh_by_importance": adv.weigh_by_importance(),
     "keep_correct": adv.keep_correct(),
     "keep_covariant": adv.keep_covariant(0.1),
     "keep_incorrect": adv.keep_incorrect(),
     "keep_rows": adv.keep_rows(lambda rollout: rollout.samples.finished),
     "keep_top_entropy": adv.keep_top_entropy(),
-    "leave_one_out": adv.leave_one_out(),
+    "center_by_leave_one_out": adv.center_by_leave_one_out(),
     "log_mismatch": adv.log_mismatch(),
-    "normalised_importance_weight": adv.normalised_importance_weight(
-        adv.correction.at_most(1.5)
+    "weigh_by_normalised_importance": adv.weigh_by_normalised_importance(
+        adv.importance.truncate(1.5)
     ),
-    "overlong_penalty": adv.overlong_penalty(max_tokens=5, buffer=3),
-    "pass_at_k_training": adv.pass_at_k_training(2),
-    "pkpo": adv.pkpo(2),
-    "pkpo_leave_one_out": adv.pkpo_leave_one_out(2),
-    "pkpo_minus_one": adv.pkpo_minus_one(2),
+    "punish_overlong": adv.punish_overlong(max_tokens=5, buffer=3),
+    "assign_pass_at_k_training": adv.assign_pass_at_k_training(2),
+    "assign_pkpo": adv.assign_pkpo(2),
+    "center_by_pkpo_leave_one_out": adv.center_by_pkpo_leave_one_out(2),
+    "assign_pkpo_minus_one": adv.assign_pkpo_minus_one(2),
     "punish_confident_errors": adv.chain(
         adv.center_by_group(), adv.punish_confident_errors()
     ),
-    "reject": adv.reject(adv.correction.geometric, low=0.9, high=1.1),
-    "return_to_go": adv.return_to_go(0.9),
+    "reject": adv.reject(adv.importance.geometric, low=0.9, high=1.1),
+    "assign_return_to_go": adv.assign_return_to_go(0.9),
     "scale_by_group_norm": adv.scale_by_group_norm(1.0),
     "scale_by_group_norm(inf)": adv.scale_by_group_norm(float("inf")),
     "scale_by_group_std": adv.scale_by_group_std(),
@@ -94,14 +97,42 @@ ALL_TRANSFORMS = {
     "scale_weight": adv.scale_weight(0.1),
     "prompt_mean": adv.prompt_mean(),
     "sequence_mean": adv.sequence_mean(),
-    "set_advantage": adv.set_advantage(0.3),
+    "assign_constant": adv.assign_constant(0.3),
     "silence_spurious": adv.silence_spurious(max_prob=0.5, entropy_quantile=0.6),
     "stateless": adv.stateless(lambda credit, rollout: credit),
     "token_mean": adv.token_mean(),
-    "value_target": _with_values(adv.value_target(0.9, 0.8)),
+    "assign_value_target": _with_values(adv.assign_value_target(0.9, 0.8)),
     "whiten_by_batch": adv.whiten_by_batch(),
     "whiten_by_batch(ddof=1)": adv.whiten_by_batch(ddof=1, share_fn=adv.by_row),
 }
+
+# Held to the laws on groups of rows from several sources.
+MIXED_TRANSFORMS = {
+    "constant_sum": adv.constant_sum(7),
+    "skip_groups_of_one": adv.skip_groups_of_one(
+        adv.center_by_group(), adv.scale_by_group_std(ddof=1)
+    ),
+    "keep_prompts": adv.keep_prompts(lambda solved: solved > 0),
+    "keep_source": adv.keep_source(Source.OWN, Source.TEACHER),
+    "keep_stored": adv.keep_stored(),
+    "restrict_members": adv.chain(
+        adv.restrict_members(Source.OWN), adv.center_by_group()
+    ),
+    "weighted_sequence_mean": adv.weighted_sequence_mean(
+        lambda rollout: 1 + rollout.verdict.reward
+    ),
+}
+
+
+def mixed_rollout():
+    """`fakes.rollout` with every source in each group and stored answers."""
+    rollout = fakes.rollout()
+    sources = [Source.OWN, Source.OWN, Source.DEMONSTRATION, Source.TEACHER]
+    data = {"answers": jnp.zeros((3, 2, 5), jnp.int32)}
+    return rollout.replace(
+        samples=rollout.samples.replace(source=jnp.tile(jnp.asarray(sources), (3, 1))),
+        prompts=rollout.prompts.replace(data=data),
+    )
 
 
 def init(transform):
@@ -110,7 +141,7 @@ def init(transform):
 
 def apply(transform, rollout):
     """(credit, state) of the transform's first update."""
-    return transform.update(adv.start(rollout), init(transform), rollout)
+    return transform.update(adv.initial_credit(rollout), rollout, init(transform))
 
 
 def keeps_structure(transform, rollout):
@@ -127,7 +158,7 @@ def keeps_structure(transform, rollout):
     assert all(m.shape == () for m in jax.tree.leaves(credit.metrics))
 
     def step(state, _):
-        credit, state = transform.update(adv.start(rollout), state, rollout)
+        credit, state = transform.update(adv.initial_credit(rollout), rollout, state)
         return state, credit
 
     jax.lax.scan(step, before, length=2)
@@ -137,8 +168,8 @@ def traces_once(transform, rollout):
     # A weak type in the state would compile every program a second time.
     chex.clear_trace_counter()
     update = jax.jit(chex.assert_max_traces(transform.update, n=1))
-    _, state = update(adv.start(rollout), init(transform), rollout)
-    update(adv.start(rollout), state, rollout)
+    _, state = update(adv.initial_credit(rollout), rollout, init(transform))
+    update(adv.initial_credit(rollout), rollout, state)
 
 
 def is_the_same_under_jit(transform, rollout):
@@ -218,7 +249,7 @@ def sends_no_gradient(transform, rollout):
     # As part of an algorithm; a leak would add a term that no paper has.
     reduced = apply(transform, rollout)[0].reduced
     reduction = () if reduced else (adv.token_mean(),)
-    term = adv.Term(loss.nll(), weighting=adv.chain(transform, *reduction))
+    term = adv.Term(weighting=adv.chain(transform, *reduction), loss_fn=loss.nll())
     algorithm = adv.algorithm(term=term)
 
     def total(current):

@@ -27,13 +27,13 @@ EXACT = ("kl_reverse", "kl_forward", "chi_squared")
 ALL_LOSSES = {
     "against_behaviour": loss.against_behaviour(loss.cispo()),
     "against_old": loss.against_old(loss.kl_absolute()),
-    "behaved_certainly": supervised.behaved_certainly(loss.clipped_ratio()),
+    "with_behaviour_prob_one": supervised.with_behaviour_prob_one(loss.ppo_clip()),
     "chi_squared": loss.chi_squared(),
     "chi_squared_exact": loss.chi_squared_exact(),
-    "chi_squared_straight": loss.chi_squared_straight(),
+    "chi_squared_straight_through": loss.chi_squared_straight_through(),
     "cispo": loss.cispo(),
     "cispo_band": loss.cispo_band(0.2, 0.28),
-    "clipped_ratio": loss.clipped_ratio(),
+    "ppo_clip": loss.ppo_clip(),
     "clipping_bias": loss.clipping_bias(),
     "clipping_bias(token_ratio)": loss.clipping_bias(loss.token_ratio),
     "consistency": supervised.consistency(),
@@ -51,26 +51,30 @@ ALL_LOSSES = {
     "kl_k1": loss.kl_k1(),
     "kl_k2": loss.kl_k2(),
     "kl_k3": loss.kl_k3(),
-    "kl_k3_straight": loss.kl_k3_straight(),
+    "kl_k3_straight_through": loss.kl_k3_straight_through(),
     "kl_reverse_exact": loss.kl_reverse_exact(),
     "minpro": loss.minpro(),
     "nll": loss.nll(),
-    "plain_ratio": loss.plain_ratio(),
-    "rectified(entropy_weight)": supervised.rectified(
+    "unclipped_ratio": loss.unclipped_ratio(),
+    "reweighted(entropy_weight)": supervised.reweighted(
         loss.nll(), supervised.entropy_weight(0.5, -1.0)
     ),
-    "rectified(probability)": supervised.rectified(loss.nll(), supervised.probability),
-    "rectified(sequence_importance)": supervised.rectified(
+    "reweighted(probability)": supervised.reweighted(
+        loss.nll(), supervised.probability
+    ),
+    "reweighted(sequence_importance)": supervised.reweighted(
         loss.nll(), supervised.sequence_importance()
     ),
-    "rectified(threshold)": supervised.rectified(
+    "reweighted(threshold)": supervised.reweighted(
         loss.reinforce(), supervised.threshold()
     ),
-    "rectified(token_importance)": supervised.rectified(
+    "reweighted(token_importance)": supervised.reweighted(
         loss.nll(), supervised.token_importance()
     ),
-    "rectified(uncertainty)": supervised.rectified(loss.nll(), supervised.uncertainty),
-    "rectified(unit)": supervised.rectified(loss.nll(), supervised.unit),
+    "reweighted(uncertainty)": supervised.reweighted(
+        loss.nll(), supervised.uncertainty
+    ),
+    "reweighted(unit)": supervised.reweighted(loss.nll(), supervised.unit),
     "reinforce": loss.reinforce(),
     "sapo": loss.sapo(),
     "shaped_probability": supervised.shaped_probability(),
@@ -110,7 +114,7 @@ def rollout(num_prompts=P, num_samples=G, num_tokens=T):
 
 def credit(rows):
     """Advantages of both signs, and 0, in rows of all lengths."""
-    start = adv.start(rows)
+    start = adv.initial_credit(rows)
     signs = np.arange(start.advantage.size).reshape(start.advantage.shape) % 3 - 1
     return start.replace(advantage=jnp.asarray(signs, jnp.float32))
 

@@ -40,9 +40,9 @@ def program(config: Config) -> cost.Program:
     policy = decoder_policy(decoder)
     grpo = advantage.algorithm(
         policy=advantage.Term(
-            loss.clipped_ratio(0.2, 0.2),
             advantage=advantage.center_by_group(),
             weighting=advantage.token_mean(),
+            loss_fn=loss.ppo_clip(0.2, 0.2),
         )
     )
     learner = update.learner(

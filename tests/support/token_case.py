@@ -45,14 +45,14 @@ def case(
         behaviour=old.replace(logp=old.logp - drawn),
     )
     rows = rows.replace(samples=samples, old=old, current=now)
-    credit = adv.start(rows).replace(advantage=_tokens(advantage, shape))
+    credit = adv.initial_credit(rows).replace(advantage=_tokens(advantage, shape))
     return Case(rows, credit)
 
 
 def weigh(case: Case, weighting) -> Credit:
     """The credit after a weighting chain's first update."""
     state = numerics.strong(weighting.init())
-    return jax.jit(weighting.update)(case.credit, state, case.rollout)[0]
+    return jax.jit(weighting.update)(case.credit, case.rollout, state)[0]
 
 
 def loss_of(case: Case, loss_fn, weighting=None):
