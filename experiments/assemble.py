@@ -13,7 +13,7 @@ from rljax.advantage import Algorithm
 from rljax.experiment import Experiment, require_traced
 from rljax.learn import gate, update
 from rljax.learn.dynamic_sampling import dynamic_sampling
-from rljax.learn.gradient_gating import output_projection
+from rljax.learn.gate import output_projection
 from rljax.model import Model
 from rljax.policy import (
     Policy,
@@ -164,7 +164,7 @@ def gates(c) -> gate.Gate | None:
         found.append(gate.target_kl_per_pass(c.target_kl_per_pass))
     if c.gradient_gate is not None:
         found.append(gate.gradient_gate(_projection, threshold=c.gradient_gate))
-    return gate.every(*found) if found else None
+    return gate.all_of(*found) if found else None
 
 
 def _projection(grads: Any) -> Any:

@@ -23,7 +23,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import algorithms, loss, model, program, verify
-from rljax.learn import gate, gradient_gating, update
+from rljax.learn import gate, update
 from rljax.rollout import mixed
 from rljax.types import Source
 
@@ -61,13 +61,14 @@ FITS = {
     "decay": 2,
     "divergence_fn": adv.importance.k3,
     "fn": lambda *arguments: arguments[0],
-    "gates": gate.every(),
+    "gates": gate.all_of(),
     "high": 1.0,
     "learner": LEARNER,
     "log_ratio_fn": None,
     "loss_fn": loss.nll(),
     "low": 0.5,
     "make": lambda value: adv.scale_weight(1.0),
+    "marker": b"#",
     "max_tokens": 8,
     "measure": POLICY.measure,
     "measure_fn": lambda *arguments: 1.0,
@@ -83,6 +84,8 @@ FITS = {
     "select": adv.keep_top_entropy(),
     "select_fn": lambda value: value,
     "shape": (1, 8),
+    "states_fn": lambda params, prompts, samples: None,
+    "steer_fn": lambda vectors: None,
     "num_samples": 4,
     "scale_fn": lambda *arguments: arguments[0],
     "sources": Source.OWN,
@@ -273,7 +276,7 @@ OUTSIDE = {
     "exponent": lambda: adv.scale_by_focal_factor(math.inf),
     "constant": lambda: adv.center_by(math.nan),
     "scale": lambda: adv.rescale_reward(scale=math.inf, shift=0.0),
-    "threshold": lambda: gradient_gating.dgg_gate(threshold=math.nan),
+    "threshold": lambda: gate.gradient_gate(threshold=math.nan),
     "clip": lambda: a.grpo(clip=-0.2),
     "needle": lambda: verify.contains(FITS["table"], "1"),
     "after": lambda: verify.number(FITS["table"], after="="),

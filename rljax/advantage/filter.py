@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rljax import check
 from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.types import Rollout, Source
+from rljax.types import Rollout, Source, require
 
 
 def keep_rows(fn: Callable[[Rollout], jax.Array]) -> AdvantageTransform:
@@ -148,7 +148,8 @@ def is_hint(rollout: Rollout) -> jax.Array:
     Raises:
       ValueError: when traced, if the prompts carry no hints.
     """
-    check.hints(rollout.prompts.data, "hint_length")
+    how = "wrap the act in reveal_hints(act, cosine_reveal())"
+    require(rollout.prompts.data, "hint_length", how)
     return of_source(rollout, Source.DEMONSTRATION)
 
 

@@ -98,9 +98,7 @@ def text_of(model: Model) -> verify.TokenBytes:
 
 def require_numbers(problems: Sequence[data.Problem]) -> None:
     """Raises ValueError if an answer is no number: it could never be matched."""
-    bad = [
-        p.answer for p in problems if verify.twin.read_number(p.answer.encode()) is None
-    ]
+    bad = [p.answer for p in problems if verify.read_number(p.answer.encode()) is None]
     if bad:
         raise ValueError(
             f"answers must be numbers for a verifier of numbers, but {len(bad)} of"

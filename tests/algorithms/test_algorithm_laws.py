@@ -15,7 +15,7 @@ from algorithm_cases import CASES, OWN, Case, G
 
 from rljax import mesh
 from rljax.learn import update
-from rljax.types import ReferencedMeasure, Rollout
+from rljax.types import Rollout
 
 P, T = 16, 8
 # Of one length whatever the gradient's: neither so short that ratios stay at 1, nor so
@@ -35,7 +35,7 @@ def rollout(case: Case) -> Rollout:
     far = 0.4 * np.arange(G)[:, None] / G  # the first rows pass the strictest tests
 
     def measured(params):
-        return jax.jit(fakes.bigram_measure)(params, REFERENCE, rows.prompts, samples)
+        return jax.jit(fakes.bigram_measure)(params, rows.prompts, samples, REFERENCE)
 
     def near():
         now = measured(PARAMS)
@@ -66,10 +66,9 @@ def learn(case: Case, num_devices=1, **pieces):
     is compiled for one device.
     """
     learner = update.learner(
-        ReferencedMeasure(fakes.bigram_measure),
+        fakes.bigram_measure,
         case.algorithm,
         STEP,
-        gate=case.gate,
         num_passes=2,  # ratios are 1 in the first
         **pieces,
     )

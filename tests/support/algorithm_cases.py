@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from rljax import algorithms
 from rljax.advantage import Algorithm
-from rljax.learn import gradient_gating
-from rljax.learn.gate import Gate
 from rljax.types import Source
 
 G, T = 8, 2
@@ -26,8 +24,6 @@ class Case(NamedTuple):
     algorithm: Algorithm
     others: tuple[int, ...] = ()
     only: bool = False
-    gate: Gate | None = None
-    num_passes: int = 1
 
 
 def imitation(algorithm):
@@ -55,11 +51,6 @@ CASES = {
     "dapo": Case(a.dapo(max_tokens=2 * T, buffer=T)),
     "dasd": Case(a.dasd()),
     "dft": imitation(a.dft()),
-    "dgg_gate": Case(
-        a.grpo(),
-        gate=gradient_gating.dgg_gate(select_fn=lambda grads: grads["logits"]),
-        num_passes=2,
-    ),
     "dr_grpo": Case(a.dr_grpo(T)),
     "f_grpo": Case(a.f_grpo(1.0)),
     "fade": Case(a.fade()),

@@ -150,7 +150,8 @@ def bandit(
         states = params["logits"][prompts.id, None, :T]
         return jnp.broadcast_to(states, (P, G, T, vocab_size))
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        del reference
         states = hidden(params, prompts, samples)
         logp, entropy = numerics.logp_and_entropy(
             logits(params, states), samples.tokens
@@ -171,11 +172,11 @@ def bandit(
     )
 
 
-def bigram_measure(params, reference, prompts, samples) -> TokenStats:
+def bigram_measure(params, prompts, samples, reference=None) -> TokenStats:
     """Everything that an algorithm may ask for, of a policy of one token of context.
 
     All prompts share the parameters, each token costs two small matrix products, and
-    it compiles faster than a decoder. A `ReferencedMeasure`'s function.
+    it compiles faster than a decoder.
     """
 
     def hidden(params, prompts, samples):
@@ -188,7 +189,7 @@ def bigram_measure(params, reference, prompts, samples) -> TokenStats:
     policy = Policy(
         **dict.fromkeys(Policy._fields),
     )._replace(hidden=hidden, logits=lambda params, h: h @ params["logits"])
-    now = against_reference(policy).fn(params, reference, prompts, samples)
+    now = against_reference(policy)(params, prompts, samples, reference)
     states = hidden(params, prompts, samples)
     value = states @ params["value"]
     drift = jnp.mean(jnp.square(states), -1)  # as if layers drifted
