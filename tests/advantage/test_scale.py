@@ -78,7 +78,7 @@ def test_rewards_outside_the_unit_interval_are_counted():
 def test_the_focal_factor_of_a_solved_group_is_one_only_for_exponent_zero():
     # 0^0 = 1 keeps alpha = 1 equal to Dr. GRPO; NaN would poison the batch.
     p = jnp.array([1.0, 1.0, 0.0])
-    got = adv.baseline.focal_factor(p, jnp.array([0.0, 2.0, 2.0]))
+    got = adv.scale.focal_factor(p, jnp.array([0.0, 2.0, 2.0]))
     chex.assert_trees_all_equal(got, jnp.array([1.0, 0.0, 1.0]))
 
 
