@@ -65,7 +65,8 @@ def name_of(fn) -> str:
 
 def _called(fn: Callable, args: tuple, require: Callable, place: str):
     rollout = next(x for x in args if isinstance(x, Rollout))
-    sizes = rollout.samples.mask.shape
+    P, G, T = rollout.samples.mask.shape
+    sizes = (P, G, T)
     with _watching(place):
         result = fn(*args)
     require(result, sizes)
