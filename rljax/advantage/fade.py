@@ -26,6 +26,7 @@ from rljax import check, numerics
 from rljax.advantage import baseline, scale, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
+from rljax.metric import Fault
 from rljax.types import Credit, Rollout, is_measured
 
 
@@ -202,7 +203,7 @@ def scale_by_fade(
             factor = scale_fn(value.alpha) * scale.focal_factor(p, value.alpha - 1)
             outside = credit.member & ((reward < 0) | (reward > 1))
             credit = credit.replace(advantage=credit.advantage * factor)
-            return credit.log(**{"fault/reward_out_of_range": jnp.sum(outside)})
+            return credit.log(**{"fault/reward_out_of_range": Fault(jnp.sum(outside))})
 
         return stateless(apply)
 

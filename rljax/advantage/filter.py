@@ -84,7 +84,7 @@ def keep_stored() -> AdvantageTransform:
     """
 
     def apply(credit, rollout):
-        rollout.prompts.require_answers("this term learns from")
+        check.stored_answers(rollout.prompts.data, "this term learns from")
         rows = is_stored(rollout)
         weight = jnp.where(rows[..., None], credit.weight, 0.0)
         credit = credit.replace(weight=weight)
@@ -148,12 +148,7 @@ def is_hint(rollout: Rollout) -> jax.Array:
     Raises:
       ValueError: when traced, if the prompts carry no hints.
     """
-    data = rollout.prompts.data
-    if "hint_length" not in data:
-        raise ValueError(
-            'hints need prompts.data["hint_length"], the prompts carry'
-            f" {sorted(data)}; wrap the act as `rljax.rollout.hint` shows."
-        )
+    check.hints(rollout.prompts.data, "hint_length")
     return of_source(rollout, Source.DEMONSTRATION)
 
 

@@ -16,6 +16,7 @@ from rljax import check, numerics
 from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.baseline import center_by_group, equal_groups, require_group
+from rljax.metric import Fault
 
 
 def scale_by_group_std(
@@ -111,7 +112,7 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
         reward = rollout.verdict.reward[..., None]
         outside = credit.member & ~((reward >= 0) & (reward <= 1))
         credit = credit.replace(advantage=credit.advantage * factor)
-        return credit.log(**{"fault/reward_out_of_range": jnp.sum(outside)})
+        return credit.log(**{"fault/reward_out_of_range": Fault(jnp.sum(outside))})
 
     return stateless(apply)
 

@@ -3,7 +3,7 @@
     A_k = (R_k - mean_j R_j) / (std_j R_j + epsilon),    std with ddof 1
     L = tokmean_{k,t} [-A_k sg[C(p_kt)] log p_kt],       C = 1 if p > tau else p
 
-Mixed groups come from `mixed.joined(sampler(...), mixed.stored())` of `rljax.rollout`.
+Mixed groups come from `rollout.mixed`: `side_by_side(sampler(...), stored_answers())`.
 Every member is verified alike, and nothing in the loss knows where a row came from: no
 ratio, no clip, no KL, no old statistics.
 """

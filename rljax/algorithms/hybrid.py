@@ -3,7 +3,7 @@
 All read mixed groups with `old` on every row, made by samplers of
 `rljax.rollout.mixed`:
 
-    joined(sampler(...), measured(stored(), policy.measure))
+    side_by_side(sampler(...), with_old(stored_answers(), policy.measure))
 
 Terms are restricted to rows of one kind before their reduction, so that each keeps the
 mean of its paper. "Own" rows are the policy's samples, "stored" rows demonstrations and

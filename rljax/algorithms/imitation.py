@@ -1,8 +1,8 @@
 """Supervised recipes: SFT, DFT, ASFT, PSFT, iw-SFT, GCSL, LfU.
 
-All learn from stored answers, which `mixed.stored()` of `rljax.rollout` puts into a
-rollout, whatever a verifier says of them. Recipes that read reference or old statistics
-say so.
+All learn from stored answers, which `mixed.stored_answers()` of `rljax.rollout` puts
+into a rollout, whatever a verifier says of them. Recipes that read reference or old
+statistics say so.
 """
 
 from jax.typing import ArrayLike
@@ -81,8 +81,9 @@ def asft_sampled(anchor: ArrayLike = 0.1) -> adv.Algorithm:
 def psft(*, low: ArrayLike = 0.2, high: ArrayLike = 0.28) -> adv.Algorithm:
     """Proximal SFT: PPO's clip with advantage 1.
 
-    Needs `old` on demonstrations: `mixed.measured(mixed.stored(), policy.measure)`. It
-    acts from the second optimiser step on a batch on (the paper takes 8).
+    Needs `old` on demonstrations: `mixed.with_old(mixed.stored_answers(),
+    policy.measure)`. It acts from the second optimiser step on a batch on (the paper
+    takes 8).
 
     Args:
       low, high: distances of the clip's bounds from 1.

@@ -215,14 +215,14 @@ def test_the_greedy_sample_is_the_baseline_and_takes_no_part():
     chex.assert_trees_all_equal(
         credit.weight[..., 0], 1.0 - jnp.asarray([mark] * 2, jnp.float32)
     )
-    assert credit.metrics["fault/greedy_missing"] == 0
+    assert credit.metrics["fault/greedy_missing"].value == 0
 
 
 def test_a_missing_greedy_sample_is_a_fault():
     # Baseline 0 in silence would be REINFORCE under the name of ReMax.
     rows = greedy_rollout([0, 0, 1], [0, 0, 0], reward=([1, 0, 1], [1, 0, 0]))
     credit, _ = apply(adv.center_by_greedy(), rows)
-    assert credit.metrics["fault/greedy_missing"] == 1
+    assert credit.metrics["fault/greedy_missing"].value == 1
 
 
 # OPO, arXiv:2505.23585: b = sum(l r) / sum(l).

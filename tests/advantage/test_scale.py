@@ -72,7 +72,7 @@ def test_rewards_outside_the_unit_interval_are_counted():
         reward = jnp.asarray([rewards], jnp.float32)
         rows = rows.replace(verdict=rows.verdict.replace(reward=reward))
         credit, _ = apply(rate, rows)
-        assert credit.metrics["fault/reward_out_of_range"] == count
+        assert credit.metrics["fault/reward_out_of_range"].value == count
 
 
 def test_the_focal_factor_of_a_solved_group_is_one_only_for_exponent_zero():

@@ -15,7 +15,7 @@ from algorithm_cases import CASES, OWN, Case, G
 
 from rljax import mesh
 from rljax.learn import update
-from rljax.types import Rollout
+from rljax.types import ReferencedMeasure, Rollout
 
 P, T = 16, 8
 # Of one length whatever the gradient's: neither so short that ratios stay at 1, nor so
@@ -66,7 +66,7 @@ def learn(case: Case, num_devices=1, **pieces):
     is compiled for one device.
     """
     learner = update.learner(
-        update.ReferencedMeasure(fakes.bigram_measure),
+        ReferencedMeasure(fakes.bigram_measure),
         case.algorithm,
         STEP,
         gate=case.gate,
