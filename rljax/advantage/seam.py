@@ -67,7 +67,8 @@ def name_of(fn) -> str:
 
 def _called(fn: Callable, args: tuple, require: Callable, place: str):
     rollout = next(x for x in args if isinstance(x, Rollout))
-    sizes = rollout.samples.mask.shape
+    P, G, T = rollout.samples.mask.shape
+    sizes = (P, G, T)
     with _watching(place):
         result = fn(*args)
     require(result, sizes)
@@ -107,7 +108,7 @@ def unequal(sizes: Sizes, fixed: Collection[int] = ()) -> Sizes:
 
 
 def _resized(args, old: Sizes, new: Sizes):
-    """Shapes of the arguments had their rollout the new sizes; a state stays."""
+    """The shapes that the arguments have for a rollout of the new sizes."""
 
     def tokens(x) -> Any:
         shape = (*x.shape[:2], new[2], *x.shape[3:])
@@ -122,16 +123,15 @@ def _resized(args, old: Sizes, new: Sizes):
         # All arrays begin with [P, ...] but a credit's metrics, which are scalars.
         return jax.ShapeDtypeStruct((new[0], *x.shape[1:]) if x.shape else (), x.dtype)
 
-    def of(x):
+    def resized(x):
         if isinstance(x, Rollout):
             data = jax.tree.map(answers, x.prompts.data)
             x = x.replace(prompts=x.prompts.replace(data=data))
         return jax.tree.map(prompts, over_tokens(tokens, x))
 
-    first, second, last = args
-    if isinstance(first, Credit):  # (credit, rollout, state)
-        return of(first), of(second), last
-    return of(first), of(second), of(last)  # (now, credit, rollout)
+    first, second, third = args
+    stateful = isinstance(first, Credit)  # (credit, rollout, state), else (now, ...)
+    return resized(first), resized(second), third if stateful else resized(third)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def close(got, want):
     chex.assert_trees_all_close(got, jnp.asarray(want, jnp.float32), atol=2e-6)
 
 
-def test_clipped_ratio_by_published_numbers():
+def test_ppo_clip_by_published_numbers():
     value, coefficient = at_ratio(loss.ppo_clip(0.2, 0.28), RATIO, SIGN)
     close(-value, [0.5, 1, 1.28, -0.8, -1, -1.5, -4])
     close(coefficient, [0.5, 1, 0, 0, -1, -1.5, -4])
@@ -69,7 +69,7 @@ def test_no_advantage_pushes_nothing():
     close(coefficient, [0] * 7)
 
 
-def test_on_policy_clipped_ratio_pushes_as_reinforce_does():
+def test_on_policy_ppo_clip_pushes_as_reinforce_does():
     old = [-0.3, -2.0]
     for loss_fn in (loss.ppo_clip(), loss.reinforce()):
         _, coefficient = loss_and_coefficient(loss_fn, old, old, [0.7, -0.2])
@@ -101,7 +101,7 @@ def log_pi(logits, actions):
 
 
 @pytest.mark.parametrize(("sign", "want"), [(1, -0.17117784), (-1, 0.19333333)])
-def test_clipped_ratio_agrees_with_rlax(sign, want):
+def test_ppo_clip_agrees_with_rlax(sign, want):
     old = log_pi([[1, 1, 1], [2.0, 0, 0], [-3, -2, -1]], [0, 1, 2])
     new = log_pi(LOGITS, [0, 1, 2])
     value, _ = loss_and_coefficient(loss.ppo_clip(), new, old, sign * ADVANTAGE)
