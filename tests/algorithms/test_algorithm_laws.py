@@ -7,56 +7,18 @@ where: not its quantiles, its divisors, its ratios of whole sequences, its contr
 import chex
 import fakes
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from algorithm_cases import CASES, OWN, Case, G
+from algorithm_cases import CASES, Case
+from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax import mesh
 from rljax.learn import update
-from rljax.types import Rollout
 
-P, T = 16, 8
 # Of one length whatever the gradient's: neither so short that ratios stay at 1, nor so
 # long that rounding errors grow.
 STEP = optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.3))
-PARAMS, REFERENCE, TEACHER = (fakes.bigram_params(seed=seed) for seed in range(3))
-
-
-def rollout(case: Case) -> Rollout:
-    """Samples of a sampler that is off by some; sources are those the case needs."""
-    right = np.arange(G) < (np.arange(P) % (G + 1))[:, None]  # none to all of a group
-    rows = fakes.rollout(P, G, T, reward=right)
-    sources = case.others * G if case.only else (OWN,) * G
-    sources = (*sources[: G - len(case.others)], *case.others)
-    samples = rows.samples.replace(source=jnp.tile(jnp.asarray(sources), (P, 1)))
-    draw = np.random.default_rng(1)
-    far = 0.4 * np.arange(G)[:, None] / G  # the first rows pass the strictest tests
-
-    def measured(params):
-        return jax.jit(fakes.bigram_measure)(params, REFERENCE, rows.prompts, samples)
-
-    def near():
-        now = measured(PARAMS)
-        noise = jax.tree.map(lambda x: far * draw.normal(0, 1, x.shape), now)
-        return jax.tree.map(lambda x, d: x + jnp.asarray(d, x.dtype), now, noise)
-
-    data = {
-        "answers": samples.tokens[:, -1:],
-        "answers_mask": samples.mask[:, -1:],
-        "answers_source": samples.source[:, -1:],
-        "weight": jnp.ones(P),
-        "hint_length": jnp.ones(P, jnp.int32),
-    }
-    return Rollout(
-        prompts=rows.prompts.replace(data=data),
-        samples=samples.replace(behaviour=near()),
-        verdict=rows.verdict,
-        old=measured(PARAMS),
-        reference=measured(REFERENCE),
-        teacher=measured(TEACHER),
-    )
 
 
 def learn(case: Case, num_devices=1, **pieces):
@@ -85,8 +47,28 @@ def learn(case: Case, num_devices=1, **pieces):
     return lowered.cost_analysis()["flops"], step.cost_analysis()["flops"], end
 
 
-@pytest.mark.by_turns(3)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# One of each family runs in the fast set. That losses are local to their rows and
+# transforms to what they name is a law of its own (test_loss_laws, test_algebra).
+FAST = {
+    "clip_cov",  # a quantile over the batch
+    "dgg_gate",  # a gate over gradients
+    "fade",  # a controller
+    "gft",  # rows of several sources
+    "gspo",  # ratios of whole sequences
+    "ppo",  # values
+    "reinforce_plus_plus",  # whitened over the batch
+    "sft",  # demonstrations alone
+    "tis",  # a correction of the sampler
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (name not in FAST), id=name)
+        for name, case in CASES.items()
+    ],
+)
 def test_pieces_and_devices_change_nothing(case):
     # Weighing each piece alone would average quantiles and divisors; a batch that lost
     # its sharding would cost every device all of it.
