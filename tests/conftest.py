@@ -25,6 +25,13 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Frees what a file compiled at its end."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def strict():
     """No silent broadcasting of ranks or promotion of dtypes, for pure array code."""
