@@ -21,8 +21,8 @@ def dtypes(tree):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_keeps_the_dtypes_of_its_state(name):
-    # jnp.zeros(n), 1.0 * mask and jnp.mean(mask) are float64 there, and a loop whose
-    # carry changes its type is a TypeError.
+    # There jnp.zeros(n), 1.0 * mask and jnp.mean(mask) are float64, and a loop whose
+    # carry changes its type raises a TypeError.
     case = CASES[name]
     with jax.enable_x64(True):
         learner = update.learner(

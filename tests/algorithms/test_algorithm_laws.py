@@ -16,16 +16,16 @@ from bigram_rollout import PARAMS, REFERENCE, rollout
 from rljax import mesh
 from rljax.learn import update
 
-# Of one length whatever the gradient's: neither so short that ratios stay at 1, nor so
-# long that rounding errors grow.
+# A step has the same length whatever the gradient's. Shorter ones would leave ratios at
+# 1; longer ones would let rounding errors grow.
 STEP = optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.3))
 
 
 def learn(case: Case, num_devices=1, **pieces):
-    """FLOPs of the update, those of one device, and what it makes.
+    """(FLOPs of the update, FLOPs per device, what it makes).
 
-    The first are of the program before it is compiled, within 2 % of those of one that
-    is compiled for one device.
+    The first number is that of the program before it is compiled. It lies within 2 % of
+    that of a program compiled for one device.
     """
     learner = update.learner(
         update.ReferencedMeasure(fakes.bigram_measure),
@@ -70,8 +70,8 @@ FAST = {
     ],
 )
 def test_pieces_and_devices_change_nothing(case):
-    # Weighing each piece alone would average quantiles and divisors; a batch that lost
-    # its sharding would cost every device all of it.
+    # Weighing each piece alone would average quantiles and divisors. A batch that lost
+    # its sharding would cost each device all of the work.
     _, _, pieces = learn(case, num_microbatches=4, num_lengths=2)
     whole, share, spread = learn(case, num_devices=8)
     chex.assert_trees_all_close(pieces, spread, atol=1e-5, rtol=1e-5)

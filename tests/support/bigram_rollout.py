@@ -1,4 +1,4 @@
-"""A rollout of the bigram policy that has all that any algorithm reads."""
+"""A rollout with all that any algorithm reads, measured by the bigram policy."""
 
 import fakes
 import jax
@@ -13,7 +13,7 @@ PARAMS, REFERENCE, TEACHER = (fakes.bigram_params(seed=seed) for seed in range(3
 
 
 def rollout(case: Case) -> Rollout:
-    """Samples of a sampler that is off by some; sources are those the case needs."""
+    """Samples whose sampler differs from the learner, of the sources the case needs."""
     right = np.arange(G) < (np.arange(P) % (G + 1))[:, None]  # none to all of a group
     rows = fakes.rollout(P, G, T, reward=right)
     sources = case.others * G if case.only else (OWN,) * G
