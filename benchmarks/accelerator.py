@@ -1,15 +1,26 @@
 """An accelerator near its limits: decoding against bandwidth, the update against FLOPs.
 
-python -m benchmarks.accelerator [--size half_billion] [--rounds 5]
+python -m benchmarks.accelerator [--models half_billion,smollm2] [--rounds 3]
 
-A random model of Qwen2.5-0.5B's shape in bfloat16. Decoding reads all weights and the
-keys so far for each token: its limit is the measured rate of memory. The update does 6
-FLOP per weight and token: its limit is the measured rate of matrix products. Without an
-accelerator the cells of the table stay empty, unless --size tiny is asked for.
+Random weights of Qwen2.5-0.5B's and SmolLM2-135M's shapes, activations and decoded
+weights in bfloat16, parameters and AdamW in float32. Three kinds of rows:
+
+- decode: 64 prompt tokens and 128 new ones for 1 to 512 prompts. Its limit is the
+  measured rate of memory: each token reads all weights, and the keys and values so far.
+- rollout and update: 64 prompts x 8 samples x 512 tokens. The update's limit is the
+  measured rate of matrix products; it counts 6 FLOP per weight and token, so what is
+  computed again for memory (remat) counts as loss. Completions never end.
+- training step: both in one program, with a verifier. Its share of pure inference is
+  the rollout's time by the step's.
+
+--models tiny tries the script out where there is no accelerator.
 """
 
 import argparse
+import dataclasses
 import functools
+import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,121 +28,199 @@ import numpy as np
 import optax
 
 from benchmarks import clock, results
-from rljax import algorithms
+from rljax import algorithms, program
 from rljax.learn import update
 from rljax.model import DecoderConfig, decoder_policy
 from rljax.plan import machine
 from rljax.rollout.sample import sampler
-from rljax.types import Prompts, Rollout, Verdict
+from rljax.types import Prompts, Verdict
 
-SIZES = {
-    "half_billion": {
-        "vocab_size": 151_936,
-        "num_layers": 24,
-        "d_model": 896,
-        "num_heads": 14,
-        "num_kv_heads": 2,
-        "head_dim": 64,
-        "d_ff": 4864,
-    },
-    "tiny": {
-        "vocab_size": 64,
-        "num_layers": 2,
-        "d_model": 64,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 16,
-        "d_ff": 128,
-    },
+MODELS = {
+    "half_billion": DecoderConfig(
+        vocab_size=151_936,
+        num_layers=24,
+        d_model=896,
+        num_heads=14,
+        num_kv_heads=2,
+        head_dim=64,
+        d_ff=4864,
+        qkv_bias=True,
+        dtype=jnp.bfloat16,
+        unroll=24,
+    ),
+    "smollm2": DecoderConfig(
+        vocab_size=49_152,
+        num_layers=30,
+        d_model=576,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        d_ff=1536,
+        dtype=jnp.bfloat16,
+        unroll=30,
+    ),
+    "tiny": DecoderConfig(
+        vocab_size=64,
+        num_layers=2,
+        d_model=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        d_ff=128,
+        dtype=jnp.bfloat16,
+    ),
 }
 BATCHES = (1, 8, 64, 512)
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
-UPDATE = (8, 1024)  # completions x tokens
+HEAD = ("model", "work", "tokens/s", "share of the limit", "goal", "peak memory, GiB")
+GOALS = {1: "80 %", 8: "80 %", 512: "60 %"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="half_billion")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", default="half_billion,smollm2")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    found = []
-    if jax.default_backend() != "cpu" or args.size == "tiny":
-        found = measured(SIZES[args.size], args.rounds)
-    head = ("work", "tokens/s", "share of the limit", "goal", "peak memory, GiB")
-    goals = {1: "80 %", 8: "80 %", 512: "60 %"}
-    names = [f"decode, batch {batch}" for batch in BATCHES] + ["update, 8k tokens"]
-    goal = [goals.get(batch, "") for batch in BATCHES] + [""]
-    cells = found or [("", "", "")] * len(names)
-    rows = [
-        (n, c[0], c[1], g, c[2]) for n, c, g in zip(names, cells, goal, strict=True)
-    ]
-    none = "" if found else "No accelerator was there: the cells are empty.\n\n"
-    results.write("accelerator", "Accelerator", none + results.table(head, rows), found)
+    names = args.models.split(",")
+    if jax.default_backend() == "cpu" and names != ["tiny"]:
+        sys.exit(
+            "no accelerator is there; --models tiny tries the script out without one."
+        )
+    large = names != ["tiny"]
+    bandwidth = machine.memory_rate(2**30 if large else 2**24, 1.0)
+    size = 8192 if large else 256
+    rate = machine.product_rate(size, size, size, jnp.bfloat16, 1.0)
+    note = (
+        f"Limits measured in this run: memory {bandwidth / 1e12:.2f} TB/s, bfloat16"
+        f" products of {size} x {size} {rate / 1e12:.0f} TFLOP/s.\n\n"
+    )
+    rows = []
+    for name in names:
+        work = (64, 8, 512) if large else (8, 4, 32)
+        for row in itertools.chain(
+            decoding(MODELS[name], bandwidth, args.rounds),
+            training(MODELS[name], work, bandwidth, rate, args.rounds),
+        ):
+            rows.append((name, *row))
+            body = note + results.table(HEAD, rows)  # a stopped run leaves its rows
+            results.write("accelerator", "Accelerator", body, rows)
 
 
-def measured(sizes: dict, rounds: int) -> list[tuple]:
-    """(tokens/s, share of the limit, peak GiB) of each row."""
-    config = DecoderConfig(
-        **sizes, qkv_bias=True, dtype=jnp.bfloat16, initializer_std=0.02
-    )
-    policy = decoder_policy(config)
-    params = jax.jit(
-        lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy.init(key))
-    )(jax.random.key(0))
-    weights = sum(x.size for x in jax.tree.leaves(params))
-    bandwidth = machine.memory_rate(2**30 if weights > 1e8 else 2**24, 1.0)
-    rate = machine.product_rate(
-        UPDATE[0] * UPDATE[1], config.d_model, config.d_ff, jnp.bfloat16, 1.0
-    )
-    keys = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes
+def decoding(config: DecoderConfig, bandwidth: float, rounds: int):
+    """Rows of decoding alone, for each batch."""
+    policy, params = made(config)
     sample = jax.jit(
         sampler(policy, num_samples=1, max_tokens=NEW_TOKENS, stop_tokens=())
     )
-    found = []
     for batch in BATCHES:
-        args = (params, prompts(batch, config.vocab_size), jax.random.key(1))
-        seconds = clock.median(functools.partial(sample, *args), rounds)
-        read = 2 * weights + batch * keys * (PROMPT_TOKENS + NEW_TOKENS / 2)
-        limit = NEW_TOKENS * read / bandwidth
-        found.append((batch * NEW_TOKENS / seconds, limit / seconds, peak()))
-    seconds = clock.median(updating(policy, params, config.vocab_size), rounds)
-    tokens = UPDATE[0] * UPDATE[1]
-    found.append((tokens / seconds, 6.0 * weights * tokens / rate / seconds, peak()))
-    return found
+        args = (params, prompts(config, batch), jax.random.key(1))
+        compiled = sample.lower(*args).compile()
+        seconds = clock.median(functools.partial(compiled, *args), rounds)
+        limit = seconds_to_read(config, batch, NEW_TOKENS) / bandwidth
+        work = f"decode, batch {batch}"
+        yield (
+            work,
+            *cells(batch * NEW_TOKENS, seconds, limit),
+            GOALS.get(batch, ""),
+            (peak(compiled)),
+        )
 
 
-def prompts(count: int, vocab_size: int) -> Prompts:
+def training(config: DecoderConfig, work, bandwidth: float, rate: float, rounds: int):
+    """Rows of a rollout, an update on it, and both in one program."""
+    P, G, T = work
+    sampling, params = made(config)
+    # Training goes layer by layer and computes their insides again.
+    scoring, _ = made(config, unroll=1, remat=True)
+    sample = sampler(sampling, num_samples=G, max_tokens=T, stop_tokens=())
+    act = program.actor(sampling, sample)
+    learner = update.learner(
+        scoring.measure, algorithms.grpo(), optax.adamw(1e-6), num_microbatches=P // 4
+    )
+    rows = prompts(config, P)
+    held = {"state": jax.jit(learner.init)(params, jax.random.key(2))}
+    weights = sum(x.size for x in jax.tree.leaves(params))
+    del params
+
+    def step(state, prompts):
+        rollout = act(state, prompts)
+        verdict = parity(rollout.prompts, rollout.samples)
+        return learner.learn(state, rollout.replace(verdict=verdict))
+
+    def compiled(fn, *args, **options):
+        return jax.jit(fn, **options).lower(held["state"], *args).compile()
+
+    def advance(program, *args):  # states are donated, as in training
+        held["state"], metrics = program(held["state"], *args)
+        return metrics
+
+    sampling_only = compiled(act, rows)
+    rollout = sampling_only(held["state"], rows)
+    rollout = rollout.replace(verdict=parity(rollout.prompts, rollout.samples))
+    learn = compiled(learner.learn, rollout, donate_argnums=0)
+    both = compiled(step, rows, donate_argnums=0)
+    seconds = {
+        name: clock.median(call, rounds)
+        for name, call in {
+            "rollout": lambda: sampling_only(held["state"], rows),
+            "update": lambda: advance(learn, rollout),
+            "step": lambda: advance(both, rows),
+        }.items()
+    }
+    tokens, size = P * G * T, f"{P} x {G} x {T}"
+    read = seconds_to_read(config, P * G, T) / bandwidth
+    flops = 6.0 * weights * tokens / rate
+    yield (
+        f"rollout, {size}",
+        *cells(tokens, seconds["rollout"], read),
+        "",
+        peak(sampling_only),
+    )
+    yield f"update, {size}", *cells(tokens, seconds["update"], flops), "", peak(learn)
+    share = cells(tokens, seconds["step"], seconds["rollout"])
+    yield f"training step, {size}; share of pure inference", *share, "", peak(both)
+
+
+def made(config: DecoderConfig, **changes):
+    """The policy of a changed configuration, and random parameters in float32."""
+    policy = decoder_policy(dataclasses.replace(config, **changes))
+    return policy, jax.jit(policy.init)(jax.random.key(0))
+
+
+def seconds_to_read(config: DecoderConfig, rows: int, tokens: int) -> float:
+    """Bytes that decoding reads at the least: weights, keys and values so far."""
+    policy = decoder_policy(config)
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    weights = 2 * sum(x.size for x in jax.tree.leaves(params))
+    keys = 4 * config.num_layers * config.num_kv_heads * config.head_dim
+    return tokens * (weights + rows * keys * (PROMPT_TOKENS + tokens / 2))
+
+
+def parity(prompts, samples) -> Verdict:
+    """A verifier that needs no problem: whether the first token is even."""
+    del prompts
+    return Verdict.binary(samples.tokens[..., 0] % 2 == 0)
+
+
+def prompts(config: DecoderConfig, count: int) -> Prompts:
     draw = np.random.default_rng(0)
     shape = (count, PROMPT_TOKENS)
     return Prompts(
-        tokens=draw.integers(0, vocab_size, shape).astype(np.int32),
-        length=np.full(count, PROMPT_TOKENS, np.int32),
-        id=np.arange(count, dtype=np.int32),
+        tokens=jnp.asarray(draw.integers(0, config.vocab_size, shape), jnp.int32),
+        length=jnp.full(count, PROMPT_TOKENS, jnp.int32),
+        id=jnp.arange(count, dtype=jnp.int32),
     )
 
 
-def updating(policy, params, vocab_size: int):
-    """A call of GRPO's optimiser step on completions of full length."""
-    count, tokens = UPDATE
-    rows = prompts(count, vocab_size)
-    sample = jax.jit(sampler(policy, num_samples=1, max_tokens=tokens, stop_tokens=()))
-    samples, old = sample(params, rows, jax.random.key(2))
-    right = jnp.arange(count)[:, None] % 2 == 0
-    rollout = Rollout(
-        prompts=rows, samples=samples, old=old, verdict=Verdict.binary(right)
-    )
-    learner = update.learner(
-        policy.measure, algorithms.reinforce_signed(), optax.sgd(1e-3)
-    )
-    state = jax.jit(learner.init)(params, jax.random.key(3))
-    learn = jax.jit(learner.learn)
-    return lambda: learn(state, rollout)
+def cells(tokens: int, seconds: float, limit: float) -> tuple[str, str]:
+    """Tokens per second, and the share of the limit that was reached."""
+    return f"{tokens / seconds:,.0f}", f"{limit / seconds:.0%}"
 
 
-def peak() -> float:
-    """GiB the device had in use at most so far; NaN where it does not say."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use", float("nan")) / 2**30
+def peak(compiled) -> str:
+    """GiB of a compiled program: its arguments, results and temporaries."""
+    found = compiled.memory_analysis()
+    return f"{found.peak_memory_in_bytes / 2**30:.1f}"
 
 
 if __name__ == "__main__":

@@ -163,9 +163,9 @@ def unshared(policy: Policy, num_samples: int) -> Policy:
         )
         return logits[::num_samples], prompt
 
-    def start(prompt, num_rows, max_tokens):
+    def init_cache(prompt, num_rows, max_tokens):
         del num_rows
-        return policy.start(flat(prompt), 1, max_tokens)
+        return policy.init_cache(flat(prompt), 1, max_tokens)
 
     def decode(params, tokens, t, prompt, cache):
         logits, cache = policy.decode(
@@ -176,4 +176,6 @@ def unshared(policy: Policy, num_samples: int) -> Policy:
     def measure(params, prompts, samples):
         return together(policy.measure(params, repeat(prompts), apart(samples)))
 
-    return policy._replace(prefill=prefill, start=start, decode=decode, measure=measure)
+    return policy._replace(
+        prefill=prefill, init_cache=init_cache, decode=decode, measure=measure
+    )

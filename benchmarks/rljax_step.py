@@ -52,7 +52,7 @@ def main() -> None:
     phase = built.phase(args.steps, noticing)
     with tempfile.TemporaryDirectory() as folder:
         state = train.train([phase], state, folder, checkpoint_every=args.steps)
-        records = record.read_metrics(pathlib.Path(folder) / record.FILE)
+        records = record.read(pathlib.Path(folder) / record.FILE)
     compiled = sum(compiling)
     parts = time_parts(built, work.num_microbatches, state)
     seconds = np.array([r["seconds"] for r in records if r["kind"] == "step"])

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from rljax.run.shown import SHOWN
+
 RESAMPLES = 2000
 
 
@@ -157,14 +159,11 @@ def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-_DYNAMICS = (
-    ("entropy, nats", "policy/entropy_nats"),
-    ("m_S", "mass/positive"),
-    ("m_F", "mass/negative"),
-    ("log(m_S / m_F)", "mass/log_ratio"),
-    ("mixed groups", "reward/mixed_share"),
-    ("alpha", "policy/alpha"),
-    ("delta", "policy/delta"),
+# Heading and name of what is shown of the training of one-term algorithms.
+_DYNAMICS = tuple(
+    (entry.heading, entry.pattern.replace("*", "policy"))
+    for entry in SHOWN
+    if entry.compared
 )
 
 

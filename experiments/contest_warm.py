@@ -90,7 +90,7 @@ def warm_stage(world: World, params: Any) -> dict[str, Any]:
     optimiser steps; GFT fills its groups with its own samples.
     """
     config = world.config
-    stored = mixed.stored()
+    stored = mixed.stored_answers()
     outcomes, ends = {}, {}
     for name in contest.names(config.warm, OBJECTIVES, "--warm"):
         own = contest.samples(world, config.num_samples - 2) if name == "gft" else None
@@ -99,7 +99,7 @@ def warm_stage(world: World, params: Any) -> dict[str, Any]:
             name,
             OBJECTIVES[name](),
             params,
-            sample=stored if own is None else mixed.joined(own, stored),
+            sample=stored if own is None else mixed.side_by_side(own, stored),
             part=2,
             map_fn=two_answers(config, world.task),
             num_steps=config.stage_steps,

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from rljax import evaluate
-from rljax.run import record
+from rljax.run import files
 
 FILE = "before.npz"
 
@@ -36,7 +36,7 @@ class FirstStage:
         file = io.BytesIO()
         np.savez(file, correct=self._waiting.correct, greedy=self._waiting.greedy)
         try:
-            record.replace_file(self._path, file.getvalue())
+            files.replace_file(self._path, file.getvalue())
         except OSError as error:
             if not self._failing:
                 print(f"{self._path}: {error}; kept in memory for later")

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rljax import data, program
+from rljax import data, metric, program
 from rljax.advantage import Algorithm
 from rljax.keys import Stream, stream
 from rljax.learn import update
+from rljax.metric import Fault
 from rljax.policy import Policy
 from rljax.rollout.sample import Sampler, greedy, sampler
 from rljax.run import fault
@@ -128,10 +129,11 @@ def train(
     for _ in range(dispatches):
         state, metrics = run(state, next(batches), rate)
         metrics = jax.device_get(metrics)
-        worst = {k: np.max(np.abs(v), (0, 1)) for k, v in metrics.items()}
-        if (wrong := fault.problem(step, worst)) is not None:
+        faults, metrics = metric.faults(metrics), metric.numbers(metrics)
+        worst = {k: Fault(np.max(np.abs(v), (0, 1))) for k, v in faults.items()}
+        if (wrong := fault.find_fault(step, worst)) is not None:
             raise fault.RunFault(wrong)
-        step += len(next(iter(worst.values())))
+        step += metrics["update/steps"].shape[-1]
         rows.append(metrics)
         steps.append(step)
         asked.append(ask(state.params))

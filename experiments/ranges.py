@@ -53,6 +53,7 @@ RANGES = {
     "num_samples": _count(2),
     "max_tokens": _count(),
     # At 0 all samples of a group are the same, and nothing is learned.
+    "evaluation_temperature": _number(above=0, high=100),
     "temperature": _number(above=0, high=100),
     "num_minibatches": _count(),
     "num_microbatches": _count(),

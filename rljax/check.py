@@ -148,6 +148,53 @@ def raw_bytes(name: str, value):
         refuse(name, "be bytes", value)
 
 
+def stop_tokens(
+    stops: collections.abc.Sequence[int], vocab_size: int, source: str = ""
+):
+    """Raises ValueError unless all end tokens are ids of the vocabulary.
+
+    Args:
+      source: what names them, for the message.
+    """
+    for i in stops:
+        whole = isinstance(i, numbers.Integral) and not isinstance(i, bool)
+        if not whole or not 0 <= i < vocab_size:
+            raise ValueError(
+                f"{source or 'stop_tokens'}: an end token must be an id in"
+                f" [0, {vocab_size}), the rows of the policy's embedding, got {i!r};"
+                " nothing could ever end with it."
+            )
+
+
+def stored_answers(data: dict, reader: str):
+    """Raises ValueError unless prompts' data hold stored answers; static."""
+    if "answers" not in data and "completion" not in data:
+        raise ValueError(
+            f'{reader} stored answers: prompts.data["answers"] i32[P, A, T] with'
+            ' "answers_mask" and "answers_source", or ["completion"] i32[P, T] with'
+            f' "completion_mask"; the prompts carry {sorted(data)}; add them to the'
+            " data set."
+        )
+
+
+def hints(data: dict, name: str):
+    """Raises ValueError unless the prompts' data carry `name`; static.
+
+    Args:
+      name: "hint_length", or one of "solution" and "solution_ends".
+    """
+    if name not in data:
+        what_to_do = (
+            "wrap the act in reveal_hints(act, cosine_reveal())"
+            if name == "hint_length"
+            else "cut the data set's solutions with piece_ends"
+        )
+        raise ValueError(
+            f'hints read prompts.data["{name}"], the prompts carry {sorted(data)};'
+            f" {what_to_do}."
+        )
+
+
 def refuse(name: str, must: str, value: Any) -> typing.NoReturn:
     """Raises ValueError: what must hold, what came, and what is probably meant."""
     raise ValueError(f"{name} must {must}, got {_shown(value)}; {_advice(must, value)}")

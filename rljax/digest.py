@@ -1,4 +1,4 @@
-"""Digests of arrays: of a state's bits, on the device; of a data set's, on the host."""
+"""Digests of arrays: of a state on the device, of a data set on the host."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ import numpy as np
 class Leaf(NamedTuple):
     """What one pass over an array finds.
 
-    digest: in [0, 2**32), by its bits and their places.
-    nan, infinite: whether a number in it is so.
+    digest: in [0, 2**32), of the array's bits and their places.
+    nan, infinite: whether any of its numbers is NaN or infinite.
     """
 
     digest: int
@@ -21,16 +21,16 @@ class Leaf(NamedTuple):
 
 
 def examine(tree: Any) -> dict[str, Leaf]:
-    """A pass over every leaf where it lies, by its place in the tree.
+    """Examines every leaf on its own devices; returns the findings by tree path.
 
-    One program, and the same digests, whatever the mesh.
+    The digests do not depend on the mesh.
     """
     groups: dict[Any, dict[str, jax.Array]] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         bound = isinstance(leaf, jax.Array) and leaf.committed
         devices = frozenset(leaf.sharding.device_set) if bound else None
         groups.setdefault(devices, {})[jax.tree_util.keystr(path)] = leaf
-    free = groups.pop(None, {})  # goes with any others
+    free = groups.pop(None, {})  # uncommitted leaves can join any group
     first, *rest = groups.values() or [{}]
     found: dict[str, Leaf] = {}
     for group in (first | free, *rest):
@@ -46,9 +46,9 @@ def not_finite(tree: Any) -> list[str]:
 
 
 def fingerprint(tree: Any) -> str:
-    """A digest of host arrays: of their places in the tree, dtypes, shapes and bytes.
+    """A digest of host arrays: of their tree paths, dtypes, shapes and bytes.
 
-    Two data sets of the same fingerprint are the same, in the same order.
+    Two data sets with the same fingerprint hold the same items in the same order.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
@@ -77,10 +77,10 @@ def _is_float(x: jax.Array) -> bool:
 
 
 def _digest(x: jax.Array) -> jax.Array:
-    """u32: the sum of x's words, each times an odd number that its place gives.
+    """u32[]: the sum of x's words, each times an odd number computed from its place.
 
-    Modulo 2**32 an odd factor keeps every bit that differs, and sums do not depend on
-    their order, so that all shardings give the same.
+    A product with an odd factor modulo 2**32 loses no difference. The sum does not
+    depend on its order, so all shardings give the same digest.
     """
     words = _words(x)
     place = jnp.zeros(words.shape, jnp.uint32)
@@ -92,7 +92,7 @@ def _digest(x: jax.Array) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of x as u32; wider numbers become two on a last axis."""
+    """The bits of x as u32. A wider number becomes two of them on a last axis."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return _words(jax.random.key_data(x))
     if jnp.issubdtype(x.dtype, jnp.complexfloating):

@@ -26,6 +26,7 @@ class Stream(enum.IntEnum):
     HINT = 7  # of a step: prompt id
     STEERING = 8  # of a phase: initial vectors of `steering_learner`
     TOKEN_FILTER = 9  # of a seed: update, prompt id, sample
+    ENVIRONMENT = 10  # of a step: prompt id, sample
 
 
 def stream(key: jax.Array, name: Stream, *numbers: jax.typing.ArrayLike) -> jax.Array:

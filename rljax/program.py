@@ -9,19 +9,20 @@ them.
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import check, keys, mesh, numerics
+from rljax import check, keys, mesh, metric, numerics
 from rljax.advantage import solve_rate
 from rljax.learn import origin
-from rljax.learn.update import Learner, Measure
+from rljax.learn.update import Learner
 from rljax.policy.base import Policy
 from rljax.rollout.sample import Sampler
 from rljax.types import (
+    Measure,
     Prompts,
     Rollout,
     Samples,
@@ -35,7 +36,7 @@ from rljax.types import (
 Act = Callable[[TrainState, Prompts], Rollout]
 Verify = Callable[[Prompts, Samples], Verdict]
 Teacher = Callable[[TrainState, Prompts, Samples], TokenStats]
-Run = Callable[[TrainState, Prompts], tuple[TrainState, dict[str, jax.Array]]]
+Run = Callable[[TrainState, Prompts], tuple[TrainState, dict[str, Any]]]
 
 
 def actor(
@@ -204,28 +205,28 @@ def _described(value) -> str:
     return type(value).__name__
 
 
-def rollout_metrics(rollout: Rollout) -> dict[str, jax.Array]:
+def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
     """What every run reports of its rollouts; lengths in tokens, shares in [0, 1].
 
     Rewards and solve rates are of verified samples, over groups that have any.
     """
     samples = rollout.samples
     metrics = {
-        "samples/tokens": jnp.sum(samples.mask, dtype=jnp.float32),
+        "samples/tokens": metric.Sum(jnp.sum(samples.mask, dtype=jnp.float32)),
         "samples/length_mean": jnp.mean(samples.length, dtype=jnp.float32),
         "samples/finished_share": jnp.mean(samples.finished, dtype=jnp.float32),
     }
-    if is_measured(samples.decoded):
+    if is_measured(samples.decode_steps):
         # Each sample's first token comes with its prompt.
         used = jnp.sum(jnp.maximum(samples.length - 1, 0), dtype=jnp.float32)
-        spent = jnp.sum(samples.decoded)
+        spent = jnp.sum(samples.decode_steps)
         metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
     if is_measured(rollout.verdict):
         metrics |= _verdict_metrics(rollout)
     return metrics
 
 
-def _verdict_metrics(rollout: Rollout) -> dict[str, jax.Array]:
+def _verdict_metrics(rollout: Rollout) -> dict[str, Any]:
     """Rows whose verifier failed are counted, and take no part in anything else."""
     verdict, member = rollout.verdict, solve_rate.members(rollout)
     group = solve_rate.by_correct(rollout)
@@ -234,7 +235,7 @@ def _verdict_metrics(rollout: Rollout) -> dict[str, jax.Array]:
         "reward/mean": numerics.masked_mean(verdict.reward[..., None], member),
         "reward/solved": numerics.masked_mean(group.p, group.n > 0),
         "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
-        "verify/failed": jnp.sum(verdict.failed, dtype=jnp.float32),
+        "verify/failed": metric.Sum(jnp.sum(verdict.failed, dtype=jnp.float32)),
         # Exactly 1 if all have failed, however a device divides.
         "verify/failed_share": 1 - judged,
     }

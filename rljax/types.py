@@ -8,10 +8,12 @@ nats, lengths in tokens; log-probabilities, rewards and credit are float32, mask
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self, TypeGuard, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+
+from rljax import metric
 
 
 class NotMeasured(ValueError):
@@ -136,8 +138,9 @@ class Samples(_Replaceable):
     finished: bool[P, G] ended by itself, not cut at T tokens.
     behaviour: statistics of the distribution the tokens were really drawn from, after
       top-k and top-p; `extra["kept_mass"]` is what truncation left.
-    decoded: f32[P, G] how often rows were decoded for the batch, shared out evenly: so
-      many tokens could have been sampled beside the first ones.
+    decode_steps: f32[P, G] decode steps spent on the batch, divided evenly over its
+      samples. Compare with `length - 1`: the first token comes from the prompt.
+    environment: the last states of the rows' environments, a tree [P, G, ...].
     """
 
     tokens: jax.Array
@@ -147,8 +150,11 @@ class Samples(_Replaceable):
     behaviour: TokenStats | Missing = _missing(
         "samples.behaviour", "only a sampler supplies it, demonstrations have none"
     )
-    decoded: jax.Array | Missing = _missing(
-        "samples.decoded", "only a sampler supplies it"
+    decode_steps: jax.Array | Missing = _missing(
+        "samples.decode_steps", "only a sampler supplies it"
+    )
+    environment: Any = _missing(
+        "samples.environment", "sample with an environment: sampler(environment=...)"
     )
 
     @property
@@ -209,8 +215,8 @@ class Rollout(_Replaceable):
     )
     current: TokenStats | Missing = _missing(
         "current",
-        "it belongs to `weighting` chains alone; a loss function has `now`, an"
-        " advantage chain `old`",
+        "only `weighting` chains may read it; a loss function is given `now`, an"
+        " advantage chain reads `old`",
     )
     origin: jax.Array | Missing = _missing(
         "origin", "the actor of the loop supplies it"
@@ -224,14 +230,15 @@ class Credit(_Replaceable):
     advantage: f32[P, G, 1 or T] starts as the reward.
     weight: f32[P, G, T] >= 0, the token's share of the loss; starts as the mask.
     member: bool[P, G, 1] rows that count in the statistics of their group.
-    metrics: scalars by name, averaged over optimiser steps.
+    metrics: scalars by name; a plain one is averaged over optimiser steps, others say
+      how they add up: see `metric`.
     reduced: whether a reduction has turned `weight` into shares of a mean (static).
     """
 
     advantage: jax.Array
     weight: jax.Array
     member: jax.Array
-    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     reduced: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
@@ -240,8 +247,8 @@ class Credit(_Replaceable):
         return self.weight != 0
 
     def log(self, **metrics) -> "Credit":
-        """A copy that also reports these float32 scalars."""
-        new = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
+        """A copy that also reports these scalars: a plain number is a `metric.Mean`."""
+        new = {name: metric.as_float32(value) for name, value in metrics.items()}
         return self.replace(metrics={**self.metrics, **new})
 
 
@@ -263,6 +270,20 @@ class TrainState(_Replaceable):
     key: jax.Array
     step: jax.Array
     reference: Any = None
+
+
+Measure = Callable[[Any, Prompts, Samples], TokenStats]
+"""(params, prompts, samples) -> the statistics of the samples' tokens."""
+
+
+class ReferencedMeasure(NamedTuple):
+    """A measure function that compares with the reference policy.
+
+    fn: (params, reference params, prompts, samples) -> TokenStats; the second argument
+      is `TrainState.reference`.
+    """
+
+    fn: Callable[[Any, Any, Prompts, Samples], TokenStats]
 
 
 # Which fields have a token axis; sizes cannot tell, as T may equal any other size.

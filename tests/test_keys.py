@@ -50,7 +50,8 @@ def of_a_step(key, joined=2):
     inner, drawn = [key, *inner], [drawn]
     *above, hints = below(key, Stream.HINT, IDS)
     *more, shuffles = below(key, Stream.SHUFFLE, jnp.arange(100))
-    inner, drawn = inner + above + more, [*drawn, hints, shuffles]
+    *yet_more, answers = below(key, Stream.ENVIRONMENT, IDS, FEW)
+    inner, drawn = inner + above + more + yet_more, [*drawn, hints, shuffles, answers]
     for i in range(1, joined):
         there = of_a_step(keys.stream(key, Stream.SOURCE, i), joined=0)
         inner, drawn = inner + there[0], drawn + there[1]

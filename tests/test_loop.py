@@ -141,7 +141,9 @@ def test_the_state_is_donated():
 
 def test_metrics_have_one_row_per_step_and_count_what_happened():
     _, metrics = FUSED(start(), batches(K))
-    assert {(m.shape, m.dtype.name) for m in metrics.values()} == {((K,), "float32")}
+    assert {(m.shape, m.dtype.name) for m in jax.tree.leaves(metrics)} == {
+        ((K,), "float32")
+    }
     assert {
         "reward/mean",
         "reward/mixed_share",
@@ -151,8 +153,8 @@ def test_metrics_have_one_row_per_step_and_count_what_happened():
         "samples/tokens",
         "verify/failed",
     } <= set(metrics)
-    close(metrics["samples/tokens"], metrics["samples/length_mean"] * P * 4)
-    assert float(jnp.max(metrics["gap/sampler_learner_max"])) < 1e-5
+    close(metrics["samples/tokens"].value, metrics["samples/length_mean"] * P * 4)
+    assert float(jnp.max(metrics["gap/sampler_learner_max"].value)) < 1e-5
 
 
 def test_verifier_failures_are_counted_and_teach_nothing():
@@ -162,7 +164,7 @@ def test_verifier_failures_are_counted_and_teach_nothing():
 
     run = program.fused(ACT, LEARNER, broken)
     state, metrics = run(start(), batches(K))
-    assert metrics["verify/failed"].tolist() == [P * 4] * K
+    assert metrics["verify/failed"].value.tolist() == [P * 4] * K
     assert metrics["reward/solved"].shape == (K,)
     close(state.params, POLICY.init(None))
 

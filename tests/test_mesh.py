@@ -72,7 +72,7 @@ def train(devices, weighting, options, spread=True):
 def assert_same(got, want):
     """Parameters and metrics but the gap, a maximum of rounding errors."""
     for _, metrics in (got, want):
-        assert np.max(metrics.pop("gap/sampler_learner_max")) < 1e-4
+        assert np.max(metrics.pop("gap/sampler_learner_max").value) < 1e-4
     chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
 
 

@@ -151,7 +151,7 @@ def test_rows_whose_verifier_failed_count_as_failed_and_as_nothing_else():
     assert float(metrics["reward/mean"]) == pytest.approx(2.5 / 5)
     assert float(metrics["reward/solved"]) == pytest.approx((1 + 1 / 3) / 2)
     assert float(metrics["reward/mixed_share"]) == pytest.approx(1 / 3)
-    assert float(metrics["verify/failed"]) == 4.0
+    assert float(metrics["verify/failed"].value) == 4.0
     assert float(metrics["verify/failed_share"]) == pytest.approx(4 / 9)
 
 
@@ -172,9 +172,9 @@ def shares(*values):
 
 def test_a_verifier_that_fails_for_all_in_several_steps_in_a_row_stops_the_run():
     watch = fault.Refusals(10, 0)
-    assert watch.check(0, shares(1, 1, 1, 1)) is None
-    assert watch.check(4, shares(0.99, 1, 1, 1)) is None  # some were judged in step 5
-    problem = watch.check(8, shares(1, 1))
+    assert watch.find(0, shares(1, 1, 1, 1)) is None
+    assert watch.find(4, shares(0.99, 1, 1, 1)) is None  # some were judged in step 5
+    problem = watch.find(8, shares(1, 1))
     assert "verifier (reward) failed for every sample of 5 steps in a row" in problem
     assert "6 to 10" in problem
 
@@ -182,9 +182,9 @@ def test_a_verifier_that_fails_for_all_in_several_steps_in_a_row_stops_the_run()
 def test_steps_without_a_verifier_are_no_failures():
     # Those of a warm start on demonstrations, say; a resumed run begins anew, too.
     watch = fault.Refusals(10, 0)
-    assert watch.check(0, {"reward/mean": np.zeros(9)}) is None
-    assert watch.check(9, shares(1, 1, 1, 1)) is None
-    assert fault.Refusals(10, 40).check(40, shares(1, 1, 1, 1)) is None
+    assert watch.find(0, {"reward/mean": np.zeros(9)}) is None
+    assert watch.find(9, shares(1, 1, 1, 1)) is None
+    assert fault.Refusals(10, 40).find(40, shares(1, 1, 1, 1)) is None
 
 
 @pytest.mark.parametrize(

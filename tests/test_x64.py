@@ -13,6 +13,7 @@ from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax.learn import update
 from rljax.rollout.sample import sampler
+from rljax.types import ReferencedMeasure
 
 
 def dtypes(tree):
@@ -26,7 +27,7 @@ def test_a_step_keeps_the_dtypes_of_its_state(name):
     case = CASES[name]
     with jax.enable_x64(True):
         learner = update.learner(
-            update.ReferencedMeasure(fakes.bigram_measure),
+            ReferencedMeasure(fakes.bigram_measure),
             case.algorithm,
             optax.adam(1e-3),
             gate=case.gate,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rljax import check, numerics
 from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.metric import Fault
 from rljax.types import Credit, Source
 
 
@@ -153,7 +154,7 @@ def center_by_greedy() -> AdvantageTransform:
             advantage=credit.advantage - base,
             weight=jnp.where(greedy, 0.0, credit.weight),
             member=credit.member & ~greedy,
-        ).log(**{"fault/greedy_missing": jnp.sum(lacking)})
+        ).log(**{"fault/greedy_missing": Fault(jnp.sum(lacking))})
 
     return stateless(apply)
 

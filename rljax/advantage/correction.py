@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from rljax import check, numerics
 from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.metric import Max
 from rljax.types import Rollout
 
 Statistic = Callable[[jax.Array, jax.Array], jax.Array]
@@ -75,7 +76,14 @@ def kept_within(
     check.number("low", low, low=0)
     check.number("high", high, above=0, high=jnp.inf)
     check.ordered(low=low, high=high)
-    return lambda w: jnp.where((w >= low) & (w <= high), w, 0.0)
+    return lambda w: w * _inside(w, low, high)
+
+
+def _inside(x, low, high) -> jax.Array:
+    """f32: 1 in [low, high], 0 outside; NaN, which must show, where one of them is."""
+    outside = (x < low) | (x > high)
+    undecided = jnp.where(outside, 0.0, jnp.nan)
+    return jnp.where((x >= low) & (x <= high), 1.0, undecided)
 
 
 def as_is(w: jax.Array) -> jax.Array:
@@ -192,9 +200,10 @@ def reject(
     def apply(credit, rollout):
         valid = credit.weighs
         s = statistic_fn(mismatch(rollout), rollout.samples.mask)
-        kept = valid & (s >= low) & (s <= high)
+        inside = _inside(s, low, high)
+        kept = valid & (inside > 0)
         share = numerics.masked_mean((valid & ~kept).astype(jnp.float32), valid)
-        weight = jnp.where(kept, credit.weight, 0.0)
+        weight = jnp.where(valid, credit.weight * inside, 0.0)
         return credit.replace(weight=weight).log(rejected_share=share)
 
     return stateless(apply)
@@ -232,6 +241,7 @@ def log_mismatch() -> AdvantageTransform:
 
     def apply(credit, rollout):
         found = mismatch_metrics(mismatch(rollout), rollout.samples.mask)
+        found |= {"gap_max": Max(found["gap_max"])}
         return credit.log(**{f"mismatch/{k}": v for k, v in found.items()})
 
     return stateless(apply)

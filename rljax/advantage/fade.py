@@ -25,6 +25,7 @@ from rljax import check, numerics
 from rljax.advantage import baseline, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.controller import Controller, controlled
+from rljax.metric import Fault
 from rljax.types import Credit, Rollout, is_measured
 
 
@@ -214,7 +215,7 @@ def fade_advantage(
             factor = scale_fn(value.alpha) * baseline.focal_factor(p, value.alpha - 1)
             outside = credit.member & ((reward < 0) | (reward > 1))
             credit = credit.replace(advantage=credit.advantage * factor)
-            return credit.log(**{"fault/reward_out_of_range": jnp.sum(outside)})
+            return credit.log(**{"fault/reward_out_of_range": Fault(jnp.sum(outside))})
 
         return stateless(apply)
 

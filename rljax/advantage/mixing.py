@@ -33,6 +33,16 @@ def _require_sources(sources):
         )
 
 
+def is_hint(rollout: Rollout) -> jax.Array:
+    """bool[P, G]: the rows of hints (`rljax.rollout.hint`).
+
+    Raises:
+      ValueError: when traced, if the run gives no hints.
+    """
+    check.hints(rollout.prompts.data, "hint_length")
+    return of_source(rollout, Source.DEMONSTRATION)
+
+
 def is_stored(rollout: Rollout) -> jax.Array:
     """bool[P, G]: demonstrations and teacher answers."""
     return of_source(rollout, Source.DEMONSTRATION, Source.TEACHER)
@@ -56,24 +66,13 @@ def keep_stored() -> AdvantageTransform:
     """
 
     def apply(credit, rollout):
-        require_answers(rollout.prompts.data, "this term learns from")
+        check.stored_answers(rollout.prompts.data, "this term learns from")
         rows = is_stored(rollout)
         weight = jnp.where(rows[..., None], credit.weight, 0.0)
         credit = credit.replace(weight=weight)
         return credit.log(stored_share=jnp.mean(rows, dtype=jnp.float32))
 
     return stateless(apply)
-
-
-def require_answers(data: dict, reader: str) -> None:
-    """Raises ValueError unless prompts' data hold stored answers; static."""
-    if "answers" not in data and "completion" not in data:
-        raise ValueError(
-            f'{reader} stored answers: prompts.data["answers"] i32[P, A, T] with'
-            ' "answers_mask" and "answers_source", or ["completion"] i32[P, T] with'
-            f' "completion_mask"; the prompts carry {sorted(data)}; add them to the'
-            " data set."
-        )
 
 
 def members_from(*sources: int) -> AdvantageTransform:

@@ -16,6 +16,7 @@ from rljax import check, numerics
 from rljax.advantage import baseline, solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
 from rljax.advantage.solve_rate import Group
+from rljax.metric import Fault
 
 
 def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
@@ -39,7 +40,7 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
         reward = rollout.verdict.reward[..., None]
         outside = credit.member & ~((reward >= 0) & (reward <= 1))
         credit = credit.replace(advantage=credit.advantage * factor)
-        return credit.log(**{"fault/reward_out_of_range": jnp.sum(outside)})
+        return credit.log(**{"fault/reward_out_of_range": Fault(jnp.sum(outside))})
 
     return stateless(apply)
 

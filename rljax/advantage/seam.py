@@ -9,11 +9,13 @@ with sizes that do not. All of this happens when traced and costs nothing at run
 import contextlib
 import itertools
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rljax.types import Credit, Prompts, Rollout
+from rljax import metric
+from rljax.types import Credit, Rollout, over_tokens
 
 Sizes = tuple[int, int, int]
 
@@ -102,37 +104,31 @@ def unequal(sizes: Sizes, fixed: Collection[int] = ()) -> Sizes:
     return apart(P, G, T), G, T
 
 
-def _resized(tree, old: Sizes, new: Sizes):
-    """Shapes of the tree's arrays had its rollout the new sizes; state stays."""
+def _resized(args, old: Sizes, new: Sizes):
+    """Shapes of the arguments had their rollout the new sizes; a state stays."""
 
-    def rows(x, token_axis=2):
-        shape = list(x.shape)
-        if shape[:1] == [old[0]]:
-            shape[0] = new[0]
-            if len(shape) > token_axis and shape[token_axis] == old[2]:
-                shape[token_axis] = new[2]
-        return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+    def tokens(x) -> Any:
+        shape = (*x.shape[:2], new[2], *x.shape[3:])
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    def answers(x):  # stored ones are as long as completions
+        if x.ndim > 1 and x.shape[-1] == old[2]:
+            return jax.ShapeDtypeStruct((*x.shape[:-1], new[2]), x.dtype)
+        return x
 
     def prompts(x):
-        data = {k: rows(v, max(v.ndim - 1, 1)) for k, v in x.data.items()}
-        return jax.tree.map(lambda v: rows(v, v.ndim), x).replace(data=data)
+        # All arrays begin with [P, ...] but a credit's metrics, which are scalars.
+        return jax.ShapeDtypeStruct((new[0], *x.shape[1:]) if x.shape else (), x.dtype)
 
-    def of_type(x):
-        if isinstance(x, Prompts):
-            return prompts(x)
-        metrics = x.metrics if isinstance(x, Credit) else None
-        shapes = jax.tree.map(rows, x)
-        return shapes if metrics is None else shapes.replace(metrics=metrics)
+    def of(x):
+        if isinstance(x, Rollout):
+            data = jax.tree.map(answers, x.prompts.data)
+            x = x.replace(prompts=x.prompts.replace(data=data))
+        return jax.tree.map(prompts, over_tokens(tokens, x))
 
-    def known(x):
-        return isinstance(x, Prompts | Credit)
-
-    first, second, rollout = tree
-    if not isinstance(first, Credit):  # (now, credit, rollout)
-        first, second = (jax.tree.map(of_type, x, is_leaf=known) for x in tree[:2])
-    else:  # (credit, state, rollout)
-        first = of_type(first)
-    return first, second, jax.tree.map(of_type, rollout, is_leaf=known)
+    first, second, rollout = args
+    stateful = isinstance(first, Credit)  # (credit, state, rollout), else (now, ...)
+    return of(first), second if stateful else of(second), of(rollout)
 
 
 @contextlib.contextmanager
@@ -164,8 +160,8 @@ def _require_credit(credit, sizes, place):
     _require(place, "an advantage", credit.advantage, jnp.float32, either, sizes)
     _require(place, "a weight", credit.weight, jnp.float32, "[P, G, T]", sizes)
     _require(place, "a member", credit.member, jnp.bool_, "[P, G, 1]", sizes)
-    for metric, value in credit.metrics.items():
-        _require(place, f"a metric {metric!r}", value, jnp.float32, "[]", sizes)
+    for name, value in metric.numbers(credit.metrics).items():
+        _require(place, f"a metric {name!r}", value, jnp.float32, "[]", sizes)
 
 
 def _require(place, what, value, dtype, layouts, sizes):

@@ -3,9 +3,9 @@
     A_k = (R_k - mean_j R_j) / (std_j R_j + epsilon),    std with ddof 1
     L = tokmean_{k,t} [-A_k sg[C(p_kt)] log p_kt],       C = 1 if p > tau else p
 
-Mixed groups come from `mix.joined(sampler(...), mix.stored())`. Every member is
-verified alike, and nothing in the loss knows where a row came from: no ratio, no clip,
-no KL, no old statistics.
+Mixed groups come from `rollout.mixed`: `side_by_side(sampler(...), stored_answers())`.
+Every member is verified alike, and nothing in the loss knows where a row came
+from: no ratio, no clip, no KL, no old statistics.
 
 Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py (PAPER: code).
 Variants: the code averages the token means of micro-batches; here the mean runs over

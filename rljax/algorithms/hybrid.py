@@ -2,7 +2,8 @@
 
 All read mixed groups with `old` on every row:
 
-    mix.joined(sampler(...), mix.measured(mix.stored(), policy.measure))
+    answers = mixed.with_old(mixed.stored_answers(), policy.measure)
+    mixed.side_by_side(sampler(...), answers)
 
 Terms are restricted to rows of one kind before their reduction, so that each keeps the
 mean of its paper.
@@ -18,7 +19,6 @@ from rljax import check
 from rljax.advantage import mixing
 from rljax.algorithms.clip_higher import group_normalised
 from rljax.loss import kl, ratio, supervised, surrogate
-from rljax.rollout.hint import is_hint
 from rljax.types import Source
 
 _OWN = mixing.keep_source(Source.OWN)
@@ -277,7 +277,9 @@ def uft(
     def own(coefficient):
         return adv.chain(_OWN, adv.token_mean(), adv.scale_weight(coefficient))
 
-    hints = adv.chain(adv.keep_rows(is_hint), adv.token_mean(), adv.scale_weight(hint))
+    hints = adv.chain(
+        adv.keep_rows(mixing.is_hint), adv.token_mean(), adv.scale_weight(hint)
+    )
     return adv.algorithm(
         policy=_grpo(clip),
         hint=adv.Term(surrogate.nll(), weighting=hints),

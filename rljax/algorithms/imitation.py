@@ -1,8 +1,8 @@
 """Supervised recipes: SFT, DFT, ASFT, PSFT, iw-SFT, GCSL, LfU.
 
-All learn from stored answers, of `loop.demonstrator()` or `loop.actor(policy,
-mix.stored())`, whatever a verifier says of them. Those that read reference or old
-statistics say so.
+All learn from stored answers, of `loop.demonstrator()` or
+`loop.actor(policy, mixed.stored_answers())`, whatever a verifier says of
+them. Those that read reference or old statistics say so.
 """
 
 import jax
@@ -59,7 +59,8 @@ def asft_sampled(anchor: jax.typing.ArrayLike = 0.1) -> adv.Algorithm:
     """ASFT with k3 at the realised token in place of the KL (Palmyra x6, SECONDARY).
 
     Demonstrated tokens are not drawn from the policy: a penalty, not an estimate of a
-    KL. Needs reference parameters in the state and `loop.actor(policy, mix.stored())`.
+    KL. Needs reference parameters in the state and
+    `loop.actor(policy, mixed.stored_answers())`.
     """
     check.number("anchor", anchor, low=0)
     return adv.algorithm(
@@ -70,8 +71,9 @@ def asft_sampled(anchor: jax.typing.ArrayLike = 0.1) -> adv.Algorithm:
 def psft(*, low: float = 0.2, high: float = 0.28) -> adv.Algorithm:
     """Proximal SFT: PPO's clip with advantage 1 (arXiv:2508.17784, PAPER: code).
 
-    Needs `old` on demonstrations: `mix.measured(mix.stored(), policy.measure)`; it acts
-    from the second optimiser step on a batch on (the paper: 8 of 8 demonstrations).
+    Needs `old` on demonstrations,
+    `mixed.with_old(mixed.stored_answers(), policy.measure)`; it acts from
+    the second optimiser step on a batch on (the paper: 8 of 8 demonstrations).
     """
     return adv.algorithm(
         sft=_demonstrations(
@@ -87,7 +89,8 @@ def iw_sft(weight_fn=None) -> adv.Algorithm:
       weight_fn: None is `supervised.sequence_importance()`; the other form is
         `supervised.token_importance()`.
 
-    Needs reference parameters in the state and `loop.actor(policy, mix.stored())`.
+    Needs reference parameters in the state and
+    `loop.actor(policy, mixed.stored_answers())`.
     """
     if weight_fn is not None:
         check.function("weight_fn", weight_fn, "now, credit, rollout")

@@ -75,7 +75,7 @@ def points(
     """(H, R), each [N], of a run: each R with the entropy interpolated to its step.
 
     Args:
-      records: of `metrics.read_metrics`.
+      records: of `record.read`.
       performance: name of the metric R.
       kind: of the records that hold it, "evaluation" or "step".
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import check, numerics
+from rljax import check, metric, numerics
 from rljax.advantage.algebra import AdvantageTransform, Algorithm, start
 from rljax.types import Prompts, Rollout, Samples, TokenStats, Verdict
 
@@ -117,8 +117,7 @@ def _classes(transform, counts, num_samples, spread):
     row = jnp.mean(credit.advantage, -1)
     correct = rollout.verdict.correct
     means = [numerics.masked_mean(row, rows, -1) for rows in (correct, ~correct)]
-    faults = {k: v for k, v in credit.metrics.items() if "fault" in k.split("/")}
-    return jnp.stack(means), faults
+    return jnp.stack(means), metric.faults(credit.metrics)
 
 
 def _rollout(counts, num_samples, spread):

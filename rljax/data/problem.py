@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from rljax import check, digest
-from rljax.data import control_token, held_out, strict_json
+from rljax import check, digest, strict_json
+from rljax.data import control_token, held_out
 from rljax.types import Prompts
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ hence this check on the host, before the first step. Fewer tokens than rows are 
 many models have more rows than their tokenizer has tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,22 +32,6 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> No
             f" for {shown}; take the tokenizer the model was trained with, or a model"
             " whose embedding was made larger."
         )
-
-
-def check_stops(stops: Sequence[int], vocab_size: int, source: str = "") -> None:
-    """Raises ValueError unless all end tokens are ids of the vocabulary.
-
-    Args:
-      source: what names them, for the message.
-    """
-    for i in stops:
-        whole = isinstance(i, int | np.integer) and not isinstance(i, bool)
-        if not whole or not 0 <= i < vocab_size:
-            raise ValueError(
-                f"{source or 'stop_tokens'}: an end token must be an id in"
-                f" [0, {vocab_size}), the rows of the policy's embedding, got {i!r};"
-                " nothing could ever end with it."
-            )
 
 
 def check_prompts(prompts: Prompts, vocab_size: int) -> None:

@@ -1,15 +1,13 @@
 """The report of a run: one HTML file with curves, tables and samples, nothing to load.
 
-It reads the run folder (`config.json`, `metrics.jsonl`) and leaves out what is not
+It reads the run folder (`config.json`, `record.jsonl`) and leaves out what is not
 there, so a run of three steps has a report too.
 """
 
 import base64
-import fnmatch
 import html
 import io
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -18,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rljax import evaluate
-from rljax.run import display
-from rljax.run import record as metrics
+from rljax.run import display, files, record
+from rljax.run.record import Record
+from rljax.run.run_dir import read_config
+from rljax.run.shown import PANELS, Panel
 
 
 class Completion(NamedTuple):
@@ -33,29 +33,6 @@ class Completion(NamedTuple):
     verdict: str = ""
 
 
-class Panel(NamedTuple):
-    """A picture of all metrics whose names match one of the patterns."""
-
-    title: str
-    patterns: tuple[str, ...]
-    kind: str = "step"
-    by_time: bool = False
-
-
-PANELS = (
-    Panel("Held-out accuracy", ("*pass@*",), "evaluation"),
-    Panel("Held-out accuracy by wall time", ("*pass@*",), "evaluation", True),
-    Panel("Mean reward in training", ("reward/mean",)),
-    Panel("Entropy (nats)", ("policy/entropy_nats",)),
-    Panel("Gradient masses m_S and m_F", ("mass/positive", "mass/negative")),
-    Panel("Log ratio of masses log(m_S / m_F)", ("mass/log_ratio",)),
-    Panel("Difficulty: solve rate weighted by mass", ("mass/difficulty",)),
-    Panel("Controlled alpha and delta", ("*/alpha", "*/delta")),
-    Panel("Completion length (tokens)", ("samples/length_mean",)),
-    Panel("Throughput (tokens/s)", ("time/tokens_per_second",)),
-    Panel("Sampler against learner (nats, largest gap)", ("gap/*",)),
-    Panel("Refused updates and failed verdicts", ("update/refused*", "verify/failed")),
-)
 _COLORS = ("#2563eb", "#dc6803", "#0d9488", "#9333ea", "#db2777", "#65a30d")
 
 
@@ -80,13 +57,11 @@ def write_report(
       The path of the report.
     """
     run_dir = pathlib.Path(run_dir)
-    records = metrics.read_metrics(run_dir / metrics.FILE)
+    records = record.read(run_dir / record.FILE)
     events = [r for r in records if r["kind"] == "event"]
-    config = run_dir / "config.json"
-    config = json.loads(config.read_text()) if config.exists() else {}
     picture = curves(records)
     if picture is not None:
-        metrics.replace_file(run_dir / "curves.png", picture)
+        files.replace_file(run_dir / "curves.png", picture)
     starts = [e for e in events if e["event"] == "run/started"]
     facts = starts[-1] if starts else {}
     sections = [
@@ -96,18 +71,18 @@ def write_report(
         *(_section(t.title, _table(t.header, t.rows, t.note)) for t in tables),
         _section("Samples", "".join(map(_completion, completions))),
         _section("Events", _events(events)),
-        _section("Configuration", _pairs(config)),
+        _section("Configuration", _pairs(read_config(run_dir))),
         _section("Versions", _pairs(facts.get("versions", {}))),
     ]
     page = _PAGE.format(
         title=html.escape(title), style=_STYLE, body="\n".join(filter(None, sections))
     )
     path = run_dir / "report.html"
-    metrics.replace_file(path, page.encode())
+    files.replace_file(path, page.encode())
     return path
 
 
-def curves(records: Sequence[metrics.Record]) -> bytes | None:
+def curves(records: Sequence[Record]) -> bytes | None:
     """The panels that have data, as a PNG; None if none has."""
     panels = [(p, names) for p in PANELS if (names := _names(records, p))]
     if not panels:
@@ -130,28 +105,26 @@ def curves(records: Sequence[metrics.Record]) -> bytes | None:
     return file.getvalue()
 
 
-def _names(records: Sequence[metrics.Record], panel: Panel) -> list[str]:
+def _names(records: Sequence[Record], panel: Panel) -> list[str]:
     """Names of the panel's metrics that have a finite value somewhere."""
     found = {
         name
-        for record in records
-        if record["kind"] == panel.kind
-        for name, value in metrics.scalars(record).items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in panel.patterns)
-        and not name.endswith("_error")
-        and np.isfinite(value)
+        for entry in records
+        if entry["kind"] == panel.kind
+        for name, value in record.scalars(entry).items()
+        if np.isfinite(value)
     }
-    return sorted(found)
+    return sorted(panel.select(found))
 
 
 def _draw(ax, panel: Panel, names: Sequence[str], records) -> None:
     for name, color in zip(names, _COLORS, strict=False):
         label = name.removeprefix("policy/")
-        steps, seconds, value = metrics.series(records, name, panel.kind)
+        steps, seconds, value = record.series(records, name, panel.kind)
         x = seconds / 60 if panel.by_time else steps
         if panel.kind == "evaluation":
             ax.plot(x, value, ".-", color=color, label=label, linewidth=1.6)
-            *_, error = metrics.series(records, f"{name}_error", panel.kind)
+            *_, error = record.series(records, f"{name}_error", panel.kind)
             if len(error) == len(value):
                 ax.fill_between(
                     x, value - error, value + error, color=color, alpha=0.15, lw=0
@@ -200,7 +173,7 @@ def _mark_phases(ax, records) -> None:
             )
 
 
-def _header(title: str, note: str, facts: metrics.Record) -> str:
+def _header(title: str, note: str, facts: Record) -> str:
     lines = [f"<h1>{html.escape(title)}</h1>"]
     if note:
         lines.append(f"<p>{html.escape(note)}</p>")
@@ -212,7 +185,7 @@ def _header(title: str, note: str, facts: metrics.Record) -> str:
     return "<header>" + "".join(lines) + "</header>"
 
 
-def _cards(records: Sequence[metrics.Record]) -> str:
+def _cards(records: Sequence[Record]) -> str:
     steps = [r for r in records if r["kind"] == "step"]
     cards = []
     if steps:
@@ -220,11 +193,11 @@ def _cards(records: Sequence[metrics.Record]) -> str:
             ("training steps", f"{steps[-1]['step']:,}"),
             ("wall time", display.duration(max(r["seconds"] for r in records))),
         ]
-    *_, tokens = metrics.series(records, "samples/tokens")
+    *_, tokens = record.series(records, "samples/tokens")
     if len(tokens):
         cards.append(("tokens sampled", f"{np.nansum(tokens):,.0f}"))
     for name in _names(records, PANELS[0]):
-        *_, value = metrics.series(records, name, "evaluation")
+        *_, value = record.series(records, name, "evaluation")
         text = f"{100 * value[0]:.1f} → {100 * value[-1]:.1f} %"
         cards.append((f"held-out {name}, first → last", text))
     cards = [
@@ -268,7 +241,7 @@ def _completion(sample: Completion) -> str:
     )
 
 
-def _events(events: Sequence[metrics.Record]) -> str:
+def _events(events: Sequence[Record]) -> str:
     if not events:
         return ""
     rows = [

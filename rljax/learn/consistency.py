@@ -31,7 +31,7 @@ from rljax.learn import update
 from rljax.model import probe
 from rljax.policy.base import Policy
 from rljax.rollout import mixed
-from rljax.types import Prompts, Rollout
+from rljax.types import Measure, Prompts, Rollout
 
 
 def undesirable_step(grads, radius: jax.typing.ArrayLike):
@@ -196,7 +196,7 @@ def steering_learner(
     return update.Learner(init, learn)
 
 
-def aside_nll(measure_fn: update.Measure) -> Callable[[Any, Rollout], jax.Array]:
+def aside_nll(measure_fn: Measure) -> Callable[[Any, Rollout], jax.Array]:
     """(params, rollout) -> f32[]: token mean of -log p over the aside batch, nats."""
     check.function("measure_fn", measure_fn, "params, prompts, samples")
 
@@ -209,7 +209,7 @@ def aside_nll(measure_fn: update.Measure) -> Callable[[Any, Rollout], jax.Array]
                 " map_fn=with_aside(data_set)."
             )
         aside = rollout.prompts.data["aside"]
-        samples, _ = mixed.stored()(params, aside, None)
+        samples, _ = mixed.stored_answers()(params, aside, None)
         logp = measure_fn(params, aside, samples).logp
         return -numerics.masked_mean(logp, samples.mask)
 

@@ -12,24 +12,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rljax import check, keys, mesh, numerics
+from rljax import check, keys, mesh, metric, numerics
 from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.learn import master_weights, microbatch, origin
 from rljax.learn.gate import Gate, Guarded, every
-from rljax.types import Rollout, TokenStats, TrainState, is_measured, over_tokens, take
-
-Measure = Callable[[Any, Any, Any], TokenStats]
-
-
-class ReferencedMeasure(NamedTuple):
-    """A measure function that compares with the reference policy.
-
-    fn: (params, reference params, prompts, samples) -> TokenStats; the second argument
-      is `TrainState.reference`.
-    """
-
-    fn: Callable[[Any, Any, Any, Any], TokenStats]
+from rljax.types import (
+    Measure,
+    ReferencedMeasure,
+    Rollout,
+    TrainState,
+    is_measured,
+    over_tokens,
+    take,
+)
 
 
 class Learner(NamedTuple):
@@ -158,7 +154,7 @@ def _take(step: _Step, state: TrainState, gate: Gate, optimizer):
     """(state, stop, metrics) after the step, or as it was if the step is refused."""
     metrics = step.metrics | {"update/gradient_norm": optax.tree.norm(step.grads)}
     accept, stop, gate_state, gate_metrics = gate.update(
-        step.grads, metrics, step.reuse, state.gate.gate
+        step.grads, metric.numbers(metrics), step.reuse, state.gate.gate
     )
     updates, moments = optimizer.update(step.grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -177,7 +173,7 @@ def _take(step: _Step, state: TrainState, gate: Gate, optimizer):
     metrics |= gate_metrics | {
         "update/moved_share": jnp.where(accept, moved, 0.0),
         "update/refused": ~accept,
-        "update/refused_in_row": in_row,
+        "update/refused_in_row": metric.Max(in_row),
     }
     return state, stop & finite, metrics
 
@@ -276,38 +272,32 @@ def _current(forward, params, batch, known, **pieces):
 
 
 def _repeat(one, state, num_steps):
-    """Runs optimiser steps until done or stopped; metrics are means over those run.
+    """Runs optimiser steps until done or stopped; each metric says how it adds up."""
 
-    Gaps and counts in a row are maxima instead: a mean would dilute them.
-    """
-    if num_steps == 1:
-        state, _, metrics = one(state, jnp.zeros((), jnp.int32))
-        metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
-        return state, metrics | {"update/steps": jnp.ones((), jnp.float32)}
-    shapes = jax.eval_shape(lambda: one(state, jnp.zeros((), jnp.int32))[2])
-    total = {k: jnp.zeros((), jnp.float32) for k in shapes}
-
-    def body(carry):
-        state, i, _, total = carry
+    def step(state, i):
         state, stop, metrics = one(state, i)
-        metrics = {k: v.astype(jnp.float32) for k, v in metrics.items()}
-        total = {
-            k: jnp.maximum(v, metrics[k]) if _is_peak(k) else v + metrics[k]
-            for k, v in total.items()
-        }
-        return state, i + 1, stop, total
+        return state, stop, metric.addable(metrics)
 
-    start = (state, jnp.zeros((), jnp.int32), jnp.zeros((), bool), total)
-    state, steps, _, total = jax.lax.while_loop(
-        lambda c: (c[1] < num_steps) & ~c[2], body, start
-    )
-    steps = steps.astype(jnp.float32)
-    metrics = {k: v if _is_peak(k) else v / steps for k, v in total.items()}
+    begin = jnp.zeros((), jnp.int32)
+    if num_steps == 1:
+        state, _, total = step(state, begin)
+        steps = jnp.ones((), jnp.float32)
+    else:
+
+        def body(carry):
+            state, i, _, total = carry
+            state, stop, metrics = step(state, i)
+            total = {name: value.plus(metrics[name]) for name, value in total.items()}
+            return state, i + 1, stop, total
+
+        total = metric.nothing(jax.eval_shape(lambda: step(state, begin)[2]))
+        start = (state, begin, jnp.zeros((), bool), total)
+        state, steps, _, total = jax.lax.while_loop(
+            lambda c: (c[1] < num_steps) & ~c[2], body, start
+        )
+        steps = steps.astype(jnp.float32)
+    metrics = {name: value.over(steps) for name, value in total.items()}
     return state, metrics | {"update/steps": steps}
-
-
-def _is_peak(name):  # such metrics are never negative, so a maximum may start from 0
-    return name.startswith("gap/") or name.endswith(("_in_row", "_max"))
 
 
 def _now_metrics(now, batch, first):
@@ -321,9 +311,9 @@ def _now_metrics(now, batch, first):
     gap = jnp.abs(log_ratio)
     # Before the first optimiser step both are one policy: what differs is rounding.
     return metrics | {
-        "gap/sampler_learner_max": jnp.where(first, jnp.max(gap), 0.0),
-        "gap/sampler_learner_mean": jnp.where(
-            first, numerics.masked_mean(gap, mask), 0.0
+        "gap/sampler_learner_max": metric.Max(jnp.where(first, jnp.max(gap), 0.0)),
+        "gap/sampler_learner_mean": metric.Max(
+            jnp.where(first, numerics.masked_mean(gap, mask), 0.0)
         ),
         "policy/kl_old_nats": numerics.masked_mean(_k3(log_ratio), mask),
     }

@@ -1,10 +1,10 @@
 """Attention of completions over their own tokens and a prompt shared by the group.
 
 Symbols beyond rljax.types: `H` key/value heads, `R` query heads per key/value head,
-`D` head width, `U` own keys. Everything is head-major, [P, H, G, ...]: then both score
-products are plain batched matrix products and no cache is ever transposed, and a
-prompt's keys exist once, read by all its G samples in a single product (but a short
-one's in training, see `attend_causally`).
+`D` head width, `U` own keys. Everything is head-major, [P, H, G, ...]. So both score
+products are plain batched matrix products, and no cache is ever transposed. A prompt's
+keys exist once, and all its G samples read them in a single product; only in training
+are short prompts copied, see `attend_causally`.
 """
 
 import functools
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rljax import numerics
 
@@ -20,8 +19,10 @@ from rljax import numerics
 class KeyValue(NamedTuple):
     """Keys and values of one layer.
 
-    Of prompts [P, H, S, D], of rows [P, H * G, U, D]. Were G an axis of its own, XLA on
-    CPUs would write the caches of single samples twice, and copy them first.
+    Prompts: [P, H, S, D]. Samples: [P, H * G, U, D].
+
+    XLA:CPU: H and G share one axis, because it otherwise copies the cache on every
+    token when G = 1.
     """
 
     key: jax.Array
@@ -29,13 +30,13 @@ class KeyValue(NamedTuple):
 
 
 def attend(q, *sets: tuple[KeyValue, jax.Array]):
-    """Softmax attention over the union of several sets of keys, which are never joined.
+    """Softmax attention over the union of several sets of keys, without joining them.
 
     Args:
       q: [P, H, G, R, T, D] queries.
-      *sets: keys and values, of the rows [P, H * G, U, D] or shared by the group
-        [P, H, U, D], each with the keys that a query sees: bool, broadcasts to
-        [P, H * G, T, U]. A query sees at least one key of the first set.
+      *sets: keys and values, of the samples [P, H * G, U, D] or shared by the group
+        [P, H, U, D], each with a mask of the keys that a query sees: bool, broadcasts
+        to [P, H * G, T, U]. A query sees at least one key of the first set.
 
     Returns:
       [P, H, G, R, T, D] in q's dtype; scores and their sum are float32.
@@ -43,7 +44,7 @@ def attend(q, *sets: tuple[KeyValue, jax.Array]):
     P, H, G, R, T, D = q.shape
     scaled = q * jnp.asarray(D**-0.5, q.dtype)
 
-    def by_head(x, keys):  # side by side what reads the same keys
+    def by_head(x, keys):  # queries of the same keys side by side
         return x.reshape(P, keys.key.shape[1], -1, x.shape[-1])
 
     scores = []
@@ -67,12 +68,12 @@ def attend(q, *sets: tuple[KeyValue, jax.Array]):
 def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mask=None):
     """Attention of tokens over those before them, themselves and a shared prompt.
 
-    Queries go in at most 4 blocks, each of which reads the keys up to its own end: of
-    the scores that causality hides anyway, four blocks leave out three quarters.
+    Queries go in at most 4 blocks, each of which reads the keys up to its own end. Four
+    blocks skip three quarters of the masked half of the score matrix.
 
     Args:
       q: [P, H, G, R, T, D] queries.
-      own: T keys and values of the row itself.
+      own: T keys and values of the sample itself.
       prompt: keys and values shared by the group, or None.
       prompt_mask: bool[P, S].
 
@@ -82,8 +83,9 @@ def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mas
     T = q.shape[-2]
     mask = jnp.tril(jnp.ones((T, T), bool))
     if prompt is not None and 2 * prompt.key.shape[2] <= T:
-        # A copy for each row of so short a prompt costs less than two sums in one.
-        own, mask = _in_front(prompt, prompt_mask, own, mask)
+        # XLA:CPU: copying so short a prompt for each sample costs less than a second
+        # set of keys.
+        own, mask = _put_in_front(prompt, prompt_mask, own, mask)
         prompt = None
     before = own.key.shape[-2] - T
     out, start = [], 0
@@ -97,8 +99,8 @@ def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mas
     return jnp.concatenate(out, -2)
 
 
-def _in_front(prompt: KeyValue, seen, own: KeyValue, mask):
-    """Keys, values and mask of rows that begin with a copy of the prompt."""
+def _put_in_front(prompt: KeyValue, seen, own: KeyValue, mask):
+    """Keys, values and mask of samples that begin with a copy of the prompt."""
     T, S = own.key.shape[2], seen.shape[-1]
 
     def join(shared, own):
@@ -120,22 +122,6 @@ def _scores(q, k):
     )
 
 
-def rotary_table(num_positions: int, head_dim: int, theta: float) -> jax.Array:
-    """f32[positions, 2, D]: cosines and signed sines, half-split as in Llama.
-
-    The barrier keeps XLA from computing sines again in every fusion that reads them.
-    """
-    half = head_dim // 2
-    angle = np.arange(num_positions)[:, None] * theta ** (-np.arange(half) / half)
-    cos, sin = np.cos(angle), np.sin(angle)
-    table = np.stack(
-        [np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)], 1
-    )
-    return jax.lax.optimization_barrier(jnp.asarray(table, jnp.float32))
-
-
-def rotate(x, table):
-    """Rotary embedding of x [..., T, D] by rows of `rotary_table` [..., T, 2, D]."""
-    swapped = x.reshape(*x.shape[:-1], 2, -1)[..., ::-1, :].reshape(x.shape)
-    table = table.astype(x.dtype)
-    return x * table[..., 0, :] + swapped * table[..., 1, :]
+def join_heads(x: jax.Array) -> jax.Array:
+    """[P, H, G, T, D] -> [P, H * G, T, D]."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:])

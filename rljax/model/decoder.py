@@ -1,27 +1,24 @@
-"""A decoder as a policy: which parameters and keys its methods take and give."""
+"""A decoder as a policy: which parameters and keys its functions take and give."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from rljax import check, numerics
-from rljax.model.transformer import (
-    Cache,
-    Decoder,
-    DecoderConfig,
-    Prompt,
-    member,
-    side_by_side,
-)
+from rljax import check
+from rljax.model import transformer
+from rljax.model.block import join_projections
+from rljax.model.config import DecoderConfig
+from rljax.model.transformer import Cache, Decoder, PromptCache
 from rljax.policy import score
 from rljax.policy.base import Policy
-from rljax.types import TokenStats
 
 
 def decoder_policy(
     config: DecoderConfig,
     *,
     temperature: jax.typing.ArrayLike = 1.0,
-    max_logits: int = 2**27,
+    max_logits: int = score.MAX_LOGITS,
 ) -> Policy:
     """The policy of a decoder: softmax(logits / temperature).
 
@@ -35,45 +32,58 @@ def decoder_policy(
     """
     check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
     check.count("max_logits", max_logits)
-    known = not isinstance(temperature, jax.core.Tracer)
-    if known and temperature == 0:
+    if not isinstance(temperature, jax.core.Tracer) and temperature == 0:
         raise ValueError(
             "temperature must be above 0, got 0: a policy without chance has no policy"
             " gradient; for the most likely tokens use rljax.rollout.sample.greedy."
         )
     check.number("temperature", temperature, above=0)
-    plain = known and temperature == 1
-    model = Decoder(config)
+    functions = _DecoderFunctions(config, temperature, max_logits)
+    return Policy(
+        init=functions.init,
+        prefill=functions.prefill,
+        init_cache=functions.init_cache,
+        decode=functions.decode,
+        hidden=functions.hidden,
+        logits=functions.logits,
+        measure=functions.measure,
+        decode_params=functions.decode_params,
+    )
 
-    def apply(params, method, *args):
-        return model.apply({"params": params}, *args, method=method)
 
-    def members(params):  # layers [L, ...] -> [N, ...] of each member
-        M = config.num_members
-        apart = [
-            jax.tree.map(lambda p, m=m: p[m::M], params["layers"]) for m in range(M)
-        ]
-        return {**params, "layers": dict(zip(map(member, range(M)), apart))}
+@dataclasses.dataclass(frozen=True, eq=False)
+class _DecoderFunctions:
+    """The functions of a `Policy`, with the arguments of `decoder_policy`."""
 
-    def weights(params):
-        def cast(path, p):  # as every product would
-            return p if path[-1].key == "scale" else p.astype(config.dtype)
+    config: DecoderConfig
+    temperature: jax.typing.ArrayLike
+    max_logits: int
 
-        params = members(jax.tree.map_with_path(cast, params))
-        joined = {name: _joined(layer) for name, layer in params["layers"].items()}
-        return {**params, "layers": joined}
+    def _apply(self, params, method, *args):
+        return Decoder(self.config).apply({"params": params}, *args, method=method)
 
-    def init(key):
-        return model.init(key)["params"]
+    def init(self, key):
+        return Decoder(self.config).init(key)["params"]
 
-    def prefill(params, prompts):
-        hidden, keys = apply(
-            members(params), Decoder.read_prompts, prompts.tokens, prompts.length
+    def decode_params(self, params):
+        """Cast as every product would cast them, by group of layers, and joined."""
+
+        def cast(path, p):
+            return p if path[-1].key == "scale" else p.astype(self.config.dtype)
+
+        params = transformer.by_group(jax.tree.map_with_path(cast, params), self.config)
+        layers = {k: join_projections(layer) for k, layer in params["layers"].items()}
+        return {**params, "layers": layers}
+
+    def prefill(self, params, prompts):
+        grouped = transformer.by_group(params, self.config)
+        hidden, keys = self._apply(
+            grouped, Decoder.prefill, prompts.tokens, prompts.length
         )
-        keys = jax.tree.map(side_by_side, keys)
-        return logits(params, hidden), Prompt(keys, prompts.length)
+        keys = jax.tree.map(transformer.join_groups, keys)
+        return self.logits(params, hidden), PromptCache(keys, prompts.length)
 
-    def start(prompt, num_samples, max_tokens):
+    def init_cache(self, prompt, num_samples, max_tokens):
         def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
             P, heads, _, D = x.shape
             size = (P, heads * num_samples, max(max_tokens - 1, 1), D)
@@ -81,24 +91,27 @@ def decoder_policy(
 
         return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0))
 
-    def decode(weights, tokens, t, prompt, cache):
-        hidden, cache = apply(weights, Decoder.step, tokens, t, prompt, cache)
+    def decode(self, decode_params, tokens, t, prompt, cache):
+        hidden, cache = self._apply(
+            decode_params, Decoder.decode_step, tokens, t, prompt, cache
+        )
         P, G, _ = hidden.shape
-        out = logits(weights, hidden.reshape(P * G, -1))
-        return out.reshape(P, G, -1), cache
+        logits = self.logits(decode_params, hidden.reshape(P * G, -1))
+        return logits.reshape(P, G, -1), cache
 
-    def hidden(params, prompts, samples):
-        tokens, mask, params = samples.tokens, samples.mask, members(params)
-        first, keys = apply(
-            params, Decoder.read_prompts, prompts.tokens, prompts.length
+    def hidden(self, params, prompts, samples):
+        tokens, mask = samples.tokens, samples.mask
+        params = transformer.by_group(params, self.config)
+        first, keys = self._apply(
+            params, Decoder.prefill, prompts.tokens, prompts.length
         )
         P, G, T = tokens.shape
         states = jnp.broadcast_to(first[:, None, None], (P, G, 1, first.shape[-1]))
         if T == 1:
             return states
-        rest = apply(
+        rest = self._apply(
             params,
-            Decoder.read_completions,
+            Decoder.score,
             tokens[:, :, :-1],
             mask[:, :, :-1],
             prompts.length,
@@ -107,28 +120,16 @@ def decoder_policy(
         )
         return jnp.concatenate([states, rest], 2)
 
-    def logits(params, hidden):
-        raw = apply(params, Decoder.logits, hidden)
-        return raw if plain else raw / temperature
+    def logits(self, params, hidden):
+        logits = self._apply(params, Decoder.logits, hidden)
+        T = self.temperature
+        is_one = not isinstance(T, jax.core.Tracer) and T == 1
+        return logits if is_one else logits / T
 
-    def measure(params, prompts, samples):
-        states = hidden(params, prompts, samples)
-        tokens = numerics.readable_ids(samples.tokens, samples.mask, config.vocab_size)
-
-        def stats(states, tokens):
-            return numerics.logp_and_entropy(logits(params, states), tokens)
-
-        num_chunks = -(-tokens.size * config.vocab_size // max_logits)
-        logp, entropy = score.by_chunks(stats, num_chunks, states, tokens)
-        return TokenStats(logp=logp, entropy=entropy)
-
-    return Policy(init, prefill, start, decode, hidden, logits, measure, weights)
-
-
-def _joined(layer):
-    """A layer's parameters with those that `Block.project` reads together as one."""
-    layer = dict(layer)
-    for names in (("q", "k", "v"), ("gate", "up")):
-        parts = [layer.pop(name) for name in names]
-        layer["_".join(names)] = jax.tree.map(lambda *p: jnp.concatenate(p, -1), *parts)
-    return layer
+    def measure(self, params, prompts, samples):
+        return score.token_stats(
+            lambda states: self.logits(params, states),
+            self.hidden(params, prompts, samples),
+            samples,
+            max_logits=self.max_logits,
+        )

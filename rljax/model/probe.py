@@ -1,6 +1,6 @@
 """Looking into a decoder's layers, and steering them, from outside.
 
-Works on any function that runs a decoder, by flax's interception of method calls: the
+Works on any function that runs a decoder: it intercepts flax's method calls, and the
 decoder knows nothing of it. Symbols: `L` layers, `E` width of the model.
 """
 
@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rljax.model.transformer import Block, Decoder
+from rljax.model.block import Block
+from rljax.model.transformer import Decoder
 from rljax.types import Prompts, Samples
 
 
@@ -36,14 +37,14 @@ def recorded(fn: Callable) -> Callable:
             out = call(*args, **kwargs)
             module, method = context.module, context.method_name
             if isinstance(module, Block) and method == "__call__":
-                # Out of the scan with what the layer made, taken off again below.
-                x, made = out
-                return x, (made, x)
-            if isinstance(module, Decoder) and method == "walk":
-                x, made = out
-                outputs = jnp.stack([x for _, x in made], 1)  # [N, M, rows, E]
-                seen[-1].extend(outputs.reshape(-1, *x.shape))
-                return x, tuple(m for m, _ in made)
+                # The state leaves the scan beside the layer's output; see below.
+                x, output = out
+                return x, (output, x)
+            if isinstance(module, Decoder) and method == "apply_layers":
+                x, outputs = out
+                states = jnp.stack([x for _, x in outputs], 1)  # [N, M, rows, E]
+                seen[-1].extend(states.reshape(-1, *x.shape))
+                return x, tuple(output for output, _ in outputs)
             if method == "__call__" and module.name == "embed":
                 seen.append([out])  # a pass begins: over prompts, then over completions
             elif method == "__call__" and module.name == "norm":
@@ -58,7 +59,7 @@ def recorded(fn: Callable) -> Callable:
                 " pass the measure function of a decoder_policy."
             )
         P, G, T = samples.tokens.shape
-        # The last layer's output is there before and after the final norm: keep after.
+        # Of the last layer, keep the output after the final norm, not the one before.
         passes = [[*states[:-2], states[-1]] for states in seen]
         states = [_first(x, prompts, G) for x in passes[0]]
         if T > 1:
@@ -72,7 +73,7 @@ def recorded(fn: Callable) -> Callable:
 
 
 def _first(x: jax.Array, prompts: Prompts, num_samples: int) -> jax.Array:
-    """[P, G, 1, E]: the states after the prompts' last tokens."""
+    """[P, G, 1, E]: the states after the last tokens of the prompts."""
     P = prompts.length.shape[0]
     x = x.reshape(P, -1, x.shape[-1])  # [P, S, E], or [P, 1, E] if gathered already
     last = x[jnp.arange(P), jnp.minimum(prompts.length, x.shape[1]) - 1]
@@ -89,7 +90,7 @@ def steered(fn: Callable, vectors: jax.Array, strength: jax.typing.ArrayLike):
     """
 
     def steering(*args):
-        layers: list[jax.Array] = []  # the number of the one that runs
+        layers: list[jax.Array] = []  # the number of the layer that runs
 
         def steer(call, args, kwargs, context):
             if context.method_name != "__call__":
@@ -112,7 +113,7 @@ def turned(z: jax.Array, direction: jax.Array, strength) -> jax.Array:
 
     def unit(x):
         square = jnp.sum(jnp.square(x), -1, keepdims=True)
-        # Of a zero vector there is no direction: 0, with a gradient of 0, not NaN.
+        # A zero vector has no direction: return 0, with a gradient of 0, not NaN.
         return jnp.where(
             square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0
         )

@@ -17,8 +17,8 @@ class Policy(NamedTuple):
     init: key -> params.
     prefill: (params, prompts) -> (logits f32[P, V], prompt); logits of each
       completion's first token, and what decoding reads of a prompt, leaves [P, ...].
-    start: (prompt, num_samples, max_tokens) -> cache, of completions yet to come.
-    decode: (weights, tokens i32[P, G], t i32[P], prompt, cache) -> (logits
+    init_cache: (prompt, num_samples, max_tokens) -> cache of completions to come.
+    decode: (decode_params, tokens i32[P, G], t i32[P], prompt, cache) -> (logits
       f32[P, G, V], cache); feeds completion token number t (from 0), returns the logits
       of the next. Where t is 0 a new completion begins, whatever the cache holds.
     hidden: (params, prompts, samples) -> [P, G, T, D], normalised final states; the
@@ -26,14 +26,14 @@ class Policy(NamedTuple):
     logits: (params, hidden [..., D]) -> f32[..., V].
     measure: (params, prompts, samples) -> TokenStats of the completions' tokens; what
       sampler and learner compute agrees to rounding.
-    weights: params -> what `decode` reads of them, made once for all its tokens.
+    decode_params: params -> what `decode` reads of them, made once per rollout.
     """
 
     init: Callable[[jax.Array], Any]
     prefill: Callable[[Any, Prompts], tuple[jax.Array, Any]]
-    start: Callable[[Any, int, int], Any]
+    init_cache: Callable[[Any, int, int], Any]
     decode: Callable[[Any, jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
     hidden: Callable[[Any, Prompts, Samples], jax.Array]
     logits: Callable[[Any, jax.Array], jax.Array]
     measure: Callable[[Any, Prompts, Samples], TokenStats]
-    weights: Callable[[Any], Any] = lambda params: params
+    decode_params: Callable[[Any], Any] = lambda params: params

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, numerics
-from rljax.learn.update import ReferencedMeasure
 from rljax.policy import score
 from rljax.policy.base import Policy
-from rljax.types import TokenStats
+from rljax.types import ReferencedMeasure, TokenStats
 
 
 def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:
@@ -30,12 +29,14 @@ def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]
     return {
         "kl_reverse": jnp.sum(p * gap, -1),
         "kl_forward": -jnp.sum(jnp.exp(ref) * gap, -1),
-        # Not sum p^2 / q - 1, of which near equality only rounding is left.
+        # Not sum p^2 / q - 1: near equality only its rounding would be left.
         "chi_squared": jnp.sum(p * jnp.expm1(numerics.bounded(gap)), -1),
     }
 
 
-def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedMeasure:
+def against_reference(
+    policy: Policy, *, max_logits: int = score.MAX_LOGITS
+) -> ReferencedMeasure:
     """A measure function for the learner: token statistics and exact divergences.
 
     Args:
@@ -43,8 +44,8 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
       max_logits: float32 logits that may exist at once, over the whole mesh.
 
     Returns:
-      A measure function whose `extra` holds `divergences` by name; each costs a forward
-      pass of the reference, without gradient.
+      A measure function whose `extra` holds `divergences` by name. Each call costs a
+      forward pass of the reference, without gradient.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.count("max_logits", max_logits)
@@ -54,14 +55,19 @@ def against_reference(policy: Policy, *, max_logits: int = 2**27) -> ReferencedM
         own = policy.hidden(params, prompts, samples)
         other = policy.hidden(reference, prompts, samples)
 
-        def stats(own, other, tokens):
+        def stats(tokens, own, other):
             logits = policy.logits(params, own)
             known = numerics.logp_and_entropy(logits, tokens)
             return known, divergences(logits, policy.logits(reference, other))
 
-        half = max_logits // 2  # there are two of each
-        chunks, tokens = score.plan(policy.logits, params, own, samples, half)
-        (logp, entropy), extra = score.by_chunks(stats, chunks, own, other, tokens)
+        (logp, entropy), extra = score.in_chunks(
+            stats,
+            lambda states: policy.logits(params, states),
+            samples,
+            own,
+            other,
+            max_logits=max_logits // 2,  # two policies have as many each
+        )
         return TokenStats(logp=logp, entropy=entropy, extra=extra)
 
     return ReferencedMeasure(measure)

@@ -1,29 +1,72 @@
 """Scoring without ever holding all logits: token statistics chunk by chunk."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rljax import numerics
-from rljax.types import Samples
+from rljax.types import Samples, TokenStats
+
+MAX_LOGITS = 2**27
+"""Float32 logits that may exist at once, over the whole mesh."""
 
 
-def by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):
+def token_stats(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    states: jax.Array,
+    samples: Samples,
+    *,
+    max_logits: int,
+) -> TokenStats:
+    """Log-probability and entropy of the samples' tokens.
+
+    Args:
+      logits_fn: hidden states [..., D] -> logits f32[..., V].
+      states: [P, G, T, D]; the state at t predicts completion token t.
+      max_logits: logits that may exist at once, over the whole mesh.
+    """
+
+    def stats(tokens, states):
+        return numerics.logp_and_entropy(logits_fn(states), tokens)
+
+    logp, entropy = in_chunks(stats, logits_fn, samples, states, max_logits=max_logits)
+    return TokenStats(logp=logp, entropy=entropy)
+
+
+def in_chunks(
+    stats_fn: Callable[..., Any],
+    logits_fn: Callable[[jax.Array], jax.Array],
+    samples: Samples,
+    *states: jax.Array,
+    max_logits: int,
+):
     """Applies `stats_fn` to the tokens of each prompt, a chunk of them at a time.
 
     Chunks run along the tokens of each prompt, never across prompts, so that sharding
-    the prompt axis leaves every chunk spread over all devices. What `stats_fn` makes on
-    its way (logits) exists for one chunk only: it is made again in the backward pass.
+    the prompt axis leaves every chunk spread over all devices. The logits that
+    `stats_fn` makes exist for one chunk only; the backward pass makes them again.
 
     Args:
-      stats_fn: pure, ([rows, ...] of each array) -> pytree of [rows, ...].
-      num_chunks: how many; 1 applies it at once and keeps what the backward pass needs.
-      *arrays: each [P, G, T, ...].
+      stats_fn: pure, (tokens i32[rows], states [rows, D] of each) -> tree of
+        [rows, ...]. Tokens outside the mask can be looked up, too.
+      logits_fn: hidden states [..., D] -> logits f32[..., V].
+      *states: hidden states of one or several models, each [P, G, T, D].
+      max_logits: logits that may exist at once, over the whole mesh. If all logits are
+        fewer, there is one chunk, and the backward pass keeps what it needs.
 
     Returns:
-      The pytree, each leaf [P, G, T, ...].
+      The tree, each leaf [P, G, T, ...].
     """
+    logits = jax.eval_shape(logits_fn, states[0])
+    tokens = numerics.readable_ids(samples.tokens, samples.mask, logits.shape[-1])
+    num_chunks = -(-logits.size // max_logits)
+    return _by_chunks(stats_fn, num_chunks, tokens, *states)
+
+
+def _by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):
+    """`stats_fn` of arrays [P, G, T, ...] in `num_chunks` chunks."""
     P, G, T = arrays[0].shape[:3]
     size = -(-G * T // num_chunks)
 
@@ -32,33 +75,19 @@ def by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):
         out = stats_fn(*flat)
         return jax.tree.map(lambda x: x.reshape(P, -1, *x.shape[1:]), out)
 
+    def cut(x):  # [P, G*T, ...] -> [chunks, P, size, ...]
+        pad = [(0, 0), (0, -(G * T) % size)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, pad)
+        return jnp.moveaxis(x.reshape(P, -1, size, *x.shape[2:]), 1, 0)
+
+    def uncut(x):
+        return jnp.moveaxis(x, 0, 1).reshape(P, -1, *x.shape[3:])[:, : G * T]
+
     joined = [x.reshape(P, G * T, *x.shape[3:]) for x in arrays]
     if num_chunks == 1:
         out = apply(*joined)
     else:
-
-        def cut(x):  # [P, G*T, ...] -> [chunks, P, size, ...]
-            pad = [(0, 0), (0, -(G * T) % size)] + [(0, 0)] * (x.ndim - 2)
-            x = jnp.pad(x, pad)
-            return jnp.moveaxis(x.reshape(P, -1, size, *x.shape[2:]), 1, 0)
-
-        out = jax.lax.map(
-            jax.checkpoint(lambda parts: apply(*parts)), tuple(map(cut, joined))
-        )
-        out = jax.tree.map(
-            lambda x: jnp.moveaxis(x, 0, 1).reshape(P, -1, *x.shape[3:])[:, : G * T],
-            out,
-        )
+        one_chunk = jax.checkpoint(lambda parts: apply(*parts))
+        out = jax.lax.map(one_chunk, tuple(map(cut, joined)))
+        out = jax.tree.map(uncut, out)
     return jax.tree.map(lambda x: x.reshape(P, G, T, *x.shape[2:]), out)
-
-
-def plan(logits_fn: Callable, params, states: jax.Array, samples: Samples, max_logits):
-    """What scoring the tokens of samples by their states [P, G, T, D] needs to know.
-
-    Returns:
-      How many chunks keep the logits within `max_logits`, and the token ids
-      i32[P, G, T], those outside the mask such that they can be looked up.
-    """
-    logits = jax.eval_shape(logits_fn, params, states)
-    ids = numerics.readable_ids(samples.tokens, samples.mask, logits.shape[-1])
-    return -(-logits.size // max_logits), ids

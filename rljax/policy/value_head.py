@@ -5,27 +5,26 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rljax import check, numerics
+from rljax import check
 from rljax.policy import score
 from rljax.policy.base import Policy
-from rljax.types import TokenStats
 
 
 def with_value_head(
     policy: Policy,
     *,
     d_model: int,
-    max_logits: int = 2**27,
+    max_logits: int = score.MAX_LOGITS,
     features_fn: Callable[[jax.Array], jax.Array] = lambda states: states,
 ) -> Policy:
     """The policy with params {"policy": ..., "value": {"kernel", "bias"}}.
 
-    `measure` adds extra["value"] f32[P, G, T], linear in the final hidden states: the
-    value at t is that of the state before completion token t. The head starts at 0.
-    Samplers return no values: for `old` ones pass this `measure` to the actor.
+    `measure` adds extra["value"] f32[P, G, T], linear in the final hidden states. The
+    value at t belongs to the state before completion token t. The head starts at 0.
+    Samplers return no values: to have them in `old`, pass this `measure` to the actor.
 
     Args:
-      policy: the trunk; sampled from as before.
+      policy: the trunk; it is sampled from as before.
       d_model: width of its hidden states.
       max_logits: float32 logits that scoring may hold at once, over the whole mesh.
       features_fn: applied to the hidden states; `jax.lax.stop_gradient` keeps the value
@@ -46,15 +45,15 @@ def with_value_head(
     def measure(params, prompts, samples):
         trunk, head = params["policy"], params["value"]
         states = policy.hidden(trunk, prompts, samples)
-
-        def stats(states, tokens):
-            return numerics.logp_and_entropy(policy.logits(trunk, states), tokens)
-
-        chunks, tokens = score.plan(policy.logits, trunk, states, samples, max_logits)
-        logp, entropy = score.by_chunks(stats, chunks, states, tokens)
+        stats = score.token_stats(
+            lambda states: policy.logits(trunk, states),
+            states,
+            samples,
+            max_logits=max_logits,
+        )
         features = features_fn(states).astype(jnp.float32)
         value = features @ head["kernel"] + head["bias"]
-        return TokenStats(logp=logp, entropy=entropy, extra={"value": value})
+        return stats.replace(extra={"value": value})
 
     def prefill(params, prompts):
         return policy.prefill(params["policy"], prompts)
@@ -65,8 +64,14 @@ def with_value_head(
     def logits(params, states):
         return policy.logits(params["policy"], states)
 
-    def weights(params):
-        return policy.weights(params["policy"])
+    def decode_params(params):
+        return policy.decode_params(params["policy"])
 
-    start, decode = policy.start, policy.decode
-    return Policy(init, prefill, start, decode, hidden, logits, measure, weights)
+    return policy._replace(
+        init=init,
+        prefill=prefill,
+        hidden=hidden,
+        logits=logits,
+        measure=measure,
+        decode_params=decode_params,
+    )

@@ -1,8 +1,8 @@
 """Hints: rollouts that continue a partial solution, and learn it too (UFT).
 
-    act = hinted_act(actor(policy, joined(hinted(sampler(policy, ...)),
-                                          measured(hint_row(), policy.measure))),
-                     cosine_reveal())
+    own = sample_after_hint(sampler(policy, ...))
+    row = with_old(hint_as_row(), policy.measure)
+    act = reveal_hints(actor(policy, side_by_side(own, row)), cosine_reveal())
 
 A solution is cut into pieces; each training step reveals a random number of them, fewer
 as training goes on. Rollouts start after the revealed part. In the rollout they stand
@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check, keys
-from rljax.advantage.mixing import of_source
 from rljax.rollout.sample import Sampler
-from rljax.types import Missing, Prompts, Rollout, Samples, Source, over_tokens
+from rljax.types import Missing, Prompts, Samples, Source, over_tokens
 
 
 def cosine_reveal(
@@ -53,7 +52,7 @@ def cosine_reveal(
     return probability
 
 
-def hinted_act(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
+def reveal_hints(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
     """Wraps an act: draws how much of each solution is revealed.
 
     The number of pieces is Binomial(pieces of the solution, probability_fn(step)),
@@ -83,7 +82,7 @@ def hinted_act(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]):
     return hinting
 
 
-def hinted(sample: Sampler) -> Sampler:
+def sample_after_hint(sample: Sampler) -> Sampler:
     """Samples from prompts extended by their hints, and moves the hints to the samples.
 
     Returns:
@@ -128,7 +127,7 @@ def _shifted_over(base: jax.Array, x: jax.Array, start: jax.Array) -> jax.Array:
     return one(base, x, start)
 
 
-def hint_row() -> Sampler:
+def hint_as_row() -> Sampler:
     """A sampler of one row: the revealed hint, as a demonstration of the prompt."""
 
     def sample(params, prompts, key):
@@ -142,33 +141,14 @@ def hint_row() -> Sampler:
             source=jnp.full(length.shape, Source.DEMONSTRATION, jnp.int32),
             finished=jnp.zeros(length.shape, bool),
         )
-        how = "measure them: measured(hint_row(), policy.measure)"
+        how = "measure them: with_old(hint_as_row(), policy.measure)"
         return samples, Missing("old", how)
 
     return sample
 
 
-def is_hint(rollout: Rollout) -> jax.Array:
-    """bool[P, G]: the hints' rows.
-
-    Raises:
-      ValueError: when traced, if the run gives no hints.
-    """
-    _require(rollout.prompts, "hint_length")
-    return of_source(rollout, Source.DEMONSTRATION)
-
-
 def _require(prompts: Prompts, name: str) -> jax.Array:
-    if name not in prompts.data:
-        how = (
-            "wrap the act in hinted_act(act, cosine_reveal())"
-            if name == "hint_length"
-            else "cut the data set's solutions with piece_ends"
-        )
-        raise ValueError(
-            f'hints read prompts.data["{name}"], the prompts carry'
-            f" {sorted(prompts.data)}; {how}."
-        )
+    check.hints(prompts.data, name)
     return jnp.asarray(prompts.data[name])
 
 

@@ -1,6 +1,6 @@
 """Mixed groups: rollouts beside stored answers, as an algebra of samplers.
 
-    actor(policy, joined(sampler(policy, num_samples=4, ...), stored()))
+    actor(policy, side_by_side(sampler(policy, num_samples=4, ...), stored_answers()))
 
 samples four completions per prompt and puts the data set's answers beside them in the
 same group. The actor then measures the reference on all rows, and the verifier judges
@@ -9,7 +9,7 @@ all rows, exactly as for rollouts. `A` is the number of stored answers per promp
 Stored answers have no old statistics, and so the joined samples have none: GFT needs
 none. Where a method does (PPO clips, LUFFY's on-policy part), measure them:
 
-    joined(sampler(...), measured(stored(), policy.measure))
+    side_by_side(sampler(...), with_old(stored_answers(), policy.measure))
 """
 
 from collections.abc import Callable
@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, keys
-from rljax.advantage.mixing import require_answers
 from rljax.rollout.sample import Sampler
 from rljax.types import (
     Missing,
@@ -30,10 +29,10 @@ from rljax.types import (
     over_tokens,
 )
 
-_MEASURE = "wrap the stored answers: measured(stored(), policy.measure)"
+_MEASURE = "wrap the stored answers: with_old(stored_answers(), policy.measure)"
 
 
-def stored(num_answers: int | None = None) -> Sampler:
+def stored_answers(num_answers: int | None = None) -> Sampler:
     """A sampler that reads the data set's answers instead of sampling.
 
     Reads `prompts.data["answers"]` i32[P, A, T], `["answers_mask"]` bool[P, A, T] and
@@ -68,7 +67,7 @@ def stored(num_answers: int | None = None) -> Sampler:
 
 def _answers(prompts: Prompts):
     data = prompts.data
-    require_answers(data, "stored() reads")
+    check.stored_answers(data, "stored_answers() reads")
     if "answers" in data:
         tokens, mask, source = (
             jnp.asarray(data[name])
@@ -91,7 +90,7 @@ def _answers(prompts: Prompts):
     return tokens, mask, source
 
 
-def measured(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
+def with_old(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
     """The same samples with `old` measured under the sampling parameters.
 
     One forward pass over these rows; what the sampler returned as `old` is dropped.
@@ -109,7 +108,7 @@ def measured(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
     return measuring
 
 
-def joined(*samplers: Sampler) -> Sampler:
+def side_by_side(*samplers: Sampler) -> Sampler:
     """The samples of several samplers in one group, in this order along the group axis.
 
     Shorter completions are padded. Statistics that one of them does not have, the
@@ -138,10 +137,12 @@ def joined(*samplers: Sampler) -> Sampler:
         parts = over_tokens(pad, parts)
         behaviour = _join([samples.behaviour for samples, _ in parts])
         old = _join([old for _, old in parts])
-        decoded = _join([samples.decoded for samples, _ in parts])
-        bare = [samples.replace(behaviour=None, decoded=None) for samples, _ in parts]
+        decode_steps = _join([samples.decode_steps for samples, _ in parts])
+        bare = [
+            samples.replace(behaviour=None, decode_steps=None) for samples, _ in parts
+        ]
         samples = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *bare)
-        return samples.replace(behaviour=behaviour, decoded=decoded), old
+        return samples.replace(behaviour=behaviour, decode_steps=decode_steps), old
 
     return sample
 
@@ -154,6 +155,6 @@ def _join(stats: list):
     if len(kinds) > 1:
         raise ValueError(
             f"joined samplers must return the same statistics, got {kinds}; measure"
-            " them all with one function: measured(sampler, policy.measure)."
+            " them all with one function: with_old(sampler, policy.measure)."
         )
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *stats)

@@ -1,26 +1,28 @@
 """The sampler: decoding on the device, no host, early exit.
 
 A prompt is prefilled once and shared by its G samples. Randomness is keyed by
-(run key, step, prompt id, sample id, position): the same sample comes out whatever the
-batch size, padding, order or sharding.
+(run key, step, prompt id, sample id, position): batch size, order, padding and sharding
+change no random number.
 
 Tokens are drawn from the policy's own distribution, temperature included: that is what
 the learner measures and trains. Top-k and top-p depart from it; see `behaviour`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rljax import check, keys, mesh, numerics
-from rljax.data import token_ids
+from rljax import check, keys, mesh
 from rljax.policy.base import Policy
-from rljax.rollout import slots
+from rljax.rollout import draw, slots
+from rljax.rollout import environment as environments
+from rljax.rollout.environment import Environment
 from rljax.types import Missing, Prompts, Samples, Source, TokenStats
 
-Sampler = Callable[..., tuple[Samples, TokenStats | Missing]]
+Sampler = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
+"""(params, prompts, the step's key) -> (samples, `old`)."""
 
 
 def sampler(
@@ -31,6 +33,7 @@ def sampler(
     stop_tokens: tuple[int, ...],
     top_k: int | None = None,
     top_p: float | None = None,
+    environment: Environment | None = None,
     num_slots: int | None = None,
     num_segments: int | None = None,
 ) -> Sampler:
@@ -48,6 +51,7 @@ def sampler(
       top_k: draws among the k most likely tokens only (ties with the k-th are kept).
       top_p: after top-k, draws among the smallest set of the most likely tokens with at
         least this mass.
+      environment: what answers within completions; see `rljax.rollout.environment`.
       num_slots: samples decoded at a time over the whole mesh; when one ends, a waiting
         one takes its place. For completions of very different lengths: a sixteenth of
         a batch's samples, say. None decodes all at once, until the longest ends.
@@ -57,45 +61,30 @@ def sampler(
 
     Returns:
       A pure function of parameters, prompts and the step's key. `samples.behaviour` is
-      the distribution really drawn from, with `kept_mass` under it, `old` the policy
-      itself, nothing truncated. At defaults they are equal.
+      the distribution really drawn from, with `kept_mass` under it; `old` is the policy
+      itself, nothing truncated. At defaults they are equal. Both are 0 outside the
+      mask: after the end of a completion and at forced tokens.
 
     Raises:
-      ValueError: if a number is outside its range.
+      ValueError: if a number is outside its range; when traced, if a stop token is no
+        id of the vocabulary.
     """
-    check.kind("policy", policy, Policy, "decoder_policy(config)")
-    check.count("num_samples", num_samples)
-    check.count("max_tokens", max_tokens)
-    if not isinstance(stop_tokens, (tuple, list)):
-        check.refuse("stop_tokens", "be a tuple of token ids", stop_tokens)
-    for token in stop_tokens:
-        check.count("stop_tokens", token, low=0, high=2**31 - 1)
     if top_k is not None:
         check.count("top_k", top_k)
     if top_p is not None:
         check.number("top_p", top_p, above=0, high=1)
-    plain = top_k is None and top_p is None
-
-    def draw(logits, own_keys, t):
-        drawn_from, kept = truncate(logits, top_k, top_p)
-        noise = jax.vmap(jax.vmap(_gumbel, (0, None, None)), (0, 0, None))
-        token = jnp.argmax(drawn_from + noise(own_keys, t, logits.shape[-1]), -1)
-        row = _row(logits, token)
-        if not plain:
-            stats = numerics.logp_and_entropy(drawn_from, row["token"])
-            row |= {"behaviour": stats, "kept": kept}
-        return row
-
-    return _decoded(
-        policy,
-        draw,
-        Source.OWN,
-        num_samples,
-        max_tokens,
-        stop_tokens,
-        num_slots,
-        num_segments,
+    settings = _Settings(
+        policy=policy,
+        draw_fn=draw.at_random(top_k, top_p),
+        source=Source.OWN,
+        num_samples=num_samples,
+        max_tokens=max_tokens,
+        stop_tokens=stop_tokens,
+        environment=environment,
+        num_slots=num_slots,
+        num_segments=num_segments,
     )
+    return _sampler(settings)
 
 
 def greedy(
@@ -103,6 +92,7 @@ def greedy(
     *,
     max_tokens: int,
     stop_tokens: tuple[int, ...],
+    environment: Environment | None = None,
     num_slots: int | None = None,
     num_segments: int | None = None,
 ) -> Sampler:
@@ -117,100 +107,205 @@ def greedy(
       A sampler of rows [P, 1, T] of `Source.GREEDY`; their behaviour is certain, their
       `old` the policy's own statistics.
     """
-
-    def draw(logits, own_keys, t):
-        del own_keys, t
-        row = _row(logits, jnp.argmax(logits, -1))
-        # A point mass: log 1, no entropy, nothing truncated.
-        zero = jnp.zeros(row["token"].shape, jnp.float32)
-        return row | {"behaviour": (zero, zero), "kept": zero + 1}
-
-    return _decoded(
-        policy, draw, Source.GREEDY, 1, max_tokens, stop_tokens, num_slots, num_segments
+    settings = _Settings(
+        policy=policy,
+        draw_fn=draw.most_likely,
+        source=Source.GREEDY,
+        num_samples=1,
+        max_tokens=max_tokens,
+        stop_tokens=stop_tokens,
+        environment=environment,
+        num_slots=num_slots,
+        num_segments=num_segments,
     )
+    return _sampler(settings)
 
 
-def _row(logits, token) -> dict[str, Any]:
-    """What is written down of each token."""
-    token = token.astype(jnp.int32)
-    old = numerics.logp_and_entropy(logits, token)
-    return {"token": token, "mask": jnp.ones(token.shape, bool), "old": old}
+class _Settings(NamedTuple):
+    """The arguments of a sampler; see `sampler`."""
+
+    policy: Policy
+    draw_fn: draw.Draw
+    source: int
+    num_samples: int
+    max_tokens: int
+    stop_tokens: tuple[int, ...]
+    environment: Environment | None
+    num_slots: int | None
+    num_segments: int | None
+
+    def is_stop(self, token: jax.Array) -> jax.Array:
+        """bool like `token`."""
+        return jnp.isin(token, jnp.asarray(self.stop_tokens, jnp.int32))
 
 
-def _decoded(
-    policy, draw, source, num_samples, max_tokens, stop_tokens, num_slots, num_segments
-) -> Sampler:
-    """A sampler by `draw(logits f32[P, G, V], key[P, G], t i32[P]) -> row`."""
-    check.number("max_tokens", max_tokens, low=1)
-    if num_slots is not None:
-        check.count("num_slots", num_slots)
+def _sampler(settings: _Settings) -> Sampler:
+    """A sampler by any draw function."""
+    check.kind("policy", settings.policy, Policy, "decoder_policy(config)")
+    check.count("num_samples", settings.num_samples)
+    check.count("max_tokens", settings.max_tokens)
+    if not isinstance(settings.stop_tokens, (tuple, list)):
+        check.refuse("stop_tokens", "be a tuple of token ids", settings.stop_tokens)
+    for token in settings.stop_tokens:
+        check.count("stop_tokens", token, low=0, high=2**31 - 1)
+    if settings.environment is not None:
+        example = "Environment(init, step)"
+        check.kind("environment", settings.environment, Environment, example)
+    if settings.num_slots is not None:
+        check.count("num_slots", settings.num_slots)
+    num_segments = settings.num_segments
     if num_segments is None:
-        num_segments = min(max(1, max_tokens // 16), 4)
-    check.count("num_segments", num_segments, high=max_tokens)
-    stops = jnp.asarray(stop_tokens, jnp.int32)
+        num_segments = min(max(1, settings.max_tokens // 16), 4)
+    check.count("num_segments", num_segments, high=settings.max_tokens)
 
     def sample(params, prompts: Prompts, key):
-        P, G, T = prompts.tokens.shape[0], num_samples, max_tokens
-        D = mesh.size()
-        # Without refilling a prompt's samples stay together and read its keys once.
-        W, B = (G, P // D) if num_slots is None else (1, min(num_slots, P * G) // D)
-        _require_slots(P, D, B, num_slots)
-
-        def lanes(x):  # [P, G, ...] -> [D, N, W, ...]
-            return mesh.constrain(x.reshape(D, -1, W, *x.shape[2:]))
-
-        own = sample_keys(key, prompts.id, G)
-        logits, prompt = policy.prefill(params, prompts)
-        token_ids.check_stops(stop_tokens, logits.shape[-1])
-        logits = jnp.broadcast_to(logits[:, None], (P, G, logits.shape[-1]))
-        first = jax.tree.map(lanes, draw(logits, own, jnp.zeros(P, jnp.int32)))
-        log = jax.tree.map(
-            lambda x: jnp.zeros((*x.shape[:2], T, W), x.dtype).at[:, :, 0].set(x), first
-        )
-        done = jnp.isin(first["token"], stops) | (T == 1)
-        number = jnp.broadcast_to(jnp.arange(done.shape[1]), done.shape[:2])
-        queue = slots.Items(
-            number=number,
-            t=jnp.zeros_like(number),
-            token=first["token"],
-            done=done,
-            key=lanes(jax.random.key_data(own)),
-        )
-
-        def choose(logits, items):
-            row = draw(logits, jax.random.wrap_key_data(items.key), items.t)
-            last = (items.t == T - 1)[:, None]
-            return row["token"], jnp.isin(row["token"], stops) | last, row
-
-        log, count = slots.decode(
-            policy,
-            policy.weights(params),
-            queue,
-            jax.tree.map(lambda x: x.reshape(D, -1, *x.shape[1:]), prompt),
-            log,
-            choose,
-            num_slots=B,
-            max_tokens=T,
-            num_segments=num_segments,
-        )
-        log = jax.tree.map(lambda x: jnp.moveaxis(x, 3, 2).reshape(P, G, T), log)
-        old = TokenStats(logp=log["old"][0], entropy=log["old"][1])
-        behaviour = old.replace(extra={"kept_mass": log["mask"].astype(jnp.float32)})
-        if "behaviour" in log:
-            logp, entropy = log["behaviour"]
-            extra = {"kept_mass": log["kept"]}
-            behaviour = TokenStats(logp=logp, entropy=entropy, extra=extra)
-        samples = Samples(
-            tokens=log["token"],
-            mask=log["mask"],
-            source=jnp.full((P, G), source, jnp.int32),
-            finished=jnp.any(jnp.isin(log["token"], stops) & log["mask"], -1),
-            behaviour=behaviour,
-            decoded=jnp.full((P, G), D * B * W / (P * G), jnp.float32) * count,
-        )
-        return samples, old
+        return _sample(settings, num_segments, params, prompts, key)
 
     return sample
+
+
+def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, key):
+    num_prompts, policy = prompts.tokens.shape[0], settings.policy
+    layout = _layout(num_prompts, settings.num_samples, settings.num_slots)
+    logits, prompt = policy.prefill(params, prompts)
+    check.stop_tokens(settings.stop_tokens, logits.shape[-1])
+    queue, written = _begin(settings, layout, logits, prompts, key)
+
+    def out(x):  # with room for all tokens, the first one written
+        shape = (*x.shape[:2], settings.max_tokens, layout.num_rows)
+        return jnp.zeros(shape, x.dtype).at[:, :, 0].set(x)
+
+    work = slots.Work(
+        policy=policy,
+        decode_params=policy.decode_params(params),
+        queue=queue,
+        prompt=jax.tree.map(layout.split, prompt),
+        choose_fn=lambda logits, items: _choose(settings, logits, items),
+        num_slots=layout.num_slots,
+        max_tokens=settings.max_tokens,
+    )
+    out = jax.tree.map(out, written)
+    decoded = slots.decode(work, out, num_segments=num_segments)
+    return _samples(settings, layout, num_prompts, decoded)
+
+
+class _Layout(NamedTuple):
+    """How the samples of a batch are spread: see `slots`.
+
+    num_devices: of the mesh; each takes as many prompts.
+    num_slots: of each device.
+    num_rows: samples in a slot, all of one prompt.
+    """
+
+    num_devices: int
+    num_slots: int
+    num_rows: int
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """[P, ...] -> [devices, P / devices, ...]."""
+        return x.reshape(self.num_devices, -1, *x.shape[1:])
+
+    def rows(self, tree):
+        """[P, G, ...] -> [devices, items, rows, ...]."""
+
+        def lay_out(x):
+            x = x.reshape(self.num_devices, -1, self.num_rows, *x.shape[2:])
+            return mesh.constrain(x)
+
+        return jax.tree.map(lay_out, tree)
+
+
+def _layout(num_prompts: int, num_samples: int, num_slots: int | None) -> _Layout:
+    num_devices = mesh.size()
+    if num_slots is None:
+        # A prompt's samples stay together, so that its keys are read once for all.
+        layout = _Layout(num_devices, num_prompts // num_devices, num_samples)
+    else:
+        num_slots = min(num_slots, num_prompts * num_samples)
+        layout = _Layout(num_devices, num_slots // num_devices, 1)
+    uneven = num_slots is not None and num_slots % num_devices
+    if num_prompts % num_devices or layout.num_slots < 1 or uneven:
+        raise ValueError(
+            f"the number of prompts and num_slots must be multiples of the mesh's"
+            f" {num_devices} devices, got {num_prompts} prompts and num_slots"
+            f" {num_slots}."
+        )
+    return layout
+
+
+def _begin(settings: _Settings, layout: _Layout, logits, prompts: Prompts, key):
+    """All items with their first token, and what is written down of it, by device."""
+    P, G = len(logits), settings.num_samples
+    state = ()
+    if settings.environment is not None:
+        state = environments.begin(settings.environment, prompts, key, G)
+    waiting = slots.Items(
+        number=jnp.zeros(P, jnp.int32),  # given below
+        t=jnp.zeros(P, jnp.int32),
+        token=jnp.zeros((P, G), jnp.int32),
+        done=jnp.zeros((P, G), bool),
+        key=jax.random.key_data(sample_keys(key, prompts.id, G)),
+        state=state,
+    )
+    logits = jnp.broadcast_to(logits[:, None], (P, G, logits.shape[-1]))
+    first = _choose(settings, logits, waiting)
+    done = layout.rows(first.done)
+    number = jnp.broadcast_to(jnp.arange(done.shape[1]), done.shape[:2])
+    queue = slots.Items(
+        number=number,
+        t=jnp.zeros_like(number),
+        token=layout.rows(first.token),
+        done=done,
+        key=layout.rows(waiting.key),
+        state=layout.rows(first.state),
+    )
+    return queue, layout.rows(first.written)
+
+
+def _choose(settings: _Settings, logits: jax.Array, items: slots.Items) -> slots.Choice:
+    """Draws the next token of each row, or takes the one its environment forces."""
+    sample_key = jax.random.wrap_key_data(items.key)
+    written, state = settings.draw_fn(logits, sample_key, items.t), items.state
+    if settings.environment is None:
+        ended = settings.is_stop(written["token"])
+    else:
+        written = environments.force(state, written)
+        is_stop = settings.is_stop(written["token"])
+        state = environments.answer(
+            settings.environment, state, written["token"], is_stop
+        )
+        ended = state.finished
+    is_last = (items.t == settings.max_tokens - 1)[:, None]
+    return slots.Choice(written["token"], ended | is_last, state, written)
+
+
+def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.Decoded):
+    """Samples and `old`, [P, G, ...], from what was written down by device."""
+    P, G, T = num_prompts, settings.num_samples, settings.max_tokens
+    out = jax.tree.map(lambda x: jnp.moveaxis(x, 3, 2).reshape(P, G, T), decoded.out)
+    old = TokenStats(logp=out["old"][0], entropy=out["old"][1])
+    behaviour = old.replace(extra={"kept_mass": out["mask"].astype(jnp.float32)})
+    if "behaviour" in out:
+        logp, entropy = out["behaviour"]
+        extra = {"kept_mass": out["kept"]}
+        behaviour = TokenStats(logp=logp, entropy=entropy, extra=extra)
+    samples = Samples(
+        tokens=out["token"],
+        mask=out["mask"],
+        source=jnp.full((P, G), settings.source, jnp.int32),
+        finished=jnp.any(settings.is_stop(out["token"]) & out["mask"], -1),
+        behaviour=behaviour,
+        decode_steps=jnp.full(
+            (P, G),
+            layout.num_devices * layout.num_slots * layout.num_rows / (P * G),
+            jnp.float32,
+        )
+        * decoded.num_steps,
+    )
+    if settings.environment is not None:
+        turn = jax.tree.map(lambda x: x.reshape(P, G, *x.shape[3:]), decoded.states)
+        samples = samples.replace(finished=turn.finished, environment=turn.state)
+    return samples, old
 
 
 def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.Array:
@@ -221,39 +316,3 @@ def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.A
 
     rows = jax.vmap(jax.vmap(own, (None, 0)), (0, None))
     return rows(prompt_id, jnp.arange(num_samples))
-
-
-def _gumbel(key, t, num):
-    return jax.random.gumbel(keys.at(key, t), (num,), jnp.float32)
-
-
-def _require_slots(P, D, B, num_slots):
-    if P % D or B < 1 or (num_slots is not None and num_slots % D):
-        raise ValueError(
-            f"the number of prompts and num_slots must be multiples of the mesh's {D}"
-            f" devices, got {P} prompts and num_slots {num_slots}."
-        )
-
-
-def truncate(logits: jax.Array, top_k: int | None, top_p: float | None):
-    """Logits with -inf outside top-k and then top-p, and the mass that is left.
-
-    Args:
-      logits: f32[..., V], after temperature.
-
-    Returns:
-      Truncated logits f32[..., V] and the kept mass f32[...], a fraction.
-    """
-    out = logits
-    if top_k is not None and top_k < logits.shape[-1]:
-        threshold = jax.lax.top_k(out, top_k)[0][..., -1:]
-        out = jnp.where(out >= threshold, out, -jnp.inf)
-    if top_p is not None and top_p < 1:
-        ordered = jnp.sort(out, -1, descending=True)
-        p = jax.nn.softmax(ordered, -1)
-        # A token stays if the mass before it is below top_p: the first always does.
-        stays = jnp.cumsum(p, -1) - p < top_p
-        threshold = jnp.min(jnp.where(stays, ordered, jnp.inf), -1, keepdims=True)
-        out = jnp.where(out >= threshold, out, -jnp.inf)
-    kept = jnp.sum(jnp.where(jnp.isneginf(out), 0.0, jax.nn.softmax(logits, -1)), -1)
-    return out, kept

@@ -1,10 +1,11 @@
 """Slots: rows that are decoded side by side; when a sample ends, a waiting one follows.
 
-One `while_loop` on the device, no host. Every device is a lane with a queue of its own,
+One `while_loop` on the device, no host. Every device has a queue and slots of its own,
 so that refilling moves nothing between devices.
 
-Symbols beyond rljax.types: `D` lanes, `N` items queued per lane, `B` slots per lane. An
-item is `W` samples of one prompt that begin together.
+A slot holds an *item*: one sample, or several samples of one prompt that begin
+together. The samples of an item are its rows. Queued items are arrays [devices, items,
+...], items in slots [devices, slots, ...]; arrays of rows have the axis `rows` next.
 """
 
 from collections.abc import Callable
@@ -17,17 +18,20 @@ from rljax import mesh, numerics
 from rljax.policy.base import Policy
 
 REFILL = 16
-"""Slots wait until one in so many is idle: a refill copies the prompts' keys."""
+"""Refill only when at least 1/16 of the slots are idle (or fewer items wait): each
+refill copies the prompts' key/value caches."""
 
 
 class Items(NamedTuple):
-    """Samples with their first token; arrays [D, N, ...] queued, [D, B, ...] in slots.
+    """Samples that have their first token; arrays [devices, items or slots, ...].
 
-    number: i32[D, N] place in the queue.
-    t: i32[D, N] number of the last token, from 0.
-    token: i32[D, N, W] the last token.
-    done: bool[D, N, W] ended; an item is idle when all its rows have.
-    key: u32[D, N, W, ...] data of each sample's key.
+    number: i32[devices, items] place in the queue.
+    t: i32[devices, items] number of the last token, from 0.
+    token: i32[devices, items, rows] the last token.
+    done: bool[devices, items, rows] ended; an item is idle when all its rows have.
+    key: u32[devices, items, rows, ...] data of each sample's key.
+    state: tree [devices, items, rows, ...] that belongs to `choose_fn`. The loop
+      carries it and never looks into it. () is none.
     """
 
     number: jax.Array
@@ -35,129 +39,270 @@ class Items(NamedTuple):
     token: jax.Array
     done: jax.Array
     key: jax.Array
+    state: Any = ()
 
     @property
     def idle(self) -> jax.Array:
         return jnp.all(self.done, -1)
 
 
-def decode(
-    policy: Policy,
-    weights: Any,
-    queue: Items,
-    prompt: Any,
-    log: Any,
-    choose: Callable,
-    *,
-    num_slots: int,
-    max_tokens: int,
-    num_segments: int = 1,
-) -> tuple[Any, jax.Array]:
+class Choice(NamedTuple):
+    """What `choose_fn` makes of the logits; arrays [items, rows, ...].
+
+    token: i32, the next token.
+    done: bool, whether the row ends with it.
+    state: what `Items.state` becomes. That of rows which had ended stays.
+    written: tree, what is written down of the token.
+    """
+
+    token: jax.Array
+    done: jax.Array
+    state: Any
+    written: Any
+
+
+class Work(NamedTuple):
+    """What stays the same while all items are decoded.
+
+    policy: what decodes.
+    decode_params: what its `decode` reads of its parameters.
+    queue: the items, those of a prompt one after the other.
+    prompt: what decoding reads of prompts, leaves [devices, prompts, ...].
+    choose_fn: (logits f32[items, rows, V], Items without the axis of devices) ->
+      Choice; `Items.t` is the number of the token to be chosen.
+    num_slots: slots of each device; at most as many as it has items.
+    max_tokens: T, tokens of a completion at most.
+    """
+
+    policy: Policy
+    decode_params: Any
+    queue: Items
+    prompt: Any
+    choose_fn: Callable[[jax.Array, Items], Choice]
+    num_slots: int
+    max_tokens: int
+
+    @property
+    def num_items(self) -> int:
+        """Items of each device."""
+        return self.queue.token.shape[1]
+
+    @property
+    def refill_size(self) -> int:
+        """Items that a refill takes at most."""
+        return min(self.num_slots, -(-self.num_slots // REFILL))
+
+    @property
+    def items_per_prompt(self) -> int:
+        return self.num_items // jax.tree.leaves(self.prompt)[0].shape[1]
+
+
+class Carry(NamedTuple):
+    """What the loop carries.
+
+    items: in the slots, [devices, slots, ...].
+    num_started: i32[devices] items that have, or had, a slot.
+    prompt: what decoding reads of each slot's prompt, [devices, slots, ...].
+    cache: the policy's.
+    out: tree [devices, items, T, rows], what has been written down.
+    states: tree [devices, items, rows, ...], last states of items that left a slot.
+    num_steps: i32[] how often all slots were decoded.
+    """
+
+    items: Items
+    num_started: jax.Array
+    prompt: Any
+    cache: Any
+    out: Any
+    states: Any
+    num_steps: jax.Array
+
+
+class Decoded(NamedTuple):
+    """out: tree [devices, items, T, rows]. states: tree [devices, items, rows, ...],
+    each item's last. num_steps: i32[] how often all slots were decoded."""
+
+    out: Any
+    states: Any
+    num_steps: jax.Array
+
+
+def decode(work: Work, out: Any, *, num_segments: int = 1) -> Decoded:
     """Decodes all items to their ends.
 
     Args:
-      policy: what decodes.
-      weights: `policy.weights` of its parameters.
-      queue: items [D, N, ...] with t = 0.
-      prompt: of `policy.prefill`, with leaves [D, M, ...]; N is a multiple of M, and
-        items of one prompt follow each other.
-      log: buffers [D, N, T, W, ...], their first token written.
-      choose: (logits f32[D * B, W, V], items [D * B, ...]) -> (token, done, row of the
-        log), each [D * B, W]; the items' t is the number of the token to choose.
-      num_slots: B, at most N.
-      max_tokens: T.
-      num_segments: if all begin together, the cache grows in so many steps, and so does
-        what a token reads of it; each step is a program of its own.
-
-    Returns:
-      The filled log, and how often every slot was decoded, i32[].
+      work: what to decode, and by what.
+      out: tree [devices, items, T, rows] to write to; first tokens stand in it already.
+      num_segments: number of cache sizes. Decoding starts with a small cache and goes
+        on with larger ones, so early tokens read less; each size is compiled
+        separately. Counts only if every item has a slot.
     """
-    D, N, W = queue.token.shape
-    B, share = num_slots, N // jax.tree.leaves(prompt)[0].shape[1]
-    batch = min(B, -(-B // REFILL))
-
-    def flat(tree):
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-
-    def lanes(tree):
-        return jax.tree.map(lambda x: x.reshape(D, B, *x.shape[1:]), tree)
-
-    def advance(carry):
-        slots, begun, prompt, cache, log, count = carry
-        logits, cache = policy.decode(
-            weights, flat(slots.token), flat(slots.t), flat(prompt), cache
-        )
-        idle, t = slots.idle, slots.t + 1
-        token, done, row = lanes(choose(logits, flat(slots._replace(t=t))))
-        row = jax.tree.map(lambda x: jnp.where(slots.done, jnp.zeros_like(x), x), row)
-        # Past the end of the buffers nothing is written.
-        place = jnp.where(idle, max_tokens, t)
-        put = jax.vmap(lambda log, n, t, x: log.at[n, t].set(x, mode="drop"))
-        log = jax.tree.map(lambda log, x: put(log, slots.number, place, x), log, row)
-        slots = slots._replace(
-            t=jnp.where(idle, slots.t, t), token=token, done=slots.done | done
-        )
-        return slots, begun, prompt, cache, log, count + 1
-
-    def pays(carry):
-        """Whether to go on decoding, and not to refill first."""
-        slots, begun = carry[0], carry[1]
-        enough = jnp.minimum(N - begun, batch)
-        full = (enough == 0) | (jnp.sum(slots.idle, -1) < enough)
-        return jnp.all(full) & ~jnp.all(slots.idle)
-
-    def refill(queue, stored, slots, begun, prompt):  # of one lane
-        number = begun + jnp.arange(batch)
-        place = jnp.nonzero(slots.idle, size=batch, fill_value=B)[0]
-        place = jnp.where(number < N, place, B)
-
-        def put(old, new, number):
-            return old.at[place].set(new[jnp.minimum(number, N - 1)], mode="drop")
-
-        slots = jax.tree.map(lambda old, new: put(old, new, number), slots, queue)
-        prompt = jax.tree.map(
-            lambda old, new: put(old, new, number // share), prompt, stored
-        )
-        return slots, begun + jnp.sum(place < B), prompt
-
-    def turn(carry):
-        slots, begun, held, *rest = carry
-        slots, begun, held = jax.vmap(refill)(queue, prompt, slots, begun, held)
-        return jax.lax.while_loop(pays, advance, (slots, begun, held, *rest))
-
-    slots = jax.tree.map(lambda x: x[:, :B], queue)
-    held = prompt
-    if share > 1 or B < N:
-        held = jax.tree.map(lambda x: x[:, jnp.arange(B) // share], prompt)
-    begun = jnp.full(D, B, jnp.int32)
-
-    def start(size):
-        return mesh.constrain(policy.start(flat(held), W, size))
-
-    num_segments = num_segments if B == N else 1
-    sizes = numerics.equal_steps(max_tokens, num_segments)
-    carry = (slots, begun, held, start(sizes[0]), log, jnp.int32(0))
-    if B == N:
-        for i, size in enumerate(sizes):
-            if i:
-                carry = (*carry[:3], _grown(carry[3], start(size)), *carry[4:])
-            carry = jax.lax.while_loop(
-                lambda c, size=size: pays(c) & (c[-1] < size - 1), advance, carry
-            )
-    else:
-        carry = jax.lax.while_loop(
-            lambda c: jnp.any(~c[0].idle) | jnp.any(c[1] < N), turn, carry
-        )
-    *_, log, count = carry
-    return log, count
+    if work.num_slots == work.num_items:
+        return _decode_at_once(work, out, num_segments)
+    return _decode_in_turns(work, out)
 
 
-def _grown(cache, larger):
-    """The cache in the beginning of a larger one's arrays."""
-    return jax.tree.map(
-        lambda x, y: x if x.shape == y.shape else _put_first(x, y), cache, larger
+def _decode_at_once(work: Work, out: Any, num_segments: int) -> Decoded:
+    """Every item has a slot: nothing is refilled, and the cache can grow."""
+    sizes = numerics.equal_steps(work.max_tokens, num_segments)
+    carry = _first_carry(work, out, sizes[0])
+    for i, size in enumerate(sizes):
+        if i > 0:
+            larger = _new_cache(work, carry.prompt, size)
+            carry = carry._replace(cache=_grown(carry.cache, larger))
+
+        def goes_on(carry, size=size):
+            return ~jnp.all(carry.items.idle) & (carry.num_steps < size - 1)
+
+        carry = jax.lax.while_loop(goes_on, lambda c: _advance(work, c), carry)
+    return Decoded(carry.out, carry.items.state, carry.num_steps)
+
+
+def _decode_in_turns(work: Work, out: Any) -> Decoded:
+    """Items wait for slots: rounds of refilling and decoding."""
+
+    def goes_on(carry):
+        return jnp.any(~carry.items.idle) | jnp.any(carry.num_started < work.num_items)
+
+    carry = _first_carry(work, out, work.max_tokens)
+    carry = jax.lax.while_loop(goes_on, lambda c: _refill_round(work, c), carry)
+    states = jax.vmap(_put_states)(carry.states, carry.items.number, carry.items.state)
+    return Decoded(carry.out, states, carry.num_steps)
+
+
+def _first_carry(work: Work, out: Any, cache_tokens: int) -> Carry:
+    num_devices, num_slots = len(work.queue.token), work.num_slots
+    items = jax.tree.map(lambda x: x[:, :num_slots], work.queue)
+    prompt = work.prompt
+    if (num_slots, work.items_per_prompt) != (work.num_items, 1):
+        of_items = jnp.arange(num_slots) // work.items_per_prompt
+        prompt = jax.tree.map(lambda x: x[:, of_items], prompt)
+    return Carry(
+        items=items,
+        num_started=jnp.full(num_devices, num_slots, jnp.int32),
+        prompt=prompt,
+        cache=_new_cache(work, prompt, cache_tokens),
+        out=out,
+        states=work.queue.state,
+        num_steps=jnp.int32(0),
     )
 
 
-def _put_first(x, y):
-    return jax.lax.dynamic_update_slice(y, x, (0,) * y.ndim)
+def _new_cache(work: Work, prompt: Any, num_tokens: int) -> Any:
+    num_rows = work.queue.token.shape[2]
+    cache = work.policy.init_cache(_without_devices(prompt), num_rows, num_tokens)
+    return mesh.constrain(cache)
+
+
+def _grown(cache, larger):
+    """The larger cache, with `cache` at its beginning."""
+
+    def put(x, y):
+        if x.shape == y.shape:
+            return x
+        return jax.lax.dynamic_update_slice(y, x, (0,) * y.ndim)
+
+    return jax.tree.map(put, cache, larger)
+
+
+def _advance(work: Work, carry: Carry) -> Carry:
+    """Decodes one token of every slot."""
+    items = carry.items
+    logits, cache = work.policy.decode(
+        work.decode_params,
+        _without_devices(items.token),
+        _without_devices(items.t),
+        _without_devices(carry.prompt),
+        carry.cache,
+    )
+    t = items.t + 1
+    choice = work.choose_fn(logits, _without_devices(items._replace(t=t)))
+    choice = jax.tree.map(lambda x: x.reshape(*items.t.shape, *x.shape[1:]), choice)
+    zeros = jax.tree.map(jnp.zeros_like, choice.written)
+    written = _unless_done(items.done, zeros, choice.written)
+    # Past the end of the buffers nothing is written.
+    place = jnp.where(items.idle, work.max_tokens, t)
+    put = jax.vmap(lambda out, number, t, x: out.at[number, t].set(x, mode="drop"))
+    out = jax.tree.map(
+        lambda out, x: put(out, items.number, place, x), carry.out, written
+    )
+    items = items._replace(
+        t=jnp.where(items.idle, items.t, t),
+        token=choice.token,
+        done=items.done | choice.done,
+        state=_unless_done(items.done, items.state, choice.state),
+    )
+    return carry._replace(
+        items=items, cache=cache, out=out, num_steps=carry.num_steps + 1
+    )
+
+
+def _refill_round(work: Work, carry: Carry) -> Carry:
+    """Fills idle slots, then decodes until the next refill pays."""
+
+    def refill(queue, stored, items, num_started, prompt, states):  # of one device
+        numbers = num_started + jnp.arange(work.refill_size)
+        places = jnp.nonzero(
+            items.idle, size=work.refill_size, fill_value=work.num_slots
+        )[0]
+        places = jnp.where(numbers < work.num_items, places, work.num_slots)
+        leaving = jnp.full(work.num_slots, work.num_items)
+        leaving = leaving.at[places].set(items.number[places], mode="drop")
+        states = _put_states(states, leaving, items.state)
+        numbers = jnp.minimum(numbers, work.num_items - 1)
+
+        def put(old, new):
+            return old.at[places].set(new, mode="drop")
+
+        waiting = jax.tree.map(lambda x: x[numbers], queue)
+        of_items = numbers // work.items_per_prompt
+        prompts = jax.tree.map(lambda x: x[of_items], stored)
+        items = jax.tree.map(put, items, waiting)
+        prompt = jax.tree.map(put, prompt, prompts)
+        num_started = num_started + jnp.sum(places < work.num_slots)
+        return items, num_started, prompt, states
+
+    items, num_started, prompt, states = jax.vmap(refill)(
+        work.queue,
+        work.prompt,
+        carry.items,
+        carry.num_started,
+        carry.prompt,
+        carry.states,
+    )
+    carry = carry._replace(
+        items=items, num_started=num_started, prompt=prompt, states=states
+    )
+    return jax.lax.while_loop(
+        lambda c: _keep_decoding(work, c), lambda c: _advance(work, c), carry
+    )
+
+
+def _keep_decoding(work: Work, carry: Carry) -> jax.Array:
+    """bool[]: whether to go on decoding, and not to refill first."""
+    idle = carry.items.idle
+    enough = jnp.minimum(work.num_items - carry.num_started, work.refill_size)
+    full = (enough == 0) | (jnp.sum(idle, -1) < enough)
+    return jnp.all(full) & ~jnp.all(idle)
+
+
+def _put_states(states, numbers, state):
+    """The states of one device's items, with those of the items `numbers` renewed."""
+    return jax.tree.map(
+        lambda old, new: old.at[numbers].set(new, mode="drop"), states, state
+    )
+
+
+def _unless_done(done, kept, new):
+    """`kept` where rows are done, else `new`: trees of [devices, slots, rows, ...]."""
+
+    def choose(kept, new):
+        ended = done.reshape(*done.shape, *(1,) * (new.ndim - done.ndim))
+        return jnp.where(ended, kept, new)
+
+    return jax.tree.map(choose, kept, new)
+
+
+def _without_devices(tree):
+    """[devices, slots, ...] -> [devices * slots, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)

@@ -1,4 +1,7 @@
-"""The host loop: training with checkpoints, records, a display, and how a run stops.
+"""The run loop on the host: training, checkpoints, records, display, and how it stops.
 
-Knows files, clocks and signals; knows no method, model or task.
+To change: `shown` (what is displayed), `writer` (where records go), the numbers in
+`fault`. A run's files are a format that old runs are read with: see `record`, `run_dir`
+and `checkpoint_folder`. This package knows files, clocks and signals. It must not know
+methods, models or tasks.
 """

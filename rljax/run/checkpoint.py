@@ -1,12 +1,12 @@
 """Checkpoints: a whole `TrainState` and where the run stands, atomically together.
 
-Orbax writes the arrays in the background, into a folder that gets its name, the step,
-when it is complete; then it removes the checkpoints that its policy does not keep. A
-digest of every leaf, taken where the leaf lies, is saved beside. A restore compares the
-leaves with it, so neither a kill nor a full disk nor a decaying one gives other numbers
-back, and nothing is read again after a save.
+Orbax writes the arrays in the background. The folder gets its name, the step, when it
+is complete. Then orbax removes the checkpoints that its policy does not keep. A digest
+of every leaf is computed on the leaf's devices and saved beside the arrays. A restore
+compares the leaves with their digests. So a kill, a full disk or a decaying one never
+gives other numbers back, and no checkpoint is read again after it was saved.
 
-Directories are `etils.epath` paths, so they may lie in a bucket.
+Folders are `etils.epath` paths, so they may be in a bucket.
 """
 
 import contextlib
@@ -37,7 +37,8 @@ class Checkpoints:
       directory: the folder of all checkpoints; made if missing.
       keep: how many to keep, at least 1.
       report: (event, message), called from the thread that calls the methods here. A
-        save that fails is the event `checkpoint/failed`; the others stay as they are.
+        save that fails is the event `checkpoint/failed`. It leaves the checkpoints
+        before it as they are.
       latest: the newest checkpoint that exists already.
     """
 
@@ -73,12 +74,12 @@ class Checkpoints:
         """Starts to save; returns once the state has been copied from the device.
 
         Args:
-          step: names the checkpoint; one of the same name is replaced.
+          step: names the checkpoint; a checkpoint of the same step is replaced.
           state: a pytree of `jax.Array`.
           info: what else to save, JSON-able.
 
         Raises:
-          ValueError: if they are not.
+          ValueError: if a leaf is no `jax.Array` or `info` is not JSON-able.
         """
         self.wait()
         path = self._directory / checkpoint_folder.Names().build_name(step)
@@ -94,7 +95,7 @@ class Checkpoints:
             if path.exists() and not checkpoint_folder.is_ours(path):
                 raise FileExistsError("what is there is not of this run; move it away")
             checkpoint_folder.remove_unfinished(self._directory)
-            with _folders_at_once():  # made within it, orbax keeps to it
+            with _folders_at_once():  # the checkpointer keeps the context it is made in
                 self._orbax.save_checkpointables_async(
                     step,
                     {"state": state},
@@ -123,7 +124,7 @@ class Checkpoints:
             if checkpoint_folder.saved(path) is None:
                 self._failed(path, error)
                 return
-            self._orbax.reload()  # only an older one could not be removed
+            self._orbax.reload()  # it is whole; only an older one was not removed
         self.latest = path
 
     def close(self) -> None:
@@ -147,7 +148,7 @@ class Checkpoints:
 
 
 def newest(directory: epath.PathLike) -> Found | None:
-    """The newest complete checkpoint of a run; its arrays are not looked at."""
+    """The newest complete checkpoint of a run; its arrays are not read."""
     found = map(_found, checkpoint_folder.ours(epath.Path(directory)))
     return next((one for one in found if one is not None), None)
 
@@ -155,17 +156,18 @@ def newest(directory: epath.PathLike) -> Found | None:
 def restore_newest(
     directory: epath.PathLike, like: Callable[[Found], Any]
 ) -> tuple[Found | None, Any, list[str]]:
-    """The newest state of a run that can be restored; its folder must not be in use.
+    """The newest state of a run that can be restored.
 
-    What unfinished saves left is removed. Checkpoints that no longer hold what was
-    saved are put aside, under the name `<step>.corrupt`, if an older one is whole.
+    It removes what unfinished saves left. If an older checkpoint is whole, it renames
+    those that no longer hold what was saved to `<step>.corrupt`.
 
     Args:
+      directory: of the checkpoints; no other process may use it.
       like: found -> the template that its state is restored to.
 
     Returns:
-      The checkpoint, its state, and a message for each that was put aside; None, None
-      and no messages where nothing was saved yet.
+      The checkpoint, its state, and a message for each checkpoint that was renamed;
+      None, None and no messages if nothing was saved yet.
 
     Raises:
       ValueError: if there are checkpoints and none is whole; as `restore` and `like`.
@@ -224,7 +226,8 @@ def restore(path: epath.PathLike, like: Any) -> Any:
     """The saved state, bit for bit.
 
     Args:
-      like: the template of a state of the same structure; the result is placed so.
+      path: the folder of the checkpoint.
+      like: the template of a state of the same structure, whose shardings it gets.
 
     Raises:
       ValueError: if structure, shapes or dtypes differ from the saved ones, with the
@@ -263,7 +266,7 @@ def restore(path: epath.PathLike, like: Any) -> Any:
 
 
 def _unbound(x: jax.Array) -> jax.Array:
-    """The same array, free to go where others are."""
+    """An uncommitted copy, which JAX may move to where other arguments are."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = _unbound(jax.random.key_data(x))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
@@ -281,7 +284,7 @@ def _require_same(path: epath.Path, saved: dict, wanted: dict) -> None:
         raise ValueError(
             f"the state must be built as when {path} was saved, but differs in"
             f" {'; '.join(differing[:5])}{more}. Restore the program or start a new run"
-            " with another --run-dir."
+            " in another folder."
         )
 
 
@@ -317,13 +320,16 @@ def _put_aside(path: epath.Path, problem: str) -> str:
 
 
 def _absolute(path: epath.Path) -> epath.Path:
-    """Orbax refuses relative ones."""
+    """The absolute path; orbax refuses relative ones."""
     return path.absolute()
 
 
 def _folders_at_once():
-    """Where a disk is so full that it takes no folder, orbax's threads would wait for
-    it, and a run for them at its end, for five minutes."""
+    """A context in which orbax makes a checkpoint's folders before a save returns.
+
+    Otherwise orbax's threads wait for the folders. On a disk that is too full to make
+    them, the end of a run would take five minutes.
+    """
     from orbax.checkpoint import v1 as orbax
 
     now = orbax.options.AsyncOptions(create_directories_asynchronously=False)
@@ -332,7 +338,7 @@ def _folders_at_once():
 
 @contextlib.contextmanager
 def _quiet_orbax():
-    """Orbax logs a failed save with hundreds of lines; the event says it in one."""
+    """Silences orbax's hundreds of lines about a failed save; one event says it."""
 
     def others(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname

@@ -1,7 +1,8 @@
-"""Which of the things in a folder are a run's checkpoints, and which are complete.
+"""Which folders in a directory are a run's checkpoints, and which are complete.
 
-A folder is the run's if its name is the step that its metadata names. A copy under
-another name, notes, whatever else lies there is the user's and is never touched.
+A folder is a checkpoint of the run if its name is the step that its metadata names.
+Everything else, such as notes or a copy under another name, is the user's and is never
+changed.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ class Found(NamedTuple):
 
 
 class Names:
-    """How orbax finds this run's checkpoints: it removes none that is not found."""
+    """How orbax finds this run's checkpoints. It removes only what it finds."""
 
     def build_name(self, step: int) -> str:
         return f"{step:08d}"
@@ -59,8 +60,8 @@ def others(directory: epath.Path) -> list[epath.Path]:
 def is_ours(path: epath.Path) -> bool:
     """Whether a folder with the name of a step is a checkpoint of this run.
 
-    A removal that was cut short, or a decayed disk, leaves parts of a checkpoint, and
-    nothing else, in its folder.
+    It is, too, if it holds nothing but parts of a checkpoint: an interrupted removal or
+    a decayed disk leaves that.
     """
     beside = _sound(path)
     if beside is not None:
@@ -75,7 +76,7 @@ def saved(path: epath.Path) -> dict[str, Any] | None:
 
 
 def sealed(beside: dict[str, Any]) -> dict[str, Any]:
-    """With a digest of itself."""
+    """The same entries and a digest of them, `seal`."""
     text = json.dumps(beside, sort_keys=True)
     return beside | {"seal": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -91,7 +92,7 @@ def put_aside(path: epath.Path) -> epath.Path:
 
 
 def remove_unfinished(directory: epath.Path) -> None:
-    """Removes what saves and removals that were cut short left; none may be running."""
+    """Removes what interrupted saves and removals left; none may be running."""
     found = directory.iterdir() if directory.is_dir() else ()
     unfinished = [path for path in found if _UNFINISHED.fullmatch(path.name)]
     incomplete = [path for path in ours(directory) if not _is_complete(path)]
@@ -100,7 +101,11 @@ def remove_unfinished(directory: epath.Path) -> None:
 
 
 def require_readable(path: epath.Path) -> None:
-    """Raises the OSError of a file that is there but cannot be read now."""
+    """Reads a byte of every file.
+
+    Raises:
+      OSError: if a file is there but cannot be read now.
+    """
     for root, _, files in path.walk():
         for name in files:
             with (root / name).open("rb") as data:
@@ -108,10 +113,10 @@ def require_readable(path: epath.Path) -> None:
 
 
 def _is_complete(path: epath.Path) -> bool:
-    """Whether a folder with its final name was written to the end, and is there still.
+    """Whether a checkpoint was written to the end and nothing of it was removed.
 
-    Orbax writes the metadata first and renames the folder last; in a bucket, where
-    nothing can be renamed, it puts a file there last.
+    On a file system orbax writes the metadata first and renames the folder last. In a
+    bucket, where nothing can be renamed, it writes another file last.
     """
     last = _COMPLETE if "://" in str(path) else _METADATA
     return (path / last).exists()
@@ -126,7 +131,7 @@ def _named(directory: epath.Path) -> list[epath.Path]:
 
 
 def _sound(path: epath.Path) -> dict[str, Any] | None:
-    """What was saved beside the state, if no bit of it has changed."""
+    """What was saved beside the state, or None if it is missing or has changed."""
     try:
         beside = json.loads((path / _METADATA).read_bytes())["custom_metadata"]
         seal = beside.pop("seal")

@@ -14,17 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-# Label and the paths it shows; "*" stands for the name of a term.
-_SHOWN = (
-    ("reward", ("reward/mean",)),
-    ("entropy", ("policy/entropy_nats",)),
-    ("m_S", ("mass/positive",)),
-    ("m_F", ("mass/negative",)),
-    ("alpha", ("*/alpha",)),
-    ("delta", ("*/delta",)),
-    ("length", ("samples/length_mean",)),
-    ("refused", ("update/refused_in_row",)),
-)
+from rljax.run.shown import SHOWN
 
 
 @dataclasses.dataclass
@@ -32,9 +22,10 @@ class Board:
     """The numbers on show; whoever runs the loop sets them.
 
     title: the run. step, last: training steps done and in all. phase: its name.
-    seconds, left: of training so far, and to the end or None when unknown.
+    seconds: of training so far. left: seconds to the end, or None when unknown.
     tokens_per_second: of the last dispatch, or None. metrics: of the last step.
-    evaluation: the last one. events: how often each happened. doing: what takes long.
+    evaluation: the last one. events: how often each happened. doing: what the run is
+      waiting for, such as an evaluation.
     """
 
     title: str
@@ -51,7 +42,7 @@ class Board:
 
 
 class Display:
-    """Shows a board until closed; costs the loop nothing but setting the numbers.
+    """Shows a board until closed. The loop only sets the board's numbers.
 
     In a terminal the board is drawn twice a second. Elsewhere a line is printed when
     `update` is called and the last line is at least `interval` seconds old.
@@ -105,10 +96,10 @@ def values(board: Board) -> list[tuple[str, str]]:
         last = name.rsplit("/", 1)[-1]
         if last.startswith("pass@"):
             found.append((last, text))
-    for label, patterns in _SHOWN:
+    for entry in SHOWN:
         for name, value in board.metrics.items():
-            if any(_matches(name, pattern) for pattern in patterns):
-                found.append((label, f"{value:.4g}"))
+            if entry.on_board and entry.matches(name):
+                found.append((entry.label, f"{value:.4g}"))
     failed = board.metrics.get("verify/failed", 0.0)
     if failed > 0:
         share = board.metrics.get("verify/failed_share", math.nan)
@@ -120,7 +111,7 @@ def values(board: Board) -> list[tuple[str, str]]:
 
 
 def estimates(evaluation: Mapping[str, float]) -> dict[str, str]:
-    """Text of an evaluation's values by name; `NAME_error` stands behind NAME's."""
+    """Text of an evaluation's values by name, each with its error, `NAME_error`."""
 
     def text(name, value):
         error = evaluation.get(f"{name}_error", math.nan)
@@ -174,7 +165,3 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name.endswith(pattern[1:]) if pattern[0] == "*" else name == pattern

@@ -1,21 +1,31 @@
 """When training must stop: what the device reports but cannot raise."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from rljax import digest
+from rljax import digest, metric
 from rljax.types import TrainState
+
+MAX_FAILED = 5
+"""Training steps in a row in which the verifier may fail for all samples."""
 
 
 class RunFault(FloatingPointError):
     """The device reported numbers that training must not go on with."""
 
 
-def problem(before: int, read: Mapping[str, np.ndarray]) -> str | None:
-    for name, value in read.items():
+def find_fault(before: int, metrics: Mapping[str, Any]) -> str | None:
+    """What the first `metric.Fault` that is not 0 says, or None.
+
+    Args:
+      before: training steps before the dispatch.
+      metrics: of the dispatch, f32[K] each, with their kinds.
+    """
+    for name, value in metric.faults(metrics).items():
         bad = np.flatnonzero(value)  # NaN is not zero
-        if "fault" in name.split("/") and len(bad):
+        if len(bad):
             return (
                 f"{name} must be 0 but was {value[bad[0]]} in step"
                 f" {before + bad[0] + 1} (dispatch of steps {before + 1} to"
@@ -24,25 +34,32 @@ def problem(before: int, read: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-MAX_FAILED = 5
-"""Training steps in a row in which the verifier may fail for all samples."""
-
-
 class Refusals:
-    """Remembers since when every update has been refused, or every verdict missing."""
+    """Counts steps whose updates were all refused, or whose verdicts are all missing.
 
-    def __init__(self, most: int, step: int):
-        self._most = most
+    Args:
+      max_refused: optimiser steps in a row that may be refused.
+      step: training steps done.
+    """
+
+    def __init__(self, max_refused: int, step: int):
+        self._max_refused = max_refused
         self._accepted = step  # the last step with an accepted update, or the first
         self._failed_in_row = 0  # steps in which the verifier failed for all
 
-    def check(self, before: int, read: Mapping[str, np.ndarray]) -> str | None:
+    def find(self, before: int, read: Mapping[str, np.ndarray]) -> str | None:
+        """Why the run must stop, or None.
+
+        Args:
+          before: training steps before the dispatch.
+          read: its metrics, f32[K] each.
+        """
         return self._refused(before, read) or self._failed(before, read)
 
     def _refused(self, before, read):
         counts = read.get("update/refused_in_row", ())
         for step, count in enumerate(counts, before + 1):
-            if count >= self._most:
+            if count >= self._max_refused:
                 return (
                     f"stopped after {int(count)} refused updates in a row between"
                     f" steps {self._accepted + 1} and {step}"
@@ -68,9 +85,9 @@ class Refusals:
 
 
 def not_finite(state: TrainState) -> str | None:
-    """Why nothing could be learnt from a state on, or None.
+    """Why training cannot go on from a state, or None.
 
-    An infinity is no fault in an optimiser, where some begin a minimum with it.
+    An infinity is no fault in the optimiser's state: some start a minimum from it.
     """
     leaves = [
         leaf.removeprefix(".")

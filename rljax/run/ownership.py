@@ -1,19 +1,19 @@
-"""Who may write in a run folder: one process at a time, in all the world if it can be.
+"""Who may write in a run folder: one process at a time, on all machines if possible.
 
 The owner holds an exclusive `flock` on the file `run.lock`, which is made once and
-never removed. The kernel grants it to one process, at once and whole, and takes it back
-when that process ends, however it ends: after a kill -9 the folder is free.
+never removed. The kernel grants the lock to one process and takes it back when that
+process ends, however it ends: after a kill -9 the folder is free.
 
 How far it holds on network file systems:
-- NFS: between all machines, as Linux turns it into a lock of the server. After a crash
-  of the owner's whole machine the server frees it when its lease ends, a minute or two
-  later (NFS 3: when the machine is back). Mounted with `nolock` or `local_lock`, it
-  holds only between processes of one machine.
+- NFS: between all machines, because Linux turns it into a lock of the server. After a
+  crash of the owner's whole machine the server frees the lock when its lease ends, a
+  minute or two later (NFS 3: when the machine is back). Mounted with `nolock` or
+  `local_lock`, it holds only between processes of one machine.
 - Lustre: between all machines if mounted with `flock`; else it is refused.
 - SMB: between all machines, from Linux 5.5 on.
 - FUSE mounts of buckets (gcsfuse, s3fs): only between processes of one machine.
-Where locks are refused a warning says so. Where they do not reach, a second owner is
-let in, but the first sees at its next checkpoint that the file names another and stops.
+Where locks are refused, a warning says so. Where they do not reach, a second owner is
+let in. The first one stops at its next checkpoint, when the file names another.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ _held: dict[str, tuple[int, bytes]] = {}
 
 @contextlib.contextmanager
 def owned(run_dir: str | os.PathLike) -> Iterator[None]:
-    """Within it, this process alone owns a run folder, which is made if missing.
+    """Inside the context, this process alone owns a run folder; made if missing.
 
     Raises:
       ValueError: if another owns it, with its process id and host, or this one does.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = local(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     key = os.path.realpath(run_dir)
     if key in _held:
@@ -54,23 +54,40 @@ def owned(run_dir: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept(run_dir: str | os.PathLike) -> Iterator[None]:
-    """As `owned`, within it too."""
+def ensured(run_dir: str | os.PathLike) -> Iterator[None]:
+    """As `owned`, and allowed inside `owned` of the same folder."""
     with contextlib.ExitStack() as stack:
         if os.path.realpath(run_dir) not in _held:
             stack.enter_context(owned(run_dir))
         yield
 
 
-def lost(run_dir: str | os.PathLike) -> str | None:
-    """Who owns the folder instead of this process, where a lock could not keep it out,
-    or None."""
+def taken_over_by(run_dir: str | os.PathLike) -> str | None:
+    """The process that took the folder although this one owns it, or None.
+
+    That can happen where the lock does not reach.
+    """
     _, mine = _held[os.path.realpath(run_dir)]
     try:
         found = (pathlib.Path(run_dir) / FILE).read_bytes()
     except OSError:
         found = b""
     return None if found == mine else _name(found)
+
+
+def local(run_dir: str | os.PathLike) -> pathlib.Path:
+    """The path of a run folder.
+
+    Raises:
+      ValueError: if it is in a bucket, where nothing can be locked or appended to.
+    """
+    if "://" in os.fspath(run_dir):
+        raise ValueError(
+            "a run folder must be on a file system, as it is locked and appended to,"
+            f" got {os.fspath(run_dir)}; put only the checkpoints there: pass it as"
+            " checkpoint_dir of train.train."
+        )
+    return pathlib.Path(run_dir)
 
 
 def _take(run_dir: pathlib.Path) -> tuple[int, bytes]:
@@ -109,7 +126,7 @@ def _take(run_dir: pathlib.Path) -> tuple[int, bytes]:
 def _in_use(run_dir: pathlib.Path, owner: bytes) -> ValueError:
     return ValueError(
         f"a run folder must have one owner, but {run_dir} is in use by {_name(owner)};"
-        " wait for its end, stop it, or pass another --run-dir."
+        " wait for its end, stop it, or choose another run folder."
     )
 
 

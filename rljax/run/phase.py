@@ -1,4 +1,4 @@
-"""The parts of a run, one after the other, and where a checkpoint stands in them."""
+"""The phases of a run, and which of them a checkpoint was saved in."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,17 +6,18 @@ from typing import Any, Protocol
 
 import jax
 
-from rljax import check
+from rljax import check, metric
 from rljax.run import checkpoint
 from rljax.types import Prompts, TrainState
 
-Metrics = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array | metric.Metric]
 
 
 class Stream(Protocol):
-    """An endless iterator over Prompts of NumPy arrays [K, P, ...] that can be saved.
+    """An endless iterator over Prompts of NumPy arrays [K, P, ...].
 
-    The state is JSON-able and says how many items were handed out.
+    Its state says how many items were handed out. It is JSON-able and is saved in every
+    checkpoint.
     """
 
     def __next__(self) -> Prompts: ...
@@ -31,16 +32,17 @@ class Phase:
     """A part of a run: such as the warm start, then reinforcement learning.
 
     name: shown and recorded; unique in a run.
-    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K]); the state is donated.
+    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K], which say how they add
+      up, see `rljax.metric`); the state is donated.
     stream: where the prompts come from.
     num_steps: training steps, a multiple of steps_per_dispatch.
     steps_per_dispatch: `K`.
-    begin: applied to the state once, when the phase is entered: a new optimiser state.
-      It must not change anything else than the state it returns.
+    begin: state -> state, called once when the phase begins, for example to start a
+      new optimiser. It must have no side effects.
     evaluate: state -> metrics by name, or None; must not donate the state.
-    evaluate_every: training steps between evaluations; at the first dispatch boundary
-      from there on. The last step of a phase is always evaluated, and the start of a
-      phase if no phase before it has just done so.
+    evaluate_every: training steps between evaluations, at the first dispatch boundary
+      from there on. The last step of a phase is always evaluated. The start of a phase
+      is evaluated unless the phase before was evaluated at its end.
     """
 
     name: str
@@ -83,7 +85,7 @@ def phase_of(phases: Sequence[Phase], found: checkpoint.Found) -> int:
         raise ValueError(
             f"the phases must be those that {found.path} was saved in, after"
             f" {done} steps of phase {info['phase_name']!r}, got"
-            f" {[(p.name, p.num_steps) for p in phases]}; pass another --run-dir."
+            f" {[(p.name, p.num_steps) for p in phases]}; choose another run folder."
         )
     return index
 
@@ -91,9 +93,12 @@ def phase_of(phases: Sequence[Phase], found: checkpoint.Found) -> int:
 def templates_of(
     phases: Sequence[Phase], state: TrainState, newest: checkpoint.Found | None
 ) -> tuple[list[Any], Any]:
-    """The templates of the phases up to a checkpoint's, whose state is not needed.
+    """Templates of the state in each phase up to the one of a checkpoint.
 
-    All at once and in order, as `begin` may consume the state.
+    All are made at once and in order, because `begin` may consume the state.
+
+    Returns:
+      The templates, and the state if nothing was saved yet, else None.
     """
     templates = []
     if newest is not None:

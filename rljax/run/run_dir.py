@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what it was made with."""
+"""The folder of a run: which run it belongs to, and what that was made with."""
 
 import collections
 import contextlib
@@ -18,38 +18,40 @@ from typing import Any
 
 import jax
 
-from rljax.run import ownership, record
+from rljax import strict_json
+from rljax.run import files, ownership
 
 _CONFIG = "config.json"
-_PARTIAL = re.compile(r"\.policy\.[0-9a-f]{8}")  # of policy.hugging_face.save
+_PARTIAL = re.compile(r"\.policy\.[0-9a-f]{8}")  # of hugging_face.save
 
 
 @contextlib.contextmanager
 def open_run(
     run_dir: str | os.PathLike, config: Any, *, resume: bool
 ) -> Iterator[pathlib.Path]:
-    """Makes the folder of a run, or checks that it is this run's, and owns it within.
+    """Makes the folder of a run, or checks that it is this run's, and owns it inside.
 
-    Enter it before anything is built or compiled. With `resume` a folder that does not
-    exist, or in which nothing was saved yet, starts anew.
+    Enter it before anything is built or compiled. With `resume`, a folder that does not
+    exist, or in which nothing was saved yet, starts a new run.
 
     Args:
+      run_dir: a folder on a file system.
       config: a dataclass or dict of numbers, and what else must not change before a
         resume, such as a fingerprint of the data; written to `config.json`.
+      resume: whether the folder is that of a run to go on with.
 
     Yields:
-      The folder, which no other process may open meanwhile: see `ownership`.
+      The folder. No other process may open it meanwhile: see `ownership`.
 
     Raises:
       ValueError: if another process owns the folder, with its id and host; if the
         folder is not empty and `resume` is false; with `resume`, if it is no run's or
         the config differs from the folder's, with the fields that do.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = ownership.local(run_dir)
     if not (run_dir / ownership.FILE).exists():  # else its owner is named first
         _require_fitting(run_dir, resume)
-    config = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
-    config = json.loads(json.dumps(config, default=str))
+    config = _plain(config)
     with ownership.owned(run_dir):
         _require_fitting(run_dir, resume)
         for path in run_dir.iterdir():  # what a killed export of a policy left
@@ -58,9 +60,36 @@ def open_run(
         if (run_dir / _CONFIG).exists():
             _require_same(run_dir, config)
         else:
-            text = json.dumps(config, indent=2)
-            record.replace_file(run_dir / _CONFIG, text.encode() + b"\n")
+            text = json.dumps(config, indent=2, allow_nan=False)
+            files.replace_file(run_dir / _CONFIG, text.encode() + b"\n")
         yield run_dir
+
+
+def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
+    """What `config.json` holds; nothing where there is none.
+
+    Raises:
+      ValueError: with the file, if it is torn or holds something else.
+    """
+    path = run_dir / _CONFIG
+    if not path.exists():
+        return {}
+    try:
+        config = strict_json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must hold the configuration of the run as a JSON object, but"
+            f" {error}; bring it back, or choose another run folder."
+        ) from error
+    return config
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The configuration as it comes back from a file; infinities become text."""
+    fields = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+    return json.loads(json.dumps(fields, default=str), parse_constant=str)
 
 
 def _require_fitting(run_dir: pathlib.Path, resume: bool) -> None:
@@ -70,26 +99,19 @@ def _require_fitting(run_dir: pathlib.Path, resume: bool) -> None:
     found = {path.name for path in run_dir.iterdir()} - {ownership.FILE}
     if found and not resume:
         raise ValueError(
-            f"the run folder must be new, but {run_dir} is not empty; pass --resume to"
-            " go on with that run, or another --run-dir."
+            f"the run folder must be new, but {run_dir} is not empty; resume that run"
+            " (resume=True), or choose another run folder."
         )
     # A run that was killed at once has written nothing else.
     if _CONFIG not in found and found - {f"{_CONFIG}.new"}:
         raise ValueError(
-            f"--resume needs the folder of a run, but {run_dir} holds {min(found)} and"
-            f" no {_CONFIG}; pass the run's --run-dir."
+            f"a resume needs the folder of a run, but {run_dir} holds {min(found)} and"
+            f" no {_CONFIG}; name the folder of the run."
         )
 
 
 def _require_same(run_dir: pathlib.Path, config: dict[str, Any]) -> None:
-    path = run_dir / _CONFIG
-    try:
-        old = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} must hold the configuration of the run as a JSON object, but"
-            f" {error}; bring it back, or pass another --run-dir."
-        ) from error
+    old = read_config(run_dir)
     differing = [
         f"{name}: {old.get(name, 'nothing')} there, {config.get(name, 'nothing')} now"
         for name in sorted({*old, *config})
@@ -97,8 +119,9 @@ def _require_same(run_dir: pathlib.Path, config: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(
-            f"--resume needs the configuration {run_dir} was started with, but"
-            f" {'; '.join(differing)}. Pass the same values, or another --run-dir."
+            f"a resume needs the configuration {run_dir} was started with, but"
+            f" {'; '.join(differing)}. Pass the same values, or choose another run"
+            " folder."
         )
 
 

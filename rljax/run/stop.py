@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM (a preempted machine) and SIGINT (Ctrl-C)."""
+"""Requests to stop: SIGTERM (a preempted machine) and SIGINT (Ctrl-C)."""
 
 import contextlib
 import os
@@ -10,46 +10,48 @@ from collections.abc import Callable, Iterator
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Asked:
+class StopRequest:
     """Whether the process was asked to stop: `by` is None or the first signal."""
 
     by: signal.Signals | None = None
 
 
 @contextlib.contextmanager
-def asked_to_stop(notify: Callable[[signal.Signals], None]) -> Iterator[Asked]:
-    """Within it, the first SIGTERM or Ctrl-C is only noted; a Ctrl-C after that leaves
-    at once, with exit code 130. On exit the previous handlers are back.
+def noting_requests(notify: Callable[[signal.Signals], None]) -> Iterator[StopRequest]:
+    """Inside the context, the first SIGTERM or Ctrl-C is only noted.
+
+    A Ctrl-C after that leaves the process at once, with exit code 130. At the end of
+    the context the previous handlers are back. Outside the main thread, where Python
+    knows no signals, nothing is installed.
 
     Python runs signal handlers between two of its instructions, but the main thread
-    waits for the device most of the time. So the interpreter's wakeup socket is read
-    by a thread. Outside the main thread, where Python knows no signals, nothing is
-    installed.
+    waits for the device most of the time. So a thread reads the interpreter's wakeup
+    socket.
 
     Args:
       notify: called with the first signal, from that thread.
     """
-    asked = Asked()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def watch():
         while number := reader.recv(1)[0]:
-            if number == signal.SIGINT and asked.by is not None:
+            if number == signal.SIGINT and request.by is not None:
                 os._exit(128 + number)
-            if number in _SIGNALS and asked.by is None:
-                asked.by = signal.Signals(number)
-                notify(asked.by)
+            if number in _SIGNALS and request.by is None:
+                request.by = signal.Signals(number)
+                notify(request.by)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     handlers = {s: signal.signal(s, lambda *_: None) for s in _SIGNALS}
     try:
-        yield asked
+        yield request
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)

@@ -73,14 +73,14 @@ def test_the_greedy_sample_is_the_baseline_and_takes_no_part():
     chex.assert_trees_all_equal(
         credit.weight[..., 0], 1.0 - jnp.asarray([mark] * 2, jnp.float32)
     )
-    assert credit.metrics["fault/greedy_missing"] == 0
+    assert credit.metrics["fault/greedy_missing"].value == 0
 
 
 def test_a_missing_greedy_sample_is_a_fault():
     # Baseline 0 in silence would be REINFORCE under the name of ReMax.
     rows = greedy_rollout([0, 0, 1], [0, 0, 0], reward=([1, 0, 1], [1, 0, 0]))
     credit, _ = apply(adv.center_by_greedy(), rows)
-    assert credit.metrics["fault/greedy_missing"] == 1
+    assert credit.metrics["fault/greedy_missing"].value == 1
 
 
 # OPO, section 6.2.
@@ -193,7 +193,7 @@ def test_rewards_outside_the_unit_interval_are_counted():
         reward = jnp.asarray([rewards], jnp.float32)
         rows = rows.replace(verdict=rows.verdict.replace(reward=reward))
         credit, _ = apply(rate, rows)
-        assert credit.metrics["fault/reward_out_of_range"] == count
+        assert credit.metrics["fault/reward_out_of_range"].value == count
 
 
 def test_classes_are_read_off_correct_and_not_off_the_reward():

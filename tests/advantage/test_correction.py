@@ -13,7 +13,7 @@ from token_case import case, loss_of, weigh
 from rljax import advantage as adv
 from rljax import algorithms, loss, numerics
 from rljax.advantage import chain, correction
-from rljax.rollout.sample import truncate
+from rljax.rollout.draw import truncate
 from rljax.types import Missing
 
 ROWS = [[0.1, -0.2, 0.3], [-1, 0.5, 0]]

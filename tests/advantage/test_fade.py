@@ -66,7 +66,7 @@ def check_example(credit, state, averages, advantages):
     chex.assert_trees_all_close({k: got[k] for k in want}, want, rtol=2e-6)
     chex.assert_trees_all_close(state.controller.p_ema, p, rtol=2e-6)
     chex.assert_trees_all_close(edges(credit), jnp.array(advantages), rtol=2e-6)
-    assert got["fault/reward_out_of_range"] == 0
+    assert got["fault/reward_out_of_range"].value == 0
 
 
 @pytest.mark.parametrize(
@@ -254,16 +254,16 @@ def test_rewards_of_plus_and_minus_one_are_mapped_to_the_unit_interval():
     metrics, got = logged(rows.replace(verdict=signed), reward_range=(-1.0, 1.0))
     chex.assert_trees_all_close(got, jnp.array(E1_ADVANTAGE), rtol=2e-6)
     assert float(metrics["p_ema"]) == pytest.approx(0.5)
-    assert metrics["fault/reward_out_of_range"] == 0
+    assert metrics["fault/reward_out_of_range"].value == 0
 
 
 def test_rewards_out_of_range_are_counted_as_a_fault():
     rows = fakes.rewards([1, -0.5, 0], [2, 1, 7])
     metrics, _ = logged(rows)
-    assert metrics["fault/reward_out_of_range"] == 3
+    assert metrics["fault/reward_out_of_range"].value == 3
     failed = jnp.zeros((2, 3), bool).at[1, 2].set(True)
     rows = rows.replace(verdict=rows.verdict.replace(failed=failed))
-    assert logged(rows)[0]["fault/reward_out_of_range"] == 2
+    assert logged(rows)[0]["fault/reward_out_of_range"].value == 2
 
 
 def test_the_solve_rate_counts_solved_groups_but_no_failed_verifications():

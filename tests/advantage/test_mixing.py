@@ -306,9 +306,9 @@ def test_z_scores_make_the_mismatch_scale_free():
         assert bool(jnp.isclose(a.mismatch, b.mismatch, rtol=1e-4)) is same
 
 
-MIXED = mixed.joined(
+MIXED = mixed.side_by_side(
     sampling(fakes.bandit(8, 3, 6)),
-    mixed.measured(mixed.stored(), fakes.bandit(8, 3, 6).measure),
+    mixed.with_old(mixed.stored_answers(), fakes.bandit(8, 3, 6).measure),
 )
 
 
@@ -489,7 +489,7 @@ def test_hpts_coefficient_scales_imitation_alone():
 
 def test_ratios_on_mixed_groups_need_measured_answers():
     bandit = fakes.bandit(8, 3, 6)
-    blind = mixed.joined(sampling(bandit), mixed.stored())
+    blind = mixed.side_by_side(sampling(bandit), mixed.stored_answers())
     with pytest.raises(NotMeasured, match="measured"):
         learned(bandit, algorithms.chord(), blind, task(1))
 

@@ -250,7 +250,7 @@ def test_a_loss_that_reads_current_is_refused_whatever_the_pieces(num_micro):
     )
     rows = fakes.rollout(4, 4, 5)
     state = learner.init(policy.init(None), jax.random.key(0))
-    with pytest.raises(NotMeasured, match="`weighting` chains alone; a loss"):
+    with pytest.raises(NotMeasured, match="only `weighting` chains may read it"):
         jax.eval_shape(learner.learn, state, rows)
 
 

@@ -15,6 +15,7 @@ from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax import mesh
 from rljax.learn import update
+from rljax.types import ReferencedMeasure
 
 # A step has the same length whatever the gradient's. Shorter ones would leave ratios at
 # 1; longer ones would let rounding errors grow.
@@ -28,7 +29,7 @@ def learn(case: Case, num_devices=1, **pieces):
     that of a program compiled for one device.
     """
     learner = update.learner(
-        update.ReferencedMeasure(fakes.bigram_measure),
+        ReferencedMeasure(fakes.bigram_measure),
         case.algorithm,
         STEP,
         gate=case.gate,

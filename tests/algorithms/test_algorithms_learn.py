@@ -16,7 +16,14 @@ from algorithm_cases import CASES, DEMONSTRATION, GREEDY, OWN, PARTS, Case, G, T
 from rljax import algorithms, program
 from rljax.learn import update
 from rljax.policy import against_reference
-from rljax.types import Prompts, Rollout, Samples, TokenStats, Verdict
+from rljax.types import (
+    Prompts,
+    ReferencedMeasure,
+    Rollout,
+    Samples,
+    TokenStats,
+    Verdict,
+)
 
 P, V = 8, 3
 NUM_STEPS, SEEDS = 60, 4
@@ -118,7 +125,7 @@ def rewards_after_training(case: Case, signs: tuple[float, ...]) -> np.ndarray:
             loss=lambda *args: sign * case.algorithm.loss(*args)
         )
         learner = update.learner(
-            update.ReferencedMeasure(measure),
+            ReferencedMeasure(measure),
             flipped,
             optax.adam(0.1),
             gate=case.gate,

@@ -150,7 +150,7 @@ def test_it_pushes_wrong_demonstrations_down():
 
 
 def mixed_rollout(policy, params, prompts):
-    sample = mixed.joined(sampling(policy), mixed.stored())
+    sample = mixed.side_by_side(sampling(policy), mixed.stored_answers())
     samples, old = sample(params, prompts, jax.random.key(3))
     return Rollout(
         prompts=prompts, samples=samples, verdict=verify(prompts, samples), old=old
@@ -199,7 +199,7 @@ def test_a_decoder_trains_on_mixed_groups():
     policy = fakes.decoder(vocab_size=6)
     learner = update.learner(policy.measure, gft(), optax.adam(3e-3))
     state = learner.init(fakes.jit(policy.init)(jax.random.key(0)), jax.random.key(1))
-    sample = mixed.joined(sampling(policy, 2), mixed.stored())
+    sample = mixed.side_by_side(sampling(policy, 2), mixed.stored_answers())
     run = program.fused(program.actor(policy, sample), learner, verify)
     _, metrics = run(state, task(3))
     assert np.isfinite(metrics["update/loss"]).all()
@@ -212,7 +212,7 @@ def test_methods_with_a_ratio_say_how_to_measure_old():
     ratio = adv.algorithm(
         policy=adv.Term(lambda now, c, r: now.logp - r.old.logp, adv.token_mean())
     )
-    sample = mixed.joined(sampling(bandit), mixed.stored())
+    sample = mixed.side_by_side(sampling(bandit), mixed.stored_answers())
     with pytest.raises(NotMeasured, match=r"measured\(stored\(\), policy.measure\)"):
         learned(bandit, ratio, sample, task(1))
 
@@ -221,7 +221,7 @@ def test_it_learns_where_rollouts_alone_never_succeed():
     # 1 of 216 completions is right: without the demonstration there is no reward. The
     # teacher answer is wrong; a method that imitates both would end at 1/8.
     bandit = fakes.bandit(8, 3, 6)
-    sample = mixed.joined(sampling(bandit), mixed.stored())
+    sample = mixed.side_by_side(sampling(bandit), mixed.stored_answers())
     solved, metrics = learned(bandit, gft(tau=0.5), sample, task(60))
     assert float(jnp.min(solved)) > 0.9
     assert metrics["reward/mean"][-1] > 0.8 > 0.3 > metrics["reward/mean"][0]

@@ -62,5 +62,5 @@ def test_fade_follows_the_training_dynamics():
     assert alpha.max() > 2.5 and alpha[-1] == 1
     assert delta[0] == 1 and delta[-1] < 0.9
     assert metrics["policy/entropy_nats"][0] == pytest.approx(np.log(V), abs=1e-3)
-    assert (metrics["policy/fault/reward_out_of_range"] == 0).all()
-    assert metrics["gap/sampler_learner_max"].max() < 1e-5
+    assert (metrics["policy/fault/reward_out_of_range"].value == 0).all()
+    assert metrics["gap/sampler_learner_max"].value.max() < 1e-5

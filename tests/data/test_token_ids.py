@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rljax import data
+from rljax import check, data
 from rljax.data import token_ids, tokenizer
 from rljax.rollout import sample
 
@@ -23,7 +23,7 @@ def test_what_a_tokenizer_encodes_has_a_row_and_more_rows_do_no_harm():
     for vocab_size in (5, 6, 1000):  # models have more rows than tokens
         token_ids.check_tokenizer(LETTERS, vocab_size)
         token_ids.check_prompts(encoded(), vocab_size)
-        token_ids.check_stops((1, np.int32(4)), vocab_size)
+        check.stop_tokens((1, np.int32(4)), vocab_size)
 
 
 def test_a_tokenizer_with_one_token_too_many_is_named_with_the_token():
@@ -54,7 +54,7 @@ def test_an_end_token_without_a_row_is_refused(stop):
     with pytest.raises(
         ValueError, match=r"here: an end token must be an id in \[0, 5\)"
     ):
-        token_ids.check_stops((1, stop), 5, "here")
+        check.stop_tokens((1, stop), 5, "here")
 
 
 def test_a_sampler_refuses_it_when_traced():

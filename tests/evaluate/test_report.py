@@ -68,7 +68,7 @@ def fake_run(run_dir, num_steps=40):
             lines.append({"kind": "evaluation", **where, **values})
     (run_dir / "metrics.jsonl").write_bytes(b"".join(map(record.line, lines)))
     (run_dir / "config.json").write_text(json.dumps({"rate": 0.001, "sizes": [1, 2]}))
-    return record.read_metrics(run_dir / "metrics.jsonl")
+    return record.read(run_dir / "metrics.jsonl")
 
 
 def test_a_report_holds_everything_and_loads_nothing(tmp_path):

@@ -12,8 +12,7 @@ from full_disk import FullDisk
 from experiments.first_stage import FILE, FirstStage
 from rljax import evaluate
 from rljax.model import DecoderConfig, decoder_policy, hugging_face
-from rljax.run import record
-from rljax.run import run_dir as folder
+from rljax.run import files
 
 STAGE = evaluate.Stage(np.eye(3, dtype=bool), np.array([True, False, True]))
 
@@ -34,7 +33,7 @@ def test_a_full_disk_at_the_end_of_the_warm_start_ends_no_run(
 ):
     # The error of `numpy.savez` ended it, though checkpoints and metrics survive one.
     disk = FullDisk(100)
-    monkeypatch.setattr(record, "open", disk.open, raising=False)
+    monkeypatch.setattr(files, "open", disk.open, raising=False)
     first = FirstStage(tmp_path)
     first.keep(STAGE)
     first.write()
@@ -80,7 +79,7 @@ def test_a_policy_of_nan_is_not_saved(tmp_path, bad):
 
 def test_what_a_killed_export_left_goes_at_the_next_resume_and_nothing_else(tmp_path):
     def open_run(resume):
-        with folder.open_run(tmp_path / "run", {}, resume=resume) as run_dir:
+        with open_run(tmp_path / "run", {}, resume=resume) as run_dir:
             return run_dir
 
     run_dir: pathlib.Path = open_run(False)

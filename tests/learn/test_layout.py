@@ -129,7 +129,7 @@ def test_joined_samples_are_padded_along_their_tokens_only():
         samples, old = sample(params, prompts, key)
         return samples, old.replace(row_extra={"k": jnp.ones((P, 2, 2))})
 
-    sample = mixed.joined(short, long)
+    sample = mixed.side_by_side(short, long)
     params = TABLE.init(None)
     samples, old = fakes.jit(sample)(params, fakes.prompts(P), jax.random.key(0))
     assert samples.tokens.shape == old.logp.shape == (P, 4, 4)

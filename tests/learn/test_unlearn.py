@@ -50,7 +50,7 @@ def beside(prompts, aside):
 
 
 PROMPTS = beside(shown(1), shown(2))
-SAMPLES, _ = mixed.stored()(None, PROMPTS, None)
+SAMPLES, _ = mixed.stored_answers()(None, PROMPTS, None)
 
 
 # Looking into the layers.
@@ -189,7 +189,7 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
 
     def harm(params):
         aside = PROMPTS.data["aside"]
-        rows, _ = mixed.stored()(None, aside, None)
+        rows, _ = mixed.stored_answers()(None, aside, None)
         logp = POLICY.measure(params, aside, rows).logp
         return -jnp.sum(jnp.where(rows.mask, logp, 0)) / jnp.sum(rows.mask)
 

@@ -334,7 +334,7 @@ def test_what_was_not_measured_is_named(recipe, name):
     bandit = fakes.bandit(8, 3, 6)
     learner = update.learner(bandit.measure, recipe(), optax.sgd(0.1))
     state = learner.init(bandit.init(None), jax.random.key(0))
-    run = program.fused(program.actor(bandit, mixed.stored()), learner)
+    run = program.fused(program.actor(bandit, mixed.stored_answers()), learner)
     with pytest.raises(NotMeasured, match=name):
         run(state, task(1))
 
@@ -380,7 +380,7 @@ def test_a_population_of_thresholds_is_a_vmap():
 def test_imitation_learns_what_it_is_shown(recipe):
     # From 1 / 216 at the start; chance would stay there.
     bandit = fakes.bandit(8, 3, 6)
-    solved, _ = learned(bandit, recipe(), mixed.stored(), task(80, ("right",)))
+    solved, _ = learned(bandit, recipe(), mixed.stored_answers(), task(80, ("right",)))
     assert float(jnp.min(solved)) > 0.9
 
 
@@ -394,7 +394,7 @@ def test_the_anchor_holds_the_policy_back():
         learner = update.learner(measure, algorithms.asft(anchor), optax.adam(0.1))
         params, reference = bandit.init(None), bandit.init(None)
         state = learner.init(params, jax.random.key(1), reference)
-        run = program.fused(program.actor(bandit, mixed.stored()), learner)
+        run = program.fused(program.actor(bandit, mixed.stored_answers()), learner)
         state, _ = run(state, task(60, ("right",)))
         solved.append(float(jnp.mean(solving(bandit, state.params, task(1)))))
     assert solved[0] > 0.9

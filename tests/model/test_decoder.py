@@ -192,8 +192,8 @@ def deep():
 
 @pytest.mark.parametrize("unroll", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_layers_side_by_side_or_in_turn_are_the_same(deep, unroll):
-    # 4, 2 and 1 trips. A cache read or written at the place of another layer changes
-    # the sampler's numbers, parameters taken in another order all of them.
+    # 4, 2 and 1 groups of layers. A cache read or written at the place of another layer
+    # changes the sampler's numbers, parameters taken in another order all of them.
     policy = fakes.decoder(num_layers=4, qkv_bias=True, unroll=unroll)
     chex.assert_trees_all_equal_shapes(policy.init(jax.random.key(0)), DEEP_PARAMS)
     close(everything(policy), deep)
@@ -294,18 +294,18 @@ def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
     policy = fakes.decoder(
         num_layers=4, qkv_bias=True, unroll=unroll, dtype=jnp.bfloat16
     )
-    weights = policy.weights(DEEP_PARAMS)
+    weights = policy.decode_params(DEEP_PARAMS)
     assert len(weights["layers"]) == unroll
-    for member in weights["layers"].values():
-        assert set(member) >= {"q_k_v", "gate_up"} and not {"q", "up"} & set(member)
-        assert member["q_k_v"]["kernel"].shape == (4 // unroll, 32, 64)
+    for layer in weights["layers"].values():
+        assert set(layer) >= {"q_k_v", "gate_up"} and not {"q", "up"} & set(layer)
+        assert layer["q_k_v"]["kernel"].shape == (4 // unroll, 32, 64)
     kinds = jax.tree_util.tree_leaves_with_path(weights)
     assert {leaf.dtype.name for path, leaf in kinds if path[-1].key != "scale"} == {
         "bfloat16"
     }
     tokens, t = jnp.ones((8, 2), jnp.int32), jnp.zeros(8, jnp.int32)
     _, prompt = policy.prefill(DEEP_PARAMS, fakes.prompts(8))
-    cache = policy.start(prompt, 2, 4)
+    cache = policy.init_cache(prompt, 2, 4)
     got, _ = fakes.jit(policy.decode)(weights, tokens, t, prompt, cache)
 
     def apart(layer):  # each product by itself

@@ -182,12 +182,12 @@ def test_hints_and_stored_answers_may_be_padded_with_anything():
     # Solutions behind their hint, and answers outside their masks. An absent answer's
     # row is all padding.
     answers_mask = SAMPLES.mask.at[1, 2].set(False)
-    sources = mixed.joined(
-        hint.hinted(
+    sources = mixed.side_by_side(
+        hint.sample_after_hint(
             sample.sampler(POLICY, num_samples=2, max_tokens=4, stop_tokens=(0,))
         ),
-        mixed.measured(hint.hint_row(), POLICY.measure),
-        mixed.measured(mixed.stored(), POLICY.measure),
+        mixed.with_old(hint.hint_as_row(), POLICY.measure),
+        mixed.with_old(mixed.stored_answers(), POLICY.measure),
     )
 
     sources = fakes.jit(sources)

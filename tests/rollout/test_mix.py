@@ -36,7 +36,7 @@ def longer_answers(num_tokens):
 
 
 def test_stored_answers_are_samples():
-    samples, old = draw(mixed.stored())
+    samples, old = draw(mixed.stored_answers())
     np.testing.assert_array_equal(samples.tokens, PROMPTS.data["answers"])
     assert samples.source.tolist() == [[DEMONSTRATION, TEACHER]] * 8
     assert bool(jnp.all(samples.finished))
@@ -50,20 +50,20 @@ def test_a_completion_is_one_stored_answer():
         "completion": PROMPTS.data["target"],
         "completion_mask": jnp.ones((8, 3), bool),
     }
-    samples, _ = draw(mixed.stored(), PROMPTS.replace(data=data))
+    samples, _ = draw(mixed.stored_answers(), PROMPTS.replace(data=data))
     np.testing.assert_array_equal(samples.tokens[:, 0], PROMPTS.data["target"])
     assert samples.source.tolist() == [[DEMONSTRATION]] * 8
 
 
 def test_the_first_answers_can_be_taken_alone():
-    samples, _ = draw(mixed.stored(1))
+    samples, _ = draw(mixed.stored_answers(1))
     assert samples.source.tolist() == [[DEMONSTRATION]] * 8
 
 
 def test_joined_rows_stand_beside_each_other():
     own, _ = draw(sampling(BANDIT))
     samples, old = draw(
-        mixed.joined(sampling(BANDIT), mixed.stored()), longer_answers(5)
+        mixed.side_by_side(sampling(BANDIT), mixed.stored_answers()), longer_answers(5)
     )
     assert samples.tokens.shape == (8, 6, 5)
     assert samples.source[0].tolist() == [OWN] * 4 + [DEMONSTRATION, TEACHER]
@@ -75,8 +75,8 @@ def test_joined_rows_stand_beside_each_other():
 
 
 def test_measured_answers_have_old_statistics_beside_the_samplers():
-    answers = mixed.measured(mixed.stored(), BANDIT.measure)
-    samples, old = draw(mixed.joined(sampling(BANDIT), answers))
+    answers = mixed.with_old(mixed.stored_answers(), BANDIT.measure)
+    samples, old = draw(mixed.side_by_side(sampling(BANDIT), answers))
     chex.assert_trees_all_close(
         old, BANDIT.measure(PARAMS, PROMPTS, samples), atol=1e-5
     )
@@ -84,14 +84,14 @@ def test_measured_answers_have_old_statistics_beside_the_samplers():
 
 def test_samplers_of_one_kind_draw_differently():
     # With one key for both, greedy exploration would be of G and not 2 G samples.
-    samples, old = draw(mixed.joined(sampling(BANDIT), sampling(BANDIT)))
+    samples, old = draw(mixed.side_by_side(sampling(BANDIT), sampling(BANDIT)))
     assert bool(jnp.any(samples.tokens[:, :4] != samples.tokens[:, 4:]))
     assert isinstance(samples.behaviour, TokenStats) and isinstance(old, TokenStats)
 
 
 def test_a_greedy_row_joins_sampled_ones():
     likely = greedy(BANDIT, max_tokens=2, stop_tokens=())
-    samples, old = draw(mixed.joined(sampling(BANDIT), likely))
+    samples, old = draw(mixed.side_by_side(sampling(BANDIT), likely))
     assert samples.source[0].tolist() == [OWN] * 4 + [Source.GREEDY]
     best = jnp.argmax(PARAMS["logits"], -1)[PROMPTS.id]
     np.testing.assert_array_equal(samples.tokens[:, 4, :2], best[:, :2])
@@ -103,7 +103,7 @@ def test_absent_answers_count_in_nothing():
     # mean: 1/2 instead of 1.
     mask = PROMPTS.data["answers_mask"].at[0, 1].set(False)
     prompts = PROMPTS.replace(data={**PROMPTS.data, "answers_mask": mask})
-    samples, old = draw(mixed.stored(), prompts)
+    samples, old = draw(mixed.stored_answers(), prompts)
     assert samples.finished[0].tolist() == [True, False]
     rollout = Rollout(
         prompts=prompts, samples=samples, old=old, verdict=verify(prompts, samples)
@@ -119,7 +119,9 @@ def test_the_actor_measures_the_reference_on_stored_rows_too():
     reference = {"logits": 2 * PARAMS["logits"]}
     learner = update.learner(BANDIT.measure, algorithms.sft(), optax.sgd(0.1))
     state = learner.init(PARAMS, jax.random.key(0), reference)
-    act = program.actor(BANDIT, mixed.joined(sampling(BANDIT), mixed.stored()))
+    act = program.actor(
+        BANDIT, mixed.side_by_side(sampling(BANDIT), mixed.stored_answers())
+    )
     rollout = jax.jit(act)(state, PROMPTS)
     want = BANDIT.measure(reference, PROMPTS, rollout.samples)
     chex.assert_trees_all_close(rollout.reference, want, atol=1e-5)
@@ -135,20 +137,20 @@ def without(*names):
 
 def test_prompts_without_answers_are_refused():
     with pytest.raises(ValueError, match="add them to the data set"):
-        draw(mixed.stored(), without("answers"))
+        draw(mixed.stored_answers(), without("answers"))
 
 
 def test_answers_of_wrong_shapes_are_refused():
     wrong = {"answers_mask": jnp.ones((8, 2, 4), bool)}
     with pytest.raises(ValueError, match="pad them to one length"):
-        draw(mixed.stored(), PROMPTS.replace(data={**PROMPTS.data, **wrong}))
+        draw(mixed.stored_answers(), PROMPTS.replace(data={**PROMPTS.data, **wrong}))
     wrong = {"answers_source": jnp.zeros((8, 3), jnp.int32)}
     with pytest.raises(ValueError, match="answers_source"):
-        draw(mixed.stored(), PROMPTS.replace(data={**PROMPTS.data, **wrong}))
+        draw(mixed.stored_answers(), PROMPTS.replace(data={**PROMPTS.data, **wrong}))
     with pytest.raises(ValueError, match="lower it or store more"):
-        draw(mixed.stored(3))
+        draw(mixed.stored_answers(3))
     with pytest.raises(ValueError, match="num_answers"):
-        mixed.stored(0)
+        mixed.stored_answers(0)
 
 
 def test_statistics_of_different_kinds_are_not_joined():
@@ -157,9 +159,13 @@ def test_statistics_of_different_kinds_are_not_joined():
         return now.replace(extra={"value": now.logp})
 
     with pytest.raises(ValueError, match="same statistics"):
-        draw(mixed.joined(sampling(BANDIT), mixed.measured(mixed.stored(), valued)))
+        draw(
+            mixed.side_by_side(
+                sampling(BANDIT), mixed.with_old(mixed.stored_answers(), valued)
+            )
+        )
     with pytest.raises(ValueError, match="at least one sampler"):
-        mixed.joined()
+        mixed.side_by_side()
 
 
 # Hints.
@@ -190,11 +196,13 @@ HINTED = fakes.prompts(num_prompts=6, vocab_size=9).replace(
 )
 
 
-def hinted_act(probability_fn):
-    own = hint.hinted(sampler(POLICY, num_samples=3, max_tokens=5, stop_tokens=(0,)))
-    row = mixed.measured(hint.hint_row(), POLICY.measure)
-    act = program.actor(POLICY, mixed.joined(own, row))
-    return hint.hinted_act(act, probability_fn)
+def act_with_hints(probability_fn):
+    own = hint.sample_after_hint(
+        sampler(POLICY, num_samples=3, max_tokens=5, stop_tokens=(0,))
+    )
+    row = mixed.with_old(hint.hint_as_row(), POLICY.measure)
+    act = program.actor(POLICY, mixed.side_by_side(own, row))
+    return hint.reveal_hints(act, probability_fn)
 
 
 def start(algorithm, optimizer=None):
@@ -211,7 +219,7 @@ def test_rollouts_continue_their_hints_under_the_original_prompt():
     # the policy says of it after prompt and hint: a shift by one, a lost or doubled
     # token of the hint or a wrong position would show.
     _, state = start(algorithms.uft())
-    rollout = jax.jit(hinted_act(lambda step: 0.6))(state, HINTED)
+    rollout = jax.jit(act_with_hints(lambda step: 0.6))(state, HINTED)
     samples, length = rollout.samples, rollout.prompts.data["hint_length"]
     assert set(length.tolist()) <= {0, 1, 2, 3, 4} and len(set(length.tolist())) > 1
     for p, h in enumerate(length.tolist()):
@@ -228,7 +236,7 @@ def test_rollouts_continue_their_hints_under_the_original_prompt():
 
 def test_the_number_of_pieces_is_binomial():
     # Mean n q of n = 3 and n = 2 pieces; the draw changes with step and prompt.
-    act = hint.hinted_act(lambda state, prompts: prompts, lambda step: 0.7)
+    act = hint.reveal_hints(lambda state, prompts: prompts, lambda step: 0.7)
     prompts = HINTED.replace(
         id=jnp.arange(4000),
         data={
@@ -247,7 +255,7 @@ def test_the_number_of_pieces_is_binomial():
 def test_uft_runs_with_all_and_without_any_hint():
     # All is revealed in the first step, nothing in the second.
     learner, state = start(algorithms.uft())
-    act = hinted_act(lambda step: 1.0 - step)
+    act = act_with_hints(lambda step: 1.0 - step)
 
     def even(prompts, samples):
         return Verdict.binary(jnp.sum(samples.tokens * samples.mask, -1) % 2 == 0)
@@ -259,9 +267,9 @@ def test_uft_runs_with_all_and_without_any_hint():
 
 
 def test_hints_that_nothing_supplies_are_asked_for():
-    with pytest.raises(ValueError, match="hinted_act"):
-        draw(hint.hint_row(), HINTED)
-    act = hint.hinted_act(lambda state, prompts: prompts, hint.cosine_reveal())
+    with pytest.raises(ValueError, match="reveal_hints"):
+        draw(hint.hint_as_row(), HINTED)
+    act = hint.reveal_hints(lambda state, prompts: prompts, hint.cosine_reveal())
     _, state = start(algorithms.sft())
     with pytest.raises(ValueError, match="piece_ends"):
         act(state, fakes.prompts())

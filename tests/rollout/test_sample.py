@@ -16,7 +16,8 @@ from benchmarks import long_tail
 from rljax import data, mesh, numerics
 from rljax.data import tokenizer
 from rljax.model import decoder_policy, hugging_face
-from rljax.rollout.sample import greedy, sampler, truncate
+from rljax.rollout.draw import truncate
+from rljax.rollout.sample import greedy, sampler
 from rljax.types import Source
 
 STOP = 3
@@ -356,7 +357,7 @@ def test_slots_keep_at_work_where_lengths_differ():
             num_slots=num_slots,
         )
         tokens = jnp.sum(samples.length - 1)  # the first comes with the prompt
-        used[num_slots] = float(tokens / jnp.sum(samples.decoded))
+        used[num_slots] = float(tokens / jnp.sum(samples.decode_steps))
         drawn[num_slots] = samples.tokens
     chex.assert_trees_all_equal(drawn[None], drawn[32])
     length = np.sum(np.asarray(samples.mask), -1)
@@ -386,6 +387,7 @@ def test_slots_keep_at_work_where_a_trained_model_ends_its_sentences():
     chex.assert_trees_all_equal(samples[None].tokens, samples[8].tokens)
     assert float(jnp.mean(samples[8].finished)) > 0.9
     useful = {
-        n: float(jnp.sum(x.length - 1) / jnp.sum(x.decoded)) for n, x in samples.items()
+        n: float(jnp.sum(x.length - 1) / jnp.sum(x.decode_steps))
+        for n, x in samples.items()
     }
     assert useful[None] < 0.45 and useful[8] > 0.8

@@ -153,7 +153,7 @@ def test_the_loop_trains_what_it_samples():
     prompts = jax.tree.map(lambda x: x[None], PROMPTS)
     state = made.init(parameters(policy), jax.random.key(0))
     _, metrics = run(state, prompts)
-    assert float(metrics["gap/sampler_learner_max"][0]) < 1e-5
+    assert float(metrics["gap/sampler_learner_max"].value[0]) < 1e-5
 
 
 def test_a_traced_temperature_is_the_same_policy():

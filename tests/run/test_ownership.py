@@ -13,7 +13,7 @@ import toy_run
 from toy_run import go_silently as go
 
 from rljax.run import checkpoint, fault, ownership, train
-from rljax.run import run_dir as folder
+from rljax.run.run_dir import open_run
 
 # A light process: it loads the one file by its path, not the library.
 _OWNER = f"""if True:
@@ -86,7 +86,7 @@ def test_resume_of_a_folder_whose_owner_lives_names_it_and_touches_nothing(tmp_p
             go(tmp_path / "run", resume=resume)
         who = f"in use by process {owner.process.pid} on {os.uname().nodename} since "
         assert who in str(raised.value)
-        assert "another --run-dir" in str(raised.value)
+        assert "another run folder" in str(raised.value)
     owner.end()
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     go(tmp_path / "run", resume=True)
@@ -97,11 +97,14 @@ _FORKER = f"""if True:
     spec = importlib.util.spec_from_file_location("o", {ownership.__file__!r})
     ownership = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ownership)
+    reader, writer = os.pipe()
     with ownership.owned(sys.argv[1]):
         if os.fork() == 0:
+            os.write(writer, b"1")  # the fork is done on the child's side, too
             sys.stdin.readline()
             print("the child lived", flush=True)
             os._exit(0)
+        os.read(reader, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -123,16 +126,16 @@ def test_a_killed_owner_leaves_the_folder_free_though_its_child_lives(tmp_path):
 
 def test_a_process_owns_a_folder_once(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
-    with folder.open_run(tmp_path / "run", {}, resume=False) as run_dir:
+    with open_run(tmp_path / "run", {}, resume=False) as run_dir:
         for same in (run_dir, tmp_path / "link" / "run"):
             with (
                 pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"),
-                folder.open_run(same, {}, resume=True),
+                open_run(same, {}, resume=True),
             ):
                 pass
-        with ownership.kept(run_dir):  # as the loop does, in the folder it is given
+        with ownership.ensured(run_dir):  # as the loop does, in the folder it is given
             pass
-        assert ownership.lost(run_dir) is None
+        assert ownership.taken_over_by(run_dir) is None
 
 
 def test_training_in_a_plain_folder_owns_it_too(tmp_path):

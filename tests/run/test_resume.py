@@ -20,7 +20,6 @@ from toy_run import records
 
 from rljax import data
 from rljax.run import checkpoint, fault, record, train
-from rljax.run import run_dir as folder
 from rljax.types import Prompts
 
 
@@ -279,24 +278,6 @@ def test_a_run_does_not_begin_with_nan(tmp_path):
         go(tmp_path / "run", state=state)
 
 
-def test_a_folder_in_use_needs_resume(tmp_path):
-    with folder.open_run(tmp_path / "run", {"seed": 0}, resume=False):
-        pass
-    with pytest.raises(ValueError, match=r"pass --resume .* another --run-dir"):
-        _open(tmp_path / "run", {"seed": 0}, resume=False)
-    (tmp_path / "empty").mkdir()
-    _open(tmp_path / "empty", {"seed": 0}, resume=False)
-
-
-def test_a_folder_that_is_no_runs_is_left_alone(tmp_path):
-    # A home directory by mistake would get a configuration, and lose its reports.
-    (tmp_path / "report.html").write_text("mine")
-    for resume in (False, True):
-        with pytest.raises(ValueError, match=r"pass the run's --run-dir|pass --resume"):
-            _open(tmp_path, {"seed": 0}, resume=resume)
-        assert os.listdir(tmp_path) == ["report.html"]
-
-
 def test_resume_of_nothing_starts_anew(tmp_path, whole):
     (tmp_path / "made").mkdir()  # killed before the configuration was written
     (tmp_path / "torn").mkdir()  # and in the middle of it
@@ -304,29 +285,3 @@ def test_resume_of_nothing_starts_anew(tmp_path, whole):
     for name in ("absent", "made", "torn"):
         state = go(tmp_path / name, resume=True)
         assert toy_run.outcome(state, tmp_path / name) == whole[1]
-
-
-def test_resume_with_another_configuration_names_the_fields(tmp_path):
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        rate: float = 1e-3
-        sizes: tuple = (1, 2)
-        where: pathlib.Path = pathlib.Path("data")
-
-    _open(tmp_path, Config(), resume=False)
-    _open(tmp_path, Config(), resume=True)  # a tuple comes back as a list
-    with pytest.raises(ValueError, match=r"rate: 0.001 there, 0.1 now\. Pass"):
-        _open(tmp_path, Config(rate=0.1), resume=True)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"extra": 1, **json.loads(path.read_text())}))
-    with pytest.raises(ValueError, match="extra: 1 there, nothing now; rate"):
-        _open(tmp_path, Config(rate=0.1), resume=True)
-    for text in ("{torn", "[1]", "null"):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json must hold the config"):
-            _open(tmp_path, Config(), resume=True)
-
-
-def _open(run_dir, config, *, resume):
-    with folder.open_run(run_dir, config, resume=resume):
-        pass

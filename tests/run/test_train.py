@@ -10,6 +10,7 @@ import toy_run
 from toy_run import go_silently as go
 from toy_run import records
 
+from rljax.metric import Fault
 from rljax.run import checkpoint, fault
 
 
@@ -118,7 +119,7 @@ def test_a_fault_stops_the_run_and_keeps_the_checkpoint_before(tmp_path):
     def run(state, prompts):
         state, found = toy_run.run(state, prompts)
         bad = jnp.where(state.step == 8, jnp.array([0.0, 2.0]), 0.0)
-        return state, {**found, "policy/fault/example": bad}
+        return state, {**found, "policy/fault/example": Fault(bad)}
 
     with pytest.raises(fault.RunFault) as raised:
         go(tmp_path / "run", phases=toy_run.phases(run=run))
@@ -136,7 +137,7 @@ def test_a_fault_that_is_not_a_number_is_one(tmp_path):
     # NaN > 0 is false.
     def run(state, prompts):
         state, found = toy_run.run(state, prompts)
-        return state, {**found, "fault/example": jnp.array([0.0, jnp.nan])}
+        return state, {**found, "fault/example": Fault(jnp.array([0.0, jnp.nan]))}
 
     with pytest.raises(fault.RunFault, match=r"was nan in step 2 .* checkpoint: None"):
         go(tmp_path / "run", phases=toy_run.phases(run=run))

@@ -139,7 +139,7 @@ def bandit(
     def prefill(params, prompts):
         return params["logits"][prompts.id, 0] / temperature, prompts.id
 
-    def start(ids, num_samples, max_tokens):
+    def init_cache(ids, num_samples, max_tokens):
         return ()
 
     def decode(params, tokens, t, ids, cache):
@@ -161,7 +161,15 @@ def bandit(
     def logits(params, states):
         return states / temperature
 
-    return Policy(init, prefill, start, decode, hidden, logits, measure)
+    return Policy(
+        init=init,
+        prefill=prefill,
+        init_cache=init_cache,
+        decode=decode,
+        hidden=hidden,
+        logits=logits,
+        measure=measure,
+    )
 
 
 def bigram_measure(params, reference, prompts, samples) -> TokenStats:
@@ -177,7 +185,10 @@ def bigram_measure(params, reference, prompts, samples) -> TokenStats:
         before = jnp.concatenate([first, samples.tokens[..., :-1]], -1)
         return jnp.tanh(params["embedding"][before] @ params["mix"])
 
-    policy = Policy(*[None] * 4, hidden, lambda params, h: h @ params["logits"], None)
+    # Nothing but scoring is asked of it.
+    policy = Policy(
+        **dict.fromkeys(Policy._fields),
+    )._replace(hidden=hidden, logits=lambda params, h: h @ params["logits"])
     now = against_reference(policy).fn(params, reference, prompts, samples)
     states = hidden(params, prompts, samples)
     value = states @ params["value"]

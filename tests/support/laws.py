@@ -124,7 +124,7 @@ def keeps_structure(transform, rollout):
     assert credit.advantage.dtype == credit.weight.dtype == jnp.float32
     assert credit.member.dtype == bool
     assert bool(jnp.all(credit.weight >= 0))
-    assert all(m.shape == () for m in credit.metrics.values())
+    assert all(m.shape == () for m in jax.tree.leaves(credit.metrics))
 
     def step(state, _):
         credit, state = transform.update(adv.start(rollout), state, rollout)

@@ -147,7 +147,7 @@ def bag(vocab_size: int, num_positions: int) -> Policy:
         last, place, bag = read(params, prompts)
         return look(params, last, place, bag), (place, bag)
 
-    def start(prompt, num_samples, max_tokens):
+    def init_cache(prompt, num_samples, max_tokens):
         _, bag = prompt
         return jnp.zeros((bag.shape[0], num_samples, vocab_size))
 
@@ -172,7 +172,15 @@ def bag(vocab_size: int, num_positions: int) -> Policy:
         logp, entropy = numerics.logp_and_entropy(states, samples.tokens)
         return TokenStats(logp=logp, entropy=entropy)
 
-    return Policy(init, prefill, start, decode, hidden, lambda params, h: h, measure)
+    return Policy(
+        init=init,
+        prefill=prefill,
+        init_cache=init_cache,
+        decode=decode,
+        hidden=hidden,
+        logits=lambda params, h: h,
+        measure=measure,
+    )
 
 
 def sampling(policy, num_samples=4):
@@ -194,6 +202,6 @@ def solving(policy, params, prompts):
     """f32[P]: probability that a completion is the target."""
     one = jax.tree.map(lambda x: jnp.asarray(x[0]), prompts)
     target = one.data["target"][:, None]
-    samples, _ = mixed.stored(1)(None, one, None)
+    samples, _ = mixed.stored_answers(1)(None, one, None)
     logp = policy.measure(params, one, samples.replace(tokens=target)).logp
     return jnp.exp(jnp.sum(logp, -1))[:, 0]

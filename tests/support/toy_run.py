@@ -19,9 +19,10 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from rljax.metric import Fault
 from rljax.run import record as metrics
-from rljax.run import run_dir as folder
 from rljax.run import train
+from rljax.run.run_dir import open_run
 from rljax.types import Prompts, TrainState
 
 NUM_WARM, NUM_RL, K = 4, 8, 2
@@ -84,7 +85,7 @@ def train_step(state: TrainState, prompts: Prompts):
         "reward/mean": jnp.mean(w),
         "samples/tokens": jnp.float32(12),
         "update/refused_in_row": jnp.float32(0),
-        "policy/fault/example": jnp.float32(0),
+        "policy/fault/example": Fault(jnp.float32(0)),
     }
 
 
@@ -154,7 +155,7 @@ def disturbed(index, at, disturb):
 
 
 def go(run_dir, *, resume=False, checkpoint_every=2, **options) -> TrainState:
-    with folder.open_run(run_dir, {"seed": 0}, resume=resume) as run_dir:
+    with open_run(run_dir, {"seed": 0}, resume=resume) as run_dir:
         return train.train(
             options.pop("phases", None) or phases(),
             options.pop("state", None) or make_state(),
@@ -171,7 +172,7 @@ def go_silently(run_dir, **options) -> TrainState:
 
 def records(run_dir, kind, *names):
     """The named fields of all records of a kind."""
-    found = metrics.read_metrics(run_dir / metrics.FILE)
+    found = metrics.read(run_dir / metrics.FILE)
     return [tuple(r[n] for n in names) for r in found if r["kind"] == kind]
 
 
@@ -183,7 +184,7 @@ def outcome(state: TrainState, run_dir) -> list[str]:
         for path, leaf in jax.tree.leaves_with_path(state)
     ]
     times = ("seconds", "time/tokens_per_second")
-    records = metrics.read_metrics(pathlib.Path(run_dir) / metrics.FILE)
+    records = metrics.read(pathlib.Path(run_dir) / metrics.FILE)
     lines = [
         str({k: v for k, v in record.items() if k not in times})
         for record in records

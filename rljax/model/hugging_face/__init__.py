@@ -1,5 +1,5 @@
-"""Hugging Face folders: configuration and weights in and out, without torch."""
+"""Hugging Face folders: configuration, weights and metadata, without torch."""
 
-from rljax.model.hugging_face.weights import load, save
+from rljax.model.hugging_face.weights import config_entries, load, save
 
-__all__ = ["load", "save"]
+__all__ = ["config_entries", "load", "save"]

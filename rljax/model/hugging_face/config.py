@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rljax.model.transformer import DecoderConfig
+from rljax.model.config import DecoderConfig
 
 
 class Family(NamedTuple):

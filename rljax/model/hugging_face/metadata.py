@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rljax.data import strict_json, token_ids
+from rljax import check, strict_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +116,7 @@ def stop_tokens(
     stops: list[int] = []
     for source, ids in said.items():
         ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
-        token_ids.check_stops(ids, vocab_size, f"eos_token_id of {source}")
+        check.stop_tokens(ids, vocab_size, f"eos_token_id of {source}")
         stops.extend(ids)
     return tuple(dict.fromkeys(stops))
 

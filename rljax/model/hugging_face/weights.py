@@ -22,8 +22,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import digest
-from rljax.data import strict_json, token_ids
+from rljax import digest, strict_json
+from rljax.data import token_ids
+from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
 from rljax.model.hugging_face import (
     config as hugging_face_config,
@@ -32,7 +33,6 @@ from rljax.model.hugging_face import (
     metadata as hugging_face_metadata,
 )
 from rljax.model.hugging_face.metadata import CONFIG, Metadata
-from rljax.model.transformer import DecoderConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

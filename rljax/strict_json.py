@@ -29,8 +29,8 @@ def read_file(file: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid JSON: {error}.") from error
     if not isinstance(out, dict):
         raise ValueError(
-            f"{file}: must hold an object, got a {type(out).__name__}; take the file"
-            " published with the weights."
+            f"{file}: must hold an object, got a {type(out).__name__}; bring back the"
+            " file as it was published."
         )
     return out
 

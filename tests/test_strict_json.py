@@ -6,8 +6,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from rljax import data
-from rljax.data import strict_json, tokenizer
+from rljax import data, strict_json
+from rljax.data import tokenizer
 
 GOOD = b'{"question": "1+1", "answer": "2"}'
 

@@ -74,6 +74,16 @@ def test_a_scheduled_mixture_beyond_one_shows_as_nan():
     assert jnp.isnan(lost)
 
 
+@pytest.mark.parametrize("bound", ["floor", "cap"])
+@pytest.mark.parametrize("name", ["icepop", "geometric_rejection", "sequence_mask_tis"])
+def test_a_traced_bound_of_nan_shows_as_nan(name, bound):
+    # No ratio lies inside or outside: all tokens were dropped, and nothing learned.
+    rows = rollout(RECIPES[name])
+    make = getattr(algorithms, name)
+    lost, _, _, _ = jax.jit(lambda x: step(make(**{bound: x}), rows))(NAN)
+    assert jnp.isnan(lost)
+
+
 def test_hpt_learns_one_of_its_terms_whatever_its_gate():
     # Neither `solved > nan` nor `solved <= nan` holds: both terms were lost.
     case = RECIPES["hpt"]

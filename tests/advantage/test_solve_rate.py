@@ -73,7 +73,7 @@ def test_metrics_of_a_rollout_agree_with_it(claimed):
     assert float(metrics["reward/solved"]) == 0.5
     assert float(metrics["reward/mixed_share"]) == 0.25
     assert float(metrics["reward/mean"]) == pytest.approx(3 / 8)
-    assert float(metrics["verify/failed"]) == 8
+    assert float(metrics["verify/failed"].value) == 8
 
 
 POLICY = fakes.bandit(4, 3, 16)

@@ -1,0 +1,168 @@
+"""What the run loop uses on the host: writers, checkpoints, display, clock, signals."""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from etils import epath
+from rich.console import Console
+
+from rljax import check
+from rljax.run import checkpoint, display, fault, record, stop
+from rljax.run.phase import Phase, check_phases
+from rljax.run.record import Record
+from rljax.run.run_dir import provenance
+from rljax.run.tensorboard import TensorBoard
+from rljax.run.writer import JsonLines, Writer, Writers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of `train.train`, where they are described."""
+
+    phases: Sequence[Phase]
+    run_dir: pathlib.Path
+    checkpoint_dir: epath.Path
+    checkpoint_every: int
+    keep: int
+    max_refused: int
+    writers: Sequence[Writer]
+    console: Console | None
+
+    def __post_init__(self):
+        check_phases(self.phases)
+        for name in ("checkpoint_every", "keep", "max_refused"):
+            check.number(name, getattr(self, name), low=1)
+
+    def offset(self, index: int) -> int:
+        """Training steps of the phases before this one."""
+        return sum(phase.num_steps for phase in self.phases[:index])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Host:
+    """What is open while a run goes on.
+
+    clock: () -> seconds of training, those before a resume included.
+    stop_request: whether the process was asked to stop.
+    """
+
+    options: Options
+    clock: Callable[[], float]
+    writers: Writers
+    checkpoints: checkpoint.Checkpoints
+    screen: display.Display
+    stop_request: stop.StopRequest
+    refusals: fault.Refusals
+
+    @property
+    def board(self) -> display.Board:
+        return self.screen.board
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Writes records; an outage is an event."""
+        problem = self.writers.write(records)
+        if problem is not None:
+            self.report("metrics/failed", f"{problem}; the run goes on")
+
+    def report(self, name: str, message: str, **facts) -> None:
+        """Records an event and shows it."""
+        board = self.board
+        if not name.startswith("run/"):
+            board.events = board.events + collections.Counter([name])
+        event = {"kind": "event", **self.place(), "event": name, "message": message}
+        self.screen.say(f"{name}: {message}", style="yellow")
+        self.write([event | facts])
+
+    def place(self) -> Record:
+        """Where the run stands, as records say it."""
+        seconds = round(self.clock(), 3)
+        return {"phase": self.board.phase, "step": self.board.step, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def open_host(options: Options, found: checkpoint.Found | None) -> Iterator[Host]:
+    """Opens all that the loop uses and closes it again, whatever happens.
+
+    Args:
+      found: the checkpoint that the run goes on from. Records after it are dropped.
+    """
+    board, broken_lines = _rewound(options, found)
+    step, seconds = -1, 0.0
+    if found is not None:
+        step, seconds = found.info["step"], found.info["seconds"]
+    with contextlib.ExitStack() as stack:
+        screen = display.Display(board, options.console)
+        stack.callback(screen.close)
+        own = (
+            JsonLines(options.run_dir),
+            TensorBoard(options.run_dir, purge_step=step + 1),
+        )
+        writers = Writers([*own, *options.writers])
+        stack.callback(writers.close)
+        checkpoints = checkpoint.Checkpoints(
+            options.checkpoint_dir,
+            keep=options.keep,
+            report=lambda name, message: host.report(name, message),
+            latest=None if found is None else found.path,
+        )
+        stack.callback(checkpoints.close)
+        start = time.perf_counter() - seconds
+        stop_request = stack.enter_context(
+            stop.noting_requests(lambda by: _announce_stop(screen, by))
+        )
+        host = Host(
+            options=options,
+            clock=lambda: time.perf_counter() - start,
+            writers=writers,
+            checkpoints=checkpoints,
+            screen=screen,
+            stop_request=stop_request,
+            refusals=fault.Refusals(options.max_refused, board.step),
+        )
+        where = "from the start" if found is None else f"from {found.path}"
+        host.report("run/started", where, **provenance())
+        for problem in broken_lines:
+            host.report("metrics/dropped", problem)
+        yield host
+
+
+def _rewound(
+    options: Options, found: checkpoint.Found | None
+) -> tuple[display.Board, list[str]]:
+    """The board at a checkpoint, to which the records are cut back, and what was lost.
+
+    The phase counts as well as the step: a phase is evaluated at its start, after the
+    last step of the phase before.
+    """
+    phases, step, reached = options.phases, -1, []
+    if found is not None:
+        step, reached = found.info["step"], phases[: found.info["phase"] + 1]
+    names = {phase.name for phase in reached}
+    records, broken_lines = record.drop_after(
+        options.run_dir / record.FILE,
+        lambda r: r["step"] <= step and r["phase"] in names,
+    )
+    board = display.Board(
+        options.run_dir.name,
+        last=options.offset(len(phases)),
+        step=max(step, 0),
+        phase=reached[-1].name if reached else phases[0].name,
+        seconds=0.0 if found is None else found.info["seconds"],
+    )
+    for entry in records:
+        if entry["kind"] == "evaluation":
+            board.evaluation = record.scalars(entry)
+    return board, broken_lines
+
+
+def _announce_stop(screen: display.Display, by: signal.Signals) -> None:
+    screen.board.doing = (
+        f"{by.name}: finishing this dispatch, then saving; Ctrl-C leaves at once"
+    )
+    screen.say(screen.board.doing, style="bold")
+    screen.show_cursor()

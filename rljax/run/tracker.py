@@ -1,0 +1,45 @@
+"""The records of a run for wandb or trackio (`pip install rljax[track]`)."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rljax.run import record
+from rljax.run.record import Record
+
+
+class TrackedRun(Protocol):
+    """What `wandb.init` and `trackio.init` return; whoever calls them finishes it."""
+
+    def log(self, metrics: dict[str, Any], step: int | None = None) -> None: ...
+
+
+class Tracker:
+    """Logs steps and evaluations to a run of wandb or trackio.
+
+    A resumed run logs again the steps after its checkpoint, with the same numbers.
+    wandb refuses those that it has. To go on with one run in the browser, open it with
+    the same id (wandb) or name (trackio) and `resume="allow"`.
+
+    Example:
+      with wandb.init(project="mine", id=run_dir.name, resume="allow") as run:
+          train.train(..., writers=[Tracker(run)])
+    """
+
+    def __init__(self, run: TrackedRun):
+        self._run = run
+
+    def write(self, records: Sequence[Record]) -> None:
+        for entry in records:
+            if entry["kind"] == "event":
+                continue
+            values = {name: float(v) for name, v in record.curves(entry).items()}
+            try:
+                self._run.log(values, step=entry["step"])
+            except Exception as error:  # each library has its own for a lost network
+                raise OSError(f"could not log to {self._run!r}: {error}") from error
+
+    def sync(self) -> None:
+        pass  # both send in the background
+
+    def close(self) -> None:
+        pass  # the run belongs to whoever opened it
