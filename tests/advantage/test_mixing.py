@@ -501,13 +501,7 @@ HYBRIDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name != "luffy"))
-        for name in HYBRIDS
-    ],
-)
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_hybrids_learn_where_rollouts_alone_never_succeed(name):
     # One of 216 completions is right at the start; the answer shown is right.
     bandit = fakes.bandit(8, 3, 6)

@@ -2,13 +2,12 @@
 
 import math
 
-import fakes
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
-from group_recipes import RECIPES, table
+import test_advantages
 
 from rljax import advantage as adv
 from rljax import algorithms as al
@@ -17,6 +16,7 @@ from rljax.analysis import plot, profile
 
 RATES = np.array([0.1, 0.25, 0.6, 0.9])
 G, K, DELTA, B = 8, 4, 0.5, 2.0
+table = test_advantages.table
 
 # f'(p) of groups of G = 8, exact (section 1).
 EXACT = {
@@ -68,7 +68,7 @@ LIMIT = {
 
 
 def test_every_method_has_a_slope():
-    assert EXACT.keys() | LIMIT.keys() == RECIPES.keys()
+    assert EXACT.keys() | LIMIT.keys() == test_advantages.RECIPES.keys()
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -194,8 +194,8 @@ def test_methods_that_need_more_than_successes_say_so():
 def test_place_has_the_definitions_of_the_batch_summary():
     # The same prompts, one group for each c, as a batch and as a distribution.
     got = table("asym_grpo")
-    rows = fakes.solved(8, *range(9))
-    method = RECIPES["asym_grpo"]
+    rows = test_advantages.fakes.solved(8, *range(9))
+    method = test_advantages.RECIPES["asym_grpo"]
     credit = method.credit(rows, method.init())[0][0]
     m_S, m_F = adv.masses(credit.advantage[..., 0], credit.member[..., 0])
     want = adv.mass.summary(m_S, m_F, jnp.arange(9) / 8)
