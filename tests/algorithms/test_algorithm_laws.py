@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from algorithm_cases import CASES, Case
+from algorithm_cases import BY_FAMILY, Case
 from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax import mesh
@@ -48,28 +48,7 @@ def learn(case: Case, num_devices=1, **pieces):
     return lowered.cost_analysis()["flops"], step.cost_analysis()["flops"], end
 
 
-# One of each family runs in the fast set. That losses are local to their rows and
-# transforms to what they name is a law of its own (test_loss_laws, test_algebra).
-FAST = {
-    "clip_cov",  # a quantile over the batch
-    "dgg_gate",  # a gate over gradients
-    "fade",  # a controller
-    "gft",  # rows of several sources
-    "gspo",  # ratios of whole sequences
-    "ppo",  # values
-    "reinforce_plus_plus",  # whitened over the batch
-    "sft",  # demonstrations alone
-    "tis",  # a correction of the sampler
-}
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=[pytest.mark.slow] * (name not in FAST), id=name)
-        for name, case in CASES.items()
-    ],
-)
+@pytest.mark.parametrize("case", BY_FAMILY)
 def test_pieces_and_devices_change_nothing(case):
     # Weighing each piece alone would average quantiles and divisors. A batch that lost
     # its sharding would cost each device all of the work.

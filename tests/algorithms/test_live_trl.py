@@ -17,6 +17,8 @@ from rljax import algorithms, loss, numerics
 from rljax.advantage import correction, token_weight
 from rljax.algorithms.clip_higher import group_normalised
 
+pytestmark = pytest.mark.slow
+
 P, G, T = 4, 5, 9
 
 
