@@ -106,6 +106,7 @@ def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     assert max(jax.tree.leaves(moved)) > 0.005
 
 
+@pytest.mark.slow
 def test_prompts_from_the_host_are_spread_before_anything_reads_them():
     # NumPy arrays go to every device whole: sampled there as they are, each device
     # would do all of the sampling.

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_program
-from algorithm_cases import CASES
+from algorithm_cases import BY_FAMILY, CASES
 from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax.learn import update
@@ -20,7 +20,7 @@ def dtypes(tree):
     return [x.dtype for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_FAMILY)
 def test_a_step_keeps_the_dtypes_of_its_state(name):
     # There jnp.zeros(n), 1.0 * mask and jnp.mean(mask) are float64, and a loop whose
     # carry changes its type raises a TypeError.

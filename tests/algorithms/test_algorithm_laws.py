@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from algorithm_cases import BY_FAMILY, Case
+from algorithm_cases import BY_FAMILY, CASES, Case
 from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax import mesh
@@ -48,10 +48,11 @@ def learn(case: Case, num_devices=1, **pieces):
     return lowered.cost_analysis()["flops"], step.cost_analysis()["flops"], end
 
 
-@pytest.mark.parametrize("case", BY_FAMILY)
-def test_pieces_and_devices_change_nothing(case):
+@pytest.mark.parametrize("name", BY_FAMILY)
+def test_pieces_and_devices_change_nothing(name):
     # Weighing each piece alone would average quantiles and divisors. A batch that lost
     # its sharding would cost each device all of the work.
+    case = CASES[name]
     _, _, pieces = learn(case, num_microbatches=4, num_lengths=2)
     whole, share, spread = learn(case, num_devices=8)
     chex.assert_trees_all_close(pieces, spread, atol=1e-5, rtol=1e-5)

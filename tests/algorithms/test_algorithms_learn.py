@@ -156,9 +156,9 @@ def assert_learned(rewards):
     assert np.all(rewards > 2 * CHANCE), rewards
 
 
-@pytest.mark.parametrize("case", BY_FAMILY)
-def test_it_raises_the_reward_and_not_with_its_sign_flipped(case):
-    right, flipped = rewards_after_training(case, (1.0, -1.0))
+@pytest.mark.parametrize("name", BY_FAMILY)
+def test_it_raises_the_reward_and_not_with_its_sign_flipped(name):
+    right, flipped = rewards_after_training(CASES[name], (1.0, -1.0))
     assert_learned(right)
     with pytest.raises(AssertionError):
         assert_learned(flipped)

@@ -126,6 +126,7 @@ def temporary_bytes(num_tokens, max_logits, vocab_size=8192):
     return jax.jit(step).lower(params).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_tokens_times_vocabulary():
     # 16 more tokens are 4 MiB more of logits. In chunks of 2^16 logits (256 KiB) only
     # hidden states may grow with them; without chunks there is more than all logits.
@@ -134,6 +135,7 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     assert temporary_bytes(32, 2**30) > 2**23
 
 
+@pytest.mark.slow
 def test_a_long_prompt_costs_its_group_once():
     # 16 samples of 4 tokens after a prompt of 2048: nearly all is the prompt's. By the
     # compiled programs' own analysis, repeated prompts cost 16 times as much. (Of a
@@ -229,6 +231,7 @@ def sampler_program(num_tokens=5, num_samples=3, num_slots=None, **sizes):
     return fakes.jit(draw).lower(params, PROMPTS, jax.random.key(0)).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [gradient_program, sampler_program])
 def test_the_size_of_programs_does_not_grow_with_depth(program):
     # Side by side, 32 layers are nearly 8 times the instructions of 4.
