@@ -173,7 +173,8 @@ def unshared(policy: Policy, num_samples: int) -> Policy:
         )
         return together(logits), cache
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        del reference
         return together(policy.measure(params, repeat(prompts), apart(samples)))
 
     return policy._replace(

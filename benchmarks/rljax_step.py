@@ -78,10 +78,11 @@ def time_parts(built: rljax_program.Built, pieces: int, state) -> dict[str, floa
     prompts = jax.tree.map(lambda x: x[0], next(built.stream(1)))
 
     def measure(params, rollout):
-        def one(_, rows, credits):
-            return (), (), built.policy.measure(params, rows.prompts, rows.samples)
+        def one(credits, rows, carry):
+            return carry, (), built.policy.measure(params, rows.prompts, rows.samples)
 
-        return microbatch.over_pieces(one, (), rollout, (), num=pieces)[2]
+        cut = microbatch.Pieces(pieces)
+        return microbatch.over_pieces(one, (), rollout, (), cut)[2]
 
     act, verify = jax.jit(program.act), jax.jit(program.verify)
     rollout = act(state, prompts)

@@ -19,7 +19,7 @@ from rljax.model.hugging_face import (
 )
 from rljax.model.hugging_face.metadata import Metadata
 from rljax.policy import Policy
-from rljax.types import Prompts
+from rljax.types import Prompts, Verify
 
 if TYPE_CHECKING:
     from experiments.arithmetic import Config
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     loaded: Any
     init: Callable[[Any, jax.Array], Any]
     policy: Policy
-    verify: verify.Verifier
+    verify: Verify
     train: Prompts
     validation: Prompts
     test: Prompts
@@ -166,9 +166,7 @@ def require_positions(config: "Config", metadata: Metadata) -> None:
 
 def require_numbers(problems: list[data.Problem]) -> None:
     """An answer that is no number can never be matched: better said before the run."""
-    bad = [
-        p.answer for p in problems if verify.twin.read_number(p.answer.encode()) is None
-    ]
+    bad = [p.answer for p in problems if verify.read_number(p.answer.encode()) is None]
     if bad:
         raise ValueError(
             f"--verifier number and last-number need answers that are numbers, but"
@@ -177,7 +175,7 @@ def require_numbers(problems: list[data.Problem]) -> None:
         )
 
 
-def own_verifier(config: "Config", table: verify.TokenBytes) -> verify.Verifier:
+def own_verifier(config: "Config", table: verify.TokenBytes) -> Verify:
     """The verifier that the flags name."""
     if config.verifier == "exact":
         return verify.exact(table)

@@ -177,24 +177,6 @@ def stored_answers(data: dict, reader: str):
         )
 
 
-def hints(data: dict, name: str):
-    """Raises ValueError unless the prompts' data carry `name`; static.
-
-    Args:
-      name: "hint_length", or one of "solution" and "solution_ends".
-    """
-    if name not in data:
-        what_to_do = (
-            "wrap the act in reveal_hints(act, cosine_reveal())"
-            if name == "hint_length"
-            else "cut the data set's solutions with piece_ends"
-        )
-        raise ValueError(
-            f'hints read prompts.data["{name}"], the prompts carry {sorted(data)};'
-            f" {what_to_do}."
-        )
-
-
 def refuse(name: str, must: str, value: Any) -> typing.NoReturn:
     """Raises ValueError: what must hold, what came, and what is probably meant."""
     raise ValueError(f"{name} must {must}, got {_shown(value)}; {_advice(must, value)}")

@@ -2,13 +2,13 @@
 
 Symbols: `P` prompts, `G` samples per prompt, `T` completion tokens, `S` prompt tokens.
 Every array of a `Rollout` begins with `P`, so a minibatch of prompts is a `Rollout`
-too: `jax.tree.map(lambda x: x[rows], rollout)`. Log-probabilities and entropies are in
-nats, lengths in tokens; log-probabilities, rewards and credit are float32, masks bool.
+too: `take(rollout, rows)`. Log-probabilities and entropies are in nats, lengths in
+tokens; log-probabilities, rewards and credit are float32, masks are bool.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transform
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -112,13 +112,27 @@ class Prompts(_Replaceable):
     tokens: i32[P, S] token ids; what lies past `length` is never read.
     length: i32[P] prompt length, tokens, at least 1.
     id: i32[P] the prompt's identity in its data set; keys its samples' randomness.
-    data: arrays [P, ...] by name, for verifiers and demonstrations.
+    data: arrays [P, ...] by name. Your own names are carried along. The library reads:
+
+      answer            u8[P, A]       reference answer, zero-padded UTF-8: verifiers
+      completion        i32[P, T]      one demonstration: supervised terms
+      completion_mask   bool[P, T]       its tokens, the end token included
+      answers           i32[P, A, T]   several stored answers: mixed groups
+      answers_mask      bool[P, A, T]    their tokens; an empty row is no answer
+      answers_source    i32[P, A]        where each comes from, one of `Source`
+      solution          i32[P, H]      a solution to be revealed in part: hints
+      solution_ends     i32[P, N]        where its pieces end, tokens
+      hint_length       i32[P]           how much of it is revealed, tokens
+      privileged        i32[P, S']     the prompt that a privileged teacher reads
+      privileged_length i32[P]           its length, tokens
+      weight            f32[P]         weight of the demonstration: `gcsl`
+      aside             Prompts of P   an independent batch: learn.consistency
     """
 
     tokens: jax.Array
     length: jax.Array
     id: jax.Array
-    data: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Source:
@@ -272,18 +286,39 @@ class TrainState(_Replaceable):
     reference: Any = None
 
 
-Measure = Callable[[Any, Prompts, Samples], TokenStats]
-"""(params, prompts, samples) -> the statistics of the samples' tokens."""
+Verify = Callable[[Prompts, Samples], Verdict]
+"""(prompts, samples) -> Verdict: a verifier, in the graph or on the host."""
+
+Sample = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
+"""(params, prompts, step key) -> (samples, `old`): a sampler."""
 
 
-class ReferencedMeasure(NamedTuple):
-    """A measure function that compares with the reference policy.
+class Measure(Protocol):
+    """(params, prompts, samples, reference) -> TokenStats of the samples' tokens.
 
-    fn: (params, reference params, prompts, samples) -> TokenStats; the second argument
-      is `TrainState.reference`.
+    `reference` is what `TrainState.reference` holds: only measure functions that
+    compare two policies read it.
     """
 
-    fn: Callable[[Any, Any, Prompts, Samples], TokenStats]
+    def __call__(
+        self, params: Any, prompts: Prompts, samples: Samples, reference: Any = None, /
+    ) -> TokenStats: ...
+
+
+def require(data: Mapping[str, Value], name: str, how: str) -> Value:
+    """`data[name]`, from `prompts.data`.
+
+    Args:
+      data: the `data` of some prompts.
+      name: a key of the table in `Prompts`.
+      how: what puts it there, an imperative for the message.
+
+    Raises:
+      ValueError: if it is not there.
+    """
+    if name not in data:
+        raise ValueError(f"prompts.data must hold {name!r}, got {sorted(data)}; {how}.")
+    return data[name]
 
 
 # Which fields have a token axis; sizes cannot tell, as T may equal any other size.

@@ -25,7 +25,7 @@ def counting_gate(log):
 
 def learned(log, num_steps):
     learner = update.learner(
-        update.ReferencedMeasure(bigram_measure),
+        bigram_measure,
         algorithms.grpo(),
         optax.sgd(0.1),
         gate=counting_gate(log),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.types import Missing, NotMeasured, Rollout, TokenStats, Verdict
+from rljax.types import Missing, NotMeasured, Rollout, TokenStats, Verdict, require
 
 READS = {
     "attribute": lambda x: x.logp,
@@ -92,3 +92,11 @@ def test_credit_logs_float32_scalars_and_keeps_earlier_ones():
     credit = credit.log(a=1).log(b=jnp.int32(2))
     assert credit.metrics == {"a": 1.0, "b": 2.0}
     assert all(m.dtype == jnp.float32 for m in credit.metrics.values())
+
+
+def test_what_prompts_must_carry_is_asked_for_by_name_and_with_what_supplies_it():
+    # A bare KeyError would not say which data the prompts have nor how to add more.
+    assert require({"answer": 3}, "answer", "add answers") == 3
+    wanted = r"data must hold 'weight', got \['answer'\]; add weights\."
+    with pytest.raises(ValueError, match=wanted):
+        require({"answer": 3}, "weight", "add weights")

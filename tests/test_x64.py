@@ -13,7 +13,6 @@ from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax.learn import update
 from rljax.rollout.sample import sampler
-from rljax.types import ReferencedMeasure
 
 
 def dtypes(tree):
@@ -27,10 +26,9 @@ def test_a_step_keeps_the_dtypes_of_its_state(name):
     case = CASES[name]
     with jax.enable_x64(True):
         learner = update.learner(
-            ReferencedMeasure(fakes.bigram_measure),
+            fakes.bigram_measure,
             case.algorithm,
             optax.adam(1e-3),
-            gate=case.gate,
             num_passes=2,
         )
         state = jax.eval_shape(

@@ -14,7 +14,7 @@ from rljax import check, numerics
 from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, chain, stateless
 from rljax.advantage.row import keep_rows
-from rljax.types import Rollout, Source
+from rljax.types import Rollout, Source, require
 
 
 def of_source(rollout: Rollout, *sources: int) -> jax.Array:
@@ -39,7 +39,8 @@ def is_hint(rollout: Rollout) -> jax.Array:
     Raises:
       ValueError: when traced, if the run gives no hints.
     """
-    check.hints(rollout.prompts.data, "hint_length")
+    how = "wrap the act in reveal_hints(act, cosine_reveal())"
+    require(rollout.prompts.data, "hint_length", how)
     return of_source(rollout, Source.DEMONSTRATION)
 
 

@@ -64,7 +64,6 @@ from rljax.algorithms.rollout_correction import (
 from rljax.algorithms.sequence_level import gmpo, gspo, gspo_token
 from rljax.algorithms.token_filter import over_all, over_selected, stapo, top_entropy
 from rljax.algorithms.token_level import cispo, minpro, sapo
-from rljax.learn.gradient_gating import dgg_gate, output_projection
 
 __all__ = [
     "a_grae",
@@ -82,7 +81,6 @@ __all__ = [
     "dapo",
     "dasd",
     "dft",
-    "dgg_gate",
     "dr_grpo",
     "f_grpo",
     "fade",
@@ -113,7 +111,6 @@ __all__ = [
     "norm_grpo",
     "nsr",
     "opo",
-    "output_projection",
     "over_all",
     "over_selected",
     "pass_at_group",

@@ -1,20 +1,28 @@
-"""Learning from the Undesirable: hidden states that survive a step in a bad direction.
+"""Learning from the Undesirable (LfU): hidden states must survive an undesirable step.
 
     L = L_SFT + lambda mean_{t, l} |sg[h] - h'|^2
 
-h are the hidden states of all layers, h' those after an undesirable step, one that
-raises the loss on an independent batch. The regulariser is a function of the model, not
-of log-probabilities; the learners here measure it as
-`extra["consistency"]` f32[P, G, T], so that it is a term like any other.
+h are the hidden states of all layers. h' are those after an undesirable step, a step
+that raises the loss on an independent batch. The regulariser is a function of the
+model, not of log-probabilities: the measure functions here supply it as
+`extra["consistency"]` f32[P, G, T], so it is a term like any other.
+
+A measure function and a learner of this file belong together. The learner makes the
+undesirable step once per training step and hands it to the measure function in the
+place of reference parameters:
+
+    states = probe.recorded(policy.measure)
+    learner = update.learner(perturbed_measure(states), algorithms.lfu(), optimizer)
+    learner = perturbing_learner(learner, states, mixed.stored_answers())
 
 The independent batch is `prompts.data["aside"]`, Prompts of its own with stored
 answers; `with_aside` draws it on the host.
 
 Source: arXiv:2511.13052; code yunpal/LfU LLaMA-Factory train/sft/trainer.py (PAPER).
 Variants: the paper's text perturbs a separate fresh adapter, its code the trained
-  weights: here the code. It looks at states of the response tokens, here at the states
-  that predict them, one position earlier. It draws a perturbation per micro-step, here
-  one per training step, so that microbatches add up.
+  weights; here the code. The code looks at states of the response tokens; here at the
+  states that predict them, one position earlier. The code draws a perturbation per
+  micro-step; here there is one per training step, so that microbatches add up.
 """
 
 from collections.abc import Callable
@@ -26,16 +34,27 @@ import numpy as np
 import optax
 
 from rljax import check, keys, numerics
-from rljax.advantage.algebra import Algorithm
-from rljax.learn import update
-from rljax.model import probe
-from rljax.policy.base import Policy
-from rljax.rollout import mixed
-from rljax.types import Measure, Prompts, Rollout
+from rljax.learn.update import Learner
+from rljax.types import (
+    Measure,
+    Prompts,
+    Rollout,
+    Sample,
+    Samples,
+    TokenStats,
+    require,
+    take,
+)
+
+States = Callable[[Any, Prompts, Samples], tuple[TokenStats, tuple[jax.Array, ...]]]
+"""(params, prompts, samples) -> (statistics, [P, G, T, E] per layer)."""
+
+SteerFn = Callable[[jax.Array], States]
+"""vectors f32[L, E] -> the states function of the model steered by them."""
 
 
 def undesirable_step(grads, radius: jax.typing.ArrayLike):
-    """radius * grads / |grads|, the norm over all arrays together; 0 if grads are."""
+    """radius * grads / |grads|, one norm over all arrays; 0 if all gradients are 0."""
     scale = numerics.safe_divide(jnp.asarray(radius), optax.tree.norm(grads))
     return jax.tree.map(lambda g: g * scale, grads)
 
@@ -53,49 +72,62 @@ def mean_square(fixed, moved) -> jax.Array:
     return jnp.mean(jnp.stack(layers), 0)
 
 
-def perturbing_learner(
-    policy: Policy,
-    algorithm: Algorithm,
-    optimizer: optax.GradientTransformation,
-    *,
-    radius: jax.typing.ArrayLike = 0.1,
-    **sizes,
-) -> update.Learner:
-    """LfU(LoRA): a learner whose undesirable step is one in the trained parameters.
+def perturbed_measure(states_fn: States) -> Measure:
+    """LfU(LoRA): compares with the states at the parameters plus the undesirable step.
 
-    delta = radius g / |g|, g the gradient of the mean -log p of the aside batch at the
-    start of the training step; it is a constant, and the gradient of the consistency
-    reaches the parameters through h' alone.
+    The gradient reaches the parameters through h' alone.
 
     Args:
-      policy: a decoder; all its parameters are trained (of LoRA: the adapters).
-      algorithm: with a term on `extra["consistency"]`.
-      optimizer: of the parameters.
-      radius: length of the step.
-      **sizes: as `update.learner` takes them.
+      states_fn: `probe.recorded(policy.measure)` of a decoder.
     """
-    check.kind("policy", policy, Policy, "decoder_policy(config)")
+    check.function("states_fn", states_fn, "params, prompts, samples")
+
+    def measure(params, prompts, samples, reference=None):
+        step = _require_step(reference)
+        now, clean = states_fn(params, prompts, samples)
+        _, moved = states_fn(jax.tree.map(jnp.add, params, step), prompts, samples)
+        return _with_consistency(now, mean_square(clean, moved))
+
+    return measure
+
+
+def perturbing_learner(
+    learner: Learner,
+    states_fn: States,
+    sample: Sample,
+    *,
+    radius: jax.typing.ArrayLike = 0.1,
+) -> Learner:
+    """LfU(LoRA): the undesirable step is one in the trained parameters.
+
+    delta = radius g / |g|, where g is the gradient of the mean -log p of the aside
+    batch at the start of the training step. delta is a constant of the step.
+
+    Args:
+      learner: of `perturbed_measure(states_fn)` and an algorithm with a term on
+        `extra["consistency"]`. All parameters are trained (of LoRA: the adapters).
+      states_fn: `probe.recorded(policy.measure)` of a decoder.
+      sample: reads the aside batch's answers, `mixed.stored_answers()`.
+      radius: length of the step.
+
+    Returns:
+      A learner; logs `consistency/aside_nll_nats`.
+
+    Raises:
+      ValueError: if an argument is out of range; when traced, if the prompts carry no
+        aside batch.
+    """
+    check.kind("learner", learner, Learner, "update.learner(...)")
+    nll = _aside_nll(states_fn, sample)
     check.number("radius", radius, above=0)
-    measure_states = probe.recorded(policy.measure)
-
-    def learner(delta):
-        def measure(params, prompts, samples):
-            now, clean = measure_states(params, prompts, samples)
-            moved = jax.tree.map(jnp.add, params, delta)
-            _, there = measure_states(moved, prompts, samples)
-            extra = {**now.extra, "consistency": mean_square(clean, there)}
-            return now.replace(extra=extra)
-
-        return update.learner(measure, algorithm, optimizer, **sizes)
 
     def learn(state, rollout):
-        loss, grads = jax.value_and_grad(aside_nll(policy.measure))(
-            state.params, rollout
-        )
-        state, metrics = learner(undesirable_step(grads, radius)).learn(state, rollout)
+        loss, grads = jax.value_and_grad(nll)(state.params, rollout)
+        step = undesirable_step(grads, radius)
+        state, metrics = _learn_against(step, learner, state, rollout)
         return state, metrics | {"consistency/aside_nll_nats": loss}
 
-    return update.Learner(learner(None).init, learn)
+    return learner._replace(learn=learn)
 
 
 class SteeringState(NamedTuple):
@@ -111,37 +143,63 @@ class SteeringState(NamedTuple):
     optimizer: Any
 
 
+def steered_measure(states_fn: States, steer_fn: SteerFn) -> Measure:
+    """LfU(RepS): compares with the states of the model steered by undesirable vectors.
+
+    The gradient reaches the parameters through the clean states; the steered ones are
+    constant. `perturbed_measure` has it the other way round, as in the code.
+
+    Args:
+      states_fn: `probe.recorded(policy.measure)` of a decoder.
+      steer_fn: `lambda vectors: probe.steered(states_fn, vectors, strength)`; 0.1 is
+        the strength that is known.
+    """
+    check.function("states_fn", states_fn, "params, prompts, samples")
+    check.function("steer_fn", steer_fn, "vectors")
+
+    def measure(params, prompts, samples, reference=None):
+        vectors = _require_step(reference)
+        now, clean = states_fn(params, prompts, samples)
+        _, steered = steer_fn(vectors)(params, prompts, samples)
+        return _with_consistency(now, mean_square(steered, clean))
+
+    return measure
+
+
 def steering_learner(
-    policy: Policy,
-    algorithm: Algorithm,
-    optimizer: optax.GradientTransformation,
+    learner: Learner,
+    steer_fn: SteerFn,
+    sample: Sample,
     *,
     shape: tuple[int, int],
     vector_optimizer: optax.GradientTransformation,
-    strength: jax.typing.ArrayLike = 0.1,
-    **sizes,
-) -> update.Learner:
-    """LfU(RepS): a learner whose undesirable step turns the MLP outputs.
+) -> Learner:
+    """LfU(RepS): the undesirable step turns the MLP outputs.
 
     One vector per layer persists over the run. Each training step first moves the
-    vectors to raise the mean -log p of the aside batch, then learns; the gradient
-    reaches the parameters through the clean states, the steered ones are constant: the
-    other side than in `perturbing_learner`, as in the code.
+    vectors so that the mean -log p of the aside batch rises, then learns.
 
     Args:
-      policy: a decoder.
-      algorithm: with a term on `extra["consistency"]`.
-      optimizer: of the parameters.
+      learner: of `steered_measure(states_fn, steer_fn)` and an algorithm with a term on
+        `extra["consistency"]`.
+      steer_fn: as for `steered_measure`.
+      sample: reads the aside batch's answers, `mixed.stored_answers()`.
       shape: (L, E), layers and width of the decoder.
       vector_optimizer: of the vectors; Adam with the policy's learning rate.
-      strength: how far MLP outputs are turned, see `probe.turned`.
-      **sizes: as `update.learner` takes them.
+
+    Returns:
+      A learner whose algorithm state is a `SteeringState`; logs
+      `consistency/aside_nll_nats`.
+
+    Raises:
+      ValueError: as `perturbing_learner`.
 
     Variants: the released code compares clean states of the batch with steered states
       of the aside batch; here both are of the same inputs (RECONSTRUCTED).
     """
-    check.kind("policy", policy, Policy, "decoder_policy(config)")
-    check.number("strength", strength, above=0)
+    check.kind("learner", learner, Learner, "update.learner(...)")
+    check.function("steer_fn", steer_fn, "vectors")
+    check.function("sample", sample, "params, prompts, key")
     check.kind(
         "vector_optimizer",
         vector_optimizer,
@@ -152,66 +210,75 @@ def steering_learner(
         check.refuse("shape", "be a pair (layers, width)", shape)
     for size in shape:
         check.count("shape", size)
-    update.learner(policy.measure, algorithm, optimizer, **sizes)  # for its checks
-    measure_states = probe.recorded(policy.measure)
-
-    def learner(vectors):
-        def measure(params, prompts, samples):
-            now, clean = measure_states(params, prompts, samples)
-            run = probe.steered(measure_states, vectors, strength)
-            _, there = run(params, prompts, samples)
-            extra = {**now.extra, "consistency": mean_square(there, clean)}
-            return now.replace(extra=extra)
-
-        return update.learner(measure, algorithm, optimizer, **sizes)
 
     def init(params, key, reference=None):
-        state = learner(None).init(params, key, reference)
+        state = learner.init(params, key, reference)
         own = keys.stream(key, keys.Stream.STEERING)
         vectors = jax.random.normal(own, shape, jnp.float32)
-        steering = SteeringState(
-            state.algorithm, vectors, vector_optimizer.init(vectors)
-        )
-        return state.replace(algorithm=steering)
+        moments = vector_optimizer.init(vectors)
+        return state.replace(algorithm=SteeringState(state.algorithm, vectors, moments))
+
+    def harder(vectors, moments, params, rollout):
+        """(vectors, moments) after a step that raises the loss, and the loss before."""
+
+        def harm(vectors):
+            return -_aside_nll(steer_fn(vectors), sample)(params, rollout)
+
+        loss, grads = jax.value_and_grad(harm)(vectors)
+        updates, after = vector_optimizer.update(grads, moments, vectors)
+        old, new = (vectors, moments), (vectors + updates, after)
+        # As in any update: one NaN would stay for the whole run.
+        finite = numerics.stays_finite(old, new)
+        return jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new), -loss
 
     def learn(state, rollout):
         inner, vectors, moments = state.algorithm
-
-        def harm(vectors):
-            run = probe.steered(policy.measure, vectors, strength)
-            return -aside_nll(run)(state.params, rollout)
-
-        loss, grads = jax.value_and_grad(harm)(vectors)
-        updates, new = vector_optimizer.update(grads, moments, vectors)
-        # As in any update: one NaN would stay for the whole run.
-        old, new = (vectors, moments), (vectors + updates, new)
-        finite = numerics.stays_finite(old, new)
-        vectors, moments = jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new)
-        state, metrics = learner(vectors).learn(state.replace(algorithm=inner), rollout)
+        (vectors, moments), loss = harder(vectors, moments, state.params, rollout)
+        state, metrics = _learn_against(
+            vectors, learner, state.replace(algorithm=inner), rollout
+        )
         state = state.replace(
             algorithm=SteeringState(state.algorithm, vectors, moments)
         )
-        return state, metrics | {"consistency/aside_nll_nats": -loss}
+        return state, metrics | {"consistency/aside_nll_nats": loss}
 
-    return update.Learner(init, learn)
+    return Learner(init, learn)
 
 
-def aside_nll(measure_fn: Measure) -> Callable[[Any, Rollout], jax.Array]:
+def _learn_against(step, learner: Learner, state, rollout: Rollout):
+    """`learner.learn` with the undesirable step in the place of reference parameters.
+
+    The rollout's own `reference` statistics were measured before and stay.
+    """
+    reference = state.reference
+    state, metrics = learner.learn(state.replace(reference=step), rollout)
+    return state.replace(reference=reference), metrics
+
+
+def _require_step(reference):
+    if reference is None:
+        raise ValueError(
+            "a measure function of learn.consistency must be given an undesirable step,"
+            " got None; wrap the learner in perturbing_learner or steering_learner."
+        )
+    return reference
+
+
+def _with_consistency(now: TokenStats, consistency: jax.Array) -> TokenStats:
+    return now.replace(extra={**now.extra, "consistency": consistency})
+
+
+def _aside_nll(states_fn: States, sample: Sample):
     """(params, rollout) -> f32[]: token mean of -log p over the aside batch, nats."""
-    check.function("measure_fn", measure_fn, "params, prompts, samples")
+    check.function("states_fn", states_fn, "params, prompts, samples")
+    check.function("sample", sample, "params, prompts, key")
 
     def nll(params, rollout):
-        if "aside" not in rollout.prompts.data:
-            raise ValueError(
-                'learning from the undesirable reads prompts.data["aside"], an'
-                " independent batch of Prompts; the prompts carry"
-                f" {sorted(rollout.prompts.data)}; give the data stream"
-                " map_fn=with_aside(data_set)."
-            )
-        aside = rollout.prompts.data["aside"]
-        samples, _ = mixed.stored_answers()(params, aside, None)
-        logp = measure_fn(params, aside, samples).logp
-        return -numerics.masked_mean(logp, samples.mask)
+        how = "draw an independent batch by data.stream(map_fn=with_aside(data_set))"
+        aside = require(rollout.prompts.data, "aside", how)
+        samples, _ = sample(params, aside, None)
+        now, _ = states_fn(params, aside, samples)
+        return -numerics.masked_mean(now.logp, samples.mask)
 
     return nll
 
@@ -226,7 +293,6 @@ def with_aside(prompts: Prompts) -> Callable[[Prompts, np.random.Generator], Pro
 
     def draw(batch, rng):
         rows = rng.integers(len(prompts.id), size=len(batch.id))
-        aside = jax.tree.map(lambda x: x[rows], prompts)
-        return batch.replace(data={**batch.data, "aside": aside})
+        return batch.replace(data={**batch.data, "aside": take(prompts, rows)})
 
     return draw

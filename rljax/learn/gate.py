@@ -1,8 +1,8 @@
-"""Gates: decide over a gradient.
+"""Gates decide whether a gradient is taken, and whether a rollout batch is reused.
 
-They stand outside optax: a gradient that is refused touches no parameter, moment or
-algorithm state, which a gradient of zeros would (momentum, weight decay, step counts).
-What is not finite needs no gate: the learner refuses such steps by itself.
+A gate stands outside optax. A refused gradient changes no parameter, no moment and no
+algorithm state; a gradient of zeros would (momentum, weight decay, step counts). The
+learner itself refuses gradients that are not finite: no gate is needed for them.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from rljax import check
 
 
 class Gate(NamedTuple):
-    """Decides over a gradient.
+    """Decides whether a gradient is taken.
 
     init: () -> state.
     update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state,
-      metrics); `reuse` i32[] counts earlier passes over this rollout batch. A refused
-      gradient touches no parameter, moment or algorithm state; `stop` ends the updates
-      on this rollout batch. Of a step that is not finite a gate remembers nothing.
+      metrics). `reuse` i32[] counts the earlier passes over this rollout batch; `stop`
+      ends the updates on this rollout batch. The learner drops the gate's new state if
+      the step is not finite.
     """
 
     init: Callable[[], Any]
@@ -32,21 +32,22 @@ class Guarded(NamedTuple):
     """What `TrainState.gate` holds.
 
     gate: the gate's own state.
-    refused_in_row: i32[] steps refused one after another because they, or what they
-      would have made of the parameters, were not finite.
+    refused_in_row: i32[] steps refused one after another because the gradient, or the
+      parameters after the step, were not finite.
     """
 
     gate: Any
     refused_in_row: jax.Array
 
 
-def every(*gates: Gate) -> Gate:
-    """Accepts what all gates accept, stops if any does; without gates, accepts all.
+def all_of(*gates: Gate) -> Gate:
+    """Accepts what all gates accept, stops if one of them does.
 
-    A gate sees only what those before it accept.
+    Each gate remembers only gradients that the gates before it accept. Without gates
+    every gradient is accepted.
     """
     for i, gate in enumerate(gates):
-        check.kind(f"gates[{i}] of every", gate, Gate, "target_kl(0.05)")
+        check.kind(f"gates[{i}] of all_of", gate, Gate, "target_kl(0.05)")
 
     def update(grads, metrics, reuse, state):
         accept, stop = jnp.ones((), bool), jnp.zeros((), bool)
@@ -64,36 +65,48 @@ def every(*gates: Gate) -> Gate:
 
 
 class GradientGateState(NamedTuple):
-    """Kept across rollout batches, else a short batch could never fill the window."""
+    """Kept across rollout batches: a single batch could never fill the window."""
 
     increments: jax.Array  # f32[W] the last accepted ones, a ring
     count: jax.Array  # i32[] increments accepted so far; -1 before the first gradient
     energy: jax.Array  # f32[] of the last accepted gradient
 
 
+def output_projection(grads) -> Any:
+    """A decoder's gradient at its output projection; if tied, at the embedding."""
+    return grads["head"] if "head" in grads else grads["embed"]
+
+
 def gradient_gate(
-    select_fn: Callable[[Any], Any],
+    select_fn: Callable[[Any], Any] = output_projection,
     *,
     threshold: jax.typing.ArrayLike = 0.5,
     window: int = 20,
 ) -> Gate:
     """Ends the reuse of a rollout batch when the output projection's gradient jumps.
 
-    Dynamic gradient gating (DGG).
-
-    With energy g = squared Frobenius norm of the selected gradient, increments
-    D_t = g_t - g_{t-1} and their mean and standard deviation over a window,
+    This is dynamic gradient gating (DGG). With energy g = squared Frobenius norm of the
+    selected gradient, increments D_t = g_t - g_{t-1} and their mean and standard
+    deviation over a window,
 
         refuse and stop if the window is full, reuse > 0, (D - mean) / sd > threshold
 
     The first pass over a batch is never gated. A refused increment does not enter the
-    window, and the next one is taken from the last accepted energy.
+    window; the next one is measured from the last accepted energy. The paper's
+    algorithm is GRPO with the clipped ratio and `num_passes=4`; any other will do.
 
     Args:
-      select_fn: gradients -> those of the output projection (any pytree); with tied
-        embeddings the embedding matrix. Taken before any clipping, which hides spikes.
+      select_fn: gradients -> those of the output projection (any pytree); with a value
+        head `lambda grads: output_projection(grads["policy"])`. It sees gradients
+        before any clipping, which would hide spikes.
       threshold: in standard deviations; 0.1 to 0.5 recommended.
       window: W increments (RECONSTRUCTED; not found).
+
+    Returns:
+      A gate; logs `gate/energy` and `gate/gated`.
+
+    Raises:
+      ValueError: if an argument is out of range.
 
     Source: arXiv:2605.19425 (rule SECONDARY; energy as a square, population standard
       deviation plus 1e-8 and what enters the window RECONSTRUCTED).
@@ -127,14 +140,18 @@ def gradient_gate(
 def target_kl(limit: jax.typing.ArrayLike) -> Gate:
     """Refuses and stops when KL(pi_old, pi) of the minibatch exceeds the limit (SB3).
 
-    The KL is the masked mean of rho - 1 - log rho (`policy/kl_old_nats`), before the
-    step: the gradient that would have been applied next is dropped. The first step
+    The KL is the masked mean of rho - 1 - log rho (`policy/kl_old_nats`), measured
+    before the step; if it is too large, the step's gradient is dropped. The first step
     after sampling has KL 0.
 
     Args:
       limit: nats; Stable-Baselines3 writes it as 1.5 times its `target_kl`.
 
-    Source: Stable-Baselines3 ppo.py (SECONDARY). Spinning Up: the same with -log rho.
+    Raises:
+      ValueError: if the limit is negative; when traced, if the rollouts have no `old`.
+
+    Source: Stable-Baselines3 ppo.py (SECONDARY).
+    Variants: Spinning Up does the same with -log rho.
     """
     check.number("limit", limit, low=0)
 
@@ -147,17 +164,22 @@ def target_kl(limit: jax.typing.ArrayLike) -> Gate:
 
 
 class PassState(NamedTuple):
-    reuse: jax.Array  # i32[] the pass of the last step
-    kl: jax.Array  # f32[] nats, as measured at the last step
+    """What `target_kl_per_pass` knows of the last step."""
+
+    reuse: jax.Array  # i32[] its pass
+    kl: jax.Array  # f32[] nats, as measured before it
 
 
 def target_kl_per_pass(limit: jax.typing.ArrayLike) -> Gate:
-    """No further pass once the last step's KL exceeded the limit (CleanRL).
+    """Refuses a further pass once the last step's KL exceeds the limit (CleanRL).
 
-    Tested between passes: the steps of the pass that went too far stay.
+    The KL is tested between passes: the steps of the pass that went too far stay.
 
     Args:
       limit: nats.
+
+    Raises:
+      ValueError: as `target_kl`.
 
     Source: CleanRL cleanrl/ppo.py (SECONDARY).
     """

@@ -1,20 +1,33 @@
 """Microbatches: pieces of a minibatch whose activations exist at once.
 
-A piece is some of the prompts with, if lengths are told apart, some of each prompt's
-samples: the group is sorted by length and cut into `num_lengths` parts, so that the
-short ones are not padded to the longest. Each piece is computed up to the smallest of
-`num_lengths` sizes that holds it, all of them compiled. A loss function sees rows one
-by one, so the sum over pieces is the gradient of the whole.
+A piece holds some of the prompts. If `lengths` is above 1, it also holds only some of
+each prompt's samples: each group is sorted by length and cut into so many parts, so
+that short samples are not padded to the longest. T is cut as well: each piece is
+computed up to the smallest of `lengths` sizes that holds it, and each size is compiled.
+A loss function sees rows one by one, so the sum over pieces is the gradient of the
+whole.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rljax import mesh, numerics
 from rljax.types import Credit, Prompts, Rollout, over_tokens
+
+
+class Pieces(NamedTuple):
+    """Into how many pieces a minibatch is cut.
+
+    num: pieces along the prompts.
+    lengths: parts of each group by length, and sizes of T.
+    """
+
+    num: int = 1
+    lengths: int = 1
 
 
 def split(tree, num: int):
@@ -34,42 +47,43 @@ def merge(tree):
 
 def over_pieces(
     fn: Callable,
-    start,
-    batch: Rollout,
     credits: tuple[Credit, ...],
-    *,
-    num: int,
-    num_lengths: int = 1,
+    batch: Rollout,
+    start: Any,
+    pieces: Pieces,
 ):
-    """Scans `fn(carry, rollout, credits) -> (carry, numbers, [P, G, T, ...] arrays)`.
+    """Scans `fn(credits, rollout, carry) -> (carry, numbers, arrays)` over the pieces.
 
     Args:
-      num: pieces along the prompts.
-      num_lengths: parts of each group, and sizes of T. What is cut to a size is what
-        has a token axis, see `types.over_tokens`; bare arrays that `fn` returns do.
+      fn: its arrays are [P, G, T, ...], of the piece it is given; bare arrays and core
+        types.
+      credits, batch: what is cut into pieces. Cut to a size is what has a token axis,
+        see `types.over_tokens`.
+      start: the first carry.
 
     Returns:
-      The last carry, the numbers summed, the arrays of the whole batch [P, G, T, ...];
-      beyond a piece's size they are 0.
+      The last carry, the numbers summed over pieces, and the arrays of the whole batch
+      [P, G, T, ...]; beyond a piece's size they are 0.
     """
+    num, num_lengths = pieces
     mask = batch.samples.mask
     T = mask.shape[-1]
     sizes = numerics.equal_steps(T, num_lengths)
     order = _by_length(mask, num) if num_lengths > 1 else None
-    pieces = _cut(_sort((batch, credits), order), num, num_lengths)
+    parts = _cut(_sort((credits, batch), order), num, num_lengths)
 
-    def upto(size, carry, piece):
-        carry, numbers, arrays = fn(carry, *_resize(piece, T, size))
+    def upto(size, carry, part):
+        carry, numbers, arrays = fn(*_resize(part, T, size), carry)
         return carry, (numbers, _resize(arrays, size, T))
 
-    def one(carry, piece):
-        piece = mesh.constrain(piece)
-        longest = jnp.max(_length(piece[0].samples.mask))
+    def one_piece(carry, part):
+        part = mesh.constrain(part)
+        longest = jnp.max(_length(part[1].samples.mask))
         fits = jnp.searchsorted(jnp.asarray(sizes), longest)
         branches = [functools.partial(upto, size) for size in sizes]
-        return jax.lax.switch(fits, branches, carry, piece)
+        return jax.lax.switch(fits, branches, carry, part)
 
-    carry, (numbers, arrays) = jax.lax.scan(one, start, pieces)
+    carry, (numbers, arrays) = jax.lax.scan(one_piece, start, parts)
     arrays = _join(arrays, num, num_lengths)
     if order is not None:
         arrays = _sort(arrays, jnp.argsort(order))
@@ -81,10 +95,10 @@ def _length(mask):  # i32[P, G]; a mask may have holes
 
 
 def _by_length(mask, num):
-    """An order of all rows, i32[P * G], in which groups stay together.
+    """i32[P * G]: an order of all rows in which groups stay together.
 
-    Each group has its longest row first; `split` gives its first piece the groups with
-    most tokens, and so on.
+    The longest row of each group comes first. Groups are ordered so that the first
+    piece of `split` gets those with most tokens, the second the next, and so on.
     """
     length = _length(mask)
     P, G = length.shape
@@ -93,7 +107,7 @@ def _by_length(mask, num):
 
 
 def _over(prompts_fn, rows_fn, tree):
-    """Applies one function to arrays of prompts, the other to all that have G axes."""
+    """Applies one function to arrays of prompts, the other to arrays with a G axis."""
 
     def is_prompts(x):
         return isinstance(x, Prompts)
@@ -128,7 +142,7 @@ def _cut(tree, num, parts):
 
 
 def _join(tree, num, parts):
-    """Undoes `_cut` for arrays that have G axes."""
+    """Undoes `_cut` for arrays with a G axis."""
 
     def rows(x):
         x = jnp.moveaxis(x.reshape(num, parts, *x.shape[1:]), 1, 2)

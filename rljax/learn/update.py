@@ -1,12 +1,10 @@
-"""One optimiser step: measure, weigh, coefficients at the token statistics, pull back.
+"""The learner: optimiser steps on a rollout, each of them taken or refused.
 
-The loss is differentiated at the token statistics, one number per token; the model only
-pulls these coefficients back to its parameters, microbatch by microbatch. So every
-method, however its weights compare tokens, adds up over microbatches exactly.
+`gradient` says what a step's gradient is; here it meets the gate and the optimiser.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +12,27 @@ import optax
 
 from rljax import check, keys, mesh, metric, numerics
 from rljax.advantage import mass, solve_rate
-from rljax.advantage.algebra import Algorithm, reads_current
-from rljax.learn import master_weights, microbatch, origin
-from rljax.learn.gate import Gate, Guarded, every
-from rljax.types import (
-    Measure,
-    ReferencedMeasure,
-    Rollout,
-    TrainState,
-    is_measured,
-    over_tokens,
-    take,
-)
+from rljax.advantage.algebra import Algorithm
+from rljax.learn import gradient, master_weights
+from rljax.learn.gate import Gate, Guarded, all_of
+from rljax.learn.gradient import Gradient
+from rljax.learn.microbatch import Pieces
+from rljax.types import Credit, Measure, Rollout, TrainState, is_measured, take
 
 
 class Learner(NamedTuple):
-    """init: (params, key, reference=None) -> TrainState.
-    learn: (state, rollout) -> (state, metrics), all optimiser steps on one rollout."""
+    """The learning half of a training step.
+
+    init: (params, key, reference=None) -> TrainState.
+    learn: (state, rollout) -> (state, metrics), all optimiser steps on one rollout.
+    """
 
     init: Callable[..., TrainState]
     learn: Callable[[TrainState, Rollout], tuple[TrainState, dict]]
 
 
 def learner(
-    measure: Measure | ReferencedMeasure,
+    measure: Measure,
     algorithm: Algorithm,
     optimizer: optax.GradientTransformation,
     *,
@@ -49,25 +44,29 @@ def learner(
 ) -> Learner:
     """Makes the learning half of a training step.
 
-    A step is refused, and leaves no trace, if its gradient is not finite or if it would
-    make something that is not out of the parameters, of the optimiser's or of the
-    algorithm's state. Values that are only reported decide nothing. Parameters narrower
-    than float32 are moved in float32; see `master_weights`.
+    A step is refused, and leaves no trace, if its gradient is not finite, or if it
+    would put a number that is not finite into the parameters or into the optimiser's or
+    the algorithm's state. Values that are only reported decide nothing. Parameters
+    narrower than float32 are moved in float32; see `master_weights`.
 
     Args:
-      measure: (params, prompts, samples) -> TokenStats, a policy's `measure`, or a
-        `ReferencedMeasure`.
+      measure: (params, prompts, samples, reference) -> TokenStats, a policy's
+        `measure`. `reference` is what `TrainState.reference` holds.
       algorithm: what to minimise.
-      optimizer: any optax transformation.
+      optimizer: any optax transformation. A decoder stacks the parameters of its layers
+        along axis 0: a rate per layer is a scale along this axis.
       gate: decides over gradients that are finite; None accepts them all.
       num_passes: passes over each rollout batch.
       num_minibatches: optimiser steps per pass; prompts are shuffled among them.
       num_microbatches: pieces of a minibatch whose activations exist at once.
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
+
+    Raises:
+      ValueError: if an argument is out of range; when traced, if the rollout's prompts
+        and samples do not divide into these pieces.
     """
-    if not isinstance(measure, ReferencedMeasure):
-        check.function("measure", measure, "params, prompts, samples")
+    check.function("measure", measure, "params, prompts, samples, reference")
     check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
     check.kind(
         "optimizer", optimizer, optax.GradientTransformation, "optax.adamw(1e-5)"
@@ -78,9 +77,9 @@ def learner(
     check.count("num_minibatches", num_minibatches)
     check.count("num_microbatches", num_microbatches)
     check.count("num_lengths", num_lengths)
-    gate = every() if gate is None else gate
+    gate = all_of() if gate is None else gate
     optimizer = master_weights.master_weights(optimizer)
-    num_steps = num_passes * num_minibatches
+    pieces = Pieces(num_microbatches, num_lengths)
 
     def init(params, key, reference=None):
         return TrainState(
@@ -93,58 +92,57 @@ def learner(
             reference=reference,
         )
 
-    def minibatch(state, rows, i):
-        if num_minibatches == 1:
-            return rows
-        of_step = keys.of_step(state.key, state.step)
-        key = keys.stream(of_step, keys.Stream.SHUFFLE, i // num_minibatches)
-        order = jax.random.permutation(key, rows[0].samples.tokens.shape[0])
-        order = order.reshape(-1, num_minibatches)[:, i % num_minibatches]
-        return mesh.constrain(take(rows, order))
-
     def learn(state, rollout):
-        _require_divisible(rollout, num_minibatches * num_microbatches, num_lengths)
+        _require_divisible(rollout, num_minibatches, pieces)
         before = state.algorithm
         credits, after, credit_metrics = algorithm.credit(rollout, before)
         usable = numerics.stays_finite(before, after)
         state = state.replace(algorithm=after)
 
-        def one(state, i):
-            batch, own = minibatch(state, (rollout, credits), i)
-            grads, _, weighing, metrics = gradient(
-                measure,
-                algorithm,
-                num_microbatches,
-                state,
-                batch,
-                own,
-                i == 0,
-                num_lengths,
+        def minibatch_step(state, i):
+            own, batch = _minibatch(credits, rollout, state, i, num_minibatches)
+            first = i == 0
+            found = gradient.of_minibatch(
+                measure, algorithm, pieces, own, batch, state, first
             )
-            step = _Step(grads, weighing, metrics, usable, i // num_minibatches)
+            metrics = _gradient_metrics(found, batch, first)
+            step = _Step(found, metrics, usable, i // num_minibatches)
             return _take(step, state, gate, optimizer)
 
-        state, metrics = _repeat(one, state, num_steps)
+        state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
         # If every step of this batch was refused, the algorithm's state is restored, as
         # well: one NaN in a running average would stay for the whole run.
-        taught = metrics["update/refused"] < 1
-        kept = _choose(taught, state.algorithm, before)
+        any_accepted = metrics["update/refused"] < 1
+        kept = _choose(any_accepted, state.algorithm, before)
         state = state.replace(algorithm=kept, step=state.step + 1)
         return state, metrics | credit_metrics
 
     return Learner(init, learn)
 
 
+def _minibatch(
+    credits: tuple[Credit, ...], rollout: Rollout, state: TrainState, i, num: int
+) -> tuple[tuple[Credit, ...], Rollout]:
+    """The prompts of optimiser step i, of `num` per pass, in an order of each pass."""
+    if num == 1:
+        return credits, rollout
+    key = keys.of_step(state.key, state.step)
+    key = keys.stream(key, keys.Stream.SHUFFLE, i // num)
+    order = jax.random.permutation(key, rollout.samples.tokens.shape[0])
+    order = order.reshape(-1, num)[:, i % num]
+    return mesh.constrain(take((credits, rollout), order))
+
+
 class _Step(NamedTuple):
     """An optimiser step that may be taken or refused.
 
-    grads: the gradient. weighing: the algorithm's state after it. metrics: so far.
+    gradient: with the algorithm's state after the step.
+    metrics: so far.
     usable: bool[] what the credit remembered of this rollout batch is finite.
     reuse: i32[] earlier passes over this rollout batch.
     """
 
-    grads: Any
-    weighing: Any
+    gradient: Gradient
     metrics: dict
     usable: jax.Array
     reuse: jax.Array
@@ -152,23 +150,24 @@ class _Step(NamedTuple):
 
 def _take(step: _Step, state: TrainState, gate: Gate, optimizer):
     """(state, stop, metrics) after the step, or as it was if the step is refused."""
-    metrics = step.metrics | {"update/gradient_norm": optax.tree.norm(step.grads)}
+    grads = step.gradient.grads
+    metrics = step.metrics | {"update/gradient_norm": optax.tree.norm(grads)}
     accept, stop, gate_state, gate_metrics = gate.update(
-        step.grads, metric.numbers(metrics), step.reuse, state.gate.gate
+        grads, metric.numbers(metrics), step.reuse, state.gate.gate
     )
-    updates, moments = optimizer.update(step.grads, state.optimizer, state.params)
+    updates, moments = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    new = (params, moments, step.weighing)
+    new = (params, moments, step.gradient.algorithm_state)
     old = (state.params, state.optimizer, state.algorithm)
-    finite = numerics.all_finite(step.grads) & numerics.stays_finite(old, new)
+    finite = numerics.all_finite(grads) & numerics.stays_finite(old, new)
     finite &= step.usable
     accept &= finite
     moved = _moved_share(old[:2], new[:2])
-    params, moments, weighing = _choose(accept, new, old)
+    params, moments, algorithm_state = _choose(accept, new, old)
     in_row = jnp.where(finite, 0, state.gate.refused_in_row + 1)
     guarded = Guarded(_choose(finite, gate_state, state.gate.gate), in_row)
     state = state.replace(
-        params=params, optimizer=moments, algorithm=weighing, gate=guarded
+        params=params, optimizer=moments, algorithm=algorithm_state, gate=guarded
     )
     metrics |= gate_metrics | {
         "update/moved_share": jnp.where(accept, moved, 0.0),
@@ -187,88 +186,6 @@ def _moved_share(old, new) -> jax.Array:
     old, new = (jax.tree.leaves(master_weights.exact(*pair)) for pair in (old, new))
     moved = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(old, new, strict=True)]
     return jnp.sum(jnp.stack(moved)) / sum(x.size for x in new)
-
-
-def gradient(
-    measure, algorithm, num_micro, state, batch, credits, first, num_lengths=1
-):
-    """The gradient of one optimiser step.
-
-    With one microbatch a single forward serves weighing and pulling back. With several,
-    an extra forward is needed only if the weighting reads `current`, and not at the
-    first optimiser step (`first`, bool[]) on samples of these very parameters, where
-    `current` is `old`.
-
-    Returns:
-      (gradient in at least float32, coefficient -dL/dlogp f32[P, G, T], algorithm
-      state, metrics).
-    """
-
-    def forward(params, rows):
-        if isinstance(measure, ReferencedMeasure):
-            return measure.fn(params, state.reference, rows.prompts, rows.samples)
-        return measure(params, rows.prompts, rows.samples)
-
-    def coefficients(now, rows, credits):
-        loss, pull = jax.value_and_grad(algorithm.loss)(now, credits, rows)
-        mask = rows.samples.mask
-
-        def inside(x):  # what lies outside the mask may be NaN and pushes nothing
-            return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 3)), x, 0.0)
-
-        return loss, over_tokens(inside, pull)
-
-    def add(total, rows, credits):
-        now, pull_back = jax.vjp(lambda p: forward(p, rows), state.params)
-        loss, pull = coefficients(now, rows, credits)
-        (grads,) = pull_back(pull)
-        return jax.tree.map(jnp.add, total, grads), loss, (-pull.logp, now)
-
-    pieces = {"num": num_micro, "num_lengths": num_lengths}
-    known = jax.lax.cond(
-        first, lambda: origin.fits(batch, state.params), lambda: jnp.zeros((), bool)
-    )
-    batch = batch.without("origin", "current")
-    if num_micro == num_lengths == 1:
-        now, pull_back = jax.vjp(lambda p: forward(p, batch), state.params)
-        current = batch.replace(current=jax.lax.stop_gradient(now))
-        credits, new, metrics = algorithm.weigh(credits, current, state.algorithm)
-        loss, pull = coefficients(now, batch, credits)
-        (grads,) = pull_back(pull)
-        grads = jax.tree.map(_widen, grads)
-        coefficient = -pull.logp
-    else:
-        current = batch
-        if reads_current(algorithm, credits, batch, state.algorithm):
-            now = _current(forward, state.params, batch, known, **pieces)
-            current = batch.replace(current=now)
-        credits, new, metrics = algorithm.weigh(credits, current, state.algorithm)
-        zeros = jax.tree.map(lambda p: _widen(jnp.zeros_like(p)), state.params)
-        grads, loss, (coefficient, now) = microbatch.over_pieces(
-            add, zeros, batch, credits, **pieces
-        )
-    metrics |= {"update/loss": loss} | _now_metrics(now, batch, first)
-    metrics |= _mass_metrics(coefficient, credits, batch)
-    return grads, coefficient, new, metrics
-
-
-def _widen(x):  # a sum of many small pieces would be lost in fewer bits
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _current(forward, params, batch, known, **pieces):
-    """The current policy's statistics: `old` where that is `known`, else measured."""
-
-    def measured():
-        def measure(_, rows, credits):
-            return (), (), forward(params, rows)
-
-        return microbatch.over_pieces(measure, (), batch, (), **pieces)[2]
-
-    asked = jax.tree.structure(jax.eval_shape(measured))
-    if not is_measured(batch.old) or jax.tree.structure(batch.old) != asked:
-        return measured()  # the method may ask for more than the sampler returned
-    return jax.lax.cond(known, lambda: batch.old, measured)
 
 
 def _repeat(one, state, num_steps):
@@ -298,6 +215,12 @@ def _repeat(one, state, num_steps):
         steps = steps.astype(jnp.float32)
     metrics = {name: value.over(steps) for name, value in total.items()}
     return state, metrics | {"update/steps": steps}
+
+
+def _gradient_metrics(found: Gradient, batch: Rollout, first) -> dict:
+    metrics = found.metrics | {"update/loss": found.loss}
+    metrics |= _now_metrics(found.now, batch, first)
+    return metrics | _mass_metrics(found.coefficient, found.credits, batch)
 
 
 def _now_metrics(now, batch, first):
@@ -336,16 +259,17 @@ def _mass_metrics(coefficient, credits, rollout):
     return {f"mass/{k}": v for k, v in metrics.items()}
 
 
-def _require_divisible(rollout, pieces, num_lengths):
+def _require_divisible(rollout: Rollout, num_minibatches: int, pieces: Pieces) -> None:
     P, G, _ = rollout.samples.tokens.shape
-    if P % pieces:
+    parts = num_minibatches * pieces.num
+    if P % parts:
         raise ValueError(
             f"the number of prompts must be a multiple of num_minibatches *"
-            f" num_microbatches = {pieces}, got {P} prompts per rollout;"
+            f" num_microbatches = {parts}, got {P} prompts per rollout;"
             " change one of them."
         )
-    if G % num_lengths:
+    if G % pieces.lengths:
         raise ValueError(
             f"the number of samples per prompt must be a multiple of num_lengths ="
-            f" {num_lengths}, got {G}; change one of them."
+            f" {pieces.lengths}, got {G}; change one of them."
         )

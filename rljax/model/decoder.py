@@ -126,7 +126,8 @@ class _DecoderFunctions:
         is_one = not isinstance(T, jax.core.Tracer) and T == 1
         return logits if is_one else logits / T
 
-    def measure(self, params, prompts, samples):
+    def measure(self, params, prompts, samples, reference=None):
+        del reference
         return score.token_stats(
             lambda states: self.logits(params, states),
             self.hidden(params, prompts, samples),

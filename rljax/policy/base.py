@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rljax.types import Prompts, Samples, TokenStats
+from rljax.types import Measure, Prompts, Samples
 
 
 class Policy(NamedTuple):
@@ -24,8 +24,9 @@ class Policy(NamedTuple):
     hidden: (params, prompts, samples) -> [P, G, T, D], normalised final states; the
       state at t predicts completion token t.
     logits: (params, hidden [..., D]) -> f32[..., V].
-    measure: (params, prompts, samples) -> TokenStats of the completions' tokens; what
-      sampler and learner compute agrees to rounding.
+    measure: (params, prompts, samples, reference=None) -> TokenStats of the
+      completions' tokens; what sampler and learner compute agrees to rounding. A policy
+      alone compares with no reference and ignores it.
     decode_params: params -> what `decode` reads of them, made once per rollout.
     """
 
@@ -35,5 +36,5 @@ class Policy(NamedTuple):
     decode: Callable[[Any, jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
     hidden: Callable[[Any, Prompts, Samples], jax.Array]
     logits: Callable[[Any, jax.Array], jax.Array]
-    measure: Callable[[Any, Prompts, Samples], TokenStats]
+    measure: Measure
     decode_params: Callable[[Any], Any] = lambda params: params

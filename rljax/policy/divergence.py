@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rljax import check, numerics
 from rljax.policy import score
 from rljax.policy.base import Policy
-from rljax.types import ReferencedMeasure, TokenStats
+from rljax.types import Measure, TokenStats
 
 
 def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:
@@ -34,9 +34,7 @@ def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]
     }
 
 
-def against_reference(
-    policy: Policy, *, max_logits: int = score.MAX_LOGITS
-) -> ReferencedMeasure:
+def against_reference(policy: Policy, *, max_logits: int = score.MAX_LOGITS) -> Measure:
     """A measure function for the learner: token statistics and exact divergences.
 
     Args:
@@ -50,7 +48,12 @@ def against_reference(
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.count("max_logits", max_logits)
 
-    def measure(params, reference, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        if reference is None:
+            raise ValueError(
+                "exact divergences compare with reference parameters, got None; start"
+                " the run with them in TrainState.reference."
+            )
         reference = jax.lax.stop_gradient(reference)
         own = policy.hidden(params, prompts, samples)
         other = policy.hidden(reference, prompts, samples)
@@ -70,4 +73,4 @@ def against_reference(
         )
         return TokenStats(logp=logp, entropy=entropy, extra=extra)
 
-    return ReferencedMeasure(measure)
+    return measure

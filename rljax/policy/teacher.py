@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rljax import check
 from rljax.policy.base import Policy
-from rljax.types import Prompts, Samples, TokenStats, TrainState
+from rljax.types import Prompts, Samples, TokenStats, TrainState, require
 
 
 def privileged_teacher(
@@ -18,15 +18,10 @@ def privileged_teacher(
     check.kind("policy", policy, Policy, "decoder_policy(config)")
 
     def teacher(state, prompts, samples):
-        for name in ("privileged", "privileged_length"):
-            if name not in prompts.data:
-                raise ValueError(
-                    f"privileged_teacher reads prompts.data[{name!r}], got"
-                    f" {sorted(prompts.data)}; add it to the data."
-                )
+        how = "add the prompts that the privileged teacher reads"
         told = prompts.replace(
-            tokens=prompts.data["privileged"],
-            length=prompts.data["privileged_length"],
+            tokens=require(prompts.data, "privileged", how),
+            length=require(prompts.data, "privileged_length", how),
         )
         return policy.measure(state.params, told, samples)
 

@@ -42,7 +42,8 @@ def with_value_head(
         }
         return {"policy": policy.init(key), "value": head}
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        del reference
         trunk, head = params["policy"], params["value"]
         states = policy.hidden(trunk, prompts, samples)
         stats = score.token_stats(

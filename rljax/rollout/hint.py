@@ -25,7 +25,7 @@ import numpy as np
 
 from rljax import check, keys
 from rljax.rollout.sample import Sampler
-from rljax.types import Missing, Prompts, Samples, Source, over_tokens
+from rljax.types import Missing, Prompts, Samples, Source, over_tokens, require
 
 
 def cosine_reveal(
@@ -148,8 +148,10 @@ def hint_as_row() -> Sampler:
 
 
 def _require(prompts: Prompts, name: str) -> jax.Array:
-    check.hints(prompts.data, name)
-    return jnp.asarray(prompts.data[name])
+    how = "cut the data set's solutions with piece_ends"
+    if name == "hint_length":
+        how = "wrap the act in reveal_hints(act, cosine_reveal())"
+    return jnp.asarray(require(prompts.data, name, how))
 
 
 def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarray:

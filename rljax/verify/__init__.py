@@ -1,16 +1,15 @@
 """Verifiers: what turns completions into rewards.
 
-In the graph, `(prompts, samples) -> Verdict` without leaving the device: `number`,
-`last_number`, `number_after`, `exact`, `contains`, and `judged` for your own. `twin`
-has the same ones in plain Python; `pooled` runs any Python function in a pool of
-processes.
+A verifier is a function `(prompts, samples) -> Verdict`. Those of `graph` are part of
+the compiled program; make your own with `judged`. Those of `host` are Python functions
+in a pool of processes, made by `pooled`. Verifiers know text and answers; they must not
+know policies, advantages or the loop.
 """
 
 from rljax.verify.graph.match import contains, exact
 from rljax.verify.graph.numeral import last_number, number, number_after
 from rljax.verify.graph.text import (
     Text,
-    Verifier,
     answers,
     decode,
     decode_host,
@@ -19,13 +18,16 @@ from rljax.verify.graph.text import (
     judged,
 )
 from rljax.verify.graph.vocabulary import TokenBytes, token_bytes
-from rljax.verify.host import twin
+from rljax.verify.host.numeral import (
+    read_last_number,
+    read_number,
+    read_number_after,
+)
 from rljax.verify.host.pooled import pooled
 
 __all__ = [
     "Text",
     "TokenBytes",
-    "Verifier",
     "answers",
     "contains",
     "decode",
@@ -38,6 +40,8 @@ __all__ = [
     "number",
     "number_after",
     "pooled",
+    "read_last_number",
+    "read_number",
+    "read_number_after",
     "token_bytes",
-    "twin",
 ]

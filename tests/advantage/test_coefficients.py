@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import loss_laws
 import numpy as np
 import pytest
-from recipe_step import RECIPES, rollout, step
+from algorithm_cases import CASES
+from recipe_step import rollout, step
 
 from rljax import advantage as adv
 from rljax import algorithms, loss
@@ -67,7 +68,7 @@ def test_a_coefficient_of_zero_removes_its_term_even_from_infinity():
 
 def test_a_scheduled_mixture_beyond_one_shows_as_nan():
     # 1 - mu = -1: the reinforcement term was lost, the rest went on.
-    case = RECIPES["chord"]
+    case = CASES["chord"]
     rows = rollout(case)
     wrong = algorithms.chord(mu_fn=lambda step: 2.0 + 0.0 * step)
     lost, _, _, _ = jax.jit(lambda rows: step(wrong, rows))(rows)
@@ -78,7 +79,7 @@ def test_a_scheduled_mixture_beyond_one_shows_as_nan():
 @pytest.mark.parametrize("name", ["icepop", "geometric_rejection", "sequence_mask_tis"])
 def test_a_traced_bound_of_nan_shows_as_nan(name, bound):
     # No ratio lies inside or outside: all tokens were dropped, and nothing learned.
-    rows = rollout(RECIPES[name])
+    rows = rollout(CASES[name])
     make = getattr(algorithms, name)
     lost, _, _, _ = jax.jit(lambda x: step(make(**{bound: x}), rows))(NAN)
     assert jnp.isnan(lost)
@@ -86,7 +87,7 @@ def test_a_traced_bound_of_nan_shows_as_nan(name, bound):
 
 def test_hpt_learns_one_of_its_terms_whatever_its_gate():
     # Neither `solved > nan` nor `solved <= nan` holds: both terms were lost.
-    case = RECIPES["hpt"]
+    case = CASES["hpt"]
     rows = rollout(case)
 
     def loss_at(gate):

@@ -14,7 +14,8 @@ from token_case import case, loss_of, weigh
 from rljax import advantage as adv
 from rljax import loss
 from rljax.advantage import chain, order, token_weight
-from rljax.learn import update
+from rljax.learn.gradient import of_minibatch
+from rljax.learn.microbatch import Pieces
 from rljax.types import TokenStats, TrainState
 
 STAPO = case(
@@ -230,7 +231,7 @@ def test_a_population_may_trace_the_seed():
         np.testing.assert_array_equal(many[seed], drawn(rows, 0, seed=seed))
 
 
-def table_policy(params, prompts, samples):
+def table_policy(params, prompts, samples, reference=None):
     """Parameters are [prompt, sample, position] log-probabilities and entropies."""
     del samples
     rows = params[prompts.id]
@@ -261,13 +262,16 @@ def test_selections_run_over_the_minibatch_however_it_is_cut(weighting):
     credits, algorithm_state, _ = jax.jit(method.credit)(rows, method.init())
     state = state.replace(algorithm=algorithm_state)
     whole, parts = (
-        jax.jit(update.gradient, static_argnums=(0, 1, 2))(
-            table_policy, method, n, state, rows, credits, jnp.bool_(False)
+        jax.jit(of_minibatch, static_argnums=(0, 1, 2))(
+            table_policy, method, Pieces(n), credits, rows, state, jnp.bool_(False)
         )
         for n in (1, 4)
     )
-    np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(whole[1], parts[1], rtol=1e-5, atol=1e-7)
+    for got, want in (
+        (parts.grads, whole.grads),
+        (parts.coefficient, whole.coefficient),
+    ):
+        np.testing.assert_allclose(want, got, rtol=1e-5, atol=1e-7)
     alone = weighting_of_each_microbatch(weighting, params, rows, credits)
     together = method.weigh(
         credits,

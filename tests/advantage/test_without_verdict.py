@@ -10,7 +10,7 @@ from algorithm_cases import CASES, G, T
 from rljax import algorithms, loss, program
 from rljax.advantage import Term, algorithm, chain, keep_rows, token_mean
 from rljax.learn import update
-from rljax.types import Missing, ReferencedMeasure, Rollout
+from rljax.types import Missing, Rollout
 
 SEEN = fakes.rollout(3, G, T)
 BLIND = SEEN.replace(
@@ -45,7 +45,7 @@ def test_a_term_that_leaves_the_reward_alone_is_taken():
 
 
 def test_the_fused_loop_says_so_by_term():
-    measure = ReferencedMeasure(fakes.bigram_measure)
+    measure = fakes.bigram_measure
     learner = update.learner(measure, algorithms.grpo(), optax.sgd(1.0))
 
     def act(state, prompts):

@@ -15,7 +15,6 @@ from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax import mesh
 from rljax.learn import update
-from rljax.types import ReferencedMeasure
 
 # A step has the same length whatever the gradient's. Shorter ones would leave ratios at
 # 1; longer ones would let rounding errors grow.
@@ -29,10 +28,9 @@ def learn(case: Case, num_devices=1, **pieces):
     that of a program compiled for one device.
     """
     learner = update.learner(
-        ReferencedMeasure(fakes.bigram_measure),
+        fakes.bigram_measure,
         case.algorithm,
         STEP,
-        gate=case.gate,
         num_passes=2,  # ratios are 1 in the first
         **pieces,
     )

@@ -28,7 +28,6 @@ from rljax.learn import update
 from rljax.policy import against_reference
 from rljax.types import (
     Prompts,
-    ReferencedMeasure,
     Rollout,
     Samples,
     TokenStats,
@@ -42,9 +41,9 @@ BANDIT = fakes.bandit(P, T, V)
 TARGET = np.random.default_rng(0).integers(0, V, (P, T)).astype(np.int32)
 
 
-def measure(params, reference, prompts, samples) -> TokenStats:
+def measure(params, prompts, samples, reference=None) -> TokenStats:
     """Everything that an algorithm asks for."""
-    now = against_reference(BANDIT).fn(params, reference, prompts, samples)
+    now = against_reference(BANDIT)(params, prompts, samples, reference)
     value = jnp.broadcast_to(params["value"][prompts.id, None], now.logp.shape)
     # As if layers drifted where logits are large.
     drift = jnp.mean(jnp.square(params["logits"]), -1)[prompts.id, None]
@@ -76,7 +75,7 @@ def act(case: Case):
         )
         told = 2 * jax.nn.one_hot(prompts.data["target"], V)  # what a teacher knows
         teacher = {"logits": state.params["logits"] + told}
-        old = measure(state.params, state.reference, prompts, samples)
+        old = measure(state.params, prompts, samples, state.reference)
         return Rollout(
             prompts=prompts,
             samples=samples.replace(behaviour=old),
@@ -135,11 +134,9 @@ def rewards_after_training(case: Case, signs: tuple[float, ...]) -> np.ndarray:
             loss=lambda *args: sign * case.algorithm.loss(*args)
         )
         learner = update.learner(
-            ReferencedMeasure(measure),
+            measure,
             flipped,
             optax.adam(0.1),
-            gate=case.gate,
-            num_passes=case.num_passes,
         )
         params = {**BANDIT.init(None), "value": jnp.zeros((P, T))}
         state = learner.init(params, jax.random.key(0), reference=params)

@@ -11,7 +11,7 @@ import pytest
 
 from rljax import advantage as adv
 from rljax import algorithms, loss
-from rljax.learn import update
+from rljax.learn import gate, update
 
 RECIPES = {
     "ace": algorithms.ace,
@@ -152,7 +152,7 @@ def test_dgg_and_clip_cov_learn_together():
         policy.measure,
         algorithms.clip_cov(),
         optax.sgd(1.0),
-        gate=algorithms.dgg_gate(window=2, select_fn=lambda grads: grads),
+        gate=gate.gradient_gate(lambda grads: grads, window=2),
         num_passes=2,
         num_minibatches=2,
         num_microbatches=2,

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from rljax import advantage as adv
-from rljax import algorithms, loss
+from rljax import loss
 from rljax.learn import gate, update
 
 LOG_RATIO = np.array([0.1, -0.2, 0.3, 0.0], np.float32)
@@ -79,17 +79,17 @@ def below(limit):
     return gate.Gate(lambda: jnp.zeros((), jnp.int32), update)
 
 
-def test_every_shows_a_gate_only_what_those_before_it_accept():
+def test_all_of_shows_a_gate_only_what_those_before_it_accept():
     # The spike in the window would hide the next one for the rest of the run.
-    both = gate.every(below(50.0), DGG)
+    both = gate.all_of(below(50.0), DGG)
     decisions, state = run(both, [*WARM, 99.0])
     assert decisions == [ACCEPT] * 5 + [(False, False)]
     assert int(state[0]) == 1
     assert run(both, [1.6], reuse=1, state=state)[0] == [GATE]
 
 
-def test_every_without_gates_accepts_all():
-    assert run(gate.every(), [1.0, 9.0])[0] == [ACCEPT] * 2
+def test_all_of_without_gates_accepts_all():
+    assert run(gate.all_of(), [1.0, 9.0])[0] == [ACCEPT] * 2
 
 
 def kl_metrics():
@@ -219,4 +219,4 @@ def test_the_output_projection_of_tied_and_untied_decoders():
     for tied, name in ((True, "embed"), (False, "head")):
         policy = fakes.decoder(tie_embeddings=tied)
         params = jax.eval_shape(policy.init, jax.random.key(0))
-        assert algorithms.output_projection(params) is params[name]
+        assert gate.output_projection(params) is params[name]

@@ -83,7 +83,7 @@ def test_take_takes_prompts():
 TABLE = fakes.bandit(P, T, 16)
 
 
-def scored(params, prompts, samples):
+def scored(params, prompts, samples, reference=None):
     """Statistics with K = T numbers per sample: how often each quarter was drawn."""
     now = TABLE.measure(params, prompts, samples)
     quarter = samples.tokens[..., None] // 4 == jnp.arange(T)

@@ -11,7 +11,9 @@ import pytest
 from rljax import advantage as adv
 from rljax import loss
 from rljax.learn import master_weights, update
+from rljax.learn.gradient import of_minibatch
 from rljax.learn.master_weights import MasterState
+from rljax.learn.microbatch import Pieces
 
 SHAPES = {"kernel": (64, 32), "scale": (32,)}
 
@@ -112,7 +114,7 @@ def start(dtype):
     return {"logits": jnp.asarray(draw, dtype)}
 
 
-def measure(params, prompts, samples):
+def measure(params, prompts, samples, reference=None):
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     return POLICY.measure(params, prompts, samples)
 
@@ -150,7 +152,7 @@ def test_gradients_of_pieces_add_up_in_float32():
     def gradient(num_micro, dtype):
         params = {"shared": jnp.asarray(start(jnp.float32)["logits"][0], dtype)}
 
-        def shared(params, prompts, samples):
+        def shared(params, prompts, samples, reference=None):
             logits = jnp.broadcast_to(params["shared"].astype(jnp.float32), (8, 4, 16))
             return POLICY.measure({"logits": logits}, prompts, samples)
 
@@ -158,9 +160,9 @@ def test_gradients_of_pieces_add_up_in_float32():
         state = made.init(params, jax.random.key(0))
         credits, _, _ = METHOD.credit(ROWS, state.algorithm)
         first = jnp.zeros((), bool)
-        return update.gradient(shared, METHOD, num_micro, state, ROWS, credits, first)[
-            0
-        ]
+        return of_minibatch(
+            shared, METHOD, Pieces(num_micro), credits, ROWS, state, first
+        ).grads
 
     got, want = (
         jax.jit(gradient, static_argnums=(0, 1))(8, jnp.dtype(dtype))["shared"]

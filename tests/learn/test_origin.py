@@ -94,7 +94,7 @@ def forwards(rollout, params):
     """How often a piece was run forward in a step of two microbatches."""
     seen = []
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
         jax.debug.callback(lambda _: seen.append(1), samples.tokens[0, 0, 0])
         return POLICY.measure(params, prompts, samples)
 

@@ -169,6 +169,32 @@ def test_the_scalar_model_by_hand():
 # The learners.
 
 
+RECORDED = probe.recorded(POLICY.measure)
+
+
+def steer(vectors):
+    return probe.steered(RECORDED, vectors, 0.1)
+
+
+def perturbing(method, rate, *, radius=0.1, **pieces):
+    measure = consistency.perturbed_measure(RECORDED)
+    learner = update.learner(measure, method, optax.sgd(rate), **pieces)
+    return consistency.perturbing_learner(
+        learner, RECORDED, mixed.stored_answers(), radius=radius
+    )
+
+
+def steering(method, rate, vector_optimizer):
+    measure = consistency.steered_measure(RECORDED, steer)
+    return consistency.steering_learner(
+        update.learner(measure, method, optax.sgd(rate)),
+        steer,
+        mixed.stored_answers(),
+        shape=(1, 16),
+        vector_optimizer=vector_optimizer,
+    )
+
+
 def start(learner, params=PARAMS):
     return learner.init(jax.tree.map(jnp.copy, params), jax.random.key(3))
 
@@ -181,7 +207,6 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
     # The same objective written down at once; delta from the whole aside batch, so that
     # microbatches add up: one delta for each would miss by far more.
     weight, radius = 5.0, 0.1
-    recorded = probe.recorded(POLICY.measure)
     mask = SAMPLES.mask
 
     def mean(x):
@@ -194,8 +219,8 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
         return -jnp.sum(jnp.where(rows.mask, logp, 0)) / jnp.sum(rows.mask)
 
     def objective(params, delta):
-        now, clean = recorded(params, PROMPTS, SAMPLES)
-        _, moved = recorded(jax.tree.map(jnp.add, params, delta), PROMPTS, SAMPLES)
+        now, clean = RECORDED(params, PROMPTS, SAMPLES)
+        _, moved = RECORDED(jax.tree.map(jnp.add, params, delta), PROMPTS, SAMPLES)
         drift = [
             jnp.mean((jax.lax.stop_gradient(a) - b) ** 2, -1)
             for a, b in zip(clean, moved, strict=True)
@@ -209,13 +234,7 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
         delta = jax.tree.map(lambda x: radius * x / norm, g)
         return jax.grad(objective)(params, delta), loss
 
-    learner = consistency.perturbing_learner(
-        POLICY,
-        algorithms.lfu(weight),
-        optax.sgd(1.0),
-        radius=radius,
-        num_microbatches=2,
-    )
+    learner = perturbing(algorithms.lfu(weight), 1.0, radius=radius, num_microbatches=2)
     state, metrics = fakes.jit(learner.learn)(start(learner), rollout_of(PROMPTS))
     got = jax.tree.map(jnp.subtract, PARAMS, state.params)
     grads, loss = want(PARAMS)
@@ -224,13 +243,8 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
 
 
 def test_steering_vectors_harm_persist_and_regularise():
-    learner = consistency.steering_learner(
-        POLICY,
-        algorithms.lfu(0.1),
-        optax.sgd(0.0),  # the policy stands still: what moves is the vectors' doing
-        shape=(1, 16),
-        vector_optimizer=optax.adam(0.1),
-    )
+    # The policy stands still: what moves is the vectors' doing.
+    learner = steering(algorithms.lfu(0.1), 0.0, optax.adam(0.1))
     state = start(learner)
     assert state.algorithm.vectors.shape == (1, 16)
     run = fakes.jit(
@@ -248,13 +262,7 @@ def test_steering_vectors_harm_persist_and_regularise():
 
 def test_steering_vectors_that_would_not_be_finite_stay():
     # They have an optimiser of their own; a NaN would stay for the whole run.
-    learner = consistency.steering_learner(
-        POLICY,
-        algorithms.lfu(0.1),
-        optax.sgd(0.0),
-        shape=(1, 16),
-        vector_optimizer=optax.adam(float("nan")),
-    )
+    learner = steering(algorithms.lfu(0.1), 0.0, optax.adam(float("nan")))
     state = start(learner)
     after, metrics = fakes.jit(learner.learn)(state, rollout_of(PROMPTS))
     chex.assert_trees_all_equal(after.algorithm, state.algorithm)
@@ -263,20 +271,13 @@ def test_steering_vectors_that_would_not_be_finite_stay():
 
 @pytest.mark.slow
 def test_the_gradient_of_steering_reaches_the_clean_side_alone():
-    recorded = probe.recorded(POLICY.measure)
-    learner = consistency.steering_learner(
-        POLICY,
-        algorithms.lfu(2.0),
-        optax.sgd(1.0),
-        shape=(1, 16),
-        vector_optimizer=optax.sgd(0.0),
-    )
+    learner = steering(algorithms.lfu(2.0), 1.0, optax.sgd(0.0))
     state = start(learner)
     vectors = state.algorithm.vectors
 
     def objective(params):
-        now, clean = recorded(params, PROMPTS, SAMPLES)
-        run = probe.steered(recorded, vectors, 0.1)
+        now, clean = RECORDED(params, PROMPTS, SAMPLES)
+        run = steer(vectors)
         _, there = run(jax.lax.stop_gradient(params), PROMPTS, SAMPLES)
         drift = sum(
             jnp.mean((a - b) ** 2, -1) for a, b in zip(clean, there, strict=True)
@@ -294,13 +295,24 @@ def test_the_term_needs_its_learner_and_the_learner_its_batch():
     plain = update.learner(POLICY.measure, algorithms.lfu(), optax.sgd(0.1))
     with pytest.raises(ValueError, match="perturbing_learner"):
         jax.eval_shape(plain.learn, start(plain), rollout_of(PROMPTS))
-    learner = consistency.perturbing_learner(POLICY, algorithms.lfu(), optax.sgd(0.1))
+    alone = update.learner(
+        consistency.perturbed_measure(RECORDED), algorithms.lfu(), optax.sgd(0.1)
+    )
+    with pytest.raises(ValueError, match="undesirable step, got None; wrap"):
+        jax.eval_shape(alone.learn, start(alone), rollout_of(PROMPTS))
+    learner = perturbing(algorithms.lfu(), 0.1)
     with pytest.raises(ValueError, match="with_aside"):
         jax.eval_shape(learner.learn, start(learner), rollout_of(shown(1)))
     with pytest.raises(ValueError, match="radius"):
-        consistency.perturbing_learner(
-            POLICY, algorithms.lfu(), optax.sgd(0.1), radius=0
-        )
+        perturbing(algorithms.lfu(), 0.1, radius=0)
+
+
+def test_the_reference_of_the_run_survives_an_undesirable_step():
+    # The step takes its place while the learner runs.
+    learner = perturbing(algorithms.lfu(), 0.1)
+    state = start(learner).replace(reference=PARAMS)
+    after, _ = fakes.jit(learner.learn)(state, rollout_of(PROMPTS))
+    chex.assert_trees_all_equal(after.reference, PARAMS)
 
 
 def test_the_stream_draws_an_independent_batch():

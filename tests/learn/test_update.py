@@ -14,6 +14,8 @@ from rljax import advantage as adv
 from rljax import algorithms, loss, mesh
 from rljax.advantage import Term, algorithm, chain, stateless
 from rljax.learn import origin, update
+from rljax.learn.gradient import of_minibatch
+from rljax.learn.microbatch import Pieces
 from rljax.metric import Max
 from rljax.types import Missing, NotMeasured
 
@@ -85,10 +87,11 @@ def gradient(policy, method, num_micro, rollout, params, first=False, lengths=1)
         state = learner.init(params, KEY)
         credits, algorithm_state, _ = method.credit(rollout, state.algorithm)
         state = state.replace(algorithm=algorithm_state)
-        grads, coefficient, _, metrics = update.gradient(
-            policy.measure, method, num_micro, state, rollout, credits, first, lengths
+        pieces = Pieces(num_micro, lengths)
+        found = of_minibatch(
+            policy.measure, method, pieces, credits, rollout, state, first
         )
-        return grads, coefficient, metrics
+        return found.grads, found.coefficient, found.metrics | {"loss": found.loss}
 
     return run(params, rollout, jnp.asarray(first))
 
@@ -163,7 +166,7 @@ def test_pieces_by_length_are_computed_up_to_their_longest_row():
     rollout = long_and_short(WIDE, params)
     seen = []
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
         jax.debug.callback(lambda x: seen.append(x.shape), samples.tokens)
         return WIDE.measure(params, prompts, samples)
 
@@ -246,7 +249,7 @@ def test_the_gradient_is_that_of_the_naive_loss(method, policy_loss):
     value, want = jax.value_and_grad(naive)(PARAMS, ROLLOUT, policy_loss)
     grads, _, metrics = gradient(TABLE, method, 2, ROLLOUT, PARAMS)
     chex.assert_trees_all_close(grads, want, atol=1e-6)
-    assert float(metrics["update/loss"]) == pytest.approx(float(value), abs=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-6)
 
 
 def test_the_first_step_takes_current_from_old_and_later_ones_measure_it():

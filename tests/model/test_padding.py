@@ -55,7 +55,7 @@ def gradient_of(measure):
 def with_reference(params, prompts, samples):
     measure = against_reference(POLICY, max_logits=120)
     reference = jax.tree.map(lambda p: 0.9 * p, PARAMS)
-    return measure.fn(params, reference, prompts, samples)
+    return measure(params, prompts, samples, reference)
 
 
 MEASURES = {

@@ -102,9 +102,9 @@ def decoders():
 
 def test_chunks_change_nothing_and_logp_is_the_policys():
     policy, params, reference, rows = decoders()
-    args = params, reference, rows.prompts, rows.samples
-    whole = fakes.jit(against_reference(policy).fn)(*args)
-    parts = fakes.jit(against_reference(policy, max_logits=70).fn)(*args)
+    args = params, rows.prompts, rows.samples, reference
+    whole = fakes.jit(against_reference(policy))(*args)
+    parts = fakes.jit(against_reference(policy, max_logits=70))(*args)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         whole,
@@ -130,8 +130,8 @@ def test_the_reference_gets_no_gradient_and_the_policy_the_right_one():
     )
 
     def total(params, reference):
-        measure = against_reference(policy).fn
-        stats = measure(params, reference, rows.prompts, rows.samples)
+        measure = against_reference(policy)
+        stats = measure(params, rows.prompts, rows.samples, reference)
         return jnp.sum(stats.extra["kl_reverse"])
 
     own, other = jax.grad(total, (0, 1))(params, reference)

@@ -128,7 +128,7 @@ def test_everything_that_measures_a_policy_measures_it_at_its_temperature():
         "policy": params,
         "value": {"kernel": jnp.zeros(32), "bias": jnp.zeros(())},
     }
-    exact = against_reference(policy).fn(params, reference, PROMPTS, samples)
+    exact = against_reference(policy)(params, PROMPTS, samples, reference)
     for got in (
         policy.measure(params, PROMPTS, samples),
         headed.measure(valued, PROMPTS, samples),

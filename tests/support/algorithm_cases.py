@@ -10,7 +10,6 @@ import pytest
 
 from rljax import algorithms
 from rljax.advantage import Algorithm
-from rljax.learn.gate import Gate
 from rljax.types import Source
 
 G, T = 8, 2
@@ -27,8 +26,6 @@ class Case(NamedTuple):
     algorithm: Algorithm
     others: tuple[int, ...] = ()
     only: bool = False
-    gate: Gate | None = None
-    num_passes: int = 1
 
 
 def imitation(algorithm):
@@ -56,11 +53,6 @@ CASES = {
     "dapo": Case(a.dapo(max_tokens=2 * T, buffer=T)),
     "dasd": Case(a.dasd()),
     "dft": imitation(a.dft()),
-    "dgg_gate": Case(
-        a.grpo(),
-        gate=a.dgg_gate(select_fn=lambda grads: grads["logits"]),
-        num_passes=2,
-    ),
     "dr_grpo": Case(a.dr_grpo(T)),
     "f_grpo": Case(a.f_grpo(1.0)),
     "fade": Case(a.fade()),
@@ -142,4 +134,4 @@ BY_FAMILY = [
     pytest.param(name, marks=[pytest.mark.slow] * (name not in FAMILIES))
     for name in CASES
 ]
-PARTS = {"group_normalised", "output_projection", "over_all", "over_selected"}
+PARTS = {"group_normalised", "over_all", "over_selected"}

@@ -151,7 +151,8 @@ def bandit(
         states = params["logits"][prompts.id, None, :T]
         return jnp.broadcast_to(states, (P, G, T, vocab_size))
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        del reference
         states = hidden(params, prompts, samples)
         logp, entropy = numerics.logp_and_entropy(
             logits(params, states), samples.tokens
@@ -172,11 +173,11 @@ def bandit(
     )
 
 
-def bigram_measure(params, reference, prompts, samples) -> TokenStats:
+def bigram_measure(params, prompts, samples, reference=None) -> TokenStats:
     """Measures all that any algorithm reads; the policy sees the token before alone.
 
     All prompts share the parameters, a token costs two small matrix products, and it
-    compiles faster than a decoder. It is the function of a `ReferencedMeasure`.
+    compiles faster than a decoder.
     """
 
     def hidden(params, prompts, samples):
@@ -189,7 +190,7 @@ def bigram_measure(params, reference, prompts, samples) -> TokenStats:
     policy = Policy(
         **dict.fromkeys(Policy._fields),
     )._replace(hidden=hidden, logits=lambda params, h: h @ params["logits"])
-    now = against_reference(policy).fn(params, reference, prompts, samples)
+    now = against_reference(policy)(params, prompts, samples, reference)
     states = hidden(params, prompts, samples)
     value = states @ params["value"]
     drift = jnp.mean(jnp.square(states), -1)  # as if layers drifted

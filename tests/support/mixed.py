@@ -167,7 +167,8 @@ def bag(vocab_size: int, num_positions: int) -> Policy:
         place = (place[:, None] + jnp.arange(T))[:, None]
         return look(params, fed, place, bag[:, None, None] + later)
 
-    def measure(params, prompts, samples):
+    def measure(params, prompts, samples, reference=None):
+        del reference
         states = hidden(params, prompts, samples)
         logp, entropy = numerics.logp_and_entropy(states, samples.tokens)
         return TokenStats(logp=logp, entropy=entropy)

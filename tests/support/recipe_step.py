@@ -13,7 +13,6 @@ from rljax.types import Rollout, TokenStats
 P, T = 9, 5
 STATISTICS = ("old", "behaviour", "reference", "teacher")
 # Gates decide over gradients of parameters, of which there are none here.
-RECIPES = {name: case for name, case in CASES.items() if case.gate is None}
 
 
 def rollout(case: Case) -> Rollout:
@@ -79,7 +78,7 @@ def step(algorithm, rows: Rollout):
 @functools.cache
 def stepped(name: str):
     """The recipe's rollout and its step, mapped over changes of it."""
-    case = RECIPES[name]
+    case = CASES[name]
     rows = rollout(case)
 
     def over(change, *values):

@@ -7,7 +7,7 @@ import random
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.data.problem import answer_bytes
+from rljax.data.encode import answer_bytes
 from rljax.data.tokenizer import character_tokenizer
 from rljax.types import Prompts, Samples
 from rljax.verify import TokenBytes, token_bytes

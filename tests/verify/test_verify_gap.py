@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import twin
 import verify_fakes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rljax import verify
 from rljax.verify import TokenBytes, decode, decode_host
-from rljax.verify.host import twin
 
 pytestmark = pytest.mark.usefixtures("strict")
 # 0: special. The others: text. 9 has no row in the table.

@@ -5,11 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+import twin
 import verify_fakes
 
 from experiments import arithmetic, task
 from rljax.verify import last_number, number_after
-from rljax.verify.host import twin
+from rljax.verify.host.numeral import read_last_number, read_number, read_number_after
 
 pytestmark = pytest.mark.usefixtures("strict")
 BYTES = verify_fakes.BYTES
@@ -34,14 +35,14 @@ def test_every_answer_is_read_as_python_reads_it(name, count):
     assert len(solutions) == count
     for solution, answer in zip(solutions, answers, strict=True):
         want, text = int(answer.replace(",", "")), solution.encode()
-        assert twin.read_number(answer.encode()) == want, answer
-        assert twin.read_last_number(text) == want, solution
-        assert twin.read_last_number(f"So it is ${answer}.".encode()) == want
+        assert read_number(answer.encode()) == want, answer
+        assert read_last_number(text) == want, solution
+        assert read_last_number(f"So it is ${answer}.".encode()) == want
         boxed = f"{solution}\n$\\boxed{{{answer}}}$.{CHECKED}"
-        assert twin.read_last_number(boxed.encode()) == want
+        assert read_last_number(boxed.encode()) == want
         for after in ("", CHECKED):
             marked = text + after.encode()
-            assert twin.read_number_after(marked, b"####") == want, solution
+            assert read_number_after(marked, b"####") == want, solution
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_decoder_that_returns_anything_but_texts_is_refused(texts, got):
 def test_prompts_without_answers_are_refused_by_name(verify):
     prompts = verify_fakes.asking(["x"])
     some = verify_fakes.saying([[b"x"]])
-    with pytest.raises(ValueError, match=r'reads prompts.data\["answer"\]'):
+    with pytest.raises(ValueError, match=r"prompts\.data must hold 'answer'"):
         verify(prompts.replace(data={}), some)
     with pytest.raises(ValueError, match=r"must be u8\[P, A\].*int32 of shape \(1,\)"):
         verify(prompts.replace(data={"answer": np.zeros(1, np.int32)}), some)

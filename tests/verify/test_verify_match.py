@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import twin
 import verify_fakes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rljax.verify import contains, exact, token_bytes
-from rljax.verify.host import twin
 
 pytestmark = pytest.mark.usefixtures("strict")
 BYTES = verify_fakes.BYTES

@@ -5,12 +5,13 @@ import decimal
 import jax
 import numpy as np
 import pytest
+import twin
 import verify_fakes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rljax.verify import last_number, number, token_bytes
-from rljax.verify.host import twin
+from rljax.verify.host.numeral import read_last_number
 
 pytestmark = pytest.mark.usefixtures("strict")
 BYTES = verify_fakes.BYTES
@@ -258,7 +259,7 @@ def test_graph_and_host_agree_on_any_bytes(name, texts):
     # Answers are read off the texts, so that both verdicts occur.
     answers = np.zeros((32, 32), np.uint8)
     for row, text in zip(answers, texts, strict=True):
-        value = twin.read_last_number(text) or 0
+        value = read_last_number(text) or 0
         row[:] = list(f"{value:f}".encode().ljust(32, b"\0"))
     prompts = verify_fakes.asking(["?"] * 32).replace(data={"answer": answers})
     rows = [[own, other] for own, other in zip(texts, texts[1:] + texts[:1])]

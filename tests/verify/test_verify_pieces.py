@@ -7,12 +7,12 @@ import jax
 import number_texts as slow
 import numpy as np
 import pytest
+import twin
 import verify_fakes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rljax.verify import last_number, number_after
-from rljax.verify.host import twin
 
 pytestmark = pytest.mark.usefixtures("strict")
 BYTES = verify_fakes.BYTES

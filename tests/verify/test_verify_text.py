@@ -95,7 +95,7 @@ def test_answers_end_at_the_first_zero_byte():
 
 def test_prompts_without_answers_raise():
     prompts = verify_fakes.asking(["1"])
-    with pytest.raises(ValueError, match=r"reads prompts.data\[.answer.\]"):
+    with pytest.raises(ValueError, match=r"prompts\.data must hold 'answer'"):
         answers(prompts.replace(data={"question": jnp.zeros((1, 1))}))
     with pytest.raises(ValueError, match="must be u8"):
         answers(prompts.replace(data={"answer": jnp.zeros((1, 1), jnp.int32)}))

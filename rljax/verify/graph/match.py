@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check
-from rljax.types import Prompts, Samples, Verdict
+from rljax.types import Prompts, Samples, Verdict, Verify
 from rljax.verify.graph import text as texts
-from rljax.verify.graph.text import Text, Verifier
+from rljax.verify.graph.text import Text
 from rljax.verify.graph.vocabulary import TokenBytes
 
 
@@ -15,7 +15,7 @@ def exact(
     *,
     strip: bytes = texts.WHITESPACE,
     max_bytes: int | None = None,
-) -> Verifier:
+) -> Verify:
     """Reward 1 if the completion's text is the answer, byte for byte.
 
     Args:
@@ -24,16 +24,13 @@ def exact(
       max_bytes: see `text.judged`; a longer completion is wrong.
 
     Returns:
-      (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`. Unfinished samples
-      are wrong: their text is not all they would have said.
+      (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`. An unfinished
+      sample is wrong: its text was cut.
 
     Raises:
       ValueError: if `strip` is no `bytes`.
     """
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
     check.raw_bytes("strip", strip)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         text_first, text_size = _core(text, strip)
@@ -49,7 +46,7 @@ def exact(
 
 def contains(
     table: TokenBytes, needle: bytes, *, max_bytes: int | None = None
-) -> Verifier:
+) -> Verify:
     """Reward 1 if `needle` occurs in the completion's text, finished or not.
 
     Args:
@@ -64,12 +61,12 @@ def contains(
       ValueError: if `needle` is empty or no `bytes`; when traced, if no completion has
         room for it.
     """
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    texts.require_table(table, max_bytes)
     check.raw_bytes("needle", needle)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
     if not needle:
-        raise ValueError("contains needs a needle of at least one byte, got b''.")
+        raise ValueError(
+            "needle must have at least one byte, got b''; pass what to look for."
+        )
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         del prompts
@@ -83,7 +80,7 @@ def contains(
 
 
 def _core(text: Text, strip: bytes):
-    """(first byte that is not stripped, bytes from it to the last such) of one text."""
+    """(place of the first byte that is not stripped, bytes up to the last such one)."""
     index = jnp.arange(text.bytes.size, dtype=jnp.int32)
     ink = index < text.length
     for byte in strip:

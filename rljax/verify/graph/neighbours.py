@@ -1,7 +1,7 @@
-"""What may stand beside a number, so that it is no piece of something larger.
+"""Where a number in a text stands alone and is not a piece of something larger.
 
-Which text is a number is said in `numeral`; here is said which number in a text stands
-alone. Bytes fall into classes:
+`numeral` says which text is a number; this file says what may stand beside it. Bytes
+have classes:
 
     space     blank, tab, `:`, and the gap that tokens without text leave
     edge      line breaks, `=`, `<`, `>`, and the ends of the text
@@ -9,20 +9,20 @@ alone. Bytes fall into classes:
     closing   " ' ` ) ] $ % . , ; ? **  and  \\) \\] \\$ \\%
     letter    a-z, A-Z
 
-and a number stands alone if, read away from it,
+A number stands alone if this comes on each side, read away from the number:
 
-    on its left come  opening*, then a space or an edge, then  (opening|closing|space)*,
-        then an edge or a word;
-    on its right come  closing*, then a space or an edge, then the same.
+    left   opening*, a space or an edge, (opening | closing | space)*, an edge or a word
+    right  closing*, a space or an edge, (opening | closing | space)*, an edge or a word
 
-A word is letters, no LaTeX command (`\\times 10`), and none of those that make another
-number of it (`minus 5`, `5 million`, `3 to 5`); before `(` or `[` it is a function.
-Everything else, an operator, a brace, a further digit, a character beyond ASCII, makes
-the number a piece: of `1/2`, `10 000`, `x^2`, `f(2)`, `3, 5`, `5!`. Two numbers between
-which only such marks stand are one thing, and that is no number.
+A word is a run of letters. It does not count as one if it is a LaTeX command
+(`\\times 10`), if it makes another number of its neighbour (`minus 5`, `5 million`,
+`3 to 5`), or if `(` or `[` follows it: then it names a function. Anything else on a
+side (an operator, a brace, a further digit, a character beyond ASCII) makes the number
+a piece of something larger: `1/2`, `10 000`, `x^2`, `f(2)`, `3, 5`, `5!`. If only such
+marks stand between two numbers, the two are one thing, which is no number.
 
-Asterisks open and close where two or more stand together (bold), but not two between
-whitespace; otherwise they multiply.
+Two or more asterisks together are bold marks, which open and close; but two asterisks
+between whitespace, like a single one, multiply.
 """
 
 from typing import NamedTuple
@@ -51,9 +51,9 @@ _MARK = ord("'")  # opens and closes: what stands for marks of more than one byt
 
 
 class Marks(NamedTuple):
-    """One text u8[N] from byte `begin` on, its bytes by class.
+    """The bytes of one text, from byte `begin` on, by class.
 
-    bytes: u8[N] with `'` for bold asterisks and escaping backslashes.
+    bytes: u8[N], where `'` replaces bold asterisks and escaping backslashes.
     begin, length: i32[].
     space, edge, opening, closing, letter: bool[N].
     """
@@ -104,40 +104,43 @@ def marks(text: Text, begin) -> Marks:
 def alone(some: Marks, left, right, finished) -> jax.Array:
     """bool[]: whether bytes left..right-1 stand alone in the sense of this file.
 
-    The end of an unfinished text is no edge: what would have followed is not known.
+    The end of an unfinished text is no edge, because more text would have followed.
     """
     return _left_is_free(some, left) & _right_is_free(some, right, finished)
 
 
 def _left_is_free(some: Marks, left) -> jax.Array:
-    passed = some.opening | some.closing | some.space
     near = some.before(left, some.opening)
-    far = some.before(near + 1, passed)
-    word = some.before(far + 1, some.letter)
-    plain = ~is_in(take(some.bytes, far + 1), b"([")
-    plain &= (word < some.begin) | (take(some.bytes, word) != ord("\\"))
-    plain &= ~_is_word(some, word + 1, far + 1, WORDS_BEFORE)
-    earlier = some.before(word + 1, passed)
+    separate = (near < some.begin) | take(some.space | some.edge, near)
+    far = some.before(near + 1, some.opening | some.closing | some.space)
+    ends = (far < some.begin) | take(some.edge, far)
+    return separate & (ends | (take(some.letter, far) & _is_word_before(some, far)))
+
+
+def _is_word_before(some: Marks, last) -> jax.Array:
+    """Whether the letters that end at byte `last` are a word on a number's left."""
+    before = some.before(last + 1, some.letter)
+    function = is_in(take(some.bytes, last + 1), b"([")
+    command = (before >= some.begin) & (take(some.bytes, before) == ord("\\"))
+    other = _is_one_of(some, before + 1, last + 1, WORDS_BEFORE)
+    earlier = some.before(before + 1, some.opening | some.closing | some.space)
     after_digit = (earlier >= some.begin) & is_digit(take(some.bytes, earlier))
-    plain &= ~(after_digit & _is_word(some, word + 1, far + 1, WORDS_BETWEEN))
-    attached = (near < some.begin) | take(some.space | some.edge, near)
-    return attached & (
-        (far < some.begin) | take(some.edge, far) | (take(some.letter, far) & plain)
-    )
+    joins = after_digit & _is_one_of(some, before + 1, last + 1, WORDS_BETWEEN)
+    return ~(function | command | other | joins)
 
 
 def _right_is_free(some: Marks, right, finished) -> jax.Array:
-    passed = some.opening | some.closing | some.space
     near = some.beyond(right, some.closing)
-    far = some.beyond(near, passed)
-    word = some.beyond(far, some.letter)
-    plain = ~_is_word(some, far, word, WORDS_AFTER) & (finished | (word < some.length))
-    attached = (near >= some.length) | take(some.space | some.edge, near)
-    stop = take(some.edge, far) | (take(some.letter, far) & plain)
-    return attached & jnp.where(far >= some.length, finished, stop)
+    separate = (near >= some.length) | take(some.space | some.edge, near)
+    far = some.beyond(near, some.opening | some.closing | some.space)
+    after = some.beyond(far, some.letter)
+    is_whole = finished | (after < some.length)
+    is_word = is_whole & ~_is_one_of(some, far, after, WORDS_AFTER)
+    ends = take(some.edge, far) | (take(some.letter, far) & is_word)
+    return separate & jnp.where(far >= some.length, finished, ends)
 
 
-def _is_word(some: Marks, start, end, words) -> jax.Array:
+def _is_one_of(some: Marks, start, end, words) -> jax.Array:
     """Whether bytes start..end-1 are one of the words, in small letters or capitals."""
     index = start + jnp.arange(_LONGEST, dtype=jnp.int32)
     said = jnp.where(index < end, take(some.bytes, index) | 0x20, 0)
@@ -146,7 +149,7 @@ def _is_word(some: Marks, start, end, words) -> jax.Array:
 
 
 def take(array, index):
-    """array[index], the index clipped to what there is."""
+    """array[index], with the index clipped to the array."""
     return array.at[index].get(mode="clip", wrap_negative_indices=False)
 
 
@@ -169,7 +172,7 @@ def _is_letter(byte):
 
 
 def _next(array, by: int, fill=0):
-    """array[i + by] at place i; beyond the ends: `fill`."""
+    """array[i + by] at place i, and `fill` beyond the ends."""
     edge = jnp.full(abs(by), fill, array.dtype)
     inner = (array[by:], edge) if by > 0 else (edge, array[:by])
     return jnp.concatenate(inner)

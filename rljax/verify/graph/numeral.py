@@ -1,19 +1,19 @@
 """Verifiers that compare numbers, exactly and inside the graph.
 
-A number is read as written; there is no floating point. The grammar, over bytes:
+A number is read digit by digit, without floating point. The grammar, over bytes:
 
     number   = [sign] digits-part
     sign     = "+" | "-" | the minus of typesetters, U+2212
     digits   = whole ["." digit+]  |  "." digit+
     whole    = digit+  |  1 to 3 digits, then one or more groups of "," and 3 digits
 
-with at most 24 digits in all, leading and trailing zeros counted; with more it is no
-number. Numbers are equal when their values are: 007 = 7, 1.50 = 1.5, .5 = 0.5, -0 = 0,
-+3 = 3, 1,000 = 1000. There are no exponents, no fractions, no other digits than 0-9.
+A number has at most 24 digits, leading and trailing zeros included. Two numbers are
+equal if their values are: 007 = 7, 1.50 = 1.5, .5 = 0.5, -0 = 0, +3 = 3, 1,000 = 1000.
+There are no exponents, no fractions, and no digits but 0-9.
 
-A number in a text must stand alone (`neighbours`): a piece of something larger (`1/2`,
-`x^2`, `10 000`, `3-5`) is never read, and neither is what it is a piece of. Between
-sign and digits may stand a dollar, `$` or `\\$`.
+A number in a text must stand alone (`neighbours`). If it is a piece of something larger
+(`1/2`, `x^2`, `10 000`, `3-5`), neither the piece nor the whole is read. A dollar, `$`
+or `\\$`, may stand between sign and digits.
 """
 
 from typing import NamedTuple
@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check
+from rljax.types import Verify
 from rljax.verify.graph import neighbours
 from rljax.verify.graph import text as texts
 from rljax.verify.graph.neighbours import is_digit, is_in, take
-from rljax.verify.graph.text import Text, Verifier
+from rljax.verify.graph.text import Text
 from rljax.verify.graph.vocabulary import TokenBytes
 
 BOX = b"\\boxed{"
@@ -58,17 +59,17 @@ class Numeral(NamedTuple):
 
 def number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
-) -> Verifier:
+) -> Verify:
     """Reward 1 if the completion is the number that the answer is.
 
-    The text, less ASCII whitespace around it, must be a number (grammar: head of this
-    file) and nothing else, and the sample must be finished: a number cut at the token
-    limit may have lost digits.
+    The text without the ASCII whitespace around it must be a number (grammar: head of
+    this file) and nothing else. The sample must be finished: a number that was cut at
+    the token limit may have lost digits.
 
     Args:
       table: the bytes of each token.
-      after: read only what follows the first occurrence of this; without one the
-        sample is wrong. `after=b"="` reads `1+2=3` as 3.
+      after: only what follows its first occurrence is read; a sample without it is
+        wrong. `after=b"="` reads `1+2=3` as 3.
       max_bytes: see `text.judged`; a longer completion is wrong.
 
     Returns:
@@ -78,10 +79,7 @@ def number(
     Raises:
       ValueError: if `after` is no `bytes`.
     """
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
     check.raw_bytes("after", after)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         begin = _begin(text, after)
@@ -92,28 +90,25 @@ def number(
 
 def last_number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
-) -> Verifier:
+) -> Verify:
     """Reward 1 if the last number in the completion is the answer.
 
-    The last number ends at the last digit of the text, and must stand alone there
-    (`neighbours`): if that digit belongs to something that is no number, the sample is
-    wrong; no earlier number is looked for. So `#### 18`, `is $1,234.50.`, `x = -3`,
-    `**18**`, `\\(18\\)`, `18%` and `18 apples` are read; `1/2`, `2 1/2`, `5 cm^2`,
-    `1e3`, `3-5`, `10:30`, `3, 5`, `10,20`, `1.2.3`, `18x`, `- 5`, `minus 5` and
-    `5 million` are no numbers. A text with `\\boxed{` in it has said where its answer
-    is: then the number is the one in the last box, as `number_after` reads it, and
-    nothing else.
+    The last number ends at the last digit of the text and must stand alone there
+    (`neighbours`). If this digit belongs to something that is no number, the sample is
+    wrong: no earlier number is looked for. These are read: `#### 18`, `is $1,234.50.`,
+    `x = -3`, `**18**`, `\\(18\\)`, `18%`, `18 apples`. These are no numbers: `1/2`,
+    `2 1/2`, `5 cm^2`, `1e3`, `3-5`, `10:30`, `3, 5`, `10,20`, `1.2.3`, `18x`, `- 5`,
+    `minus 5`, `5 million`.
 
-    Where digits may follow an answer without a box, use `number_after`.
+    If the text contains `\\boxed{`, only the number in the last box is read, as
+    `number_after` reads it. Where digits may follow an answer without a box, use
+    `number_after`.
 
-    The answer must be a number alone, as for `number`. Unfinished samples count too if
-    the text after the number shows that it had ended: `is 18. So`, not `is 18`.
+    The answer must be a number alone, as for `number`. An unfinished sample counts if
+    the text after the number shows that the number has ended: `is 18. So`, not `is 18`.
     Args, Returns and Raises are those of `number`.
     """
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
     check.raw_bytes("after", after)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
 
     def judge(text, answer, finished):
         begin = _begin(text, after)
@@ -125,22 +120,22 @@ def last_number(
 
 def number_after(
     table: TokenBytes, marker: bytes, *, max_bytes: int | None = None
-) -> Verifier:
+) -> Verify:
     """Reward 1 if the number right after the last marker is the answer.
 
-    `####` is GSM8K's marker, `\\boxed{` that of LaTeX. Any text may follow the number:
-    `#### 18`, a line break and `I checked it in 2 ways.` is 18. Between marker and
-    number may stand whitespace and opening marks (`#### **$18**`); the number must
-    stand alone (`neighbours`). What comes before the marker does not count.
+    `####` is GSM8K's marker, `\\boxed{` is LaTeX's. Any text may follow the number:
+    `#### 18`, a line break and `I checked it in 2 ways.` is 18. Whitespace and opening
+    marks may stand between marker and number (`#### **$18**`). The number must stand
+    alone (`neighbours`). What comes before the marker does not count.
 
-    After a marker that ends in `{` the number must be all that is in the braces, and
-    then the braces and what they hold stand for it: `-\\boxed{5}`, `\\boxed{5}^2`,
+    If the marker ends in `{`, the number must be all that is in the braces, and the
+    marker with its braces must stand alone: `-\\boxed{5}`, `\\boxed{5}^2`,
     `\\boxed{5x}` and `\\boxed{3, 5}` are no numbers.
 
     Args:
       table: the bytes of each token.
-      marker: what announces the number, at least one byte; its last occurrence counts,
-        also if no number follows it.
+      marker: what announces the number, at least one byte. Its last occurrence counts
+        even if no number follows it.
       max_bytes: see `text.judged`; a longer completion is wrong.
 
     Returns:
@@ -151,7 +146,12 @@ def number_after(
       ValueError: if `marker` is empty or no `bytes`; when traced, if no completion has
         room for it.
     """
-    require_marker(marker)
+    check.raw_bytes("marker", marker)
+    if not marker:
+        raise ValueError(
+            "marker must have at least one byte, got b''; use last_number or number"
+            " where nothing announces the answer."
+        )
 
     def judge(text, answer, finished):
         place = texts.find_last(text, marker)
@@ -159,16 +159,6 @@ def number_after(
         return _equal(found, _only(answer, 0))
 
     return texts.judged(table, judge, max_bytes=max_bytes)
-
-
-def require_marker(marker: bytes) -> None:
-    """Whether `marker` can be one, checked when a verifier is made."""
-    check.raw_bytes("number_after's marker", marker)
-    if not marker:
-        raise ValueError(
-            "number_after needs a marker of at least one byte, got b''; use"
-            " last_number or number where nothing announces the answer."
-        )
 
 
 def _begin(text: Text, after: bytes) -> jax.Array:
@@ -243,7 +233,7 @@ def _end_of_first(text: Text, begin) -> jax.Array:
 
 
 def _in_braces(some: neighbours.Marks, found: Numeral, inner):
-    """Whether the number is all between byte `inner` and a `}`, and where that is."""
+    """(whether the number is all between byte `inner` and a `}`, place of the `}`)."""
     opened = some.before(found.start, some.opening | some.space) < inner
     close = some.beyond(found.end + 1, some.closing | some.space)
     closed = (close < some.length) & (take(some.bytes, close) == ord("}"))
@@ -253,55 +243,100 @@ def _in_braces(some: neighbours.Marks, found: Numeral, inner):
 def _ending_at(text: Text, begin, end) -> Numeral:
     """The number whose last digit is byte `end`; invalid if that is no digit.
 
-    It takes all digits, points and commas that stand before it without a space, or it
-    is none. Read backwards, a number has a rigid form: digits to the point, then either
-    plain digits or threes with commas. So a window of fixed size before `end` decides.
+    The number takes all digits, points and commas that stand before `end` without a
+    space, or it is none. A number has at most 24 digits, so a window of fixed size
+    before `end` decides.
     """
     index = end - jnp.arange(_WINDOW, dtype=jnp.int32)
     back = jnp.where(index >= begin, take(text.bytes, index), 0)  # [i]: i before `end`
+    digits = _digits(back)
+    sign = _sign(back, digits.size)
+    before = take(back, digits.size)
+    is_whole = ~(is_digit(before) | is_in(before, b".,"))
+    is_number = (end >= 0) & is_digit(back[0]) & is_whole
+    return Numeral(
+        valid=is_number & (digits.count <= MAX_DIGITS),
+        start=end + 1 - jnp.where(sign.width > 0, sign.width, digits.size),
+        end=end,
+        dollar=sign.dollar,
+        negative=sign.negative,
+        limbs=digits.limbs,
+    )
 
+
+class _Digits(NamedTuple):
+    """The digits of a number.
+
+    size: i32[] bytes from the first digit or point to the last digit.
+    count: i32[] how many digits.
+    limbs: i32[2, 3] as in `Numeral`.
+    """
+
+    size: jax.Array
+    count: jax.Array
+    limbs: jax.Array
+
+
+def _digits(back) -> _Digits:
+    """Reads digits backwards: a fraction up to the point, then the whole part.
+
+    Where no point comes after the first run of digits, these are the whole part.
+    """
     run = _leading(is_digit(back))
     point = take(back, run) == ord(".")
-    bare = point & ~is_digit(take(back, run + 1))
+    bare = point & ~is_digit(take(back, run + 1))  # .5
     skip = jnp.where(point, run + 1, 0)  # to the last digit of the whole part
     byte, place, span = _whole_part(back, skip)
     span = jnp.where(bare, 0, span)
     whole = is_digit(byte) & (jnp.arange(byte.size, dtype=jnp.int32) < span)
-
-    size = skip + span  # bytes from the first digit or point to `end`
-    before = take(back, size + jnp.arange(2, dtype=jnp.int32))
-    whole_run = ~(is_digit(before[0]) | is_in(before[0], b".,"))
-    dollar = before[0] == ord("$")
-    mark = size + jnp.where(dollar, 1 + (before[1] == ord("\\")).astype(jnp.int32), 0)
-    sign = take(back, mark + jnp.arange(3, dtype=jnp.int32))
-    typeset = jnp.all(sign == np.frombuffer(_MINUS[::-1], np.uint8))
-    signed = is_in(sign[0], b"+-") | typeset
-    width = jnp.where(typeset, len(_MINUS), 1)
-
     offset = jnp.arange(MAX_DIGITS, dtype=jnp.int32)
-    fractional = point & (offset < run)
-    parts = (
+    fraction = point & (offset < run)
+    limbs = (
         _limbs(byte, place, whole),
-        _limbs(back[:MAX_DIGITS], MAX_DIGITS - run + offset, fractional),
+        _limbs(back[:MAX_DIGITS], MAX_DIGITS - run + offset, fraction),
     )
-    num_digits = jnp.sum(whole, dtype=jnp.int32) + jnp.where(point, run, 0)
-    is_one = (end >= 0) & is_digit(back[0]) & whole_run
-    return Numeral(
-        valid=is_one & (num_digits <= MAX_DIGITS),
-        start=end + 1 - jnp.where(signed, mark + width, size),
-        end=end,
+    count = jnp.sum(whole, dtype=jnp.int32) + jnp.where(point, run, 0)
+    return _Digits(skip + span, count, jnp.stack(limbs))
+
+
+class _Sign(NamedTuple):
+    """The sign of a number, with a dollar between it and the digits or without.
+
+    width: i32[] bytes from the sign to the last digit; 0 if there is no sign.
+    dollar, negative: bool[], false if there is no sign.
+    """
+
+    width: jax.Array
+    dollar: jax.Array
+    negative: jax.Array
+
+
+def _sign(back, size) -> _Sign:
+    """Reads backwards what stands before the `size` bytes of a number."""
+    before = take(back, size + jnp.arange(2, dtype=jnp.int32))
+    dollar = before[0] == ord("$")
+    escaped = (before[1] == ord("\\")).astype(jnp.int32)
+    place = size + jnp.where(dollar, 1 + escaped, 0)
+    byte = take(back, place + jnp.arange(3, dtype=jnp.int32))
+    typeset = jnp.all(byte == np.frombuffer(_MINUS[::-1], np.uint8))
+    signed = is_in(byte[0], b"+-") | typeset
+    width = place + jnp.where(typeset, len(_MINUS), 1)
+    return _Sign(
+        width=jnp.where(signed, width, 0),
         dollar=signed & dollar,
-        negative=signed & (sign[0] != ord("+")),
-        limbs=jnp.stack(parts),
+        negative=signed & (byte[0] != ord("+")),
     )
 
 
 def _whole_part(back, skip):
-    """The bytes backwards from `skip`, their decimal places, and how many are in it.
+    """The whole part, backwards from byte `skip`.
 
-    Backwards, grouped digits fall into rows of four: three digits and a comma. Row k
-    joins row k+1 if it is full and has its comma, and row k+1 begins with 1 to 3
-    digits. With more than 8 rows it has too many digits.
+    Grouped digits, read backwards, fall into rows of four: three digits and a comma.
+    Row k and row k+1 belong together if row k is three digits and a comma and row k+1
+    begins with 1 to 3 digits. More than 8 rows have too many digits.
+
+    Returns:
+      (bytes, their decimal places, how many of the bytes belong to the whole part).
     """
     offset = np.arange(_ROWS * 4, dtype=np.int32)
     byte = take(back, skip + offset)
@@ -333,7 +368,7 @@ def _equal(a: Numeral, b: Numeral) -> jax.Array:
 
 
 def _leading(flags) -> jax.Array:
-    """i32[...]: how many of the last axis hold before the first that does not."""
+    """i32[...]: how many flags at the start of the last axis hold."""
     index = jnp.arange(flags.shape[-1], dtype=jnp.int32)
     fails = jnp.where(flags, index.size, jnp.broadcast_to(index, flags.shape))
     return jnp.min(fails, axis=-1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import check
-from rljax.types import Prompts, Samples, Verdict
+from rljax.types import Prompts, Samples, Verdict, Verify, require
 from rljax.verify.graph.vocabulary import TokenBytes
 
 WHITESPACE = b" \t\n\r\v\f"
@@ -158,12 +158,8 @@ def answers_host(prompts: Prompts) -> list[bytes]:
 
 
 def _answer_data(prompts: Prompts):
-    if "answer" not in prompts.data:
-        raise ValueError(
-            'this verifier reads prompts.data["answer"], u8[P, A] zero-padded UTF-8;'
-            f" the prompts carry {sorted(prompts.data)}."
-        )
-    data = prompts.data["answer"]
+    how = "add the reference answers by data.answer_bytes, or take another verifier"
+    data = require(prompts.data, "answer", how)
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] < 1:
         raise ValueError(
             'prompts.data["answer"] must be u8[P, A], zero-padded UTF-8 bytes, got'
@@ -173,13 +169,10 @@ def _answer_data(prompts: Prompts):
 
 
 Judge = Callable[[Text, Text, jax.Array], jax.Array]
-Verifier = Callable[[Prompts, Samples], Verdict]
 
 
-def judged(
-    table: TokenBytes, judge: Judge, *, max_bytes: int | None = None
-) -> Verifier:
-    """The in-graph verifier that asks `judge` about one sample at a time.
+def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None) -> Verify:
+    """The in-graph verifier that judges one sample at a time.
 
     Args:
       table: the bytes of each token.
@@ -194,10 +187,8 @@ def judged(
     Raises:
       ValueError: if `table` is no TokenBytes or `max_bytes` is not positive.
     """
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    require_table(table, max_bytes)
     check.function("judge", judge, "text, answer, finished")
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
 
     def verify(prompts: Prompts, samples: Samples) -> Verdict:
         text = decode(table, samples.tokens, samples.mask, max_bytes=max_bytes, gap=GAP)
@@ -206,6 +197,13 @@ def judged(
         return Verdict.binary(correct & text.fits)
 
     return verify
+
+
+def require_table(table: TokenBytes, max_bytes: int | None) -> None:
+    """Raises ValueError unless a verifier can read texts with these."""
+    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
+    if max_bytes is not None:
+        check.count("max_bytes", max_bytes)
 
 
 def find(text: Text, needle: bytes) -> jax.Array:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from rljax import check
-from rljax.types import Prompts, Samples, Verdict
-from rljax.verify.graph.text import Verifier, answers_host, decode_host
+from rljax.types import Prompts, Samples, Verdict, Verify
+from rljax.verify.graph.text import answers_host, decode_host
 from rljax.verify.graph.vocabulary import TokenBytes
 from rljax.verify.host import pool as pools
 
@@ -28,7 +28,7 @@ def pooled(
     timeout_s: float,
     memory_bytes: int | None = None,
     correct_at: float = 1.0,
-) -> Iterator[Verifier]:
+) -> Iterator[Verify]:
     """A verifier that calls `fn(completion, answer)` for every sample, in processes.
 
     A call that raises, returns no finite number, exceeds a limit or kills its process

@@ -1,21 +1,14 @@
-"""The in-graph verifiers once more, in plain Python, for the host.
+"""Numbers in text, read in plain Python on the host.
 
-Each does what its namesake in `numeral` and `match` documents, with regular expressions
-and `decimal`, and shares no code with it beyond the table of token bytes, so that each
-can be checked against the other. Verdicts hold NumPy arrays.
+The functions read what the verifiers of `graph.numeral` read: their docstrings say what
+a number is and which one counts. The two share no code: here are regular expressions
+and `decimal`, so that each can be checked against the other.
 """
 
 import decimal
 import re
-from collections.abc import Callable
 
-import numpy as np
-
-from rljax import check
-from rljax.types import Prompts, Samples, Verdict
-from rljax.verify.graph.numeral import require_marker
-from rljax.verify.graph.text import GAP, WHITESPACE, Verifier, answers_host, decode_host
-from rljax.verify.graph.vocabulary import TokenBytes
+from rljax.verify.graph.text import GAP, WHITESPACE
 
 # The number that ends the text, with all digits, points and commas before it.
 _NUMBER_AT_END = re.compile(
@@ -43,91 +36,10 @@ _AFTER = re.compile(
 _NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
 
 
-def number(
-    table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
-) -> Verifier:
-    """Twin of `numeral.number`."""
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
-    check.raw_bytes("after", after)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
-
-    def judge(text, answer, finished):
-        value = read_number(_rest(text, after))
-        return finished and value is not None and value == read_number(answer)
-
-    return _judged(table, judge, max_bytes)
-
-
-def last_number(
-    table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
-) -> Verifier:
-    """Twin of `numeral.last_number`."""
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
-    check.raw_bytes("after", after)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
-
-    check.raw_bytes("after", after)
-
-    def judge(text, answer, finished):
-        value = read_last_number(_rest(text, after), finished)
-        return value is not None and value == read_number(answer)
-
-    return _judged(table, judge, max_bytes)
-
-
-def number_after(
-    table: TokenBytes, marker: bytes, *, max_bytes: int | None = None
-) -> Verifier:
-    """Twin of `numeral.number_after`."""
-    require_marker(marker)
-
-    def judge(text, answer, finished):
-        value = read_number_after(text, marker, finished)
-        return value is not None and value == read_number(answer)
-
-    return _judged(table, judge, max_bytes)
-
-
-def exact(
-    table: TokenBytes, *, strip: bytes = WHITESPACE, max_bytes: int | None = None
-) -> Verifier:
-    """Twin of `match.exact`."""
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
-    check.raw_bytes("strip", strip)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
-
-    def judge(text, answer, finished):
-        return finished and text.strip(strip) == answer.strip(strip)
-
-    return _judged(table, judge, max_bytes)
-
-
-def contains(
-    table: TokenBytes, needle: bytes, *, max_bytes: int | None = None
-) -> Verifier:
-    """Twin of `match.contains`."""
-    check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
-    check.raw_bytes("needle", needle)
-    if max_bytes is not None:
-        check.count("max_bytes", max_bytes)
-
-    def verify(prompts: Prompts, samples: Samples) -> Verdict:
-        found = [
-            needle in text and _fits(text, max_bytes)
-            for text in decode_host(table, samples.tokens, samples.mask, gap=GAP)
-        ]
-        return _binary(found, np.shape(samples.finished))
-
-    return verify
-
-
 def read_number(text: bytes) -> decimal.Decimal | None:
     """The number that the text is, whitespace around it ignored; None if it is none.
 
-    A data set can be checked with it: an answer that reads as None is never matched.
+    Check a data set with it: no completion ever matches an answer that reads as None.
     """
     text = text.strip(WHITESPACE)
     match = _NUMBER_AT_END.search(text)
@@ -189,7 +101,7 @@ def _in_braces(plain: bytes, inner: int, left: int, right: int) -> int | None:
 
 
 def _alone(plain: bytes, left: int, right: int, finished: bool) -> bool:
-    """Twin of `neighbours.alone`."""
+    """Whether bytes left..right-1 stand alone; `graph.neighbours` says what this is."""
     near = plain[:left].rstrip(_OPENING)
     far = near.rstrip(_PASSED)
     stem = far.rstrip(_LETTERS)
@@ -218,38 +130,3 @@ def _value(match: re.Match) -> decimal.Decimal | None:
         return None
     sign = "" if match["sign"] in (None, b"+") else "-"
     return decimal.Decimal(f"{sign}{whole or '0'}{fraction}")
-
-
-def _rest(text: bytes, after: bytes) -> bytes:
-    return text.partition(after)[2] if after else text
-
-
-def _fits(text: bytes, max_bytes: int | None) -> bool:
-    return max_bytes is None or len(text) <= max_bytes
-
-
-def _judged(
-    table: TokenBytes,
-    judge: Callable[[bytes, bytes, bool], bool],
-    max_bytes: int | None,
-) -> Verifier:
-    def verify(prompts: Prompts, samples: Samples) -> Verdict:
-        finished = np.asarray(samples.finished)
-        texts = decode_host(table, samples.tokens, samples.mask, gap=GAP)
-        answers = [a for a in answers_host(prompts) for _ in range(finished.shape[1])]
-        correct = [
-            judge(text, answer, done) and _fits(text, max_bytes)
-            for text, answer, done in zip(
-                texts, answers, finished.ravel().tolist(), strict=True
-            )
-        ]
-        return _binary(correct, finished.shape)
-
-    return verify
-
-
-def _binary(correct: list[bool], shape: tuple[int, ...]) -> Verdict:
-    array = np.array(correct, bool).reshape(shape)
-    return Verdict(
-        reward=array.astype(np.float32), correct=array, failed=np.zeros(shape, bool)
-    )

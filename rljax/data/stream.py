@@ -1,0 +1,151 @@
+"""The endless shuffled stream of batches that a run trains on.
+
+Symbols: `N` problems of a data set, `K` training steps per dispatch, `P` prompts per
+step.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from rljax import check, digest
+from rljax.types import Prompts, take
+
+if TYPE_CHECKING:
+    import grain
+
+MapFn = Callable[[Prompts, np.random.Generator], Prompts]
+
+
+def _unchanged(prompts: Prompts, rng: np.random.Generator) -> Prompts:
+    return prompts
+
+
+def stream(
+    prompts: Prompts,
+    *,
+    num_prompts: int,
+    seed: int,
+    steps_per_dispatch: int = 1,
+    map_fn: MapFn = _unchanged,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Stream":
+    """The endless shuffled stream of training batches over a data set.
+
+    Each epoch is a new permutation of the rows, cut into steps of `num_prompts`. No
+    prompt comes twice in an epoch, and so none comes twice in a step, where its samples
+    would be the same. The rows that are left at the end of an epoch (less than a step)
+    are not used in it. A step depends on `seed` and its number alone, not on
+    steps_per_dispatch or processes.
+
+    Args:
+      prompts: the data set, N rows of NumPy arrays.
+      num_prompts: prompts of one training step, over all processes; at most N.
+      seed: in [0, 2**32).
+      steps_per_dispatch: `K`, the training steps of one item.
+      map_fn: `(prompts [P, ...], rng) -> prompts`, applied to every step with a
+        generator keyed by (seed, step), for instance to draw other demonstrations.
+      process_index, process_count: this host's place; it gets the process_index-th of
+        process_count equal blocks of every step, as
+        `jax.make_array_from_process_local_data` wants them.
+
+    Returns:
+      An iterator over `Prompts` of NumPy arrays [K, num_prompts / process_count, ...].
+      `get_state()` is a small JSON-able dict: the number of steps handed out and a
+      fingerprint of `prompts`. A stream built from the same arguments continues exactly
+      after `set_state(state)`, also with another steps_per_dispatch.
+
+    Raises:
+      ValueError: for sizes that do not fit each other; in `set_state`, for the state of
+        other prompts.
+    """
+    import grain
+
+    check.kind("prompts", prompts, Prompts, "encode_prompts(...)[0]")
+    check.count("num_prompts", num_prompts, low=0)
+    check.count("seed", seed, low=0, high=2**32 - 1)
+    check.count("steps_per_dispatch", steps_per_dispatch)
+    check.function("map_fn", map_fn, "prompts, rng")
+    (size, *others) = {len(leaf) for leaf in jax.tree.leaves(prompts)}
+    if others:
+        raise ValueError(
+            f"all arrays of prompts must have the same number of rows, got {size} and"
+            f" {others}; build them together."
+        )
+    _check_stream(size, num_prompts, process_index, process_count)
+    share = num_prompts // process_count
+    mine = slice(process_index * share, (process_index + 1) * share)
+    steps = grain.MapDataset.source(_Steps(size, num_prompts, seed))
+    steps = steps.map(lambda rows: take(prompts, rows)).random_map(map_fn, seed=seed)
+    steps = steps.map(lambda step: take(step, mine))
+    # No threads: an item costs the host a few ms, which the device's asynchrony hides,
+    # and a verifier that forks must not find threads. Batching after to_iter_dataset
+    # counts the state in steps, whatever K is.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    batches = iter(steps.to_iter_dataset(options).batch(steps_per_dispatch))
+    return Stream(batches, digest.fingerprint(prompts))
+
+
+class Stream:
+    """What `stream` returns: grain's iterator and the fingerprint of its data."""
+
+    def __init__(self, batches: "grain.DatasetIterator", fingerprint: str):
+        self._batches, self._fingerprint = batches, fingerprint
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Prompts:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"prompts": self._fingerprint, "place": self._batches.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state["prompts"] != self._fingerprint:
+            raise ValueError(
+                "the encoded prompts must be those that the state was saved with, of"
+                f" fingerprint {state['prompts']}, got {self._fingerprint}; bring back"
+                " the data, tokenizer and template, or start another run."
+            )
+        self._batches.set_state(state["place"])
+
+
+class _Steps:
+    """The rows i64[P] of every training step, as an endless random-access source."""
+
+    def __init__(self, size: int, num_prompts: int, seed: int):
+        self._num_prompts = num_prompts
+        self._steps_per_epoch = size // num_prompts
+        # grain's own shuffle goes row by row in Python, and it seeds its epochs with
+        # seed + epoch, so that runs of neighbouring seeds would share orders.
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng((seed, epoch)).permutation(size)
+        )
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, step = divmod(step, self._steps_per_epoch)
+        start = step * self._num_prompts
+        return self._order(epoch)[start : start + self._num_prompts]
+
+
+def _check_stream(size, num_prompts, process_index, process_count):
+    if not 1 <= num_prompts <= size:
+        raise ValueError(
+            f"num_prompts must be in [1, {size}], the size of the data set, got"
+            f" {num_prompts}; lower num_prompts or bring more problems."
+        )
+    if not 0 <= process_index < process_count or num_prompts % process_count:
+        raise ValueError(
+            "process_index must be in [0, process_count) and process_count divide"
+            f" num_prompts, got {process_index}, {process_count} and {num_prompts};"
+            " pass jax.process_index() and jax.process_count() and a multiple of it."
+        )

@@ -1,0 +1,178 @@
+"""The gradient of one optimiser step: measure, weigh, differentiate, pull back.
+
+The loss is differentiated at the token statistics, which gives one number per token.
+The model only pulls these numbers back to its parameters, one piece of the minibatch
+after the other. So the gradient is the sum over pieces for every method, also where
+weights compare tokens of different pieces.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax.advantage.algebra import Algorithm, reads_current
+from rljax.learn import microbatch, origin
+from rljax.learn.microbatch import Pieces
+from rljax.types import (
+    Credit,
+    Measure,
+    Rollout,
+    TokenStats,
+    TrainState,
+    is_measured,
+    over_tokens,
+)
+
+Forward = Callable[[Any, Rollout], TokenStats]
+
+
+class Gradient(NamedTuple):
+    """The gradient of a minibatch's loss, and what it was made of.
+
+    grads: as the parameters, in at least float32.
+    loss: f32[].
+    coefficient: f32[P, G, T] -dL/dlogp, how hard each token is pushed.
+    now: the current policy's statistics.
+    credits: the credit of each term, weighed.
+    algorithm_state: the algorithm's state after weighing.
+    metrics: what the weighing logged.
+    """
+
+    grads: Any
+    loss: jax.Array
+    coefficient: jax.Array
+    now: TokenStats
+    credits: tuple[Credit, ...]
+    algorithm_state: Any
+    metrics: dict[str, jax.Array]
+
+
+def of_minibatch(
+    measure: Measure,
+    algorithm: Algorithm,
+    pieces: Pieces,
+    credits: tuple[Credit, ...],
+    batch: Rollout,
+    state: TrainState,
+    first: jax.Array,
+) -> Gradient:
+    """The gradient of one optimiser step at `state.params`.
+
+    If the batch is one piece, a single forward pass serves both weighing and pulling
+    back. If there are several, weighing needs a forward pass of its own, but only where
+    it reads `current`. Even then it needs none at the first optimiser step on samples
+    of these very parameters: there `current` is `old`.
+
+    Args:
+      measure: (params, prompts, samples, reference) -> TokenStats.
+      algorithm: what to minimise.
+      pieces: of the batch; the activations of one piece exist at once.
+      credits: of the terms, before weighing.
+      batch: the minibatch.
+      state: parameters, reference and the algorithm's state.
+      first: bool[], whether this is the first optimiser step on the rollout batch.
+
+    Raises:
+      ValueError: when traced, if `measure` returns no statistics [P, G, T].
+    """
+
+    def forward(params, rows):
+        now = measure(params, rows.prompts, rows.samples, state.reference)
+        _require_stats(now, rows)
+        return now
+
+    fits = jax.lax.cond(
+        first, lambda: origin.fits(batch, state.params), lambda: jnp.zeros((), bool)
+    )
+    batch = batch.without("origin", "current")
+    if pieces == Pieces():
+        return _of_whole(forward, algorithm, credits, batch, state)
+    seen = batch
+    if reads_current(algorithm, credits, batch, state.algorithm):
+        current = _current(forward, pieces, batch, state.params, fits)
+        seen = batch.replace(current=current)
+    credits, algorithm_state, metrics = algorithm.weigh(credits, seen, state.algorithm)
+
+    def add(credits, rows, total):
+        now, pull_back = jax.vjp(lambda p: forward(p, rows), state.params)
+        loss, cotangent = _at_statistics(algorithm, now, credits, rows)
+        (grads,) = pull_back(cotangent)
+        return jax.tree.map(jnp.add, total, grads), loss, (-cotangent.logp, now)
+
+    zeros = jax.tree.map(lambda p: _widened(jnp.zeros_like(p)), state.params)
+    grads, loss, (coefficient, now) = microbatch.over_pieces(
+        add, credits, batch, zeros, pieces
+    )
+    return Gradient(grads, loss, coefficient, now, credits, algorithm_state, metrics)
+
+
+def _of_whole(
+    forward: Forward,
+    algorithm: Algorithm,
+    credits: tuple[Credit, ...],
+    batch: Rollout,
+    state: TrainState,
+) -> Gradient:
+    """The gradient of a minibatch that is one piece, from a single forward pass."""
+    now, pull_back = jax.vjp(lambda p: forward(p, batch), state.params)
+    seen = batch.replace(current=jax.lax.stop_gradient(now))
+    credits, algorithm_state, metrics = algorithm.weigh(credits, seen, state.algorithm)
+    loss, cotangent = _at_statistics(algorithm, now, credits, batch)
+    (grads,) = pull_back(cotangent)
+    grads = jax.tree.map(_widened, grads)
+    return Gradient(
+        grads, loss, -cotangent.logp, now, credits, algorithm_state, metrics
+    )
+
+
+def _at_statistics(algorithm, now, credits, rows) -> tuple[jax.Array, TokenStats]:
+    """The loss and its derivative by each token statistic, 0 outside the mask.
+
+    Statistics outside the mask may be NaN; they push nothing.
+    """
+    loss, cotangent = jax.value_and_grad(algorithm.loss)(now, credits, rows)
+    mask = rows.samples.mask
+
+    def inside(x):
+        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 3)), x, 0.0)
+
+    return loss, over_tokens(inside, cotangent)
+
+
+def _current(forward: Forward, pieces: Pieces, batch, params, fits) -> TokenStats:
+    """The current policy's statistics: `old` where it fits, else measured."""
+
+    def measured():
+        def measure(credits, rows, carry):
+            return carry, (), forward(params, rows)
+
+        return microbatch.over_pieces(measure, (), batch, (), pieces)[2]
+
+    asked = jax.tree.structure(jax.eval_shape(measured))
+    if not is_measured(batch.old) or jax.tree.structure(batch.old) != asked:
+        return measured()  # the method may ask for more than the sampler returned
+    return jax.lax.cond(fits, lambda: batch.old, measured)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """In at least float32: narrower sums of many small pieces would lose them."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _require_stats(now: Any, rows: Rollout) -> None:
+    shape = rows.samples.mask.shape
+    if not isinstance(now, TokenStats):
+        got = f"{type(now).__name__}; return TokenStats(logp=..., entropy=...)"
+        raise ValueError(f"the learner's measure must return TokenStats, got {got}.")
+    stats = {"logp": now.logp}
+    if is_measured(now.entropy):
+        stats["entropy"] = now.entropy
+    for name, x in stats.items():
+        if jnp.shape(x) != shape or x.dtype != jnp.float32:
+            raise ValueError(
+                f"the learner's measure must return {name} float32[P, G, T] ="
+                f" {list(shape)}, got {x.dtype}{list(jnp.shape(x))}; keep all axes and"
+                " cast it."
+            )
