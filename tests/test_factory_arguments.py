@@ -33,8 +33,18 @@ PACKAGES = (
     *("verify", "verify.graph", "verify.host"),
 )
 MODULES = ("program", *PACKAGES)
-# Reports and readers of files, whose arguments are not those of an algorithm.
-OTHERS = ("hugging_face", "plot", "probe", "score", "pool", "worker", "attention")
+# Reports and readers of files, whose arguments are not those of an algorithm, and
+# parts of factories that check.
+OTHERS = (
+    "draw",
+    "hugging_face",
+    "plot",
+    "probe",
+    "score",
+    "pool",
+    "worker",
+    "attention",
+)
 
 CONFIG = model.DecoderConfig(
     vocab_size=8,
