@@ -1,13 +1,14 @@
 # Needs make and Python 3.11 or newer; everything else is installed into .venv.
 #
 #   make train [ARGS="--num-steps 400"]   the demo, experiments/addition.py
-#   make test [ARGS="tests/test_fade.py"] the tests; they run every notebook, too; of a
-#                                         few long ones a part each day, ARGS=--all-turns all
+#   make test [ARGS="tests/advantage"]    the fast tests, some minutes
+#   make test-all [ARGS="-m slow"]        all tests; they run every notebook, too
 #   make lint                             ruff and pyrefly
 #   make quick                            every experiment at tiny size, and every glue
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 # -qq: errors only.
 PIP := $(RUN) -m pip --disable-pip-version-check install -qq
 # The first of these that runs, is new enough and can make a virtual environment: a name
@@ -26,13 +27,16 @@ KINDS := "--algorithm ppo" "--algorithm gft" "--verifier python" "--draw-prompts
   "--algorithm grpo_kl --num-passes 2 --num-minibatches 2 --num-microbatches 2 \
   --target-kl 0.1 --gradient-gate 0.5"
 
-.PHONY: train test lint quick install install-dev clean
+.PHONY: train test test-all lint quick install install-dev clean
 
 train: install
 	@$(RUN) -m experiments.addition $(ARGS)
 
 test: install-dev
-	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: install-dev
+	@$(PYTEST) $(ARGS)
 
 lint: install-dev
 	@$(RUN) -m ruff check .

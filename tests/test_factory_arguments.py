@@ -9,6 +9,7 @@ import collections.abc
 import dataclasses
 import importlib
 import inspect
+import itertools
 import math
 import pkgutil
 import traceback
@@ -32,8 +33,18 @@ PACKAGES = (
     *("verify", "verify.graph", "verify.host"),
 )
 MODULES = ("program", *PACKAGES)
-# Reports and readers of files, whose arguments are not those of an algorithm.
-OTHERS = ("hugging_face", "plot", "probe", "score", "pool", "worker", "attention")
+# Reports and readers of files, whose arguments are not those of an algorithm, and
+# parts of factories that check.
+OTHERS = (
+    "draw",
+    "hugging_face",
+    "plot",
+    "probe",
+    "score",
+    "pool",
+    "worker",
+    "attention",
+)
 
 CONFIG = model.DecoderConfig(
     vocab_size=8,
@@ -203,17 +214,31 @@ def call(fn, name=None, value=None):
     return fn(*args, **kwargs)
 
 
-CASES = [
-    pytest.param(fn, name, id=f"{key}-{name}")
-    for key, fn in FACTORIES.items()
-    for name, p in inspect.signature(fn).parameters.items()
-    if p.kind is not p.VAR_KEYWORD or name == "terms"
-]
+def arguments(fn):
+    """The names of the arguments that are replaced."""
+    return [
+        name
+        for name, p in inspect.signature(fn).parameters.items()
+        if p.kind is not p.VAR_KEYWORD or name == "terms"
+    ]
 
 
-@pytest.mark.parametrize("key", FACTORIES)
-def test_every_factory_is_called_rightly_by_the_table(key):
-    assert call(FACTORIES[key]) is not None
+# By module, as a test of its own for each argument would cost more than what it does.
+IN_MODULES = pytest.mark.parametrize(
+    "factories",
+    [
+        pytest.param({k: FACTORIES[k] for k in keys}, id=module)
+        for module, keys in itertools.groupby(
+            FACTORIES, lambda key: key.rpartition(".")[0]
+        )
+    ],
+)
+
+
+@IN_MODULES
+def test_every_factory_is_called_rightly_by_the_table(factories):
+    for key, fn in factories.items():
+        assert call(fn) is not None, key
 
 
 def complaint(fn, name, value):
@@ -232,24 +257,40 @@ def complaint(fn, name, value):
     return "taken"
 
 
-@pytest.mark.parametrize("fn, name", CASES)
-def test_values_of_other_kinds_are_refused_by_name(fn, name):
+def right(fn, name) -> set[str]:
+    """Which of the values of other kinds fit this argument."""
     parameter = inspect.signature(fn).parameters[name]
-    right = set(RIGHT.get((fn.__name__, name), ()))
+    found = set(RIGHT.get((fn.__name__, name), ()))
     if parameter.default is None:
-        right.add("None")
+        found.add("None")
     if "AdvantageTransform" in str(parameter.annotation):
-        right.add("a transform")
-    found = {k: complaint(fn, name, v) for k, v in WRONG.items() if k not in right}
-    bad = [f"{k}: {why}" for k, why in found.items() if why is not None]
+        found.add("a transform")
+    return found
+
+
+@IN_MODULES
+def test_values_of_other_kinds_are_refused_by_name(factories):
+    bad = [
+        f"{key}({name}={kind}): {why}"
+        for key, fn in factories.items()
+        for name in arguments(fn)
+        for kind, value in WRONG.items()
+        if kind not in right(fn, name)
+        and (why := complaint(fn, name, value)) is not None
+    ]
     assert not bad, "\n".join(bad)
 
 
-@pytest.mark.parametrize("fn, name", CASES)
-def test_any_number_is_taken_or_refused_by_name(fn, name):
+@IN_MODULES
+def test_any_number_is_taken_or_refused_by_name(factories):
     # Not an error of Python or JAX; what is taken is within the documented range.
-    found = {x: complaint(fn, name, x) for x in NUMBERS}
-    bad = [f"{x}: {why}" for x, why in found.items() if why not in (None, "taken")]
+    bad = [
+        f"{key}({name}={x}): {why}"
+        for key, fn in factories.items()
+        for name in arguments(fn)
+        for x in NUMBERS
+        if (why := complaint(fn, name, x)) not in (None, "taken")
+    ]
     assert not bad, "\n".join(bad)
 
 

@@ -78,18 +78,22 @@ def assert_same(got, want):
     chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize(
     ("weighting", "options"),
     [
-        (adv.token_mean(), {}),
-        (
+        pytest.param(adv.token_mean(), {}, id="whole", marks=pytest.mark.slow),
+        pytest.param(
             chain(stateless(weigh_by_entropy), adv.token_mean()),
             {"num_passes": 2, "num_minibatches": 2, "num_microbatches": 2},
+            id="pieces",
         ),
-        (adv.token_mean(), {"num_lengths": 2}),
+        pytest.param(
+            adv.token_mean(),
+            {"num_lengths": 2},
+            id="lengths",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["whole", "pieces", "lengths"],
 )
 def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     # A minibatch that lost its sharding costs every device all of it: a share of 1;
@@ -104,6 +108,7 @@ def test_eight_devices_share_the_work_and_agree_with_one(weighting, options):
     assert max(jax.tree.leaves(moved)) > 0.005
 
 
+@pytest.mark.slow
 def test_prompts_from_the_host_are_spread_before_anything_reads_them():
     # NumPy arrays go to every device whole: sampled there as they are, each device
     # would do all of the sampling.

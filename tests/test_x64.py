@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import test_algorithm_laws as laws
 import tiny_program
-from algorithm_cases import CASES
+from algorithm_cases import BY_FAMILY, CASES
+from bigram_rollout import PARAMS, REFERENCE, rollout
 
 from rljax.learn import update
 from rljax.rollout.sample import sampler
@@ -19,11 +19,10 @@ def dtypes(tree):
     return [x.dtype for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.by_turns(3)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_FAMILY)
 def test_a_step_keeps_the_dtypes_of_its_state(name):
-    # jnp.zeros(n), 1.0 * mask and jnp.mean(mask) are float64 there, and a loop whose
-    # carry changes its type is a TypeError.
+    # There jnp.zeros(n), 1.0 * mask and jnp.mean(mask) are float64, and a loop whose
+    # carry changes its type raises a TypeError.
     case = CASES[name]
     with jax.enable_x64(True):
         learner = update.learner(
@@ -33,10 +32,10 @@ def test_a_step_keeps_the_dtypes_of_its_state(name):
             num_passes=2,
         )
         state = jax.eval_shape(
-            lambda key: learner.init(laws.PARAMS, key, laws.REFERENCE),
+            lambda key: learner.init(PARAMS, key, REFERENCE),
             jax.random.key(0),
         )
-        rows = laws.rollout(case)
+        rows = rollout(case)
         new, metrics = jax.eval_shape(learner.learn, state, rows)
         assert jnp.float64 not in dtypes(state)
         assert dtypes(new) == dtypes(state)

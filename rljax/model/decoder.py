@@ -32,12 +32,12 @@ def decoder_policy(
     """
     check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
     check.count("max_logits", max_logits)
+    check.number("temperature", temperature, low=0)
     if not isinstance(temperature, jax.core.Tracer) and temperature == 0:
         raise ValueError(
             "temperature must be above 0, got 0: a policy without chance has no policy"
             " gradient; for the most likely tokens use rljax.rollout.sample.greedy."
         )
-    check.number("temperature", temperature, above=0)
     functions = _DecoderFunctions(config, temperature, max_logits)
     return Policy(
         init=functions.init,

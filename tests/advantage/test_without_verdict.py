@@ -27,7 +27,6 @@ def credit(method):
     return jax.eval_shape(lambda: method.credit(BLIND, method.init()))
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("name", CASES)
 def test_exactly_the_supervised_methods_do_without_a_verdict(name):
     # With rewards of 1 throughout, GRPO's advantages are 0: it would train nothing.

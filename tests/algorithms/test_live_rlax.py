@@ -21,7 +21,10 @@ from rljax.types import TokenStats
 with warnings.catch_warnings(action="ignore"):  # its own dependencies are deprecated
     rlax = pytest.importorskip("rlax")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Rlax .* will be deprecated")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Rlax .* will be deprecated"),
+]
 
 P, G, T, V = 3, 4, 6, 5
 DRAW = np.random.default_rng(0)

@@ -16,6 +16,8 @@ from rljax import advantage as adv
 from rljax import algorithms, loss, numerics
 from rljax.advantage import importance, token_filter
 
+pytestmark = pytest.mark.slow
+
 P, G, T = 4, 5, 9
 
 

@@ -16,6 +16,8 @@ from rljax import algorithms, numerics
 from rljax.loss.surrogate import clip_loss, log_ratio
 from rljax.types import Source, TokenStats
 
+pytestmark = pytest.mark.slow
+
 P, G, T = 4, 5, 7
 DRAW = np.random.default_rng(0)
 NORMAL = DRAW.normal(0, 1, (P, G)).astype(np.float32)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from algorithm_cases import CASES
+from algorithm_cases import BY_FAMILY
 from recipe_step import STATISTICS, logp_of, stepped, with_logp
 
 from rljax import numerics
@@ -17,7 +17,7 @@ from rljax import numerics
 FAR = (100.0, -100.0, 1e4, -1e4, 1e18)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_FAMILY)
 def test_one_far_token_leaves_loss_and_gradient_finite(name):
     # Its group may be clipped, bounded, dropped, or of advantage 0: 0 * inf is NaN.
     # The first and last rows of all groups, so that every source and sign is among it.
@@ -35,7 +35,7 @@ def test_one_far_token_leaves_loss_and_gradient_finite(name):
     chex.assert_tree_all_finite((loss, pull, state))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_FAMILY)
 def test_the_verdict_of_a_failed_row_is_never_read(name):
     # dr_grpo, fade, maxrl and others refused the whole update: weight 0 times NaN.
     rows, over = stepped(name)
@@ -59,7 +59,7 @@ def test_the_verdict_of_a_failed_row_is_never_read(name):
         chex.assert_trees_all_equal(first, other)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", BY_FAMILY)
 def test_rounding_between_sampler_and_learner_does_not_change_the_first_gradient(name):
     # On-policy all log-ratios are 0 up to 1e-5 nats; |log rho| has slope +-1 there, so
     # kl_cov's gradient changed by 3 to 43 %. A mean of noise is no signal either.

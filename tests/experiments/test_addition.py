@@ -75,7 +75,6 @@ def whole(cache, tmp_path_factory):
     return folder, out
 
 
-@pytest.mark.slow
 def test_a_run_leaves_everything_the_readme_names(whole):
     folder, out = whole
     for name in (
@@ -96,7 +95,6 @@ def test_a_run_leaves_everything_the_readme_names(whole):
     assert len(recorded) == 24 + 16
 
 
-@pytest.mark.slow
 def test_sampler_and_learner_agree_in_every_step(whole):
     folder, _ = whole
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -108,7 +106,6 @@ def test_sampler_and_learner_agree_in_every_step(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize(
     "phase, step", [("warm start", 4), ("warm start", 24), ("rl", 28), ("rl", 36)]
 )

@@ -120,6 +120,7 @@ def make_learner(rate):
     )(rate)
 
 
+@pytest.mark.slow
 def test_a_member_trains_as_it_would_alone():
     # A rate that no member sees, a shared key or a shared stream would show here.
     keys, rates, seeds = population.keys(5, 2), (0.1, 0.4), (0, 1)

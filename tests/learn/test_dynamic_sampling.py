@@ -80,6 +80,7 @@ def test_fewer_prompts_than_are_kept_are_refused():
         dynamic_sampling(LEARNER, 0)
 
 
+@pytest.mark.slow
 def test_it_learns_more_per_update_where_few_groups_are_mixed():
     # One answer of 64 is right, 4 samples: of 8 groups half a one is mixed.
     def verify(prompts, samples):

@@ -110,6 +110,7 @@ def test_the_ordinary_loop_pays_no_second_forward_and_stale_samples_do():
     assert forwards(judged(rollouts["stale"]), parameters(2)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "asks"), [(COVARIANT, True), (algorithms.grpo(), False)]
 )

@@ -126,6 +126,7 @@ def temporary_bytes(num_tokens, max_logits, vocab_size=8192):
     return jax.jit(step).lower(params).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_tokens_times_vocabulary():
     # 16 more tokens are 4 MiB more of logits. In chunks of 2^16 logits (256 KiB) only
     # hidden states may grow with them; without chunks there is more than all logits.
@@ -134,6 +135,7 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     assert temporary_bytes(32, 2**30) > 2**23
 
 
+@pytest.mark.slow
 def test_a_long_prompt_costs_its_group_once():
     # 16 samples of 4 tokens after a prompt of 2048: nearly all is the prompt's. By the
     # compiled programs' own analysis, repeated prompts cost 16 times as much. (Of a
@@ -190,7 +192,7 @@ def deep():
     return everything(DEEP)
 
 
-@pytest.mark.parametrize("unroll", [1, 2])
+@pytest.mark.parametrize("unroll", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_layers_side_by_side_or_in_turn_are_the_same(deep, unroll):
     # 4, 2 and 1 groups of layers. A cache read or written at the place of another layer
     # changes the sampler's numbers, parameters taken in another order all of them.
@@ -229,6 +231,7 @@ def sampler_program(num_tokens=5, num_samples=3, num_slots=None, **sizes):
     return fakes.jit(draw).lower(params, PROMPTS, jax.random.key(0)).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [gradient_program, sampler_program])
 def test_the_size_of_programs_does_not_grow_with_depth(program):
     # Side by side, 32 layers are nearly 8 times the instructions of 4.
@@ -238,8 +241,11 @@ def test_the_size_of_programs_does_not_grow_with_depth(program):
     assert 500 < many < 1.2 * few
 
 
-@pytest.mark.parametrize("unroll", [1, 4])
-@pytest.mark.parametrize(("num_samples", "num_slots"), [(3, None), (1, None), (3, 5)])
+@pytest.mark.parametrize("unroll", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("num_samples", "num_slots"),
+    [(3, None), pytest.param(1, None, marks=pytest.mark.slow), (3, 5)],
+)
 def test_decoding_copies_no_cache(num_samples, num_slots, unroll):
     # 400 tokens, 4 layers of keys and values, 2 heads 8 wide, for each row of 2 prompts
     # or slot: one copy of all, or a second array to write to, would make 2 of it. In a
@@ -249,6 +255,7 @@ def test_decoding_copies_no_cache(num_samples, num_slots, unroll):
     assert 1 < draw.memory_analysis().temp_size_in_bytes / cache < 1.7
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_need_not_be_kept(deep):
     sizes = {"num_layers": 4, "qkv_bias": True, "unroll": 1}
     again = statistics_and_gradient(
@@ -277,7 +284,14 @@ def test_impossible_sizes_are_refused(sizes, message):
         DecoderConfig(vocab_size=8, d_model=8, d_ff=8, **good | sizes)
 
 
-@pytest.mark.parametrize("unroll", [1, 2, 4])
+@pytest.mark.parametrize(
+    "unroll",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
+)
 def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
     # Cast at each token they would be read in float32; apart they are five products.
     policy = fakes.decoder(

@@ -122,7 +122,13 @@ def test_what_is_no_id_where_it_is_read_is_nan_and_never_another_token(junk):
     assert np.all(np.isnan(logp[1])) and np.all(np.isfinite(logp[0]))
 
 
-@pytest.mark.parametrize("pieces", [{}, {"num_microbatches": 2, "num_lengths": 3}])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"num_microbatches": 2, "num_lengths": 3},
+    ],
+)
 def test_an_update_takes_the_same_step_whatever_lies_in_the_padding(pieces):
     learner = update.learner(
         POLICY.measure, algorithms.grpo(), optax.sgd(0.1), **pieces

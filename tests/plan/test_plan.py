@@ -118,6 +118,7 @@ def test_memory_by_hand():
     assert memory.temporaries > memory.cache  # it lives through the sampler's loop
 
 
+@pytest.mark.slow
 def test_microbatches_take_less_memory():
     def memory(pieces):
         program = tiny_program.program(

@@ -235,6 +235,7 @@ def test_the_actor_measures_old_values_and_ppo_fits_them():
     assert jnp.isfinite(metrics["update/loss"]).all()
 
 
+@pytest.mark.slow
 def test_a_privileged_teacher_reads_another_prompt():
     policy, params, _, rows = decoders()
     other = fakes.prompts(2, num_tokens=7, seed=3)

@@ -217,6 +217,7 @@ def start(algorithm, optimizer=None):
     )
 
 
+@pytest.mark.slow
 def test_rollouts_continue_their_hints_under_the_original_prompt():
     # What the sampler says of the continuation after an extended prompt must be what
     # the policy says of it after prompt and hint: a shift by one, a lost or doubled
@@ -255,6 +256,7 @@ def test_the_number_of_pieces_is_binomial():
     np.testing.assert_allclose(np.mean(revealed[1::2]), 1.4, atol=0.05)
 
 
+@pytest.mark.slow
 def test_uft_runs_with_all_and_without_any_hint():
     # All is revealed in the first step, nothing in the second.
     learner, state = start(algorithms.uft())

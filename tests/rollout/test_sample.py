@@ -371,6 +371,7 @@ def test_slots_keep_at_work_where_lengths_differ():
 STORIES = pathlib.Path(__file__).parents[2].parent / "shared/models/stories260k"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STORIES.is_dir(), reason="no shared models")
 def test_slots_keep_at_work_where_a_trained_model_ends_its_sentences():
     config, params = hugging_face.load(STORIES)

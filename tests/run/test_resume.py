@@ -169,7 +169,6 @@ def test_a_run_killed_at_some_file_operations_goes_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.by_turns(10)
 @pytest.mark.parametrize("first", range(10))
 def test_a_run_killed_at_any_file_operation_goes_on_bit_for_bit(tmp_path, first):
     # A tenth of the operations, of which there are some hundred.

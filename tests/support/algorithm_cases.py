@@ -6,6 +6,8 @@ constants by which losses are divided.
 
 from typing import NamedTuple
 
+import pytest
+
 from rljax import algorithms
 from rljax.advantage import Algorithm
 from rljax.types import Source
@@ -115,4 +117,21 @@ CASES = {
     "uft": mixed(a.uft()),
     "w_reinforce": Case(a.w_reinforce()),
 }
+# One algorithm of each family, chosen by what makes it different. The fast set runs
+# these where all would take minutes; the slow set runs all.
+FAMILIES = {
+    "clip_cov",  # a quantile over the batch
+    "fade",  # a controller
+    "gft",  # rows of several sources
+    "grpo",
+    "gspo",  # ratios of whole sequences
+    "ppo",  # values
+    "reinforce_plus_plus",  # whitened over the batch
+    "sft",  # demonstrations alone
+    "tis",  # a correction of the sampler
+}
+BY_FAMILY = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in FAMILIES))
+    for name in CASES
+]
 PARTS = {"over_all", "over_selected"}

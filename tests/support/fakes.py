@@ -22,9 +22,10 @@ from rljax.types import (
     over_tokens,
 )
 
-# Tests compile more than they run: half the time without LLVM's optimisations.
+# Most of a test's time is compilation. It takes half as long without the optimisations
+# of LLVM.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
-# A fifth of the time, for programs of milliseconds that need no last digits.
+# It takes a fifth as long with these, and programs run slower and round otherwise.
 BARELY = UNOPTIMISED | {"xla_cpu_use_fusion_emitters": False}
 jit = functools.partial(jax.jit, compiler_options=UNOPTIMISED)
 
@@ -100,7 +101,7 @@ def solved(num_samples: int, *counts: int) -> Rollout:
 
 
 def over_rows(fn, rollout: Rollout) -> Rollout:
-    """`fn` on every array but the prompts: all begin with [P, G]."""
+    """Applies `fn` to every array but those of the prompts: all begin with [P, G]."""
     rows = {
         name: jax.tree.map(fn, getattr(rollout, name))
         for name in ("samples", "verdict", *STATISTICS)
@@ -173,10 +174,10 @@ def bandit(
 
 
 def bigram_measure(params, prompts, samples, reference=None) -> TokenStats:
-    """Everything that an algorithm may ask for, of a policy of one token of context.
+    """Measures all that any algorithm reads; the policy sees the token before alone.
 
-    All prompts share the parameters, each token costs two small matrix products, and
-    it compiles faster than a decoder.
+    All prompts share the parameters, a token costs two small matrix products, and it
+    compiles faster than a decoder.
     """
 
     def hidden(params, prompts, samples):
@@ -197,7 +198,7 @@ def bigram_measure(params, prompts, samples, reference=None) -> TokenStats:
 
 
 def bigram_params(vocab_size=16, d_model=32, seed=0):
-    """Parameters of `bigram_measure`, sharp enough to have opinions."""
+    """Parameters of `bigram_measure`; their probabilities are far from uniform."""
     draw = np.random.default_rng(seed)
     shapes = {
         "embedding": (vocab_size, d_model),
@@ -214,7 +215,7 @@ def bigram_params(vocab_size=16, d_model=32, seed=0):
 def decoder(
     vocab_size=16, num_layers=1, max_logits=2**27, temperature=1.0, **sizes
 ) -> Policy:
-    """A decoder that compiles in a second, sharp enough to have opinions."""
+    """A decoder that compiles in a second; its probabilities are far from uniform."""
     return decoder_policy(
         DecoderConfig(
             vocab_size=vocab_size,

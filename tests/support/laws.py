@@ -161,7 +161,7 @@ def keeps_structure(transform, rollout):
         credit, state = transform.update(adv.initial_credit(rollout), rollout, state)
         return state, credit
 
-    jax.lax.scan(step, before, length=2)
+    jax.eval_shape(lambda state: jax.lax.scan(step, state, length=2), before)
 
 
 def traces_once(transform, rollout):

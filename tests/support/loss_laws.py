@@ -224,8 +224,9 @@ LAWS = (
 
 def over(table, rollout_fn=rollout):
     """Parametrises a test `(law, loss_fn, rollout)` over a table and all laws."""
+    rows = rollout_fn()
     cases = [
-        pytest.param(law, loss_fn, rollout_fn(), id=f"{name}-{law.__name__}")
+        pytest.param(law, loss_fn, rows, id=f"{name}-{law.__name__}")
         for name, loss_fn in table.items()
         for law in LAWS
     ]

@@ -63,7 +63,13 @@ def test_an_unfinished_or_too_long_text_is_not_exact():
     assert exactly([b"ab", b"ab "], "ab", max_bytes=2) == [True, False]
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "byte-level"))
+        for name in TOKENIZERS
+    ],
+)
 def test_graph_and_host_agree_on_a_damaged_corpus(name):
     tokenizer = TOKENIZERS[name]
     table = token_bytes(tokenizer)

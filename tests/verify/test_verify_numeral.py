@@ -228,7 +228,13 @@ def test_a_text_longer_than_the_bound_is_wrong():
     assert right(pair, "12", [b"12", b"123", b"12 "]) == [b"12"]
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "byte-level"))
+        for name in TOKENIZERS
+    ],
+)
 def test_graph_and_host_agree_on_a_damaged_corpus(name):
     tokenizer = TOKENIZERS[name]
     table = token_bytes(tokenizer)
