@@ -31,10 +31,24 @@ TEACHER = ("dasd",)
 IN_PYTHON = {"lfu": "rljax.learn.consistency", "uft": "rljax.rollout.hint"}
 
 
+_ARRAY_LIKE = set(typing.get_args(jax.typing.ArrayLike))
+
+
+def _kinds(hint: Any) -> set:
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return set(typing.get_args(hint) if union else (hint,))
+
+
 def _is_number(hint: Any) -> bool:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = {kind for kind in kinds if kind is not type(None)}
-    return hint == jax.typing.ArrayLike or (bool(kinds) and kinds <= {int, float})
+    kinds = _kinds(hint) - {type(None)}
+    return kinds == _ARRAY_LIKE or (bool(kinds) and kinds <= {int, float})
+
+
+def _flag_type(hint: Any) -> Any:
+    """A number that may be traced is a float on the command line."""
+    if not _kinds(hint) >= _ARRAY_LIKE:
+        return hint
+    return float | None if type(None) in _kinds(hint) else float
 
 
 def _numbers(fn: Callable[..., Algorithm]) -> list[inspect.Parameter]:
@@ -75,7 +89,7 @@ def numbers_of(name: str) -> type:
     fn, fields = RECIPES[name], []
     texts = _argument_texts(inspect.getdoc(fn) or "")
     for p in _numbers(fn):
-        hint = float if p.annotation == jax.typing.ArrayLike else p.annotation
+        hint = _flag_type(p.annotation)
         text = texts.get(p.name, "see the source")
         annotated = Annotated[hint, tyro.conf.arg(help=text)]
         default = () if p.default is p.empty else (p.default,)

@@ -36,6 +36,7 @@ MODULES = ("program", *PACKAGES)
 # Reports and readers of files, whose arguments are not those of an algorithm, and
 # parts of factories that check.
 OTHERS = (
+    "language_model",
     "draw",
     "hugging_face",
     "plot",

@@ -23,7 +23,7 @@ from rljax.types import Verdict
 P, STEPS = 32, 5
 POLICY = fakes.decoder(num_layers=2, unroll=1)  # its layers are a scan
 ACT = program.actor(
-    POLICY, sampler(POLICY, num_samples=2, max_tokens=6, stop_tokens=(0,))
+    POLICY, sampler(POLICY, num_samples=4, max_tokens=12, stop_tokens=(0,))
 )
 
 

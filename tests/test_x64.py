@@ -51,11 +51,10 @@ def test_a_fused_step_keeps_its_state_and_samples_as_without():
             assert jnp.float64 not in dtypes((program.state, state))
             assert dtypes(state) == dtypes(program.state)
             draw = sampler(
-                fakes.bandit(4, 4, 16),
+                fakes.bandit(4, 4, 16, temperature=0.7),
                 num_samples=3,
                 max_tokens=4,
                 stop_tokens=(),
-                temperature=0.7,
                 top_k=5,
             )
             logits = np.random.default_rng(0).normal(size=(4, 4, 16))

@@ -34,10 +34,10 @@ def gae(reward, value, mask, gamma, lam, bootstrap=0.0):
     """
     v = jnp.where(mask, value, 0.0)
     bootstrap = jnp.broadcast_to(bootstrap, (*v.shape[:-1], 1)).astype(v.dtype)
-    later = _backward(jnp.where(mask, 0.0, 1.0), v, bootstrap)
+    later = _backward((~mask).astype(v.dtype), v, bootstrap)
     after = jnp.concatenate([later[..., 1:], bootstrap], -1)  # V of the next token
     delta = jnp.where(mask, reward + gamma * after - v, 0.0)
-    decay = jnp.where(mask, gamma * lam, 1.0)
+    decay = jnp.where(mask, gamma * lam, 1.0).astype(v.dtype)
     a = jnp.where(mask, _backward(decay, delta, jnp.zeros_like(bootstrap)), 0.0)
     return a, a + v
 

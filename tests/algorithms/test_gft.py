@@ -219,7 +219,7 @@ def test_methods_with_a_ratio_say_how_to_measure_old():
         )
     )
     sample = mixed.side_by_side(sampling(bandit), mixed.stored_answers())
-    with pytest.raises(NotMeasured, match=r"measured\(stored\(\), policy.measure\)"):
+    with pytest.raises(NotMeasured, match=r"with_old\(stored_answers\(\), policy"):
         learned(bandit, ratio, sample, task(1))
 
 

@@ -13,6 +13,7 @@ from rljax import evaluate
 from rljax.evaluate.before import FILE, Before
 from rljax.model import DecoderConfig, decoder_policy, hugging_face
 from rljax.run import files
+from rljax.run import run_dir as run_folder
 
 STAGE = evaluate.Stage(np.eye(3, dtype=bool), np.array([True, False, True]))
 
@@ -78,14 +79,14 @@ def test_a_policy_of_nan_is_not_saved(tmp_path, bad):
 
 
 def test_what_a_killed_export_left_goes_at_the_next_resume_and_nothing_else(tmp_path):
-    def open_run(resume):
-        with open_run(tmp_path / "run", {}, resume=resume) as run_dir:
+    def opened(resume):
+        with run_folder.open_run(tmp_path / "run", {}, resume=resume) as run_dir:
             return run_dir
 
-    run_dir: pathlib.Path = open_run(False)
+    run_dir: pathlib.Path = opened(False)
     for name in (".policy.0123abcd", ".policy.mine", "policy", "policy.0123abcd"):
         (run_dir / name).mkdir()
         (run_dir / name / "model.safetensors").write_bytes(b"part")
-    open_run(True)
+    opened(True)
     left = {path.name for path in run_dir.iterdir()} - {"config.json", "run.lock"}
     assert left == {".policy.mine", "policy", "policy.0123abcd"}

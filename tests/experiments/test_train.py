@@ -179,7 +179,7 @@ def test_a_missing_folder_is_named():
 
 def test_every_recipe_is_offered_or_says_where_it_is_made():
     # A recipe that the filter of numbers forgot would be missing without a word.
-    cases = set(algorithm_cases.CASES) - {"dgg_gate", "clipped_policy"}
+    cases = set(algorithm_cases.CASES) - {"dgg_gate", "ppo_clip_policy"}
     assert cases == set(recipes.RECIPES) | set(recipes.IN_PYTHON)
     for name in recipes.IN_PYTHON:
         with pytest.raises(ValueError, match="write an experiment with"):

@@ -177,7 +177,7 @@ def test_no_policy_has_such_a_temperature(temperature):
 
 @pytest.mark.parametrize("name", ["temperature", "evaluation_temperature"])
 def test_an_experiment_at_temperature_0_is_refused_before_anything_is_made(name):
-    with pytest.raises(ValueError, match=r"temperature must .*above 0"):
+    with pytest.raises(ValueError, match=r"temperature must lie in \(0"):
         addition.build(dataclasses.replace(addition.QUICK, **{name: 0.0}))
 
 

@@ -66,8 +66,11 @@ def pooled(
     Example: `with pooled(reward, table, num_workers=8, timeout_s=5.0) as verify: ...`
     """
     check.maker("fn", fn, "completion, answer")
-    if not isinstance(decode, TokenBytes):
-        check.function("decode", decode, "tokens, mask")
+    if not isinstance(decode, TokenBytes) and not callable(decode):
+        raise ValueError(
+            f"decode must be the bytes of each token or a function, got {decode!r};"
+            " pass token_bytes(tokenizer)."
+        )
     check.count("num_workers", num_workers)
     check.number("timeout_s", timeout_s, above=0)
     if memory_bytes is not None:
