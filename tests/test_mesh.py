@@ -22,8 +22,9 @@ from rljax.types import Verdict
 
 P, STEPS = 32, 5
 POLICY = fakes.decoder(num_layers=2, unroll=1)  # its layers are a scan
+# So many tokens that work on the parameters, which every device does, is little.
 ACT = program.actor(
-    POLICY, sampler(POLICY, num_samples=4, max_tokens=12, stop_tokens=(0,))
+    POLICY, sampler(POLICY, num_samples=4, max_tokens=16, stop_tokens=(0,))
 )
 
 
