@@ -33,7 +33,7 @@ def run(folder, *experiments, **options):
 
 
 def metrics(folder):
-    records = record.read_metrics(folder / record.FILE)
+    records = record.read(folder / record.FILE)
     return [r for r in records if r["kind"] == "step"]
 
 

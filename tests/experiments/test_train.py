@@ -138,7 +138,7 @@ def test_a_tokenizer_with_one_token_too_many_is_refused(model, tmp_path):
 def test_what_the_folder_says_survives_a_run(model, tmp_path):
     flags = (
         f"--quick --model {model} --data {write(tmp_path, DIFFERENT)} --num-steps 4"
-        " --max-prompt-tokens 8 --max-tokens 4 --num-prompts 4 --num-samples 2"
+        " --max-prompt-tokens 8 --max-tokens 4 --num-prompts 8 --num-samples 2"
         f" --num-validation 4 --num-test 4 --run-dir {tmp_path / 'run'}"
     )
     done = subprocess.run(

@@ -14,17 +14,19 @@ K, P, S = CONFIG.steps_per_dispatch, CONFIG.num_prompts, CONFIG.prompt_tokens
 
 
 @functools.cache
-def compiled(topology):
+def compiled(topology, config=CONFIG):
     pytest.importorskip("libtpu")
-    program = tiny_program.program(CONFIG)
+    program = tiny_program.program(config)
     devices = tpu.find_devices(topology)
     return tpu.compile_for(devices, program.fused(), program.state, program.prompts)
 
 
 @pytest.mark.slow
 def test_four_chips_share_the_work_and_one_does_it_all():
-    # Without the split each of the four would compute everything: a ratio of 1.
-    one, four = compiled("v5e:1x1"), compiled("v5e:2x2")
+    # Without the split each of the four would compute everything: a ratio of 1. With
+    # few tokens the work on parameters, which is each chip's own, would count.
+    config = tiny_program.Config(num_samples=8, max_tokens=8)
+    one, four = compiled("v5e:1x1", config), compiled("v5e:2x2", config)
     assert (one["devices"], four["devices"]) == (1, 4)
     assert four["flops_per_device"] / one["flops_per_device"] == pytest.approx(
         1 / 4, rel=0.25
