@@ -22,9 +22,9 @@ from rljax.policy import (
     with_value_head,
 )
 from rljax.rollout import mixed
-from rljax.rollout.sample import Sampler, greedy, sampler
+from rljax.rollout.sample import greedy, sampler
 from rljax.task import Task
-from rljax.types import NotMeasured
+from rljax.types import NotMeasured, Sampler
 
 if TYPE_CHECKING:
     from experiments.train import Config

@@ -24,9 +24,9 @@ from rljax.learn import update
 from rljax.metric import Fault
 from rljax.policy import Policy
 from rljax.rollout import mixed
-from rljax.rollout.sample import Sampler, greedy, sampler
+from rljax.rollout.sample import greedy, sampler
 from rljax.run import fault
-from rljax.types import Prompts
+from rljax.types import Prompts, Sampler, Verify
 
 Verdicts = tuple[np.ndarray, np.ndarray]
 
@@ -91,7 +91,7 @@ def imitate(
 def train(
     policy: Policy,
     sample: Sampler,
-    verify: program.Verify,
+    verify: Verify,
     make_learner: Callable[[jax.Array], update.Learner],
     params: Any,
     keys: jax.Array,
@@ -146,7 +146,7 @@ def train(
 
 def evaluator(
     policy: Policy,
-    verify: program.Verify,
+    verify: Verify,
     prompts: Prompts,
     *,
     size: int,

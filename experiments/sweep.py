@@ -16,8 +16,9 @@ from rljax import check as library
 from rljax.advantage import Algorithm
 from rljax.model import Model
 from rljax.policy import Policy
-from rljax.rollout.sample import Sampler, sampler
+from rljax.rollout.sample import sampler
 from rljax.task import Task, addition
+from rljax.types import Sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,20 +22,20 @@ from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.model import DecoderConfig
 from rljax.policy.base import Policy
-from rljax.rollout.sample import Sampler
 from rljax.types import (
     Measure,
     Prompts,
     Rollout,
+    Sampler,
     Samples,
     TokenStats,
     TrainState,
     Verdict,
+    Verify,
     is_measured,
 )
 
 Act = Callable[[TrainState, Prompts], Rollout]
-Verify = Callable[[Prompts, Samples], Verdict]
 Teacher = Callable[[TrainState, Prompts, Samples], TokenStats]
 Run = Callable[[TrainState, Prompts], tuple[TrainState, dict[str, Any]]]
 

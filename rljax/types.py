@@ -310,7 +310,7 @@ class TrainState(_Replaceable):
 Verify = Callable[[Prompts, Samples], Verdict]
 """(prompts, samples) -> Verdict: a verifier, in the graph or on the host."""
 
-Sample = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
+Sampler = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
 """(params, prompts, step key) -> (samples, `old`): a sampler."""
 
 

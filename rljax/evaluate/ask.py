@@ -10,9 +10,9 @@ from rljax import check, mesh, program
 from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.policy import Policy
-from rljax.rollout.sample import Sampler, greedy, sampler
+from rljax.rollout.sample import greedy, sampler
 from rljax.task import Task
-from rljax.types import Prompts, Samples
+from rljax.types import Prompts, Sampler, Samples, Verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ class Answers(NamedTuple):
 Ask = Callable[[Any, Prompts], Answers]
 
 
-def ask(sample: Sampler, verify: program.Verify, *, in_graph: bool = True) -> Ask:
+def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
     """Makes (params, prompts) -> answers.
 
     Args:

@@ -39,7 +39,7 @@ from rljax.types import (
     Measure,
     Prompts,
     Rollout,
-    Sample,
+    Sampler,
     Samples,
     TokenStats,
     require,
@@ -94,7 +94,7 @@ def perturbed_measure(states_fn: States) -> Measure:
 def perturbing_learner(
     learner: Learner,
     states_fn: States,
-    sample: Sample,
+    sample: Sampler,
     *,
     radius: jax.typing.ArrayLike = 0.1,
 ) -> Learner:
@@ -169,7 +169,7 @@ def steered_measure(states_fn: States, steer_fn: SteerFn) -> Measure:
 def steering_learner(
     learner: Learner,
     steer_fn: SteerFn,
-    sample: Sample,
+    sample: Sampler,
     *,
     shape: tuple[int, int],
     vector_optimizer: optax.GradientTransformation,
@@ -268,7 +268,7 @@ def _with_consistency(now: TokenStats, consistency: jax.Array) -> TokenStats:
     return now.replace(extra={**now.extra, "consistency": consistency})
 
 
-def _aside_nll(states_fn: States, sample: Sample):
+def _aside_nll(states_fn: States, sample: Sampler):
     """(params, rollout) -> f32[]: token mean of -log p over the aside batch, nats."""
     check.function("states_fn", states_fn, "params, prompts, samples")
     check.function("sample", sample, "params, prompts, key")

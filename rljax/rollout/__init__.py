@@ -12,6 +12,6 @@ own. Nothing here knows rewards or advantages.
 """
 
 from rljax.rollout.environment import Environment
-from rljax.rollout.sample import Sampler, greedy, sampler
+from rljax.rollout.sample import greedy, sampler
 
-__all__ = ["Environment", "Sampler", "greedy", "sampler"]
+__all__ = ["Environment", "greedy", "sampler"]

@@ -26,8 +26,7 @@ import numpy as np
 import optax
 
 from rljax import check, keys
-from rljax.rollout.sample import Sampler
-from rljax.types import Missing, Prompts, Samples, Source, over_tokens, require
+from rljax.types import Missing, Prompts, Sampler, Samples, Source, over_tokens, require
 
 
 def cosine_reveal(

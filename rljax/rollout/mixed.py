@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, keys
-from rljax.rollout.sample import Sampler
 from rljax.types import (
     Missing,
     Prompts,
+    Sampler,
     Samples,
     Source,
     TokenStats,

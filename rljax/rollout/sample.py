@@ -8,8 +8,7 @@ Tokens are drawn from the policy's own distribution, temperature included: that 
 the learner measures and trains. Top-k and top-p depart from it; see `behaviour`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,7 @@ from rljax.policy.base import Policy
 from rljax.rollout import draw, slots
 from rljax.rollout import environment as environments
 from rljax.rollout.environment import Environment
-from rljax.types import Missing, Prompts, Samples, Source, TokenStats
-
-Sampler = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
-"""(params, prompts, the step's key) -> (samples, `old`)."""
+from rljax.types import Prompts, Sampler, Samples, Source, TokenStats
 
 
 def sampler(
