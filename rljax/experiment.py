@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import rich.console
 from jax.sharding import Mesh
 
-from rljax import digest, keys, mesh, program
+from rljax import digest, keys, mesh, processes, program
 from rljax.evaluate import Estimate, Evaluation, Stage, pass_at_k, report
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.run import run_dir as run_folder
-from rljax.run import train
+from rljax.run import same, train
 from rljax.run.phase import Phase, Stream
 from rljax.task import Task
 from rljax.types import TrainState
@@ -139,6 +139,7 @@ def run(
         task = last.task
         problems = digest.fingerprint((task.train, task.validation, task.test))
         made_of = {**config, "problems": problems}
+        same.require_same_program(run_folder.plain(made_of))
         with run_folder.open_run(run_dir, made_of, resume=resume) as folder:
             before = Before(folder)
             state = train.train(
@@ -235,13 +236,18 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
 def _finish(experiments, params, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
-    if not any((folder / "policy").glob("*")):  # a finished run that was resumed has
-        last.model.save(folder / "policy", params)
+    _save(last.model, folder / "policy", params)
     stages: dict[str, Stage] = {}
-    if (first := before.read()) is not None:
+    if processes.leads() and (first := before.read()) is not None:
         stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
     after = f"after {last.name}"
     stages[after], completions = last.evaluation.test(params)
+    told = processes.from_leader(
+        "pass@1", lambda: {n: pass_at_k(s.correct, 1) for n, s in stages.items()}
+    )
+    told = {name: Estimate(*found) for name, found in told.items()}
+    if not processes.leads():
+        return told
     completions = [one._replace(stage=after) for one in completions]
     tables = last.evaluation.tables(stages)
     try:
@@ -251,7 +257,16 @@ def _finish(experiments, params, before: Before, title: str) -> dict[str, Estima
     except OSError as error:  # a full disk must not take the tables with it
         path = f"none, {error}; a resumed run writes it"
     _show(folder, tables, completions, path)
-    return {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
+    return told
+
+
+def _save(model: Model, path: pathlib.Path, params: Any) -> None:
+    """Writes the policy, unless there is one: a finished run that was resumed has."""
+    if processes.count() > 1:
+        params = processes.fetch(params)
+    if processes.leads() and not any(path.glob("*")):
+        with mesh.alone():
+            model.save(path, params)
 
 
 def _show(folder: pathlib.Path, tables, completions, report_path) -> None:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rljax import processes
+
 DATA = "data"
 
 
@@ -29,6 +31,13 @@ def over_all() -> Mesh | None:
 def using(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """`with using(mesh):` runs and traces on the mesh; None changes nothing."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def alone() -> contextlib.AbstractContextManager:
+    """`with alone():` runs on a device of this process, whatever the others do."""
+    if processes.count() == 1:
+        return contextlib.nullcontext()
+    return jax.set_mesh(make(jax.local_devices()[:1]))
 
 
 def size() -> int:
@@ -57,11 +66,11 @@ def shard_prompts(tree, mesh: Mesh | None, axis: int = 0):
     if mesh is None:
         return tree
     spec = PartitionSpec(*(None,) * axis, DATA)
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+    return processes.put(tree, NamedSharding(mesh, spec))
 
 
 def replicate(tree, mesh: Mesh | None):
     """Puts arrays on every device of the mesh; without a mesh leaves them alone."""
     if mesh is None:
         return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return processes.put(tree, NamedSharding(mesh, PartitionSpec()))

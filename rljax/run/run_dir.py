@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from rljax import strict_json
+from rljax import processes, strict_json
 from rljax.run import files, ownership
 
 _CONFIG = "config.json"
@@ -30,6 +30,8 @@ def open_run(
     run_dir: str | os.PathLike, config: Any, *, resume: bool
 ) -> Iterator[pathlib.Path]:
     """Makes the folder of a run, or checks that it is this run's, and owns it inside.
+
+    Of several processes the leader does so, and the others wait for its word.
 
     Enter it before anything is built or compiled. With `resume`, a folder that does not
     exist, or in which nothing was saved yet, starts a new run.
@@ -49,9 +51,16 @@ def open_run(
         the config differs from the folder's, with the fields that do.
     """
     run_dir = ownership.local(run_dir)
+    opened = _opened(run_dir, config, resume)
+    with processes.led("the run folder", opened):
+        yield run_dir
+
+
+@contextlib.contextmanager
+def _opened(run_dir: pathlib.Path, config: Any, resume: bool) -> Iterator[None]:
     if not (run_dir / ownership.FILE).exists():  # else its owner is named first
         _require_fitting(run_dir, resume)
-    config = _plain(config)
+    config = plain(config)
     with ownership.owned(run_dir):
         _require_fitting(run_dir, resume)
         for path in run_dir.iterdir():  # what a killed export of a policy left
@@ -62,7 +71,7 @@ def open_run(
         else:
             text = json.dumps(config, indent=2, allow_nan=False)
             files.replace_file(run_dir / _CONFIG, text.encode() + b"\n")
-        yield run_dir
+        yield
 
 
 def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
@@ -86,7 +95,7 @@ def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
     """The configuration as it comes back from a file; infinities become text."""
     fields = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     return json.loads(json.dumps(fields, default=str), parse_constant=str)
@@ -133,7 +142,9 @@ def provenance() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     kinds = collections.Counter(device.device_kind for device in jax.devices())
+    several = processes.count()
     return {
+        **({"processes": [processes.name(i) for i in range(several)]} if several > 1 else {}),
         "command": shlex.join(
             [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
         ),
