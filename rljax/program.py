@@ -281,7 +281,7 @@ def verdict_of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
 
 
 def shared(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
-    """The verdict of NumPy arrays [P, ...] that all processes hold; each judges a share.
+    """The verdict on NumPy arrays that all processes hold; each judges a share.
 
     Every process gets the whole verdict, so verifiers may time out differently.
     """

@@ -130,11 +130,11 @@ class Checkpoints:
             self._orbax.wait()
         except Exception as error:  # tensorstore has a full disk as a ValueError
             problem = str(error)
-        problem = next(filter(None, processes.gathered("a save", problem)), None)
-        if problem is not None:
+        problems = [x for x in processes.gathered("a save", problem) if x is not None]
+        if problems:
             whole = lambda: checkpoint_folder.saved(path) is not None  # noqa: E731
             if not processes.from_leader("a save's end", whole):
-                self._failed(path, problem)
+                self._failed(path, problems[0])
                 return
             self._orbax.reload()  # it is whole; only an older one was not removed
         self.latest = path
@@ -281,8 +281,9 @@ def restore(path: epath.PathLike, like: Any) -> Any:
     except Exception as error:  # orbax and tensorstore have many names for it
         checkpoint_folder.require_readable(path)
         problem = " ".join(str(error).split())[:200]
-    for problem in filter(None, processes.gathered("a restore", problem)):
-        raise Corrupt(problem)  # in all processes, whoever found it
+    problems = [x for x in processes.gathered("a restore", problem) if x is not None]
+    if problems:  # raised in all processes, whoever found it
+        raise Corrupt(problems[0])
     if _describe(loaded) != beside["leaves"]:  # a key as plain numbers, for one
         raise Corrupt("its leaves have changed since it was saved")
     changed = [

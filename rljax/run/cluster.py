@@ -53,9 +53,9 @@ def signs(environment: Mapping[str, str]) -> list[str]:
     for key in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MEGASCALE_NUM_SLICES"):
         if _number(environment, key, 1) > 1:
             found.append(key)
-    if "SLURM_STEP_NODELIST" in environment:
-        if _number(environment, "SLURM_NTASKS", 1) > 1:
-            found.append("SLURM_NTASKS")
+    tasks = _number(environment, "SLURM_NTASKS", 1)
+    if tasks > 1 and "SLURM_STEP_NODELIST" in environment:
+        found.append("SLURM_NTASKS")
     for key in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
         if "," in environment.get(key, ""):
             found.append(key)
@@ -88,18 +88,24 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
         yield
         return
     processes.introduce(socket.gethostname(), os.getpid())
-    with _watched() as watch:
-        try:
-            yield
-        except BaseException as error:
-            if not _asked(error):
-                watch.fail(error)
-            raise
+    watch = Watch()
+    watch.start()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            _part(watch)  # after a signal to one of them, all leave together
+        else:
+            watch.fail(error)
+        raise
+    _part(watch)
 
 
-def _asked(error: BaseException) -> bool:
-    """Whether all processes leave together, after a signal to one of them."""
-    return isinstance(error, SystemExit) and isinstance(error.code, int)
+def _part(watch: "Watch") -> None:
+    """Waits for the others, then leaves them."""
+    processes.barrier("end of the run")
+    watch.stop()
+    jax.distributed.shutdown()
 
 
 def _initialize(environment: Mapping[str, str]) -> None:
@@ -157,21 +163,6 @@ def _number(environment: Mapping[str, str], key: str, default: int) -> int:
     return int(text)
 
 
-@contextlib.contextmanager
-def _watched() -> Iterator["Watch"]:
-    watch = Watch()
-    watch.start()
-    try:
-        yield watch
-        processes.barrier("end of the run")
-    except SystemExit:
-        processes.barrier("end of the run")
-        raise
-    finally:
-        watch.stop()
-    jax.distributed.shutdown()
-
-
 class Watch(threading.Thread):
     """Tells the others that this process lives, and ends it when one of them does not.
 
@@ -200,7 +191,9 @@ class Watch(threading.Thread):
                     return
                 _end(0, _GONE)  # the store is the leader's
             if lost is not None:
-                self._tell(lost, f"was not heard of for {LOST_S:g} s: killed or cut off")
+                what = f"was not heard of for {LOST_S:g} s: killed or cut off"
+                self._write(lost, what)
+                _end(lost, what)
             elif failed:
                 _end(*json.loads(failed[0][1]))
 
@@ -222,10 +215,6 @@ class Watch(threading.Thread):
         self._write(processes.index(), f"failed: {text}")
         self._ended.set()
         atexit.register(_leave)  # jax would wait for the others' shutdown
-
-    def _tell(self, number: int, what: str) -> NoReturn:
-        self._write(number, what)
-        _end(number, what)
 
     def _write(self, number: int, what: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first

@@ -142,9 +142,10 @@ def provenance() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     kinds = collections.Counter(device.device_kind for device in jax.devices())
-    several = processes.count()
+    names = [processes.name(i) for i in range(processes.count())]
+    together = {"processes": names} if len(names) > 1 else {}
     return {
-        **({"processes": [processes.name(i) for i in range(several)]} if several > 1 else {}),
+        **together,
         "command": shlex.join(
             [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
         ),
