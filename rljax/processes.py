@@ -28,8 +28,13 @@ _names: list[str] = []
 
 def count() -> int:
     """The processes of this run."""
-    several = distributed.global_state.client is not None
+    several = jax.distributed.is_initialized()
     return distributed.global_state.num_processes if several else 1
+
+
+def store() -> Any:
+    """The key-value store that all processes share; the leader's process holds it."""
+    return distributed.global_state.client
 
 
 def index() -> int:
@@ -63,7 +68,7 @@ def gathered(what: str, value: Any) -> list[Any]:
     """
     if count() == 1:
         return [value]
-    client, number = distributed.global_state.client, next(_rounds)
+    client, number = store(), next(_rounds)
     own = "{}/" + f"{index():06d}"
     client.key_value_set(own.format(f"rljax/{number}"), json.dumps([what, value]))
     client.wait_at_barrier("rljax", _DAYS_MS)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax._src import cloud_tpu_init, distributed
@@ -109,7 +109,7 @@ def _part(watch: "Watch") -> None:
 
 
 def _initialize(environment: Mapping[str, str]) -> None:
-    given = {}
+    given: dict[str, Any] = {}
     if environment.get("JAX_COORDINATOR_ADDRESS"):
         given = _by_hand(environment)
     elif "OMPI_MCA_orte_hnp_uri" not in environment and (
@@ -129,7 +129,7 @@ def _initialize(environment: Mapping[str, str]) -> None:
         ) from error
 
 
-def _by_hand(environment: Mapping[str, str]) -> dict[str, int]:
+def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
     """The number of processes and this one's, where the environment has them."""
     keys = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address = environment["JAX_COORDINATOR_ADDRESS"]
@@ -172,7 +172,7 @@ class Watch(threading.Thread):
 
     def __init__(self):
         super().__init__(name="other processes", daemon=True)
-        self._client = distributed.global_state.client
+        self._client = processes.store()
         self._ended = threading.Event()
         self._beats: dict[str, tuple[str, float]] = {}
         _report_lost_leader()
@@ -270,7 +270,7 @@ def _report_lost_leader() -> None:
     """
     if processes.leads():
         return
-    address = distributed.global_state.coordinator_address
+    address = str(distributed.global_state.coordinator_address)
     host, _, port = address.rpartition(":")
     message = _message(0, _GONE)
 
