@@ -140,9 +140,12 @@ class Checkpoints:
         self.latest = path
 
     def close(self) -> None:
-        self.wait()
-        if "_orbax" in self.__dict__:
-            self._orbax.close()
+        """Waits for the running save; not where only this of several processes ends."""
+        alone = processes.count() == 1
+        if alone or self._saving is None:
+            self.wait()
+            if "_orbax" in self.__dict__:
+                self._orbax.close()
         self._quiet.close()
 
     def _make_room(self, path: epath.Path) -> None:

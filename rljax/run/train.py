@@ -70,7 +70,8 @@ def train(
       max_refused: optimiser steps in a row that may be refused.
       checkpoint_dir: the folder of this run's checkpoints alone, which may be in a
         bucket (gs://...); None is `checkpoints` in the run folder.
-      writers: get the records, too, beside `metrics.jsonl` and `tensorboard/`.
+      writers: get the records, too, beside `metrics.jsonl` and `tensorboard/`; of
+        several processes, those of the leader.
       console: where to show progress.
 
     Returns:
