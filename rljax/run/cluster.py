@@ -214,7 +214,12 @@ class Watch(threading.Thread):
             time.sleep(LOST_S + 4 * BEAT_S)
         self._write(processes.index(), f"failed: {text}")
         self._ended.set()
-        atexit.register(_leave)  # jax would wait for the others' shutdown
+        # JAX would wait for the others' shutdown, and Python, before it calls what is
+        # registered here, for threads of a save that wait for the others.
+        atexit.register(_leave)
+        last = threading.Timer(4 * BEAT_S, _leave)
+        last.daemon = True
+        last.start()
 
     def _write(self, number: int, what: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
