@@ -23,6 +23,7 @@ from rljax.evaluate import Estimate, Evaluation, Stage, pass_at_k, report
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
+from rljax.policy import frozen
 from rljax.run import run_dir as run_folder
 from rljax.run import train
 from rljax.run.phase import Phase, Stream
@@ -48,9 +49,11 @@ class Experiment:
     num_steps, steps_per_dispatch: training steps, and how many a dispatch takes, K.
     evaluation: of the decoder's parameters, every `evaluate_every` training steps and
       at the end.
-    enter_fn: (params, key) -> the parameters that are trained: those of the model, or
+    enter_fn: (params, key) -> the parameters this begins with: those of the model, or
       of the stage before, with a value head, say.
-    export_fn: trained parameters -> the decoder's, for evaluation and saving.
+    trains: names of a parameter -> whether it is trained; the others stay as they are,
+      without gradients, moments or a second copy. None trains all.
+    export_fn: these parameters -> the decoder's, for evaluation and saving.
     reference: whether `TrainState.reference` holds the parameters this begins with.
     seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh:
       devices to spread prompts over; None is the default device. Of a run's
@@ -70,6 +73,7 @@ class Experiment:
     evaluation: Evaluation
     evaluate_every: int
     enter_fn: Callable[[Any, jax.Array], Any] = _unchanged
+    trains: frozen.Trains | None = None
     export_fn: Callable[[Any], Any] = _unchanged
     reference: bool = False
     seed: int = 0
@@ -80,8 +84,15 @@ class Experiment:
     def begin(self, params: Any, key: jax.Array) -> TrainState:
         """The state to train from, of a model's or another stage's parameters."""
         params = self.enter_fn(params, keys.stream(key, keys.Stream.PARAMETERS))
+        fixed = {}
+        if self.trains is not None:
+            params, fixed["frozen"] = frozen.split(params, self.trains)
         reference = jax.tree.map(jnp.copy, params) if self.reference else None
-        return self.learner.init(params, key, reference)
+        return self.learner.init(params, key, reference, **fixed)
+
+    def export(self, state: TrainState) -> Any:
+        """The decoder's parameters, of a state of this experiment."""
+        return self.export_fn(frozen.joined(state.params, state.frozen))
 
     def loop(self) -> program.Run:
         """(state, prompts [K, P, ...]) -> (state, metrics); each call makes another."""
@@ -148,7 +159,7 @@ def run(
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
             )
-            return _finish(experiments, last.export_fn(state.params), before, title)
+            return _finish(experiments, last.export(state), before, title)
 
 
 def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
@@ -185,7 +196,7 @@ def phases(
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
-        params = one.export_fn(state.params)
+        params = one.export(state)
         begins = index == last and step == 0
         if begins or (index == last - 1 and step == one.num_steps):
             before.keep(one.evaluation.test(params)[0])
@@ -197,7 +208,7 @@ def phases(
 
         def enter(state):
             key = keys.stream(state.key, keys.Stream.PHASE, index)
-            return one.begin(previous.export_fn(state.params), key)
+            return one.begin(previous.export(state), key)
 
         return jax.jit(enter, donate_argnums=0)
 

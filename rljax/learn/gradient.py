@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.learn import microbatch, origin
 from rljax.learn.microbatch import Pieces
+from rljax.policy.frozen import joined
 from rljax.types import (
     Credit,
     Measure,
@@ -79,7 +80,8 @@ def of_minibatch(
     """
 
     def forward(params, rows):
-        now = measure(params, rows.prompts, rows.samples, state.reference)
+        params, reference = (joined(p, state.frozen) for p in (params, state.reference))
+        now = measure(params, rows.prompts, rows.samples, reference)
         _require_stats(now, rows)
         return now
 
