@@ -54,6 +54,7 @@ class Experiment:
     trains: names of a parameter -> whether it is trained; the others stay as they are,
       without gradients, moments or a second copy. None trains all.
     export_fn: these parameters -> the decoder's, for evaluation and saving.
+    save_also: (run folder, last state), writes more beside the policy: adapters, say.
     reference: whether `TrainState.reference` holds the parameters this begins with.
     seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh:
       devices to spread prompts over; None is the default device. Of a run's
@@ -75,6 +76,7 @@ class Experiment:
     enter_fn: Callable[[Any, jax.Array], Any] = _unchanged
     trains: frozen.Trains | None = None
     export_fn: Callable[[Any], Any] = _unchanged
+    save_also: Callable[[pathlib.Path, TrainState], None] | None = None
     reference: bool = False
     seed: int = 0
     checkpoint_every: int = 100
@@ -159,7 +161,7 @@ def run(
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
             )
-            return _finish(experiments, last.export(state), before, title)
+            return _finish(experiments, state, before, title)
 
 
 def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
@@ -243,9 +245,12 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
     return begin(params, keys.stream(key, keys.Stream.PHASE, 0))
 
 
-def _finish(experiments, params, before: Before, title: str) -> dict[str, Estimate]:
+def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
+    params = last.export(state)
+    if last.save_also is not None:
+        last.save_also(folder, state)
     if not any((folder / "policy").glob("*")):  # a finished run that was resumed has
         last.model.save(folder / "policy", params)
     stages: dict[str, Stage] = {}
