@@ -34,12 +34,12 @@ def following(learner: Learner, reference_update: ReferenceUpdate) -> Learner:
     check.function("reference_update", reference_update, "step, reference, params")
 
     def learn(state: TrainState, rollout: Rollout):
+        state, metrics = learner.learn(state, rollout)
         if state.reference is None:
             raise ValueError(
                 "a reference that follows must be there, got None; start the run with"
                 " reference parameters in TrainState.reference."
             )
-        state, metrics = learner.learn(state, rollout)
         new = reference_update(state.step, state.reference, state.params)
         _require_like(state.reference, new)
         return state.replace(reference=new), metrics

@@ -1,14 +1,12 @@
 """Rollouts with int8 weights: a quarter of the bytes that each decode step reads.
 
 The sampler then draws from another distribution than the learner trains. So `old` is
-measured with the exact weights, `samples.behaviour` says what was drawn from, and
-`gap/behaviour_max` and `_mean` report the difference. Correct it:
+measured with the exact weights, and `samples.behaviour` says what was drawn from.
+`log_mismatch` reports the difference, an importance weight corrects it:
 
-    policy = model.policy()
-    act = program.actor(
-        policy, sampler(quantised.int8_decoding(policy), ...),
-        measure_old=policy.measure)
-    weighting = chain(token_mean(), advantage.importance_weight(...))    # TIS
+    act = program.actor(policy, sampler(int8_decoding(policy), ...),
+                        measure_old=policy.measure)
+    weighting = chain(token_mean(), log_mismatch(), weigh_by_importance())
 
 Plain absmax rounding in 30 lines, not qwix: that quantises flax modules by wrapping
 them, and the sampler reads weights that it has joined and cast itself.

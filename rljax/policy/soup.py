@@ -28,7 +28,9 @@ def soup(trees: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
       arXiv:2509.00309 (SECONDARY): alpha = .1 scored best, .5 to .6 trained healthiest.
     """
     if not trees:
-        raise ValueError("trees must hold at least one tree, got none; pass parameters.")
+        raise ValueError(
+            "trees must hold at least one tree, got none; pass parameters."
+        )
     num = len(trees)
     weights = [1 / num] * num if weights is None else list(weights)
     for weight in weights:
