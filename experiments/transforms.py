@@ -58,7 +58,7 @@ def around(
         params = params["policy"] if value_head else params
         return params if spec is None else lora.merged(params, spec)
 
-    parts = {"enter_fn": enter, "export_fn": export}
+    parts: dict[str, Any] = {"enter_fn": enter, "export_fn": export}
     if spec is not None:
         parts["trains"] = _trains
         parts["save_also"] = lambda folder, state: _save(c, spec, folder, state)

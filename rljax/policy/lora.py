@@ -56,10 +56,11 @@ class Lora:
     def __post_init__(self):
         check.count("rank", self.rank)
         check.number("alpha", self.alpha, above=0)
-        if not self.targets or not set(self.targets) <= set(TARGETS):
+        known = [name for name in TARGETS if name in self.targets]
+        if not known or sorted(known) != sorted(self.targets):
             raise ValueError(
-                f"targets must be names of {', '.join(TARGETS)}, at least one, got"
-                f" {list(self.targets)}; leave out the others."
+                f"targets must be names of {', '.join(TARGETS)}, at least one and each"
+                f" once, got {list(self.targets)}; leave out the others."
             )
 
     @property
@@ -149,10 +150,13 @@ def adapted(policy: Policy, spec: Lora) -> Policy:
             reference = scaled(reference)
         return policy.measure(scaled(params), prompts, samples, reference)
 
+    def hidden(params, prompts, samples):
+        return policy.hidden(scaled(params), prompts, samples)
+
     return policy._replace(
         init=lambda key: with_adapters(policy.init(key), spec, key),
         prefill=lambda params, prompts: policy.prefill(scaled(params), prompts),
-        hidden=lambda params, *rows: policy.hidden(scaled(params), *rows),
+        hidden=hidden,
         logits=lambda params, states: policy.logits(scaled(params), states),
         measure=measure,
         decode_params=lambda params: policy.decode_params(merged(params, spec)),

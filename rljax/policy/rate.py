@@ -40,18 +40,18 @@ def scale_by_layer(rates: Sequence[float]) -> optax.GradientTransformation:
     """
     for rate in rates:
         check.number("rates", rate, low=0)
-    rates = jnp.asarray(rates, jnp.float32)
+    factors = jnp.asarray(rates, jnp.float32)
 
     def scale(path, update):
         if "layers" not in names(path):
             return update
-        if update.shape[0] != rates.size:
+        if update.shape[0] != factors.size:
             raise ValueError(
                 f"rates must be one of each of the {update.shape[0]} layers, got"
-                f" {rates.size}; layer_decay(num_layers, decay) makes them."
+                f" {factors.size}; layer_decay(num_layers, decay) makes them."
             )
         shape = (-1,) + (1,) * (update.ndim - 1)
-        return update * rates.reshape(shape).astype(update.dtype)
+        return update * factors.reshape(shape).astype(update.dtype)
 
     return optax.stateless(
         lambda updates, params: jax.tree.map_with_path(scale, updates)

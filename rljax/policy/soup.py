@@ -42,8 +42,9 @@ def soup(trees: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
         )
 
     def mix(*leaves):
-        pairs = zip(weights, leaves, strict=True)
-        total = sum(w * x.astype(jnp.float32) for w, x in pairs)
+        total = jnp.zeros(leaves[0].shape, jnp.float32)
+        for weight, leaf in zip(weights, leaves, strict=True):
+            total += weight * leaf.astype(jnp.float32)
         return total.astype(leaves[0].dtype)
 
     return jax.tree.map(mix, *trees)
