@@ -1,11 +1,16 @@
 """The flags of policy transforms: what they refuse, and a run that leaves adapters."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
 from experiments import train
-from rljax import experiment
+from rljax import keys
 from rljax.model import hugging_face
 from rljax.model.hugging_face import adapter
 from rljax.policy import frozen, lora
@@ -49,20 +54,34 @@ def test_adapters_and_a_value_head_are_what_is_trained():
 @pytest.mark.slow
 def test_a_run_leaves_a_merged_policy_and_adapters_that_give_it(tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = quick(
-        algorithm="grpo_kl", lora_rank=2, reference_every=1, reference_ema=0.5
+    flags = (
+        "--quick --algorithm asft --lora-rank 2 --reference-every 1"
+        f" --reference-ema 0.5 --run-dir {tmp_path / 'run'}"
     )
-    (made,) = train.build(config)
-    experiment.run([made], tmp_path / "run", config={})
-    _, policy = hugging_face.load(tmp_path / "run" / "policy")
-    spec, adapters = adapter.load(tmp_path / "run" / "adapters")
-    key = jax.random.key(config.seed)
-    base = made.model.init(
-        experiment.keys.stream(key, experiment.keys.Stream.PARAMETERS)
+    # A process of its own has one device, for which less is compiled.
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *flags.split()],
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "XLA_FLAGS": "", "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
+    require_merged(tmp_path / "run")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run/policy")
+    assert not any("lora" in name for name in model.state_dict())
+
+
+def require_merged(run_dir):
+    """The policy of a run is its base with its adapters merged."""
+    (made,) = train.build(quick(algorithm="grpo"))
+    _, policy = hugging_face.load(run_dir / "policy")
+    spec, adapters = adapter.load(run_dir / "adapters")
+    key = keys.stream(jax.random.key(0), keys.Stream.PARAMETERS)
+    base = made.model.init(key)
+    moved = policy["layers"]["q"]["kernel"] - base["layers"]["q"]["kernel"]
+    assert float(np.max(np.abs(moved))) > 1e-5  # else there is nothing to merge
     merged = lora.merged(frozen.joined(adapters, base), spec)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, policy
     )
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run/policy")
-    assert not any("lora" in name for name in model.state_dict())
