@@ -14,7 +14,9 @@ the base for both.
         export_fn=lambda params: lora.merged(params, spec), ...)
 
 Training uses the factored form: of the merged one the backward pass would make the
-gradient of each whole matrix. Sampling merges, once per rollout, as it casts and joins
+gradient of each whole matrix, a third more arithmetic (12 layers of SmolLM2's width,
+rank 16, remat: 139 GFLOP an update against 184, and 178 of full training) and two more
+copies of the matrices. Sampling merges, once per rollout, as it casts and joins
 its weights anyway: a decode step costs nothing more.
 """
 
