@@ -34,17 +34,9 @@ import numpy as np
 import optax
 
 from rljax import check, keys, numerics
+from rljax.layout import take
 from rljax.learn.update import Learner
-from rljax.types import (
-    Measure,
-    Prompts,
-    Rollout,
-    Sampler,
-    Samples,
-    TokenStats,
-    require,
-    take,
-)
+from rljax.types import Measure, Prompts, Rollout, Sampler, Samples, TokenStats, require
 
 States = Callable[[Any, Prompts, Samples], tuple[TokenStats, tuple[jax.Array, ...]]]
 """(params, prompts, samples) -> (statistics, [P, G, T, E] per layer)."""

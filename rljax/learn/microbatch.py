@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import mesh, numerics
-from rljax.types import Credit, Prompts, Rollout, over_tokens
+from rljax.layout import over_tokens
+from rljax.types import Credit, Prompts, Rollout
 
 
 class Pieces(NamedTuple):
@@ -58,7 +59,7 @@ def over_pieces(
       fn: its arrays are [P, G, T, ...], of the piece it is given; bare arrays and core
         types.
       credits, batch: what is cut into pieces. Cut to a size is what has a token axis,
-        see `types.over_tokens`.
+        see `layout.over_tokens`.
       start: the first carry.
 
     Returns:

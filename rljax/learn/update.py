@@ -13,11 +13,12 @@ import optax
 from rljax import check, keys, mesh, metric, numerics
 from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm
+from rljax.layout import take
 from rljax.learn import gradient, master_weights
 from rljax.learn.gate import Gate, Guarded, all_of
 from rljax.learn.gradient import Gradient
 from rljax.learn.microbatch import Pieces
-from rljax.types import Credit, Measure, Rollout, TrainState, is_measured, take
+from rljax.types import Credit, Measure, Rollout, TrainState, is_measured
 
 
 class Repeats(NamedTuple):
@@ -264,7 +265,7 @@ def _mass_metrics(coefficient, credits, rollout):
     p = solve_rate.by_correct(rollout).p[:, 0, 0]
     pushed = jnp.zeros(coefficient.shape, bool)
     for c in credits:
-        pushed |= (c.weight > 0) & (c.advantage != 0)
+        pushed |= c.weighs & (c.advantage != 0)
     metrics = mass.of_coefficients(coefficient, p)
     metrics["clipped_share"] = numerics.masked_mean(1.0 * (coefficient == 0), pushed)
     return {f"mass/{k}": v for k, v in metrics.items()}

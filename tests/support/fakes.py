@@ -10,17 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import numerics
+from rljax.layout import over_tokens
 from rljax.model import DecoderConfig, decoder_policy
 from rljax.policy import Policy, against_reference
-from rljax.types import (
-    Credit,
-    Prompts,
-    Rollout,
-    Samples,
-    TokenStats,
-    Verdict,
-    over_tokens,
-)
+from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
 
 # Most of a test's time is compilation. It takes half as long without the optimisations
 # of LLVM.
