@@ -151,7 +151,7 @@ def algorithm(**terms: Term) -> Algorithm:
     names, parts = tuple(terms), tuple(terms.values())
 
     def init():
-        return numerics.strong(
+        return numerics.strongly_typed(
             AlgorithmState(
                 tuple(t.advantage.init() for t in parts),
                 tuple(t.weighting.init() for t in parts),

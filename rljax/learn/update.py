@@ -3,6 +3,7 @@
 `gradient` says what a step's gradient is; here it meets the gate and the optimiser.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -88,48 +89,69 @@ def learner(
     check.count("num_minibatches", num_minibatches)
     check.count("num_microbatches", num_microbatches)
     check.count("num_lengths", num_lengths)
-    gate = all_of() if gate is None else gate
-    optimizer = master_weights.master_weights(optimizer)
-    pieces = Pieces(num_microbatches, num_lengths)
+    parts = _Parts(
+        measure=measure,
+        algorithm=algorithm,
+        optimizer=master_weights.master_weights(optimizer),
+        gate=all_of() if gate is None else gate,
+        repeats=Repeats(num_passes, num_minibatches, num_microbatches),
+        pieces=Pieces(num_microbatches, num_lengths),
+    )
+    return Learner(
+        functools.partial(_init, parts), functools.partial(_learn, parts), parts.repeats
+    )
 
-    def init(params, key, reference=None):
-        return TrainState(
-            params=params,
-            optimizer=optimizer.init(params),
-            algorithm=algorithm.init(),
-            gate=numerics.strong(Guarded(gate.init(), jnp.zeros((), jnp.int32))),
-            key=key,
-            step=jnp.zeros((), jnp.int32),
-            reference=reference,
+
+class _Parts(NamedTuple):
+    """What a learner is made of."""
+
+    measure: Measure
+    algorithm: Algorithm
+    optimizer: optax.GradientTransformation
+    gate: Gate
+    repeats: Repeats
+    pieces: Pieces
+
+
+def _init(parts: _Parts, params, key, reference=None) -> TrainState:
+    guarded = Guarded(parts.gate.init(), jnp.zeros((), jnp.int32))
+    return TrainState(
+        params=params,
+        optimizer=parts.optimizer.init(params),
+        algorithm=parts.algorithm.init(),
+        gate=numerics.strongly_typed(guarded),
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+        reference=reference,
+    )
+
+
+def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
+    """(state, metrics) after all optimiser steps on one rollout."""
+    num_passes, num_minibatches, _ = parts.repeats
+    _require_divisible(rollout, num_minibatches, parts.pieces)
+    before = state.algorithm
+    credits, after, credit_metrics = parts.algorithm.credit(rollout, before)
+    usable = numerics.stays_finite(before, after)
+    state = state.replace(algorithm=after)
+
+    def minibatch_step(state, i):
+        own, batch = _minibatch(credits, rollout, state, i, num_minibatches)
+        first = i == 0
+        found = gradient.of_minibatch(
+            parts.measure, parts.algorithm, parts.pieces, own, batch, state, first
         )
+        metrics = _gradient_metrics(found, batch, first)
+        step = _Step(found, metrics, usable, i // num_minibatches)
+        return _take(step, state, parts.gate, parts.optimizer)
 
-    def learn(state, rollout):
-        _require_divisible(rollout, num_minibatches, pieces)
-        before = state.algorithm
-        credits, after, credit_metrics = algorithm.credit(rollout, before)
-        usable = numerics.stays_finite(before, after)
-        state = state.replace(algorithm=after)
-
-        def minibatch_step(state, i):
-            own, batch = _minibatch(credits, rollout, state, i, num_minibatches)
-            first = i == 0
-            found = gradient.of_minibatch(
-                measure, algorithm, pieces, own, batch, state, first
-            )
-            metrics = _gradient_metrics(found, batch, first)
-            step = _Step(found, metrics, usable, i // num_minibatches)
-            return _take(step, state, gate, optimizer)
-
-        state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
-        # If every step of this batch was refused, the algorithm's state is restored, as
-        # well: one NaN in a running average would stay for the whole run.
-        any_accepted = metrics["update/refused"] < 1
-        kept = _choose(any_accepted, state.algorithm, before)
-        state = state.replace(algorithm=kept, step=state.step + 1)
-        return state, metrics | credit_metrics
-
-    repeats = Repeats(num_passes, num_minibatches, num_microbatches)
-    return Learner(init, learn, repeats)
+    state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
+    # If every step of this batch was refused, the algorithm's state is restored, as
+    # well: one NaN in a running average would stay for the whole run.
+    any_accepted = metrics["update/refused"] < 1
+    kept = _choose(any_accepted, state.algorithm, before)
+    state = state.replace(algorithm=kept, step=state.step + 1)
+    return state, metrics | credit_metrics
 
 
 def _minibatch(

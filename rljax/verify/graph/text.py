@@ -168,10 +168,12 @@ def _answer_data(prompts: Prompts):
     return data
 
 
-Judge = Callable[[Text, Text, jax.Array], jax.Array]
+JudgeFn = Callable[[Text, Text, jax.Array], jax.Array]
 
 
-def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None) -> Verify:
+def text_verifier(
+    table: TokenBytes, judge: JudgeFn, *, max_bytes: int | None = None
+) -> Verify:
     """The in-graph verifier that judges one sample at a time.
 
     Args:
