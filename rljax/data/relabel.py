@@ -1,8 +1,8 @@
 """Goals from graded feedback: relabelling and expansion of a data set (GCSL).
 
 The feedback r becomes a goal that the prompt states, at training and at inference.
-Learning is plain likelihood. This file works on the host; the training term is `gcsl`'s
-`weighted_nll`.
+Learning is plain likelihood. This file works on the host; the recipe is
+`algorithms.gcsl`.
 
 Source: arXiv:2605.16345, abstract (PAPER); that goals are thresholds, the inclusive
 bound, the token mean and the weights are RECONSTRUCTED: the method section was not

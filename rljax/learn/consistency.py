@@ -202,6 +202,7 @@ def steering_learner(
         check.refuse("shape", "be a pair (layers, width)", shape)
     for size in shape:
         check.count("shape", size)
+    harder = _harder(steer_fn, sample, vector_optimizer)
 
     def init(params, key, reference=None):
         state = learner.init(params, key, reference)
@@ -209,19 +210,6 @@ def steering_learner(
         vectors = jax.random.normal(own, shape, jnp.float32)
         moments = vector_optimizer.init(vectors)
         return state.replace(algorithm=SteeringState(state.algorithm, vectors, moments))
-
-    def harder(vectors, moments, params, rollout):
-        """(vectors, moments) after a step that raises the loss, and the loss before."""
-
-        def harm(vectors):
-            return -_aside_nll(steer_fn(vectors), sample)(params, rollout)
-
-        loss, grads = jax.value_and_grad(harm)(vectors)
-        updates, after = vector_optimizer.update(grads, moments, vectors)
-        old, new = (vectors, moments), (vectors + updates, after)
-        # As in any update: one NaN would stay for the whole run.
-        finite = numerics.stays_finite(old, new)
-        return jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new), -loss
 
     def learn(state, rollout):
         inner, vectors, moments = state.algorithm
@@ -235,6 +223,26 @@ def steering_learner(
         return state, metrics | {"consistency/aside_nll_nats": loss}
 
     return Learner(init, learn)
+
+
+def _harder(steer_fn: SteerFn, sample: Sampler, optimizer):
+    """(vectors, moments, params, rollout) -> ((vectors, moments), loss before).
+
+    Moves the vectors by one step that raises the loss of the aside batch.
+    """
+
+    def step(vectors, moments, params, rollout):
+        def harm(vectors):
+            return -_aside_nll(steer_fn(vectors), sample)(params, rollout)
+
+        loss, grads = jax.value_and_grad(harm)(vectors)
+        updates, after = optimizer.update(grads, moments, vectors)
+        old, new = (vectors, moments), (vectors + updates, after)
+        # As in any update: one NaN would stay for the whole run.
+        finite = numerics.stays_finite(old, new)
+        return jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new), -loss
+
+    return step
 
 
 def _learn_against(step, learner: Learner, state, rollout: Rollout):

@@ -32,13 +32,15 @@ def pooled(
     """A verifier that calls `fn(completion, answer)` for every sample, in processes.
 
     A call fails if it raises, returns no finite number, exceeds a limit or kills its
-    process. Its sample then has `failed=True` and reward 0. The loop counts such samples
-    and leaves them out of the loss; a line of the log says what happened. Other calls
-    are not affected. A run stops only if all calls fail in several batches in a row.
+    process. Its sample then has `failed=True` and reward 0. The loop counts such
+    samples and leaves them out of the loss; a line of the log says what happened. Other
+    calls are not affected. A run stops only if all calls fail in several batches in a
+    row.
 
-    Each call runs in a fresh copy of a process that has imported `fn`'s module. The copy
-    takes about a millisecond. What a call sets up is gone after it, so import and load
-    at the top of the module what all calls need. It is no sandbox: see `host.pool`.
+    Each call runs in a fresh copy of a process that has imported `fn`'s module. The
+    copy takes about a millisecond. What a call sets up is gone after it, so import and
+    load at the top of the module what all calls need. It is no sandbox: see
+    `host.pool`.
 
     Args:
       fn: the reward of one completion. It is sent to the workers by name, so it must
