@@ -192,16 +192,9 @@ def steering_learner(
     check.kind("learner", learner, Learner, "update.learner(...)")
     check.function("steer_fn", steer_fn, "vectors")
     check.function("sample", sample, "params, prompts, key")
-    check.kind(
-        "vector_optimizer",
-        vector_optimizer,
-        optax.GradientTransformation,
-        "optax.adam(1e-4)",
-    )
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        check.refuse("shape", "be a pair (layers, width)", shape)
-    for size in shape:
-        check.count("shape", size)
+    optimizer_type, example = optax.GradientTransformation, "optax.adam(1e-4)"
+    check.kind("vector_optimizer", vector_optimizer, optimizer_type, example)
+    _require_layers_and_width(shape)
     harder = _harder(steer_fn, sample, vector_optimizer)
 
     def init(params, key, reference=None):
@@ -223,6 +216,13 @@ def steering_learner(
         return state, metrics | {"consistency/aside_nll_nats": loss}
 
     return Learner(init, learn)
+
+
+def _require_layers_and_width(shape: tuple[int, int]) -> None:
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        check.refuse("shape", "be a pair (layers, width)", shape)
+    for size in shape:
+        check.count("shape", size)
 
 
 def _harder(steer_fn: SteerFn, sample: Sampler, optimizer):
