@@ -48,6 +48,7 @@ def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
         kept = jnp.argsort(~mixed, stable=True)[:num_prompts]
         rollout = mesh.constrain(take(rollout, kept))
         state, metrics = learner.learn(state, rollout)
-        return state, metrics | {"samples/mixed_kept": jnp.mean(1.0 * mixed[kept])}
+        share = jnp.mean(mixed[kept], dtype=jnp.float32)
+        return state, metrics | {"samples/mixed_kept": share}
 
     return learner._replace(learn=learn)

@@ -289,7 +289,8 @@ def _mass_metrics(coefficient, credits, rollout):
     for c in credits:
         pushed |= c.weighs & (c.advantage != 0)
     metrics = mass.of_coefficients(coefficient, p)
-    metrics["clipped_share"] = numerics.masked_mean(1.0 * (coefficient == 0), pushed)
+    clipped = (coefficient == 0).astype(jnp.float32)
+    metrics["clipped_share"] = numerics.masked_mean(clipped, pushed)
     return {f"mass/{k}": v for k, v in metrics.items()}
 
 
