@@ -7,8 +7,8 @@ import pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "")
 # Most of the tests' time is compilation. The passes left out here take a tenth of it,
-# the newer code generator half of it. XLA dies of a flag that it does not know: from
-# 0.11 on there is no other generator.
+# the newer code generator half of it; the older one runs slower and rounds otherwise.
+# XLA dies of a flag that it does not know, and 0.11 has the newer one alone.
 flags += " --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jaxlib").startswith(("0.9.", "0.10.")):
     flags += " --xla_cpu_use_fusion_emitters=false"

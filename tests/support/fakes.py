@@ -18,8 +18,6 @@ from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
 # Most of a test's time is compilation. It takes half as long without the optimisations
 # of LLVM.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
-# It takes a fifth as long with these, and programs run slower and round otherwise.
-BARELY = UNOPTIMISED | {"xla_cpu_use_fusion_emitters": False}
 jit = functools.partial(jax.jit, compiler_options=UNOPTIMISED)
 
 STATISTICS = ("old", "reference", "teacher", "current")
