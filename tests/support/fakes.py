@@ -231,3 +231,15 @@ def credit_of(rollout: Rollout, advantage) -> Credit:
         weight=mask.astype(jnp.float32),
         member=jnp.ones(advantage.shape, bool),
     )
+
+
+def stored_last(samples: Samples) -> dict[str, jax.Array]:
+    """What prompts carry whose stored answers are the last of these samples."""
+    ones = jnp.ones(samples.mask.shape[0])
+    return {
+        "answers": samples.tokens[:, -1:],
+        "answers_mask": samples.mask[:, -1:],
+        "answers_source": samples.source[:, -1:],
+        "weight": ones,
+        "hint_length": ones.astype(jnp.int32),
+    }
