@@ -143,7 +143,7 @@ def _warn_of_failures(name: str, results: list[float | pools.Failure]) -> None:
 
 
 def _verdict(
-    results: list[float | pools.Failure], shape: tuple[int, int], correct_at: float
+    results: list[float | pools.Failure], shape: tuple[int, ...], correct_at: float
 ) -> Verdict:
     failed = np.array([isinstance(r, pools.Failure) for r in results], bool)
     reward = [0.0 if isinstance(r, pools.Failure) else r for r in results]
