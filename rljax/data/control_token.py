@@ -1,8 +1,8 @@
 """Text in which only the template's control tokens are control tokens.
 
-A tokenizer reads `<|im_end|>` as the token that ends a turn wherever it stands, in
-anybody's question too: there it would end the turn, or the whole prompt. The template
-is ours, a question is text.
+A tokenizer reads `<|im_end|>` as the token that ends a turn, wherever it stands. In a
+user's question it would end the turn, or the whole prompt. So the template may spell
+control tokens; a question is read as text.
 """
 
 import json

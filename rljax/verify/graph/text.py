@@ -50,12 +50,13 @@ def decode(
       table: the bytes of each token; a constant of the program.
       tokens: i32[..., T].
       mask: bool[..., T].
-      max_bytes: N, a static bound; what exceeds it is cut off. By default
-        T * table.longest, which always fits but is wasteful where a vocabulary has a
-        few very long tokens: 4 to 8 bytes per token are ample for real ones.
-      gap: a byte to put where tokens that add no text (special ones, ids outside the
-        table, those outside the mask) stand between two that do; by default none. The
-        verifiers here put `GAP`: without it 1, a special token and 8 would be 18.
+      max_bytes: N, a static bound; what exceeds it is cut off. None takes
+        T * table.longest, which always fits. If a few tokens of the vocabulary are very
+        long, that is wasteful: real text needs 4 to 8 bytes per token.
+      gap: a byte that stands where tokens without text are between two with text; by
+        default none. Special tokens, ids outside the table and tokens outside the mask
+        have no text. The verifiers here pass `GAP`: without it 1, a special token and 8
+        would be 18.
 
     Returns:
       Text of shape [...]. `length` is that of the whole text, also where it was cut.
@@ -65,17 +66,7 @@ def decode(
         than one byte.
     """
     _require_gap(gap)
-    if tokens.shape != mask.shape:
-        raise ValueError(
-            "decode needs tokens and mask of one shape [..., T], got tokens"
-            f" {tokens.shape} and mask {mask.shape}."
-        )
-    size = tokens.shape[-1] * table.longest if max_bytes is None else max_bytes
-    if size < 1:
-        raise ValueError(
-            "decode needs at least one token and max_bytes >= 1, got tokens"
-            f" {tokens.shape} and max_bytes {max_bytes}."
-        )
+    size = _num_bytes(table, tokens, mask, max_bytes)
     # The gap stands before every piece: the byte before the piece's first.
     apart = b"".join(gap + piece for piece in table.pieces) if gap else None
     flat = table.flat if apart is None else np.frombuffer(apart or b"\0", np.uint8)
@@ -100,6 +91,21 @@ def decode(
         return jnp.where(place < end[-1], byte, 0).astype(jnp.uint8), end[-1]
 
     return Text(*jnp.vectorize(row, signature="(t),(t)->(n),()")(tokens, mask))
+
+
+def _num_bytes(table: TokenBytes, tokens, mask, max_bytes: int | None) -> int:
+    if tokens.shape != mask.shape:
+        raise ValueError(
+            "decode needs tokens and mask of one shape [..., T], got tokens"
+            f" {tokens.shape} and mask {mask.shape}."
+        )
+    size = tokens.shape[-1] * table.longest if max_bytes is None else max_bytes
+    if size < 1:
+        raise ValueError(
+            "decode needs at least one token and max_bytes >= 1, got tokens"
+            f" {tokens.shape} and max_bytes {max_bytes}."
+        )
+    return size
 
 
 def decode_host(table: TokenBytes, tokens, mask, *, gap: bytes = b"") -> list[bytes]:
@@ -168,10 +174,12 @@ def _answer_data(prompts: Prompts):
     return data
 
 
-Judge = Callable[[Text, Text, jax.Array], jax.Array]
+JudgeFn = Callable[[Text, Text, jax.Array], jax.Array]
 
 
-def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None) -> Verify:
+def text_verifier(
+    table: TokenBytes, judge: JudgeFn, *, max_bytes: int | None = None
+) -> Verify:
     """The in-graph verifier that judges one sample at a time.
 
     Args:
