@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from rljax import data, verify
-from rljax.data import held_out, token_ids
+from rljax.data import control_token, held_out, token_ids
 from rljax.model import Model
 from rljax.task.base import Task
 from rljax.types import Prompts
@@ -88,12 +88,24 @@ def _with_solutions(prompts: Prompts, problems, model: Model, template: str) -> 
 def text_of(model: Model) -> verify.TokenBytes:
     """The bytes of each token, none for those that end a completion.
 
-    Not all of these are called special by their tokenizer.
+    Not all of these are called special by their tokenizer. Stop strings end the text.
     """
     pieces = enumerate(verify.token_bytes(model.tokenizer).pieces)
+    ends = tuple(text.encode() for text in model.stop_strings)
     return verify.TokenBytes(
-        tuple(b"" if i in model.stop_tokens else piece for i, piece in pieces)
+        tuple(b"" if i in model.stop_tokens else piece for i, piece in pieces), ends
     )
+
+
+def spelled_by(model: Model) -> tuple[bytes, ...]:
+    """The bytes of each token with control tokens spelled out: for stop strings.
+
+    Who stops at "<|im_end|>" means the control token of this name, too.
+    """
+    pieces = list(verify.token_bytes(model.tokenizer).pieces)
+    for i in control_token.special_ids(model.tokenizer):
+        pieces[i] = model.tokenizer.convert_ids_to_tokens(i).encode()
+    return tuple(pieces)
 
 
 def require_numbers(problems: Sequence[data.Problem]) -> None:
