@@ -85,8 +85,10 @@ def stop_strings(texts: Sequence[str], pieces: Sequence[bytes]) -> StopStrings:
 
 def _automaton(texts: tuple[bytes, ...], pieces: Sequence[bytes]) -> StopStrings:
     effects = _by_token(_by_byte(texts), (*pieces, b""))
-    step, kind = np.unique(effects, axis=0, return_inverse=True)
-    return StopStrings(texts, kind.reshape(-1).astype(np.int32), step.astype(np.int32))
+    kinds: dict[bytes, int] = {}  # several times faster than np.unique by rows
+    kind = [kinds.setdefault(row.tobytes(), len(kinds)) for row in effects]
+    step = np.frombuffer(b"".join(kinds), np.int16).reshape(len(kinds), -1)
+    return StopStrings(texts, np.array(kind, np.int32), step.astype(np.int32))
 
 
 def _by_byte(texts: tuple[bytes, ...]) -> np.ndarray:
