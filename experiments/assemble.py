@@ -160,7 +160,9 @@ def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     stored = mixed.stored_answers()
     if measure:
         stored = mixed.with_old(stored, policy.measure)
-    return stored if c.algorithm in recipes.STORED else mixed.side_by_side(sampled, stored)
+    return (
+        stored if c.algorithm in recipes.STORED else mixed.side_by_side(sampled, stored)
+    )
 
 
 def stops(model: Model) -> StopStrings | None:

@@ -43,6 +43,11 @@ def check(c: "Config") -> None:
             f"--test-data must come with --data, got {c.test_data} alone; pass both."
         )
     chat(c)
+    if "" in c.stop:
+        raise ValueError(
+            "--stop must hold at least one character, got ''; leave it out, or every"
+            " completion would end with its first token."
+        )
     if "{question}" not in c.template:
         raise ValueError(
             f"--template must contain {{question}}, got {c.template!r}; put it where"
@@ -65,11 +70,11 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
     """
     if c.model is None or c.data is None:
         model, problems = _tiny()
+        model = model._replace(stop_strings=c.stop)
     else:
         model = language_model.load(c.model)
-        model = model._replace(
-            stop_strings=tuple(dict.fromkeys((*model.stop_strings, *c.stop)))
-        )
+        stops = dict.fromkeys((*model.stop_strings, *c.stop))
+        model = model._replace(stop_strings=tuple(stops))
         require_positions(c, model)
         print(f"{c.model}: {language_model.describe(model)}")
         problems = read(c, c.data)
@@ -122,8 +127,8 @@ def read(c: "Config", file: pathlib.Path) -> list[data.Problem]:
 def chat(c: "Config") -> data.Chat | None:
     """How the flags have prompts written; raises ValueError for what is no argument."""
     if not c.chat:
-        for name in ("system", "template_args"):
-            if vars(c)[name]:
+        for name, absent in (("system", None), ("template_args", ())):
+            if vars(c)[name] != absent:
                 raise ValueError(
                     f"{ranges.flag(name)} must come with --chat, got it alone; add"
                     " --chat."

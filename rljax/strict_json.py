@@ -36,7 +36,7 @@ def read_file(file: pathlib.Path) -> dict[str, Any]:
 
 
 class Written(str):
-    """A number of JSON as it is written: 0.10 is not 0.1, and 2**70 keeps its digits."""
+    """A number of JSON as it is written: 0.10 is not 0.1, and no digit is lost."""
 
 
 def loads(text: bytes, *, written: bool = False) -> Any:

@@ -11,7 +11,7 @@ devices or rewards.
 
 from rljax.data.chat import Chat
 from rljax.data.encode import EncodingReport, answer_bytes, encode_prompts
-from rljax.data.problem import Message, Problem, read_jsonl
+from rljax.data.problem import Message, Problem, Tokens, read_jsonl
 from rljax.data.stream import Stream, stream
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Message",
     "Problem",
     "Stream",
+    "Tokens",
     "answer_bytes",
     "encode_prompts",
     "read_jsonl",

@@ -23,7 +23,7 @@ from rljax.data.problem import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE, _SYSTEM_PROBE = "question 4711", "system 4712"
+_PROBE, _SYSTEM_PROBE, _ANSWER_PROBE = "question 4711", "system 4712", "answer 4713"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,21 @@ def render(
         add_generation_prompt=True,
         **chat.arguments,
     )
+
+
+def end_token(tokenizer: "PreTrainedTokenizerBase", chat: Chat) -> int:
+    """What the template puts after the assistant's words: the end of a demonstration.
+
+    Gemma's turns end with another token than its tokenizer's texts do. Where the
+    template puts no control token, it is the tokenizer's end token.
+    """
+    messages = ({"role": "user", "content": _PROBE},)
+    messages += ({"role": "assistant", "content": _ANSWER_PROBE},)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **chat.arguments)
+    _, _, rest = text.rpartition(_ANSWER_PROBE)
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    special = control_token.special_ids(tokenizer)
+    return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
 
 
 def _text(tokenizer, messages: Conversation, chat: Chat, number: int) -> str:

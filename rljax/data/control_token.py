@@ -52,6 +52,7 @@ def encode(
     ]
     if not more:
         return Encoded(ids, [])
+
     # Unknown characters are such a token, too, and stay one: then nothing changes.
     def write(n: int, names: dict[str, str]) -> str:
         return renamed(template, names).replace(QUESTION, questions[n])

@@ -13,7 +13,7 @@ from rljax import strict_json
 from rljax.data import chat as chats
 from rljax.data import control_token, held_out
 from rljax.data.chat import Chat
-from rljax.data.problem import Problem, is_tokens, question_text
+from rljax.data.problem import Problem, Tokens, question_text
 from rljax.types import Prompts
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def encode_prompts(
     short = np.ones_like(fits)
     completions = []
     if max_completion_tokens is not None:
-        completions, more = _encode_demonstrations(tokenizer, problems)
+        completions, more = _encode_demonstrations(tokenizer, problems, chat)
         spelled = {*spelled, *more}
         short = np.array([len(c) <= max_completion_tokens for c in completions], bool)
     (kept,) = np.nonzero(fits & short)
@@ -149,10 +149,12 @@ def answer_bytes(answers: Sequence[str]) -> np.ndarray:
 
 def _encode_questions(tokenizer, questions, template: str, chat: Chat | None):
     """Token ids of the prompts, and the numbers of those that spell control tokens."""
-    encoded = [list(q) if is_tokens(q) else [] for q in questions]
+    encoded = [list(q.ids) if isinstance(q, Tokens) else [] for q in questions]
     # A chat template would make a prompt of an empty question as well.
     others = [
-        n for n, q in enumerate(questions) if not is_tokens(q) and (q or chat is None)
+        n
+        for n, q in enumerate(questions)
+        if not isinstance(q, Tokens) and (q or chat is None)
     ]
     asked = [questions[n] for n in others]
     if chat is not None:
@@ -183,11 +185,14 @@ def _encode_with_begin(tokenizer, questions: list[str], template: str):
     return encoded, spelled
 
 
-def _encode_demonstrations(tokenizer, problems: Sequence[Problem]):
+def _encode_demonstrations(tokenizer, problems: Sequence[Problem], chat: Chat | None):
     worked = [p.demonstration or "" for p in problems]
     _require_all(problems, worked, "demonstration", "read the field that has it")
     encoded, spelled = control_token.encode(tokenizer, worked, control_token.QUESTION)
-    return [[*ids, tokenizer.eos_token_id] for ids in encoded], spelled
+    end = tokenizer.eos_token_id
+    if chat is not None:
+        end = chats.end_token(tokenizer, chat)
+    return [[*ids, end] for ids in encoded], spelled
 
 
 def _require_template(template: str):

@@ -13,9 +13,14 @@ class Message(NamedTuple):
     content: str
 
 
-Question = str | tuple[Message, ...] | tuple[int, ...]
-"""A text; a conversation, which a chat template makes a prompt; or a prompt's tokens,
-which are taken as they are."""
+class Tokens(NamedTuple):
+    """A whole prompt by its token ids, to be taken as they are."""
+
+    ids: tuple[int, ...]
+
+
+Question = str | tuple[Message, ...] | Tokens
+"""A text; a conversation, of which a chat template makes a prompt; or the prompt."""
 
 
 class Problem(NamedTuple):
@@ -116,7 +121,7 @@ def _question(value: Any, name: str, where: str) -> Question:
                 f"{where}: field {name!r} must hold token ids, whole numbers from 0,"
                 f" got {', '.join(value)[:80]}; write it as text, or encode it again."
             )
-        return tuple(int(x) for x in value)
+        return Tokens(tuple(int(x) for x in value))
     return _messages(value, name, where)
 
 
@@ -162,14 +167,9 @@ def question_text(question: Question) -> str:
     """The words of a question; of a conversation those of all but the system."""
     if isinstance(question, str):
         return question
-    if is_tokens(question):
-        return f"tokens {question}"
+    if isinstance(question, Tokens):
+        return str(question)
     return "\n".join(m.content for m in question if m.role != "system")
-
-
-def is_tokens(question: Question) -> bool:
-    """Whether the question is a prompt's tokens."""
-    return not isinstance(question, str) and isinstance((*question, "")[0], int)
 
 
 def _after(text: str, marker: str, where: str) -> str:

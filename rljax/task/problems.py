@@ -8,7 +8,7 @@ import numpy as np
 
 from rljax import data, verify
 from rljax.data import control_token, held_out, token_ids
-from rljax.data.problem import Question, is_tokens
+from rljax.data.problem import Question, Tokens
 from rljax.model import Model
 from rljax.task.base import Task
 from rljax.types import Prompts
@@ -131,13 +131,13 @@ def _told(problem: data.Problem) -> Question:
     question, worked = problem.question, problem.demonstration
     if isinstance(question, str):
         return f"{question}\n{worked}"
-    if is_tokens(question):
+    if isinstance(question, Tokens):
         raise ValueError(
             "a teacher that is told the solution must have questions of text, got"
             " token ids; write them as text."
         )
-    last = question[-1]
-    return (*question[:-1], last._replace(content=f"{last.content}\n{worked}"))
+    *before, last = question
+    return (*before, last._replace(content=f"{last.content}\n{worked}"))
 
 
 def text_of(model: Model) -> verify.TokenBytes:

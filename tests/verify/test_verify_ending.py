@@ -1,4 +1,4 @@
-"""A text ends before the stop string that its last token completes, and nowhere else."""
+"""A text ends before the stop string that its last token completes, and only there."""
 
 import jax
 import jax.numpy as jnp
