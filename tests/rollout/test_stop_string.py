@@ -6,26 +6,15 @@ import itertools
 import chex
 import fakes
 import hypothesis
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stop_case
 from hypothesis import strategies as st
+from stop_case import COMMON, ENDS, KEY, PARAMS, PIECES, POLICY, PROMPTS, STOP, G, T
 
-from rljax.rollout.environment import FREE, Environment
 from rljax.rollout.sample import greedy, sampler
 from rljax.rollout.stop_string import stop_strings
-
-# One token each of "abc", and some that begin or end inside of a stop string.
-PIECES = (b"", b"a", b"b", b"c", b"ab", b"ca", b"bca", b"\xc3", b"\xbc", b"aab")
-ENDS = ("abc", "bb", "ü", "caab")
-STOP = 0
-PROMPTS = fakes.prompts(num_prompts=6)
-G, T = 5, 12
-POLICY = fakes.bandit(num_prompts=6, num_tokens=T, vocab_size=16)
-PARAMS = {"logits": 0.5 * jax.random.normal(jax.random.key(1), (6, T, 16))}
-KEY = jax.random.key(3)
-COMMON = {"num_samples": G, "max_tokens": T}
 
 
 def bytes_of(tokens, pieces=PIECES):
@@ -88,8 +77,11 @@ def test_all_at_once_and_in_slots_are_equal():
 def test_greedy_completions_end_as_well():
     options = {"max_tokens": T, "stop_tokens": ()}
     stops = stop_strings(("c",), PIECES)
-    samples, _ = greedy(POLICY, stop_strings=stops, **options)(PARAMS, PROMPTS, KEY)
-    long, _ = greedy(POLICY, **options)(PARAMS, PROMPTS, KEY)
+    cut = greedy(POLICY, stop_strings=stops, **options)
+    samples, long = (
+        fakes.jit(sample)(PARAMS, PROMPTS, KEY)[0]
+        for sample in (cut, greedy(POLICY, **options))
+    )
     want = [ending(row, ("c",)) for row in long.tokens[:, 0].tolist()]
     assert len(set(want)) > 2
     length = [T if n is None else n for n in want]
@@ -97,19 +89,10 @@ def test_greedy_completions_end_as_well():
     assert samples.finished[:, 0].tolist() == [n is not None for n in want]
 
 
-def forcing():
-    """Forces "c" after each "ab", and never anything else."""
-    ab, c = PIECES.index(b"ab"), PIECES.index(b"c")
-    return Environment(
-        lambda prompt, key: ((), FREE),
-        lambda state, token: (state, jnp.where(token == ab, c, FREE)),
-    )
-
-
 def test_what_an_environment_says_completes_no_stop_string():
     # "ab" + forced "c" is no "abc"; with the string matched across it would be.
     ab, c = PIECES.index(b"ab"), PIECES.index(b"c")
-    draw = jitted(("abc",), environment=forcing(), stop_tokens=())
+    draw = jitted(("abc",), environment=stop_case.forcing(), stop_tokens=())
     samples, _ = draw(PARAMS, PROMPTS, KEY)
     tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
     said = (tokens[..., :-1] == ab) & ~mask[..., 1:] & (tokens[..., 1:] == c)
@@ -124,9 +107,11 @@ def test_what_an_environment_says_completes_no_stop_string():
 
 def test_an_environment_may_answer_a_stop_string_and_go_on():
     # As with a stop token: what ends a turn need not end the sample.
-    draw = jitted(("ab",), environment=forcing(), stop_tokens=())
+    draw = jitted(("ab",), environment=stop_case.forcing(), stop_tokens=())
     samples, _ = draw(PARAMS, PROMPTS, KEY)
-    long = jitted(None, environment=forcing(), stop_tokens=())(PARAMS, PROMPTS, KEY)[0]
+    long = jitted(None, environment=stop_case.forcing(), stop_tokens=())(
+        PARAMS, PROMPTS, KEY
+    )[0]
     tokens = np.asarray(samples.tokens)
     went_on = 0
     for p, g in np.ndindex(6, G):
@@ -143,7 +128,7 @@ def test_an_environment_may_answer_a_stop_string_and_go_on():
 text_of_letters = st.text("ab", min_size=1, max_size=4)
 
 
-@hypothesis.settings(deadline=None, max_examples=80)
+@hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=5),
     st.lists(text_of_letters, min_size=1, max_size=3),
