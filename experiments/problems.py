@@ -100,6 +100,10 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
     except ValueError as error:  # the library names arguments, the user has flags
         text = re.sub(r"\b(num|max)_[a-z_]+", lambda m: ranges.flag(m[0]), str(error))
         text = text.replace("pass chat=Chat()", "pass --chat")
+        files = [file for file in (c.data, c.test_data) if file is not None]
+        if any(isinstance(p.question, data.Tokens) for p in problems):
+            files = []  # the numbers are those of texts alone
+        text = re.sub(r"\bnumber (\d+)", lambda m: place(files, m), text)
         raise ValueError(f"{name}: {text}") from error
     for note in parts.notes:
         print(f"{name}: {note}")
@@ -122,6 +126,18 @@ def read(c: "Config", file: pathlib.Path) -> list[data.Problem]:
         demonstration=c.demonstration,
         answer_after=c.answer_after,
     )
+
+
+def place(files: list[pathlib.Path], number: re.Match) -> str:
+    """ "number 3" with file and line of the problem that has it among those of all."""
+    lines = [
+        f"{file}:{n}"
+        for file in files
+        for n, line in enumerate(file.read_bytes().split(b"\n"), 1)
+        if line.strip()
+    ]
+    known = lines[int(number[1]) : int(number[1]) + 1]
+    return f"{number[0]} ({known[0]})" if known else number[0]
 
 
 def chat(c: "Config") -> data.Chat | None:

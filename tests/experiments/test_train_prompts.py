@@ -161,6 +161,14 @@ def test_a_folder_that_cannot_chat_is_refused(model, tmp_path, template, told):
         build(model, tmp_path, chat=True)
 
 
+def test_a_problem_that_cannot_be_encoded_is_told_by_file_and_line(model, tmp_path):
+    test_data = write(tmp_path / "test.jsonl", [("1", 1), ("2 ?", 2)])
+    test_data.write_text("\n\n" + test_data.read_text())
+    for options in ({}, {"chat": True}):
+        with pytest.raises(ValueError, match=r"number 31 \(.*test\.jsonl:4\) .*2 \?"):
+            build(model, tmp_path, test_data=test_data, **options)
+
+
 def test_test_data_of_no_use_is_refused(model, tmp_path):
     long = write(tmp_path / "long.jsonl", [("1" * 40, 1)])
     with pytest.raises(ValueError, match=r"long\.jsonl: a problem of the test data"):
