@@ -20,9 +20,10 @@ from rljax.policy import (
     against_reference,
     privileged_teacher,
 )
-from rljax.rollout import mixed
+from rljax.rollout import StopStrings, mixed, stop_strings
 from rljax.rollout.sample import greedy, sampler
 from rljax.task import Task
+from rljax.task import problems as own
 from rljax.types import NotMeasured, Sampler
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             model.tokenizer,
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
+            stop_strings=stops(model),
             batch_size=c.num_validation,
             in_graph=not in_python,
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
@@ -134,16 +136,34 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
 
 def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     """The rows of a group: own samples, and what the recipe needs beside them."""
-    common = {"max_tokens": c.max_tokens, "stop_tokens": model.stop_tokens}
-    own = sampler(policy, num_samples=c.num_samples, num_slots=c.num_slots, **common)
+    common = {
+        "max_tokens": c.max_tokens,
+        "stop_tokens": model.stop_tokens,
+        "stop_strings": stops(model),
+    }
+    sampled = sampler(
+        policy, num_samples=c.num_samples, num_slots=c.num_slots, **common
+    )
     if c.algorithm in recipes.GREEDY:
-        return mixed.side_by_side(own, greedy(policy, **common))
+        return mixed.side_by_side(sampled, greedy(policy, **common))
     if c.algorithm not in recipes.STORED + recipes.MIXED:
-        return own
+        return sampled
     stored = mixed.stored_answers()
     if measure:
         stored = mixed.with_old(stored, policy.measure)
-    return stored if c.algorithm in recipes.STORED else mixed.side_by_side(own, stored)
+    return (
+        stored if c.algorithm in recipes.STORED else mixed.side_by_side(sampled, stored)
+    )
+
+
+def stops(model: Model) -> StopStrings | None:
+    """The stop strings of a model, as the sampler takes them."""
+    if not model.stop_strings:
+        return None
+    try:
+        return stop_strings(model.stop_strings, own.spelled_by(model))
+    except ValueError as error:
+        raise ValueError(f"--stop, or generation_config.json: {error}") from error
 
 
 def gates(c) -> gate.Gate | None:

@@ -34,8 +34,11 @@ class Config:
     """Hugging Face folder of a Llama-type model."""
     data: pathlib.Path | None = None
     """JSONL file of problems."""
+    test_data: pathlib.Path | None = None
+    """JSONL file of the problems to report, at most --num-test of them; none is
+    trained on. None: some of --data are held out."""
     question: str = "question"
-    """Field with the question."""
+    """Field with the question: a text, messages for --chat, or token ids."""
     answer: str = "answer"
     """Field with the reference answer."""
     answer_after: str | None = None
@@ -43,7 +46,16 @@ class Config:
     demonstration: str | None = None
     """Field with a worked solution, to imitate."""
     template: str = "{question}"
-    """Text of the prompt around the question."""
+    """Text of the prompt around the question; with --chat, of the user's message."""
+    chat: bool = False
+    """Write prompts by the chat template of the model's tokenizer."""
+    system: str | None = None
+    """--chat: the system's message, where a conversation has none of its own."""
+    template_args: tuple[str, ...] = ()
+    """--chat: what the template takes, NAME=JSON such as enable_thinking=false."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text that ends a completion, beside the model's end tokens; may come several
+    times. The verifier reads what stands before it."""
     verifier: Literal["number", "last-number", "exact", "contains", "python"] = "number"
     """number: the completion is the answer's number, or has it after --after;
     last-number: its last number is, or the one in its last \\boxed{}; exact: the same

@@ -14,6 +14,7 @@ import numpy as np
 
 from rljax import check
 from rljax.types import Prompts, Samples, Verdict, Verify, require
+from rljax.verify.graph import ending
 from rljax.verify.graph.vocabulary import TokenBytes
 
 WHITESPACE = b" \t\n\r\v\f"
@@ -44,7 +45,7 @@ def decode(
     max_bytes: int | None = None,
     gap: bytes = b"",
 ) -> Text:
-    """The text of the tokens under the mask, holes closed.
+    """The text of the tokens under the mask, holes closed, up to `table.ends`.
 
     Args:
       table: the bytes of each token; a constant of the program.
@@ -86,9 +87,20 @@ def decode(
         place = jnp.arange(size, dtype=jnp.int32)
         ends = jnp.zeros(size, jnp.int32).at[end].add(1, mode="drop")
         token = jnp.minimum(jnp.cumsum(ends, dtype=jnp.int32), tokens.size - 1)
-        source = (start[index] - (end - count) - joint)[token] + place
-        byte = flat[jnp.clip(source, 0, flat.size - 1)]
-        return jnp.where(place < end[-1], byte, 0).astype(jnp.uint8), end[-1]
+        from_flat = start[index] - (end - count) - joint
+        byte = flat[jnp.clip(from_flat[token] + place, 0, flat.size - 1)]
+        length_left = end[-1]
+        if table.ends:
+
+            def byte_at(places):
+                token = jnp.searchsorted(end, places, side="right")
+                token = jnp.minimum(token, tokens.size - 1)
+                return flat[jnp.clip(from_flat[token] + places, 0, flat.size - 1)]
+
+            last = jnp.max(jnp.where(mask, jnp.arange(tokens.size), 0))
+            last = (count - joint)[last]
+            length_left = ending.cut(table.ends, table.longest, byte_at, last, end[-1])
+        return jnp.where(place < length_left, byte, 0).astype(jnp.uint8), length_left
 
     return Text(*jnp.vectorize(row, signature="(t),(t)->(n),()")(tokens, mask))
 
@@ -115,12 +127,13 @@ def decode_host(table: TokenBytes, tokens, mask, *, gap: bytes = b"") -> list[by
     size = len(table.pieces)
 
     def row(tokens, mask):
-        text, whole = b"", True
+        text, whole, last = b"", True, 0
         for token, kept in zip(tokens.tolist(), mask.tolist(), strict=True):
             piece = table.pieces[token] if kept and 0 <= token < size else b""
             text += gap + piece if piece and text and not whole else piece
             whole = bool(piece)
-        return text
+            last = len(piece) if kept else last
+        return ending.cut_host(table.ends, text, last)
 
     rows = zip(
         tokens.reshape(-1, tokens.shape[-1]),
