@@ -167,16 +167,23 @@ def put(tree: Any, sharding: Sharding) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Whole arrays as NumPy ones, in every process; all of them must call it."""
+    """Whole arrays as NumPy ones, in every process; all of them must call it.
+
+    Of several processes, random keys stay as they are.
+    """
     if count() == 1:
         return jax.device_get(tree)
 
     def whole(x):
-        here = x.is_fully_addressable or x.is_fully_replicated
-        return x if here else multihost_utils.process_allgather(x, tiled=True)
+        if not isinstance(x, jax.Array):
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
 
-    is_array = lambda x: isinstance(x, jax.Array)  # noqa: E731
-    return jax.device_get(jax.tree.map(lambda x: whole(x) if is_array(x) else x, tree))
+    return jax.tree.map(whole, tree)
 
 
 def require_shared(tree: Any, what: str) -> None:
