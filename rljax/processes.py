@@ -21,7 +21,7 @@ from jax._src import distributed  # jax.distributed shows neither store nor barr
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-_DAYS_MS = 7 * 24 * 3600 * 1000  # whether the others live is for `run.cluster` to say
+_DAYS_MS = 7 * 24 * 3600 * 1000  # whether the others live is for `run.watch` to say
 _rounds = itertools.count()
 _names: list[str] = []
 

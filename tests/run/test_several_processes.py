@@ -145,6 +145,16 @@ def test_other_prompts_in_a_process_are_refused_before_a_save(tmp_path):
     assert max(int(path.name[:8]) for path in saved) <= 6
 
 
+def test_a_process_whose_others_never_come_says_so(tmp_path):
+    program = "from rljax.run import cluster; cluster.JOIN_S = 5; import several_toy"
+    arguments = ["-c", f"{program}; several_toy.main()", str(tmp_path / "run")]
+    with several.started(arguments, 2) as (first, second):
+        second.kill()
+        ended = several.end(first)
+    assert ended.code == 1
+    assert "all 2 processes must join within 5 s, but process 0 waited" in ended.text
+
+
 def test_folders_that_are_not_shared_are_refused(tmp_path):
     arguments = [[TOY, str(tmp_path / name)] for name in ("here", "there")]
     for one in several.run(arguments, 2):
