@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.model import rotary
+from rljax.model import product, rotary
 from rljax.model.attention import KeyValue, join_heads
 from rljax.model.config import DecoderConfig
 
@@ -29,6 +29,7 @@ class Block(nn.Module):
             nn.Dense,
             dtype=c.dtype,
             use_bias=False,
+            dot_general=product.dense,
             kernel_init=normal(c.initializer_std),
         )
         # Residual outputs start smaller by sqrt(2 L), as in GPT-2.
@@ -91,7 +92,7 @@ class Block(nn.Module):
         if not self.has_variable("params", joined_name(names)):
             return [layer(h) for layer in layers]
         joined = self.get_variable("params", joined_name(names))
-        out = h @ joined["kernel"] + joined.get("bias", 0)
+        out = product.dense(h, joined["kernel"]) + joined.get("bias", 0)
         ends = np.cumsum([layer.features for layer in layers])[:-1]
         return jnp.split(out, ends, -1)
 
