@@ -112,15 +112,17 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
 
 
 def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:
-    """AdamW with gates and pieces; `whole`: it compares whole distributions."""
+    """The optimiser with gates and pieces; `whole`: it compares distributions."""
+    make = optimizer.BY_NAME[c.optimizer]
     made = update.learner(
         against_reference(policy) if whole else policy.measure,
         algorithm,
-        optimizer.adamw(
+        make(
             optimizer.linear_decay(
                 c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
             ),
             c.gradient_clip,
+            c.mu_dtype,
         ),
         gate=gates(c),
         num_passes=c.num_passes,

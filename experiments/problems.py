@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments import ranges, recipes
+from experiments import formats, ranges, recipes
 from rljax import data, verify
 from rljax.data import tokenizer
 from rljax.model import DecoderConfig, Model, language_model
@@ -58,9 +58,9 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
       ValueError: naming the file or the flag that is wrong.
     """
     if c.model is None or c.data is None:
-        model, problems = _tiny()
+        model, problems = _tiny(c)
     else:
-        model = language_model.load(c.model)
+        model = formats.load(c)
         require_positions(c, model)
         print(f"{c.model}: {language_model.describe(model)}")
         problems = data.read_jsonl(
@@ -100,8 +100,8 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
     return model, parts.task(verifier(c, own.text_of(model), resources))
 
 
-def _tiny() -> tuple[Model, list[data.Problem]]:
-    model = language_model.new(_TINY, tokenizer.character_tokenizer("0123456789+=\n"))
+def _tiny(c: "Config") -> tuple[Model, list[data.Problem]]:
+    model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
     sums = [(a, b) for a in range(10) for b in range(10)]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 

@@ -63,6 +63,24 @@ class Config:
     max_prompt_tokens: int = 256
     """Longer prompts are dropped and counted."""
 
+    # Number formats and memory
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; sums, logits and losses are float32."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of parameters; those in bfloat16 have float32 copies in the optimiser's state."""
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the saved policy; None: as the folder of --model says of itself."""
+    remat: Literal["none", "layers"] | None = None
+    """layers: the inside of each layer is computed again backward, for memory. None:
+    layers with --model, none without."""
+    unroll: int | None = None
+    """Layers compiled side by side, a divisor of their number; None: 1 with remat, else
+    all of up to 8."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adamw: two moments per parameter; adafactor: the second as rows and columns."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the first moment."""
+
     # The recipe
     algorithm: str = "grpo"
     """Name of a recipe; its numbers are --algorithm.NAME."""

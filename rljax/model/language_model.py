@@ -1,10 +1,12 @@
 """What solves a task: a decoder, its tokenizer, and where its parameters come from."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rljax.data import tokenizer as tokenizers
 from rljax.model.config import DecoderConfig
@@ -26,6 +28,8 @@ class Model(NamedTuple):
       and kept nowhere else.
     stop_tokens: ids that end a completion.
     metadata: of the Hugging Face folder the model is from; None for a new one.
+    param_dtype: of the parameters.
+    save_dtype: of the parameters in folders that `save` writes; None is theirs.
     """
 
     config: DecoderConfig
@@ -33,6 +37,8 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], Any]
     stop_tokens: tuple[int, ...]
     metadata: Metadata | None = None
+    param_dtype: Any = jnp.float32
+    save_dtype: Any = None
 
     def policy(self, temperature: float = 1.0) -> Policy:
         """The decoder, whose logits are divided by the temperature, above 0."""
@@ -40,25 +46,51 @@ class Model(NamedTuple):
 
     def shapes(self) -> Any:
         """The parameters as jax.ShapeDtypeStructs; reads no file."""
-        return jax.eval_shape(self.policy().init, jax.random.key(0))
+        shapes = jax.eval_shape(lambda: self.policy().init(jax.random.key(0)))
+        return jax.tree.map(lambda x: x.update(dtype=self.param_dtype), shapes)
 
     def save(self, path: pathlib.Path, params: Any) -> None:
         """Writes parameters as a Hugging Face folder like the one the model is from."""
         new = self.metadata is None
         tokenizer = self.tokenizer if new else None
+        if self.save_dtype is not None:
+            params = jax.tree.map(lambda x: x.astype(self.save_dtype), params)
         folder.save(
             path, self.config, params, tokenizer=tokenizer, metadata=self.metadata
         )
 
 
-def new(config: DecoderConfig, tokenizer: "PreTrainedTokenizerBase") -> Model:
+def new(
+    config: DecoderConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Model:
     """A decoder with random parameters; the tokenizer's end token ends completions."""
-    init = jax.jit(decoder_policy(config).init)
-    return Model(config, tokenizer, init, (tokenizer.eos_token_id,))
+
+    def init(key):
+        params = decoder_policy(config).init(key)
+        return jax.tree.map(lambda x: x.astype(param_dtype), params)
+
+    stops = (tokenizer.eos_token_id,)
+    return Model(config, tokenizer, jax.jit(init), stops, param_dtype=param_dtype)
 
 
-def load(path: pathlib.Path) -> Model:
+def load(
+    path: pathlib.Path,
+    *,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    save_dtype: jax.typing.DTypeLike | None = None,
+    **formats: Any,
+) -> Model:
     """The model of a Hugging Face folder; its weights are checked, and not read yet.
+
+    Args:
+      param_dtype: of the parameters in training, whatever the files hold.
+      save_dtype: of those that `Model.save` writes; None is what config.json says the
+        files hold.
+      **formats: fields of `DecoderConfig` that change no size: `dtype`, `remat`,
+        `unroll`.
 
     Raises:
       ValueError: naming the file and the key or tensor, if the configuration, the
@@ -67,13 +99,31 @@ def load(path: pathlib.Path) -> Model:
     """
     metadata = hugging_face_metadata.read(path)
     config = hugging_face_config.read(metadata.config, path / "config.json")
+    config = dataclasses.replace(config, **formats)
     hugging_face_metadata.max_positions(metadata)  # for its check
     tokenizer = tokenizers.load_tokenizer(path)
     # What saving would refuse is refused before the work.
     folder.config_entries(config, tokenizer, metadata)
     stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, config.vocab_size)
     folder.check(path)
-    return Model(config, tokenizer, lambda key: folder.load(path)[1], stops, metadata)
+    return Model(
+        config,
+        tokenizer,
+        lambda key: folder.load(path, param_dtype=param_dtype)[1],
+        stops,
+        metadata,
+        param_dtype,
+        _said_dtype(metadata) if save_dtype is None else save_dtype,
+    )
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _said_dtype(metadata: Metadata) -> str | None:
+    """What the weights are, as config.json has it; older files call it torch_dtype."""
+    said = [metadata.config.get(key) for key in ("dtype", "torch_dtype")]
+    return next((name for name in said if name in _DTYPES), None)
 
 
 def describe(model: Model) -> str:
