@@ -71,6 +71,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         trunk = _value_head(policy)
     whole = bool(_WHOLE & needs)
     in_python = c.verifier == "python"
+    rows = (c.draw_prompts or c.num_prompts) * c.num_samples
     return Experiment(
         model=model,
         task=task,
@@ -97,7 +98,9 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             model.tokenizer,
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
-            batch_size=c.num_validation,
+            batch_size=max(1, rows // c.evaluation_samples),
+            num_samples=c.evaluation_samples,
+            num_slots=c.num_slots,
             in_graph=not in_python,
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
         ),
@@ -119,7 +122,8 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
         algorithm,
         make(
             optimizer.linear_decay(
-                c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
+                c.learning_rate,
+                (c.schedule_steps or c.num_steps) * c.num_passes * c.num_minibatches,
             ),
             c.gradient_clip,
             c.mu_dtype,

@@ -72,9 +72,11 @@ RANGES = {
     "target_kl": _number(low=0),
     "target_kl_per_pass": _number(low=0),
     "gradient_gate": _number(low=-1e6, high=1e6),
+    "schedule_steps": _count(1, _STEPS),
     "evaluate_every": _count(1, _STEPS),
+    "evaluation_samples": _count(),
     "num_validation": _count(),
-    "num_test": _count(),
+    "num_test": _count(0),
     "checkpoint_every": _count(1, _STEPS),
     "keep": _count(),
 }

@@ -110,7 +110,10 @@ class Config:
     num_slots: int | None = None
     """Completions sampled at a time; None: all at once."""
     learning_rate: float = 1e-6
-    """Peak; after 10 optimiser steps linear to 10 %."""
+    """Peak; after 10 optimiser steps linear to 10 %, and then constant."""
+    schedule_steps: int | None = None
+    """Training steps until the rate is at 10 %; None: --num-steps. A run of fewer steps
+    can be prolonged: --resume --num-steps MORE --schedule-steps THE SAME."""
     gradient_clip: float = 1.0
     """Largest global norm of a gradient."""
     target_kl: float | None = None
@@ -125,10 +128,12 @@ class Config:
     """Training steps between evaluations."""
     evaluation_temperature: float = 1.0
     """Of the samples that are judged, above 0."""
-    num_validation: int = 256
+    evaluation_samples: int = 8
+    """Completions per held-out problem; as many at a time as in training."""
+    num_validation: int = 128
     """Held-out problems of each evaluation."""
-    num_test: int = 1024
-    """Held-out problems of the table at the end."""
+    num_test: int = 512
+    """Held-out problems of the table of the policy before and after; 0 for none."""
     checkpoint_every: int = 20
     """Training steps between checkpoints."""
     keep: int = 3

@@ -41,8 +41,12 @@ def examine(tree: Any) -> dict[str, Leaf]:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """The leaves in which a number is NaN or infinite."""
-    return [name for name, x in examine(tree).items() if x.nan or x.infinite]
+    """The leaves in which a number is NaN or infinite; looked through on the host."""
+    return [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if _is_float(leaf) and not np.all(np.isfinite(np.asarray(leaf)))
+    ]
 
 
 def fingerprint(tree: Any) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rljax.data import tokenizer as tokenizers
 from rljax.model.config import DecoderConfig
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 class Model(NamedTuple):
     """A language model before training; its parameters exist where `init` is called.
 
-    init: key -> params. New ones, or those of the files, which are read at each call
-      and kept nowhere else.
+    init: key -> params. New ones, or, whatever the key, those of the files, which are
+      read at each call and kept nowhere else.
     stop_tokens: ids that end a completion.
     metadata: of the Hugging Face folder the model is from; None for a new one.
     param_dtype: of the parameters.
@@ -34,7 +35,7 @@ class Model(NamedTuple):
 
     config: DecoderConfig
     tokenizer: "PreTrainedTokenizerBase"
-    init: Callable[[jax.Array], Any]
+    init: Callable[[jax.Array | None], Any]
     stop_tokens: tuple[int, ...]
     metadata: Metadata | None = None
     param_dtype: Any = jnp.float32
@@ -44,6 +45,11 @@ class Model(NamedTuple):
         """The decoder, whose logits are divided by the temperature, above 0."""
         return decoder_policy(self.config, temperature=temperature)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether `init` draws parameters, and can be traced, or reads files."""
+        return self.metadata is None
+
     def shapes(self) -> Any:
         """The parameters as jax.ShapeDtypeStructs; reads no file."""
         shapes = jax.eval_shape(lambda: self.policy().init(jax.random.key(0)))
@@ -51,13 +57,31 @@ class Model(NamedTuple):
 
     def save(self, path: pathlib.Path, params: Any) -> None:
         """Writes parameters as a Hugging Face folder like the one the model is from."""
-        new = self.metadata is None
-        tokenizer = self.tokenizer if new else None
-        if self.save_dtype is not None:
-            params = jax.tree.map(lambda x: x.astype(self.save_dtype), params)
+        dtype = jnp.dtype(self._dtype_saved())
+        params = jax.tree.map(lambda x: np.asarray(x).astype(dtype, copy=False), params)
         folder.save(
-            path, self.config, params, tokenizer=tokenizer, metadata=self.metadata
+            path,
+            self.config,
+            params,
+            tokenizer=self._tokenizer_saved(),
+            metadata=self.metadata,
         )
+
+    def describe(self, path: pathlib.Path) -> None:
+        """Writes all that `save` would but the weights, into a folder that is there."""
+        dtypes = dict.fromkeys(("dtype", "torch_dtype"), self._dtype_saved())
+        tokenizer = self._tokenizer_saved()
+        entries = folder.config_entries(
+            self.config, tokenizer, self.metadata, extra=dtypes
+        )
+        folder.write_beside(path, entries, tokenizer, self.metadata)
+
+    def _dtype_saved(self) -> str:
+        dtype = self.param_dtype if self.save_dtype is None else self.save_dtype
+        return jnp.dtype(dtype).name
+
+    def _tokenizer_saved(self) -> "PreTrainedTokenizerBase | None":
+        return self.tokenizer if self.metadata is None else None
 
 
 def new(

@@ -1,11 +1,12 @@
 """The one list of what is shown: on the board of a run, in its report, in comparisons.
+And how a completion is.
 
 To show a metric of yours, add a line.
 """
 
 import fnmatch
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 
 class Panel(NamedTuple):
@@ -112,3 +113,19 @@ def _panels() -> tuple[Panel, ...]:
 
 PANELS = _panels()
 """The pictures of a report, in their order."""
+
+
+def completion(entry: Mapping[str, Any], longest: int | None = None) -> str:
+    """A completion after its prompt, and its verdict.
+
+    Args:
+      entry: with `prompt`, `text`, `answer` and `correct`.
+      longest: characters of prompt and text each, of which the end is what counts.
+    """
+    verdict = "right" if entry["correct"] else f"wrong, it is {entry['answer']}"
+
+    def end(text):
+        cut = longest is not None and len(text) > longest
+        return f"... {text[-longest:]}" if cut else text
+
+    return f"{end(entry['prompt'])}{end(entry['text'])}   {verdict}"
