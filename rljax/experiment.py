@@ -88,22 +88,30 @@ class Experiment:
         return self.glue(self.act, self.learner, self.verify)
 
     def program(self) -> program.Program:
-        """What a step takes can be read off this; nothing runs."""
+        """What a run takes can be read off this; nothing runs."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         place = self.prompts.get_state()
         batch = next(self.prompts)
         self.prompts.set_state(place)
+        state = jax.eval_shape(self.begin, self.model.shapes(), key)
+        decoder = jax.eval_shape(self.export_fn, state.params)
         return program.Program(
             act=self.act,
             learner=self.learner,
             verify=self.verify,
-            state=jax.eval_shape(self.begin, self.model.shapes(), key),
-            prompts=jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch
-            ),
+            state=state,
+            prompts=_shapes(batch),
             decoder=self.model.config,
             glue=self.glue,
+            others={
+                name: (fn, (decoder, _shapes(asked)))
+                for name, (fn, asked) in self.evaluation.programs.items()
+            },
         )
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def run(

@@ -120,12 +120,15 @@ def completion(entry: Mapping[str, Any], longest: int | None = None) -> str:
 
     Args:
       entry: with `prompt`, `text`, `answer` and `correct`.
-      longest: characters of prompt and text each, of which the end is what counts.
+      longest: characters of prompt and text each, of which the end is what counts; then
+        all is on one line.
     """
     verdict = "right" if entry["correct"] else f"wrong, it is {entry['answer']}"
 
     def end(text):
-        cut = longest is not None and len(text) > longest
-        return f"... {text[-longest:]}" if cut else text
+        if longest is None:
+            return text
+        text = text.replace("\n", "\\n")
+        return text if len(text) <= longest else f"... {text[-longest:]}"
 
     return f"{end(entry['prompt'])}{end(entry['text'])}   {verdict}"
