@@ -123,4 +123,5 @@ def _sources(params: Any, export_fn: Callable[[Any], Any]) -> dict[str, str] | N
     except Exception:  # a function of arrays does not take names
         return None
     found = {jax.tree_util.keystr(path): name for path, name in chosen}
-    return found if all(isinstance(name, str) for name in found.values()) else None
+    known = set(jax.tree.leaves(names))
+    return found if set(found.values()) <= known else None

@@ -14,7 +14,7 @@ from rljax.evaluate import kept
 from rljax.run import record
 
 SIZES = (
-    "--quick --no-compilation-cache --num-prompts 4 --num-samples 2 --max-tokens 2"
+    "--quick --no-compilation-cache --num-prompts 8 --num-samples 2 --max-tokens 2"
     " --num-validation 4 --num-test 0 --evaluation-samples 2 --evaluate-every 2"
     " --checkpoint-every 2 --keep 9"
 )

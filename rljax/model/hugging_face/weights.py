@@ -73,7 +73,7 @@ def read(
         for name, place in _places(path, x).items():
             tensor = stored[name].get_tensor(name)
             host[place] = tensor.T if _is_kernel(path) else tensor
-        return jax.device_put(host, may_alias=False)  # compiles nothing
+        return jnp.array(host)
 
     return jax.tree_util.tree_map_with_path(read_one, shapes)
 
