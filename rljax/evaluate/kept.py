@@ -120,8 +120,8 @@ def _sources(params: Any, export_fn: Callable[[Any], Any]) -> dict[str, str] | N
     names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), params)
     try:
         chosen = jax.tree.leaves_with_path(export_fn(names))
+        found = {jax.tree_util.keystr(path): name for path, name in chosen}
+        known = set(found.values()) <= set(jax.tree.leaves(names))
     except Exception:  # a function of arrays does not take names
         return None
-    found = {jax.tree_util.keystr(path): name for path, name in chosen}
-    known = set(jax.tree.leaves(names))
-    return found if set(found.values()) <= known else None
+    return found if known else None

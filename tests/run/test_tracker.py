@@ -34,11 +34,11 @@ def test_steps_and_evaluations_are_logged_with_their_step_and_events_are_not():
 
 
 def test_the_completions_of_an_evaluation_are_one_text():
-    class Run:
-        logged = []
+    logged = []
 
+    class Run:
         def log(self, metrics, step=None):
-            self.logged.append((step, metrics))
+            logged.append((step, metrics))
 
     def completion(correct):
         texts = {"prompt": "1+1=", "text": "3", "answer": "2", "correct": correct}
@@ -46,7 +46,7 @@ def test_the_completions_of_an_evaluation_are_one_text():
 
     records = [evaluation(4, **{"pass@1": 0.5}), completion(False), completion(True)]
     assert Writers([Tracker(Run())]).write(records) is None
-    assert Run.logged == [
+    assert logged == [
         (4, {"evaluation/pass@1": 0.5}),
         (4, {"completions": "1+1=3   wrong, it is 2\n\n1+1=3   right"}),
     ]
