@@ -8,22 +8,33 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import train
+from experiments import cli, train
 from rljax import export
 from rljax.evaluate import kept
 from rljax.run import record
 
-SIZES = (
-    "--quick --no-compilation-cache --num-prompts 8 --num-samples 2 --max-tokens 2"
-    " --num-validation 4 --num-test 0 --evaluation-samples 2 --evaluate-every 2"
-    " --checkpoint-every 2 --keep 9"
-)
+SIZES = train.QUICK | {
+    "num_prompts": 8,
+    "num_samples": 2,
+    "max_tokens": 2,
+    "num_validation": 4,
+    "num_test": 0,
+    "evaluation_samples": 2,
+    "keep": 9,
+}
 
 
-def run(folder, monkeypatch, flags):
-    words = f"train --run-dir {folder} {SIZES} {flags}".split()
-    monkeypatch.setattr(sys, "argv", words)
-    train.main()
+def run(folder, monkeypatch, *, resume=False, **changes):
+    """What the command line runs, on one device."""
+    make = train.with_numbers("grpo", train.Config)
+    config = make(algorithm="grpo", **SIZES | changes)
+
+    def build(config):
+        return [dataclasses.replace(one, mesh=None) for one in train.build(config)]
+
+    flags = ["train", "--run-dir", str(folder), "--no-compilation-cache"]
+    monkeypatch.setattr(sys, "argv", flags + ["--resume"] * resume)
+    cli.main("train", build, config, config, "A run.")
 
 
 def weights(folder):
@@ -51,18 +62,18 @@ def test_a_prolonged_run_is_the_uninterrupted_one_and_every_checkpoint_a_policy(
     tmp_path, monkeypatch, capsys
 ):
     first, whole = tmp_path / "first", tmp_path / "whole"
-    run(first, monkeypatch, "--num-steps 2")
+    run(first, monkeypatch, num_steps=2)
     short = weights(first / kept.LAST)
     # Of a schedule over 4 steps the first 2 would be others.
     with pytest.raises(SystemExit, match=r"schedule_steps: 2 there, 4 now.*num_steps"):
-        run(first, monkeypatch, "--num-steps 4 --resume")
+        run(first, monkeypatch, num_steps=4, resume=True)
     with pytest.raises(SystemExit, match=r"learning_rate: 0.001 there, 0.1 now"):
-        run(first, monkeypatch, "--num-steps 2 --resume --learning-rate 0.1")
-    longer = "--num-steps 4 --schedule-steps 2"
-    run(first, monkeypatch, f"{longer} --resume --keep 5")
+        run(first, monkeypatch, num_steps=2, learning_rate=0.1, resume=True)
+    longer = {"num_steps": 4, "schedule_steps": 2}
+    run(first, monkeypatch, **longer, keep=5, resume=True)
     assert "num_steps: 2 there, 4 now" in capsys.readouterr().out
     assert json.loads((first / "config.json").read_text())["keep"] == 5
-    run(whole, monkeypatch, longer)
+    run(whole, monkeypatch, **longer)
     assert lines(first) == lines(whole)
     assert lines(first, record.COMPLETIONS) == lines(whole, record.COMPLETIONS)
     steps = [r["step"] for r in lines(first, record.COMPLETIONS)]
