@@ -107,7 +107,7 @@ class Experiment:
         batch = next(self.prompts)
         self.prompts.set_state(place)
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
-        decoder = jax.eval_shape(self.export_fn, state.params)
+        decoder = jax.eval_shape(self.export, state)
         return program.Program(
             act=self.act,
             learner=self.learner,
@@ -166,8 +166,7 @@ def run(
         with run_folder.open_run(
             run_dir, made_of, resume=resume, may_change=may_change
         ) as folder:
-            shapes = last.program().state.params
-            kept.keep_origin(folder, last.model, shapes, last.export_fn)
+            kept.keep_origin(folder, last.model, last.program().state, last.export)
             before = Before(folder)
             state = train.train(
                 phases(experiments, loops, before),

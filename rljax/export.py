@@ -99,10 +99,9 @@ def _checkpoint(path: pathlib.Path, step: int | None) -> pathlib.Path:
 
 def _read(path: pathlib.Path, sources: dict[str, str]) -> dict[str, Any]:
     """The decoder's parameters, and nothing else of a checkpoint."""
-    named = {name: f".params{source}" for name, source in sources.items()}
-    arrays = checkpoint_leaves.read(path, set(named.values()))
+    arrays = checkpoint_leaves.read(path, set(sources.values()))
     tree: dict[str, Any] = {}
-    for name, source in named.items():
+    for name, source in sources.items():
         *modules, leaf = re.findall(r"\['([^']*)'\]", name)
         inside = tree
         for module in modules:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from rljax.model import Model
+from rljax.types import TrainState
 
 LAST, BEST = "policy", "policy-best"
 FILE = "training.json"
@@ -95,13 +96,16 @@ class Best:
 
 
 def keep_origin(
-    run_dir: pathlib.Path, model: Model, params: Any, export_fn: Callable[[Any], Any]
+    run_dir: pathlib.Path,
+    model: Model,
+    state: TrainState,
+    export: Callable[[TrainState], Any],
 ) -> None:
     """Writes into a run folder what `rljax.export` needs beside a checkpoint, once.
 
     Args:
-      params: shapes of the parameters that are trained.
-      export_fn: trained parameters -> the decoder's.
+      state: shapes of what is trained.
+      export: state -> the decoder's parameters.
     """
     target = run_dir / MODEL
     if target.exists():
@@ -110,16 +114,18 @@ def keep_origin(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     model.describe(new)
-    leaves = json.dumps({"params": _sources(params, export_fn)}, indent=2)
+    leaves = json.dumps({"params": _sources(state, export)}, indent=2)
     (new / LEAVES).write_text(leaves + "\n")
     new.rename(target)
 
 
-def _sources(params: Any, export_fn: Callable[[Any], Any]) -> dict[str, str] | None:
-    """Decoder's leaf -> the trained leaf that it is; None if it is computed."""
-    names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), params)
+def _sources(
+    state: TrainState, export: Callable[[TrainState], Any]
+) -> dict[str, str] | None:
+    """Decoder's leaf -> the state's leaf that it is; None if it is computed."""
+    names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), state)
     try:
-        chosen = jax.tree.leaves_with_path(export_fn(names))
+        chosen = jax.tree.leaves_with_path(export(names))
         found = {jax.tree_util.keystr(path): name for path, name in chosen}
         known = set(found.values()) <= set(jax.tree.leaves(names))
     except Exception:  # a function of arrays does not take names

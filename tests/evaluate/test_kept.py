@@ -9,6 +9,7 @@ import pytest
 
 from rljax.evaluate import kept
 from rljax.evaluate.kept import BEST, LAST
+from rljax.types import TrainState
 
 
 def saves(text):
@@ -88,21 +89,32 @@ class Describes:
 
 
 @pytest.mark.parametrize(
-    ("export_fn", "want"),
+    ("export", "want"),
     [
-        (lambda p: p, {"['policy']['w']": "['policy']['w']", "['value']": "['value']"}),
-        (lambda p: p["policy"], {"['w']": "['policy']['w']"}),
-        (lambda p: {"w": p["policy"]["w"] + p["value"]}, None),
-        (lambda p: {"w": jnp.sum(p["policy"]["w"])}, None),
+        (lambda s: s.params["policy"], {"['w']": ".params['policy']['w']"}),
+        (
+            lambda s: {"w": s.params["policy"]["w"], "still": s.frozen},
+            {"['w']": ".params['policy']['w']", "['still']": ".frozen"},
+        ),
+        (lambda s: {"w": s.params["policy"]["w"] + s.params["value"]}, None),
+        (lambda s: {"w": jnp.sum(s.params["policy"]["w"])}, None),
     ],
 )
-def test_the_origin_says_which_trained_leaf_each_of_the_policy_is(
-    tmp_path, export_fn, want
+def test_the_origin_says_which_leaf_of_the_state_each_of_the_policy_is(
+    tmp_path, export, want
 ):
     # Names that add up to a text would be read as a leaf that no checkpoint has.
     leaf = jax.ShapeDtypeStruct((2,), jnp.float32)
-    params = {"policy": {"w": leaf}, "value": leaf}
-    kept.keep_origin(tmp_path, Describes(), params, export_fn)
+    state = TrainState(
+        params={"policy": {"w": leaf}, "value": leaf},
+        frozen=leaf,
+        optimizer=(),
+        algorithm=(),
+        gate=(),
+        key=leaf,
+        step=leaf,
+    )
+    kept.keep_origin(tmp_path, Describes(), state, export)
     found = json.loads((tmp_path / "model" / "checkpoint.json").read_text())
     assert found == {"params": want}
-    kept.keep_origin(tmp_path, None, params, export_fn)  # is there already
+    kept.keep_origin(tmp_path, None, state, export)  # is there already
