@@ -71,6 +71,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     reference = whole or "reference" in needs
     learns = learner(c, policy, algorithm, whole)
     in_python = c.verifier == "python"
+    rows = (c.draw_prompts or c.num_prompts) * c.num_samples
     return Experiment(
         model=model,
         task=task,
@@ -98,7 +99,9 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
             stop_strings=stops(model),
-            batch_size=c.num_validation,
+            batch_size=max(1, rows // c.evaluation_samples),
+            num_samples=c.evaluation_samples,
+            num_slots=c.num_slots,
             in_graph=not in_python,
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
         ),
@@ -113,15 +116,18 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
 
 
 def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:
-    """AdamW with gates and pieces; `whole`: it compares whole distributions."""
+    """The optimiser with gates and pieces; `whole`: it compares distributions."""
+    make = optimizer.BY_NAME[c.optimizer]
     made = update.learner(
         against_reference(policy) if whole else policy.measure,
         algorithm,
-        optimizer.adamw(
+        make(
             optimizer.linear_decay(
-                c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
+                c.learning_rate,
+                (c.schedule_steps or c.num_steps) * c.num_passes * c.num_minibatches,
             ),
             c.gradient_clip,
+            c.mu_dtype,
         ),
         gate=gates(c),
         num_passes=c.num_passes,

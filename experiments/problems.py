@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments import ranges, recipes
+from experiments import formats, ranges, recipes
 from rljax import data, strict_json, verify
 from rljax.data import tokenizer
 from rljax.model import DecoderConfig, Model, language_model
@@ -69,10 +69,10 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
       ValueError: naming the file or the flag that is wrong.
     """
     if c.model is None or c.data is None:
-        model, problems = _tiny()
+        model, problems = _tiny(c)
         model = model._replace(stop_strings=c.stop)
     else:
-        model = language_model.load(c.model)
+        model = formats.load(c)
         stops = dict.fromkeys((*model.stop_strings, *c.stop))
         model = model._replace(stop_strings=tuple(stops))
         require_positions(c, model)
@@ -165,8 +165,8 @@ def chat(c: "Config") -> data.Chat | None:
     return data.Chat(system=c.system, arguments=arguments)
 
 
-def _tiny() -> tuple[Model, list[data.Problem]]:
-    model = language_model.new(_TINY, tokenizer.character_tokenizer("0123456789+=\n"))
+def _tiny(c: "Config") -> tuple[Model, list[data.Problem]]:
+    model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
     sums = [(a, b) for a in range(10) for b in range(10)]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 

@@ -26,6 +26,7 @@ and the packages follow it. A package imports those of lower floors only
     5  evaluate    held-out problems: asking a policy, estimates, the report
        plan        what a run takes, before it runs
     6  experiment  a run as a value: program, task, evaluation, numbers of steps
+       export      a run's checkpoint as a Hugging Face folder: a command
 
 Your own advantage is a function in your own file: README, "ten lines". The experiments,
 which one copies, lie beside this package.

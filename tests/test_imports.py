@@ -49,7 +49,7 @@ FLOORS = (
     ),
 )
 _BELOW = tuple(name for floor in FLOORS[1:] for name in floor)
-FLOORS = (*FLOORS, {"experiment": _BELOW})
+FLOORS = (*FLOORS, {"experiment": _BELOW, "export": _BELOW})
 TABLE = {name: (*FIRST, *may) for floor in FLOORS for name, may in floor.items()}
 ABOVE = {"experiments", "benchmarks", "notebooks", "tpu", "tests"}
 
