@@ -40,7 +40,10 @@ class Scores(NamedTuple):
     cap: float | None = None
 
 
-def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = Scores()):
+PLAIN = Scores()
+
+
+def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
     """Softmax attention over the union of several sets of keys, without joining them.
 
     Args:
@@ -87,7 +90,7 @@ def attend_causally(
     prompt_mask=None,
     *,
     window: jax.typing.ArrayLike | None = None,
-    style: Scores = Scores(),
+    style: Scores = PLAIN,
 ):
     """Attention of tokens over those before them, themselves and a shared prompt.
 

@@ -1,9 +1,9 @@
 """A decoder in flax: prompts, completions and single tokens.
 
 As plain as it can be it is Llama; `DecoderConfig` says what other families add. Laid
-out for speed: activations are flat [rows, width], so every projection is one two-dimensional
-matrix product; a prompt is computed once per group, in the sampler and in the training
-pass.
+out for speed: activations are flat [rows, width], so every projection is one
+two-dimensional matrix product; a prompt is computed once per group, in the sampler and
+in the training pass.
 
 The layers are one scan, so that deep models compile as fast as shallow ones. `L` layers
 are `N` groups of `M` layers each: the scan runs over groups, and a group's layers are
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
     def _rope(self, positions: jax.Array, num_positions: int) -> tuple[jax.Array, ...]:
         """Rows of each rotary table in use, at positions [P or 1, T].
 
-        Each is [P or 1, 1, 1, T, 2, D], each once, as `DecoderConfig.ropes` names them first.
+        Each is [P or 1, 1, 1, T, 2, D]; those of `DecoderConfig.ropes`, each once.
         """
         width = self.config.rotated_width
         tables = [

@@ -4,8 +4,11 @@ A further family is a row of `FAMILIES`. If it computes what the decoder does no
 part comes first, into `rljax.model`, with a field of `DecoderConfig`.
 """
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Windows(NamedTuple):
@@ -42,17 +45,17 @@ class Family(NamedTuple):
     """
 
     architecture: str
-    fixed: dict[str, Any] = {}
-    keys: dict[str, str] = {}
-    supported: dict[str, tuple] = {}
-    defaults: dict[str, Any] = {}
+    fixed: Mapping[str, Any] = _NOTHING
+    keys: Mapping[str, str] = _NOTHING
+    supported: Mapping[str, tuple] = _NOTHING
+    defaults: Mapping[str, Any] = _NOTHING
     experts: dict[str, str] | None = None
     windows: Windows | None = None
     ropes: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
     local_rope: bool = False
     partial_rotary: bool = False
     unrotated: bool = False
-    tensors: dict[str, str] = {}
+    tensors: Mapping[str, str] = _NOTHING
 
 
 # In all of these, attention_bias is also one of the output projection, unlike the

@@ -55,7 +55,7 @@ class Metadata(NamedTuple):
 
 
 def local_folder(path: str | os.PathLike) -> pathlib.Path:
-    """The folder of a model; raises ValueError if there is none, or it is an adapter."""
+    """The folder of a model; raises ValueError if there is none, or an adapter."""
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise ValueError(
