@@ -131,10 +131,10 @@ def entries(
         kept = {k: model[k] for k in changed}
         raise ValueError(f"extra must leave {kept} as they are, got {changed}.")
     out = {**extra, **model, **same}
-    if _computed(read(out, "extra")) != _computed(config):
+    if differ := _differing(read(out, "extra"), config):
         raise ValueError(
-            f"extra must not change what the decoder computes, got {dict(extra)}; leave"
-            " out its keys of the architecture."
+            f"extra must not change what the decoder computes, but {differ}; leave out"
+            " its keys of the architecture."
         )
     return out
 
@@ -219,14 +219,17 @@ def _computed(config: DecoderConfig) -> dict[str, Any]:
 def _differ(model_type: str, config: DecoderConfig) -> str:
     """Where a family computes something else than `config` says; "" for nowhere."""
     try:
-        got = _computed(read(_written(model_type, config), "config.json"))
+        got = read(_written(model_type, config), "config.json")
     except ValueError as error:  # it has no words for it
         return str(error)
-    wanted = _computed(config)
+    return _differing(got, config)
+
+
+def _differing(got: DecoderConfig, wanted: DecoderConfig) -> str:
     return ", ".join(
-        f"{field} is {got[field]!r} in its models, not {wanted[field]!r}"
-        for field in wanted
-        if got[field] != wanted[field]
+        f"{field} is {value!r} there, not {_computed(wanted)[field]!r}"
+        for field, value in _computed(got).items()
+        if value != _computed(wanted)[field]
     )
 
 
