@@ -90,7 +90,12 @@ def test_a_model_type_that_cannot_say_it_is_refused(tmp_path):
     odd = dataclasses.replace(SMALL, d_model=13)
     refuses(tmp_path, "pass model_type='mistral'", config=odd, params=small_params(odd))
     both = dataclasses.replace(SMALL, qkv_bias=True, qk_norm="head")
-    refuses(tmp_path, "must be one that a family of models computes", both, small_params(both))
+    refuses(
+        tmp_path,
+        "must be one that a family of models computes",
+        both,
+        small_params(both),
+    )
 
 
 def test_extra_keys_are_kept_and_may_not_contradict(tmp_path):
