@@ -1,6 +1,7 @@
 """The sizes of a decoder, and which of its parts it has."""
 
 import dataclasses
+import typing
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -165,7 +166,8 @@ class DecoderConfig:
         if self.rope_scaling is None:
             return
         example = "Llama3Scaling(32.0, 1.0, 4.0, 8192)"
-        check.kind("rope_scaling", self.rope_scaling, RopeScaling.__args__, example)
+        kinds = typing.get_args(RopeScaling)
+        check.kind("rope_scaling", self.rope_scaling, kinds, example)
         self.rope_scaling.check()
         if isinstance(self.rope_scaling, LongScaling):
             sizes = [len(self.rope_scaling.short), len(self.rope_scaling.long)]

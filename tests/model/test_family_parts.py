@@ -85,7 +85,7 @@ def test_more_positions_than_longrope_was_made_for_are_refused():
     rope = rotary.Rope(100.0, LongScaling((1.0, 2.0), (4.0, 8.0), 8, 1.5))
     table = rotary.rotary_table(8, 4, rope)
     np.testing.assert_allclose(table[1, 0], 1.5 * np.cos([1, 0.05, 1, 0.05]), rtol=1e-6)
-    with pytest.raises(ValueError, match="original_positions=8 tokens .* got 9"):
+    with pytest.raises(ValueError, match=r"original_positions=8 tokens .* got 9"):
         rotary.rotary_table(9, 4, rope)
 
 

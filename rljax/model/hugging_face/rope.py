@@ -106,8 +106,8 @@ def entries(config: DecoderConfig, family: Family) -> dict[str, Any]:
         out["partial_rotary_factor"] = config.rotated_width / config.head_dim
     if config.rope_scaling is not None:
         out["rope_scaling"] = _written(config.rope_scaling)
-        if _ORIGINAL in family.defaults:
-            out[_ORIGINAL] = config.rope_scaling.original_positions
+        if _ORIGINAL in family.defaults and _ORIGINAL in out["rope_scaling"]:
+            out[_ORIGINAL] = out["rope_scaling"][_ORIGINAL]
     return out
 
 
@@ -188,17 +188,21 @@ def _yarn(rope, number, original: int) -> YarnScaling:
 
 
 def _long(rope, number, original: int, given, where: str) -> LongScaling:
-    factors = []
-    for key in ("short_factor", "long_factor"):
-        got = rope.get(key)
-        if not isinstance(got, list):
-            raise ValueError(f"{where}.{key} must be a list, got {json.dumps(got)}.")
-        factors.append(tuple(checked(float, key, x, where) for x in got))
+    short, long = (
+        _factors(rope, key, where) for key in ("short_factor", "long_factor")
+    )
     longest = given.get("max_position_embeddings", original)
     factor = number("factor", default=longest / original)
     ratio = math.log(factor) / math.log(original) if factor > 1 else 0.0
     amplitude = number("attention_factor", default=math.sqrt(1 + ratio))
-    return LongScaling(*factors, original, amplitude)
+    return LongScaling(short, long, original, amplitude)
+
+
+def _factors(rope, key: str, where: str) -> tuple[float, ...]:
+    got = rope.get(key)
+    if not isinstance(got, list):
+        raise ValueError(f"{where}.{key} must be a list, got {json.dumps(got)}.")
+    return tuple(checked(float, key, x, where) for x in got)
 
 
 def _written(scaling: RopeScaling) -> dict[str, Any]:

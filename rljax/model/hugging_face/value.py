@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 
-def checked(kind: Any, key: str, value, source):
+def checked(kind: Any, key: str, value: Any, source) -> Any:
     """The value; raises ValueError if it is not of a field's type.
 
     Args:
@@ -30,7 +30,7 @@ def checked(kind: Any, key: str, value, source):
     return value
 
 
-def only(what: str, found: dict[str, Any], default, source):
+def only(what: str, found: dict[str, Any], default, source) -> Any:
     """The one value that stands in all places where there is one."""
     values = [*found.values(), default]
     if any(value != values[0] for value in found.values()):
