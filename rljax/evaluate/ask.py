@@ -11,6 +11,7 @@ from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.policy import Policy
 from rljax.rollout.sample import greedy, sampler
+from rljax.rollout.stop_string import StopStrings
 from rljax.task import Task
 from rljax.types import Prompts, Sampler, Samples, Verify
 
@@ -105,6 +106,7 @@ def held_out(
     *,
     max_tokens: int,
     stop_tokens: tuple[int, ...],
+    stop_strings: StopStrings | None = None,
     batch_size: int,
     num_samples: int = 8,
     in_graph: bool = True,
@@ -114,12 +116,17 @@ def held_out(
 
     Args:
       policy: what is asked; its temperature is that of the samples.
+      stop_tokens, stop_strings: what ends a completion; see `sampler`.
       batch_size: problems at a time.
       num_samples: completions per problem; pass@k is told for k = 1 and this number.
       in_graph: whether the task's verifier can be traced.
       note: a sentence below the table.
     """
-    common = {"max_tokens": max_tokens, "stop_tokens": stop_tokens}
+    common = {
+        "max_tokens": max_tokens,
+        "stop_tokens": stop_tokens,
+        "stop_strings": stop_strings,
+    }
     fns = [
         ask(sample, task.verify, in_graph=in_graph)
         for sample in (

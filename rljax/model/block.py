@@ -10,6 +10,7 @@ import jax
 from rljax.model import rotary
 from rljax.model.attention import KeyValue, join_heads
 from rljax.model.config import DecoderConfig
+from rljax.model.dense import Dense
 from rljax.model.experts import Mixture
 from rljax.model.norm import Norm
 from rljax.model.projection import gated, project
@@ -24,7 +25,7 @@ class Block(nn.Module):
         c = self.config
         normal = nn.initializers.normal
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             dtype=c.dtype,
             use_bias=False,
             kernel_init=normal(c.initializer_std),

@@ -26,6 +26,7 @@ class Model(NamedTuple):
       and kept nowhere else.
     stop_tokens: ids that end a completion.
     metadata: of the Hugging Face folder the model is from; None for a new one.
+    stop_strings: texts that end one as well.
     """
 
     config: DecoderConfig
@@ -33,6 +34,7 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], Any]
     stop_tokens: tuple[int, ...]
     metadata: Metadata | None = None
+    stop_strings: tuple[str, ...] = ()
 
     def policy(self, temperature: float = 1.0) -> Policy:
         """The decoder, whose logits are divided by the temperature, above 0."""
@@ -73,7 +75,14 @@ def load(path: pathlib.Path) -> Model:
     folder.config_entries(config, tokenizer, metadata)
     stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, config.vocab_size)
     folder.check(path)
-    return Model(config, tokenizer, lambda key: folder.load(path)[1], stops, metadata)
+    return Model(
+        config=config,
+        tokenizer=tokenizer,
+        init=lambda key: folder.load(path)[1],
+        stop_tokens=stops,
+        metadata=metadata,
+        stop_strings=hugging_face_metadata.stop_strings(metadata),
+    )
 
 
 def describe(model: Model) -> str:
@@ -81,8 +90,5 @@ def describe(model: Model) -> str:
     stops = model.stop_tokens
     names = model.tokenizer.convert_ids_to_tokens(list(stops))
     shown = (f"{name} ({i})" for name, i in zip(names, stops, strict=True))
-    text = f"a completion ends with {' or '.join(shown)}"
-    unused = model.metadata and model.metadata.generation.get("stop_strings")
-    if unused:
-        text += f"; stop_strings end no completion here, got {unused}"
-    return text
+    shown = [*shown, *(f"the text {text!r}" for text in model.stop_strings)]
+    return f"a completion ends with {' or '.join(shown)}"

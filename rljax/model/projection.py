@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax.model.dense import product
+
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
 
 JOINED = (("q", "k", "v"), ("gate", "up"))
 """Dense layers that read the same input; `join_projections` makes each row one."""
 
 
-def project(module: nn.Module, x: jax.Array, *names: str, groups=()) -> list[jax.Array]:
+def project(module: Any, x: jax.Array, *names: str, groups=()) -> list[jax.Array]:
     """Outputs of a row of `JOINED`; one product if the parameters are joined.
 
     Args:
@@ -27,7 +29,7 @@ def project(module: nn.Module, x: jax.Array, *names: str, groups=()) -> list[jax
     if groups:
         out = jax.lax.ragged_dot(x, joined["kernel"], *groups)
     else:
-        out = x @ joined["kernel"] + joined.get("bias", 0)
+        out = product(x, joined, module.config.dtype)
     ends = np.cumsum([layer.features for layer in layers])[:-1]
     return jnp.split(out, ends, -1)
 

@@ -2,7 +2,8 @@
 
 `folder` reads and writes whole folders; `config` config.json, with `rope` and `layers`;
 `weights` the files of tensors, which `tensors` names; `metadata` what else a folder
-says. A further family is a row in `family.FAMILIES`.
+says; `adapter` LoRA adapters, as PEFT has them. A further family is a row in
+`family.FAMILIES`.
 """
 
 from rljax.model.hugging_face.folder import config_entries, load, save
