@@ -140,8 +140,9 @@ def _backward(B, cap, residuals, grad):
     )
     inputs = jnp.arange(len(q)), q, grad, log_sum, delta
     found, dq = jax.lax.scan(rows, zeros, inputs)
+    nothing = {"offset": None, "count": None}
     grads = tuple(
-        _Keys(dk.astype(keys.key.dtype), dv.astype(keys.value.dtype), None, None)
+        keys._replace(key=dk.astype(dq.dtype), value=dv.astype(dq.dtype), **nothing)
         for (dk, dv), keys in zip(found, sets, strict=True)
     )
     return dq, grads, None
