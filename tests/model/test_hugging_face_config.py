@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hugging_face_folders import SMALL, edit, edit_tensors, small_params
 
-from rljax.model import RopeScaling, hugging_face
+from rljax.model import Llama3Scaling, hugging_face
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
     edit(folder, **rope)
     config, _ = hugging_face.load(folder)
     assert config.rope_theta == 500_000.0
-    assert config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert config.rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
 
 
 @pytest.mark.parametrize(
