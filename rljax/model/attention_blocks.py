@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax.model.attention import KeyValue
+from rljax.model.attention import KeyValue, Scores
 
 BLOCK = 512
 """Tokens per block. Scores of a block pair take P H G R B^2 float32."""
@@ -41,23 +41,15 @@ def attend_in_blocks(
     q: jax.Array,
     own: KeyValue,
     prompt: KeyValue | None = None,
-    length: jax.Array | None = None,
+    prompt_mask: jax.Array | None = None,
     *,
-    scale: float | None = None,
-    cap: float | None = None,
     window: jax.typing.ArrayLike | None = None,
+    style: Scores = Scores(),
     block: int = BLOCK,
 ) -> jax.Array:
-    """Attention of tokens over those before them, themselves and a shared prompt.
+    """`attention.attend_causally`, with the same arguments.
 
     Args:
-      q: [P, H, G, R, T, D] queries.
-      own: keys and values [P, H * G, T, D] of the samples.
-      prompt: keys and values [P, H, S, D] that the group shares, or None.
-      length: i32[P] tokens of the prompts; with `prompt`.
-      scale: of the scores; None is D**-0.5.
-      cap: scores become cap * tanh(scores / cap), as in Gemma 2; None leaves them.
-      window: tokens that a query sees, itself included; may be traced. None sees all.
       block: tokens per block.
 
     Returns:
@@ -66,13 +58,14 @@ def attend_in_blocks(
     """
     P, H, G, R, T, D = q.shape
     B = min(block, T)
-    scaled = q * jnp.asarray(D**-0.5 if scale is None else scale, q.dtype)
+    scalar = D if style.scalar is None else style.scalar
+    scaled = q * jnp.asarray(scalar**-0.5, q.dtype)
     sets = [_padded(own, (P, H, G, T, D), jnp.zeros(P, jnp.int32), T, B)]
-    if prompt is not None:
-        assert length is not None
+    if prompt is not None and prompt_mask is not None:
+        length = jnp.sum(prompt_mask, -1, dtype=jnp.int32)
         sets.append(_padded(prompt, prompt.key.shape, length, length, B))
     window = jnp.asarray(_EVERYTHING if window is None else window, jnp.int32)
-    out = _attend(B, cap, _blocks(scaled, B), tuple(sets), window)
+    out = _attend(B, style.cap, _blocks(scaled, B), tuple(sets), window)
     # [T / B, P, H, G, R B, D] -> [P, H, G, R, T, D]
     out = jnp.moveaxis(out.reshape(-1, P, H, G, R, B, D), 0, 4)
     return out.reshape(P, H, G, R, -1, D)[..., :T, :]

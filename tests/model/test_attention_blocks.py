@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from rljax.model import attention
-from rljax.model.attention import KeyValue
+from rljax.model.attention import KeyValue, Scores
 from rljax.model.attention_blocks import attend_in_blocks
 
 P, H, G, R, D = 2, 2, 3, 2, 8
 
 
 def inputs(num_tokens, prompt_tokens, dtype=jnp.float32):
-    """Queries, own and prompt's keys and values, and the prompts' lengths."""
+    """Queries, own and prompt's keys and values, and which of the latter count."""
     draw = np.random.default_rng(0)
 
     def normal(*shape):
@@ -23,11 +23,14 @@ def inputs(num_tokens, prompt_tokens, dtype=jnp.float32):
 
     own = KeyValue(*(normal(P, H * G, num_tokens, D) for _ in range(2)))
     prompt = KeyValue(*(normal(P, H, prompt_tokens, D) for _ in range(2)))
-    return normal(P, H, G, R, num_tokens, D), own, prompt, jnp.array([1, prompt_tokens])
+    seen = jnp.arange(prompt_tokens) < jnp.array([[1], [prompt_tokens]])
+    return normal(P, H, G, R, num_tokens, D), own, prompt, seen
 
 
-def textbook(q, own, prompt, length, *, scale=D**-0.5, cap=None, window=None):
+def textbook(q, own, prompt, seen, *, style=Scores(), window=None):
     """One softmax over each row's whole sequence, all scores at once."""
+    length, cap = jnp.sum(seen, -1), style.cap
+    scale = (style.scalar or D) ** -0.5
     S, T = prompt.key.shape[2], q.shape[-2]
     k, v = (
         jnp.concatenate([jnp.repeat(shared, G, 1), mine], -2).reshape(P, H, G, S + T, D)
@@ -49,10 +52,10 @@ def textbook(q, own, prompt, length, *, scale=D**-0.5, cap=None, window=None):
 
 
 def out_and_gradients(attend, num_tokens, prompt_tokens, **options):
-    *arrays, length = inputs(num_tokens, prompt_tokens)
+    *arrays, seen = inputs(num_tokens, prompt_tokens)
 
     def total(q, own, prompt):
-        out = attend(q, own, prompt, length, **options)
+        out = attend(q, own, prompt, seen, **options)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
 
     return fakes.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
@@ -64,9 +67,9 @@ def out_and_gradients(attend, num_tokens, prompt_tokens, **options):
         (1, 3, {}),  # one block of one token
         (16, 8, {}),  # whole blocks
         (21, 13, {}),  # both are padded
-        (21, 13, {"cap": 1.5, "scale": 0.7}),
+        (21, 13, {"style": Scores(scalar=3.0, cap=1.5)}),
         (21, 13, {"window": 6}),  # less than a block: most blocks are skipped
-        (21, 13, {"window": 1, "cap": 2.0}),  # each token sees itself alone
+        (21, 13, {"window": 1, "style": Scores(cap=2.0)}),  # each token sees itself alone
     ],
 )
 def test_blocks_are_one_softmax(num_tokens, prompt_tokens, options):
@@ -84,25 +87,24 @@ def test_without_a_prompt_it_is_the_attention_of_the_sampler():
 
 
 def test_a_window_may_be_traced():
-    q, own, prompt, length = inputs(21, 13)
+    q, own, prompt, seen = inputs(21, 13)
 
     def attend(window):
-        return attend_in_blocks(q, own, prompt, length, window=window, block=8)
+        return attend_in_blocks(q, own, prompt, seen, window=window, block=8)
 
     for window in (3, 1000):
-        want = textbook(q, own, prompt, length, window=window)
+        want = textbook(q, own, prompt, seen, window=window)
         chex.assert_trees_all_close(fakes.jit(attend)(window), want, atol=3e-6)
 
 
 def test_what_padding_holds_changes_nothing():
     # Keys behind a prompt's length: a mask that adds -inf to a NaN would keep it.
-    q, own, prompt, length = inputs(21, 13)
-    behind = (jnp.arange(13) >= length[:, None])[:, None, :, None]
-    dirty = jax.tree.map(lambda x: jnp.where(behind, 1e4, x), prompt)
+    q, own, prompt, seen = inputs(21, 13)
+    dirty = jax.tree.map(lambda x: jnp.where(seen[:, None, :, None], x, 1e4), prompt)
 
     def grads(prompt):
         def total(q, own, prompt):
-            return jnp.sum(attend_in_blocks(q, own, prompt, length, block=8) ** 2)
+            return jnp.sum(attend_in_blocks(q, own, prompt, seen, block=8) ** 2)
 
         return jax.grad(total, (0, 1, 2))(q, own, prompt)
 
@@ -113,8 +115,7 @@ def test_bfloat16_is_as_near_to_exact_as_the_whole_matrix_is():
     exact = inputs(40, 13)
     narrow = inputs(40, 13, jnp.bfloat16)
     want = textbook(*exact)
-    seen = jnp.arange(13) < exact[3][:, None]
-    whole = fakes.jit(attention.attend_causally)(*narrow[:3], seen)
+    whole = fakes.jit(attention.attend_causally)(*narrow)
     got = fakes.jit(lambda *x: attend_in_blocks(*x, block=8))(*narrow)
     assert got.dtype == jnp.bfloat16
     error = jnp.max(jnp.abs(got - want))
@@ -123,13 +124,12 @@ def test_bfloat16_is_as_near_to_exact_as_the_whole_matrix_is():
 
 def test_memory_grows_with_the_number_of_tokens_and_not_with_its_square():
     def temporaries(num_tokens):
-        q, own, prompt, length = jax.eval_shape(lambda: inputs(num_tokens, 16))
+        arrays = jax.eval_shape(lambda: inputs(num_tokens, 16))
 
-        def total(q, own, prompt, length):
-            return jnp.sum(attend_in_blocks(q, own, prompt, length, block=64))
+        def total(q, own, prompt, seen):
+            return jnp.sum(attend_in_blocks(q, own, prompt, seen, block=64))
 
-        grad = jax.jit(jax.grad(total, (0, 1, 2)))
-        made = grad.lower(q, own, prompt, length).compile()
+        made = jax.jit(jax.grad(total, (0, 1, 2))).lower(*arrays).compile()
         return made.memory_analysis().temp_size_in_bytes
 
     assert temporaries(1024) < 2.5 * temporaries(512)
