@@ -83,6 +83,9 @@ class DecoderConfig:
     unroll: layers that are compiled side by side; divides num_layers. All of them is
       the fastest to run (XLA:CPU), 1 compiles in a time that does not grow with depth.
       None takes all of up to 8 layers, and 1 of more.
+    attention_block: tokens of a block in the attention of prompts and of training,
+      whose scores exist for one pair of blocks at a time, with the same result. None
+      takes blocks of 512 for more than 1,024 tokens, and all scores at once for less.
     remat: whether the backward pass computes the inside of each layer again instead of
       keeping it: memory of the layers' inputs alone, for a third more arithmetic. For
       deep models, with unroll=1: of layers side by side XLA may still keep it.
@@ -117,6 +120,7 @@ class DecoderConfig:
     initializer_std: float = 0.02
     dtype: Any = jnp.float32
     unroll: int | None = None
+    attention_block: int | None = None
     remat: bool = False
 
     def __post_init__(self):
@@ -137,8 +141,9 @@ class DecoderConfig:
         if self.experts is not None:
             check.kind("experts", self.experts, Experts, "Experts(8, 2, d_ff=64)")
             self.experts.check()
-        if self.unroll is not None:
-            check.count("unroll", self.unroll)
+        for name in ("unroll", "attention_block"):
+            if vars(self)[name] is not None:
+                check.count(name, vars(self)[name])
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads}"
