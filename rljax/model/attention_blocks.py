@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax.model.attention import KeyValue, Scores
+from rljax.model.attention import PLAIN, KeyValue, Scores
 
 BLOCK = 512
 """Tokens per block. Scores of a block pair take P H G R B^2 float32."""
@@ -44,7 +44,7 @@ def attend_in_blocks(
     prompt_mask: jax.Array | None = None,
     *,
     window: jax.typing.ArrayLike | None = None,
-    style: Scores = Scores(),
+    style: Scores = PLAIN,
     block: int = BLOCK,
 ) -> jax.Array:
     """`attention.attend_causally`, with the same arguments.
