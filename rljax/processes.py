@@ -145,25 +145,31 @@ def led(what: str, context: contextlib.AbstractContextManager) -> Iterator[Any]:
         yield value
 
 
-def put(tree: Any, sharding: Sharding) -> Any:
-    """Puts arrays on the devices of a sharding, also on those of other processes.
+def put(tree: Any, shardings: Any) -> Any:
+    """Puts arrays on devices, also on those of other processes.
 
     Host arrays must be whole and equal in all processes; each process takes from them
-    what its devices hold.
-    """
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
+    what its devices hold. `jax.device_put` would send them all around to compare them.
 
-    def place(x):
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    Args:
+      shardings: one for all arrays, or a tree of them.
+    """
+    if count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, Sharding):
+        return jax.tree.map(lambda x: _placed(x, shardings), tree)
+    return jax.tree.map(_placed, tree, shardings)
+
+
+def _placed(x: Any, sharding: Sharding) -> jax.Array:
+    if isinstance(x, jax.Array):
+        if not x.is_fully_addressable:
             return jax.device_put(x, sharding)
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            data = place(jax.random.key_data(x))
+            data = _placed(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
-
-    return jax.tree.map(place, tree)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
 
 def fetch(tree: Any) -> Any:
