@@ -1,6 +1,7 @@
 """How a process learns that there are others, and what one on its own does."""
 
 import pytest
+import several
 
 from rljax import processes
 from rljax.run import cluster
@@ -63,3 +64,30 @@ def test_a_process_on_its_own_agrees_with_itself():
         with processes.led("a context", open(__file__)) as file:
             assert file.readable()
         assert file.closed
+
+
+AGREE = """
+from rljax import processes
+from rljax.run import cluster
+
+with cluster.joined():
+    me = processes.index()
+    assert processes.gathered("numbers", me) == [0, 1]
+    assert processes.from_leader("a word", lambda: f"of {me}") == "of 0"
+    for number in range(3):  # rounds do not mix
+        assert processes.gathered("rounds", number) == [number] * 2
+    try:
+        processes.require_same("colours", {"sky": ["blue", "grey"][me]}, "Look up.")
+    except ValueError as error:
+        print(error)
+    print(processes.name(1))
+"""
+
+
+def test_two_processes_agree_and_part():
+    for one in several.run(["-c", AGREE], 2, devices=1):
+        assert one.code == 0, one.text
+        assert "process 1 of 2 (host" in one.text
+        # The leader is told, too: it would else wait for a process that has left.
+        assert "colours must be the same" in one.text
+        assert "sky: grey there, blue here. Look up." in one.text

@@ -51,7 +51,9 @@ def run(state, prompts):
 
     def step(state, batch):
         tokens = jnp.sum(batch.tokens.reshape(P // 2, 2, 3), axis=0)
-        return toy_run.train_step(state, batch.replace(tokens=tokens))
+        state, metrics = toy_run.train_step(state, batch.replace(tokens=tokens))
+        spread = state.params["spread"] + batch.tokens[:, 0]
+        return state.replace(params={**state.params, "spread": spread}), metrics
 
     return jax.lax.scan(step, state, prompts)
 
@@ -85,6 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     with cluster.joined():
         state = go(options)
+        state = processes.fetch(state)
         leaves = [x for x in toy_run.outcome(state, options.run_dir) if x[0] == "."]
         digest = hashlib.sha256("\n".join(leaves).encode()).hexdigest()[:16]
         print(f"outcome {digest} of {processes.name(processes.index())}")
@@ -103,7 +106,8 @@ def go(options):
         return run(state, mesh.shard_prompts(prompts, devices, axis=1))
 
     def evaluate(state):
-        return {"pass@1": float(processes.fetch(state.params["w"]).mean())}
+        params = processes.fetch(state.params)
+        return {"pass@1": float(params["w"].mean()), "sum": int(params["spread"].sum())}
 
     phases = [
         dataclasses.replace(phase, run=placing, stream=stream)
@@ -115,6 +119,9 @@ def go(options):
     state = toy_run.make_state()
     params = {**state.params, "w": state.params["w"] + options.weights}
     state = mesh.replicate(state.replace(params=params), devices)
+    # A parameter of which no process has the whole.
+    spread = mesh.shard_prompts(np.arange(P, dtype=np.int32), devices)
+    state = state.replace(params={**state.params, "spread": spread})
     with (
         mesh.using(devices),
         open_run(options.run_dir, config, resume=options.resume) as run_dir,
