@@ -120,9 +120,11 @@ def _initialize(environment: Mapping[str, str]) -> None:
 
 
 def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The number of processes and this one's, where the environment has them."""
+    """The address, and how many processes there are and which this one is."""
     keys = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address = environment["JAX_COORDINATOR_ADDRESS"]
+    if ":" not in address and "JAX_COORDINATOR_PORT" in environment:
+        address += f":{environment['JAX_COORDINATOR_PORT']}"
     if not address.rpartition(":")[2].isdigit():
         raise ValueError(
             f"JAX_COORDINATOR_ADDRESS must be host:port, got {address!r}; choose a free"
@@ -130,7 +132,7 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
         )
     present = [key for key in keys if key in environment]
     if not present:
-        return {}  # the launcher's own variables may say it
+        return {"coordinator_address": address}  # the launcher may say the rest
     if len(present) == 1:
         (missing,) = set(keys) - set(present)
         raise ValueError(
@@ -143,7 +145,8 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
             f"JAX_PROCESS_ID must be in [0, JAX_NUM_PROCESSES), got {mine} of {size};"
             " number the processes from 0, or raise JAX_NUM_PROCESSES."
         )
-    return {"num_processes": size, "process_id": mine}
+    given = {"num_processes": size, "process_id": mine}
+    return given | {"coordinator_address": address}
 
 
 def _number(environment: Mapping[str, str], key: str, default: int) -> int:

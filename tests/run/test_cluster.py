@@ -37,6 +37,15 @@ def test_signs_of_other_processes(environment, found):
     [
         ({"JAX_COORDINATOR_ADDRESS": "first"}, "must be host:port, got 'first'"),
         (BY_HAND | {"JAX_NUM_PROCESSES": "2"}, "set JAX_PROCESS_ID too"),
+        # The port may stand apart; then the address is not what is missing.
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "first",
+                "JAX_COORDINATOR_PORT": "1234",
+                "JAX_PROCESS_ID": "0",
+            },
+            "set JAX_NUM_PROCESSES too",
+        ),
         (BY_HAND | {"JAX_PROCESS_ID": "0"}, "set JAX_NUM_PROCESSES too"),
         (
             BY_HAND | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
