@@ -73,6 +73,7 @@ RANGES = {
     "target_kl_per_pass": _number(low=0),
     "gradient_gate": _number(low=-1e6, high=1e6),
     "evaluate_every": _count(1, _STEPS),
+    "num_train": _count(),
     "num_validation": _count(),
     "num_test": _count(),
     "checkpoint_every": _count(1, _STEPS),
