@@ -14,7 +14,13 @@ gguf = pytest.importorskip("gguf")
 
 WIDTH, HEADS, KV_HEADS, WIDE = 32, 4, 2, 64
 # GPT-2's alphabet writes a space as U+0120.
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"1 2 a b \u0120 \u0120a".split(" ")]
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "1", "2", "a", "b", "\u0120"]
+TOKENS += ["\u0120a"]
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *"1 2 a b \u0120 \u0120a".split(" "),
+]
 
 
 def write(file: pathlib.Path, architecture="llama", pre="smollm") -> dict:
@@ -105,7 +111,7 @@ def test_each_digit_is_a_token_and_bytes_are_read_off(folder):
 )
 def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path, other):
     write(tmp_path / "other.gguf", **other)
-    with pytest.raises(ValueError, match="other.gguf: .* must be"):
+    with pytest.raises(ValueError, match=r"other.gguf: .* must be"):
         gguf_file.write_folder(tmp_path / "other.gguf", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 

@@ -76,9 +76,7 @@ def write_folder(file: pathlib.Path, folder: pathlib.Path) -> None:
         weight = by_halves(weight, heads[module]) if module in heads else weight
         tensors[name] = np.ascontiguousarray(weight.astype(ml_dtypes.bfloat16))
     folder.mkdir(parents=True)
-    safetensors.numpy.save_file(
-        tensors, folder / WEIGHTS, metadata={"format": "pt"}
-    )
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, _config(said, tied="lm_head.weight" not in tensors))
     _write_tokenizer(said, folder)
 
