@@ -7,7 +7,7 @@ told the solution, `old` statistics of stored answers, whole distributions.
 
 from typing import TYPE_CHECKING, Any
 
-from experiments import optimizer, recipes
+from experiments import optimizer, recipes, transforms
 from rljax import data, evaluate, mesh, program
 from rljax.advantage import Algorithm
 from rljax.experiment import Experiment, require_traced
@@ -19,11 +19,11 @@ from rljax.policy import (
     Policy,
     against_reference,
     privileged_teacher,
-    with_value_head,
 )
-from rljax.rollout import mixed
+from rljax.rollout import StopStrings, mixed, stop_strings
 from rljax.rollout.sample import greedy, sampler
 from rljax.task import Task
+from rljax.task import problems as own
 from rljax.types import NotMeasured, Sampler
 
 if TYPE_CHECKING:
@@ -59,18 +59,19 @@ def experiment(c: "Config", model: Model, task: Task) -> Experiment:
                 ) from missing
             needs.add(missing.name)
         else:
+            transforms.require_reference(c, made.reference)
             if needs:
                 print(f"{c.algorithm} reads, and gets: {', '.join(sorted(needs))}")
             return made
 
 
 def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Experiment:
-    policy, trunk = model.policy(c.temperature), {}
-    if _VALUE & needs:
-        policy = with_value_head(policy, d_model=model.config.d_model)
-        trunk = _value_head(policy)
+    policy, around = transforms.around(c, model, value_head=bool(_VALUE & needs))
     whole = bool(_WHOLE & needs)
+    reference = whole or "reference" in needs
+    learns = learner(c, policy, algorithm, whole)
     in_python = c.verifier == "python"
+    rows = (c.draw_prompts or c.num_prompts) * c.num_samples
     return Experiment(
         model=model,
         task=task,
@@ -80,7 +81,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             measure_old=policy.measure if _VALUE & needs else None,
             teacher=privileged_teacher(policy) if "teacher" in needs else None,
         ),
-        learner=learner(c, policy, algorithm, whole),
+        learner=transforms.with_reference(c, learns) if reference else learns,
         verify=task.verify,
         glue=program.split if in_python else program.fused,
         prompts=data.stream(
@@ -97,17 +98,20 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             model.tokenizer,
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
-            batch_size=c.num_validation,
+            stop_strings=stops(model),
+            batch_size=max(1, rows // c.evaluation_samples),
+            num_samples=c.evaluation_samples,
+            num_slots=c.num_slots,
             in_graph=not in_python,
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
         ),
         evaluate_every=c.evaluate_every,
-        reference=whole or "reference" in needs,
+        reference=reference,
         seed=c.seed,
         checkpoint_every=c.checkpoint_every,
         keep=c.keep,
         mesh=mesh.over_all(),
-        **trunk,
+        **around,
     )
 
 
@@ -119,7 +123,8 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
         algorithm,
         make(
             optimizer.linear_decay(
-                c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
+                c.learning_rate,
+                (c.schedule_steps or c.num_steps) * c.num_passes * c.num_minibatches,
             ),
             c.gradient_clip,
             c.mu_dtype,
@@ -135,26 +140,36 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
     return dynamic_sampling(made, c.num_prompts)
 
 
-def _value_head(policy: Policy) -> dict[str, Any]:
-    """How parameters get a value head, and how they lose it."""
-    return {
-        "enter_fn": lambda params, key: policy.init(key) | {"policy": params},
-        "export_fn": lambda params: params["policy"],
-    }
-
-
 def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     """The rows of a group: own samples, and what the recipe needs beside them."""
-    common = {"max_tokens": c.max_tokens, "stop_tokens": model.stop_tokens}
-    own = sampler(policy, num_samples=c.num_samples, num_slots=c.num_slots, **common)
+    common = {
+        "max_tokens": c.max_tokens,
+        "stop_tokens": model.stop_tokens,
+        "stop_strings": stops(model),
+    }
+    sampled = sampler(
+        policy, num_samples=c.num_samples, num_slots=c.num_slots, **common
+    )
     if c.algorithm in recipes.GREEDY:
-        return mixed.side_by_side(own, greedy(policy, **common))
+        return mixed.side_by_side(sampled, greedy(policy, **common))
     if c.algorithm not in recipes.STORED + recipes.MIXED:
-        return own
+        return sampled
     stored = mixed.stored_answers()
     if measure:
         stored = mixed.with_old(stored, policy.measure)
-    return stored if c.algorithm in recipes.STORED else mixed.side_by_side(own, stored)
+    return (
+        stored if c.algorithm in recipes.STORED else mixed.side_by_side(sampled, stored)
+    )
+
+
+def stops(model: Model) -> StopStrings | None:
+    """The stop strings of a model, as the sampler takes them."""
+    if not model.stop_strings:
+        return None
+    try:
+        return stop_strings(model.stop_strings, own.spelled_by(model))
+    except ValueError as error:
+        raise ValueError(f"--stop, or generation_config.json: {error}") from error
 
 
 def gates(c) -> gate.Gate | None:
@@ -165,7 +180,8 @@ def gates(c) -> gate.Gate | None:
     if c.target_kl_per_pass is not None:
         found.append(gate.target_kl_per_pass(c.target_kl_per_pass))
     if c.gradient_gate is not None:
-        found.append(gate.gradient_gate(_projection, threshold=c.gradient_gate))
+        select = _projection if c.lora_rank is None else lambda grads: grads
+        found.append(gate.gradient_gate(select, threshold=c.gradient_gate))
     return gate.all_of(*found) if found else None
 
 

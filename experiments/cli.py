@@ -23,6 +23,9 @@ _EXPECTED = (
 )
 
 
+# Of a resumed run these may differ: no number of the training depends on them.
+_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep"})
+
 _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 
 
@@ -33,7 +36,9 @@ class Launch:
     run_dir: pathlib.Path | None = None
     """Folder of the run; by default a new one under runs/, with --resume the newest."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run folder."""
+    """Go on from the newest checkpoint of the run folder. What changes no number of
+    the steps may change: --num-steps beside --schedule-steps, --evaluate-every,
+    --checkpoint-every, --keep."""
     quick: bool = False
     """Tiny sizes: the whole path in under a minute, for trying and for CI."""
     plan: bool = False
@@ -62,12 +67,17 @@ def main(
     """
 
     def run(config: Any, run_dir: pathlib.Path, resume: bool) -> Any:
+        numbers, free = dataclasses.asdict(config), _FREE
+        if "schedule_steps" in numbers:  # what the number of steps would else change
+            numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
+            free = _FREE | {"num_steps"}
         return experiment.run(
             build(config),
             run_dir,
-            config=dataclasses.asdict(config),
+            config=numbers,
             title=text.splitlines()[0],
             resume=resume,
+            may_change=free & numbers.keys(),
         )
 
     start(name, run, default, quick, lambda c: build(c)[-1].program(), text)

@@ -72,10 +72,16 @@ RANGES = {
     "target_kl": _number(low=0),
     "target_kl_per_pass": _number(low=0),
     "gradient_gate": _number(low=-1e6, high=1e6),
+    "lora_rank": _count(1, 4096),
+    "lora_alpha": _number(above=0, high=1e6),
+    "reference_every": _count(1, _STEPS),
+    "reference_ema": _number(low=0, below=1),
+    "schedule_steps": _count(1, _STEPS),
     "evaluate_every": _count(1, _STEPS),
     "num_train": _count(),
+    "evaluation_samples": _count(),
     "num_validation": _count(),
-    "num_test": _count(),
+    "num_test": _count(0),
     "checkpoint_every": _count(1, _STEPS),
     "keep": _count(),
 }
@@ -85,9 +91,10 @@ def require(config: Any) -> None:
     """Raises ValueError for a field outside its range or of a wrong kind, by its flag.
 
     Args:
-      config: a flat dataclass. Fields of str hold text, those of Literal one of their
-        values, those of Path a path, those of bool one of two, and all others are
-        numbers of `RANGES`; None is allowed where the annotation says so.
+      config: a flat dataclass. Fields of str hold text, those of tuples several, those
+        of Literal one of their values, those of Path a path, those of bool one of two,
+        and all others are numbers of `RANGES`; None is allowed where the annotation
+        says so.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -105,6 +112,10 @@ def _require_field(name: str, hint: Any, value: Any) -> None:
         options = typing.get_args(hint)
         if value not in options:
             check.refuse(flag(name), f"be one of {', '.join(options)}", value)
+    elif typing.get_origin(hint) is tuple:
+        check.kind(flag(name), value, tuple, "('text',)")
+        for text in value:
+            check.text(flag(name), text)
     elif bool in kinds:
         check.kind(flag(name), value, bool, "True")
     elif str in kinds:

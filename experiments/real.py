@@ -10,7 +10,7 @@ Smoke:  python -m experiments.real --quick
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -24,9 +24,6 @@ from rljax.model import DecoderConfig, Model, language_model
 from rljax.model.hugging_face import pretrained
 from rljax.rollout.sample import sampler
 from rljax.task import arithmetic
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +98,7 @@ def build(c: Config) -> list[Experiment]:
         num_validation=c.num_validation,
         num_test=c.num_test,
         max_prompt_tokens=c.max_prompt_tokens,
-        template=template(model.tokenizer),
+        chat=data.Chat() if model.tokenizer.chat_template else None,
     )
     policy = model.policy(c.temperature)
     sample = sampler(
@@ -174,14 +171,6 @@ def make_model(c: Config) -> Model:
     model = language_model.load(folder, dtype=jnp.dtype(c.dtype))
     print(f"{folder}: {language_model.describe(model)}; activations in {c.dtype}")
     return model
-
-
-def template(words: "PreTrainedTokenizerBase") -> str:
-    """The prompt's text around a question: one turn of the chat, where there is one."""
-    if words.chat_template is None:
-        return "{question}"
-    chat = [{"role": "user", "content": "{question}"}]
-    return words.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
 _CHARACTERS = "".join(map(chr, range(32, 127))) + "\n"

@@ -8,7 +8,8 @@ dataflow differs copies these few lines and edits them.
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
@@ -22,6 +23,7 @@ from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.model import DecoderConfig
 from rljax.policy.base import Policy
+from rljax.policy.frozen import joined
 from rljax.types import (
     Measure,
     Prompts,
@@ -69,16 +71,18 @@ def actor(
 
     def act(state, prompts):
         key = keys.of_step(state.key, state.step)
-        samples, old = sample(state.params, prompts, key)
+        params = joined(state.params, state.frozen)
+        samples, old = sample(params, prompts, key)
         if measure_old is not None:
-            old = measure_old(state.params, prompts, samples)
+            old = measure_old(params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
         if is_measured(old):
             rollout = rollout.replace(origin=origin.of(state.params, old))
         if teacher is not None:
             rollout = rollout.replace(teacher=teacher(state, prompts, samples))
         if state.reference is not None:
-            reference = policy.measure(state.reference, prompts, samples)
+            reference = joined(state.reference, state.frozen)
+            reference = policy.measure(reference, prompts, samples)
             rollout = rollout.replace(reference=reference)
         return rollout
 
@@ -169,6 +173,8 @@ class Program(NamedTuple):
     state, prompts [K, P, ...]: pytrees of jax.ShapeDtypeStruct.
     decoder: configuration of the policy.
     glue: `fused` or `split`, (act, learner, verify) -> run.
+    others: what else the run compiles, such as its evaluations: a function by name, and
+      the shapes of its arguments.
     """
 
     act: Act
@@ -178,6 +184,7 @@ class Program(NamedTuple):
     prompts: Prompts
     decoder: DecoderConfig
     glue: Callable[..., Run] = fused
+    others: Mapping[str, tuple[Callable, tuple]] = MappingProxyType({})
 
     def run(self) -> Run:
         """The loop; each call makes a new one, which compiles anew."""
@@ -191,13 +198,22 @@ class Program(NamedTuple):
         """The verifier, or what stands for one that cannot be traced."""
         return _silent if self.glue is split else self.verify
 
-    def compile(self):
-        """Compiled for the default device, to read off what it takes, not to run it."""
+    def compile(self, name: str | None = None):
+        """Compiled for the default device, to read off what it takes, not to run it.
+
+        Args:
+          name: of one of the others; None is the step.
+        """
+        if name is None:
+            lowered = self.fused().lower(self.state, self.prompts)
+        else:
+            fn, shapes = self.others[name]
+            lowered = jax.jit(fn).lower(*shapes)
         # On a CPU, LLVM takes most of the time, and changes nothing of what is read.
         options: dict[str, bool | str] = {}
         if jax.default_backend() == "cpu":
             options["xla_backend_optimization_level"] = "0"
-        return self.fused().lower(self.state, self.prompts).compile(options)
+        return lowered.compile(options)
 
     def batch(self) -> Prompts:
         """The shapes of the prompts of one training step, [P, ...]."""

@@ -13,17 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from rljax.advantage.algebra import Algorithm, reads_current
+from rljax.layout import over_tokens
 from rljax.learn import microbatch, origin
 from rljax.learn.microbatch import Pieces
-from rljax.types import (
-    Credit,
-    Measure,
-    Rollout,
-    TokenStats,
-    TrainState,
-    is_measured,
-    over_tokens,
-)
+from rljax.policy.frozen import joined
+from rljax.types import Credit, Measure, Rollout, TokenStats, TrainState, is_measured
 
 Forward = Callable[[Any, Rollout], TokenStats]
 
@@ -79,7 +73,8 @@ def of_minibatch(
     """
 
     def forward(params, rows):
-        now = measure(params, rows.prompts, rows.samples, state.reference)
+        params, reference = (joined(p, state.frozen) for p in (params, state.reference))
+        now = measure(params, rows.prompts, rows.samples, reference)
         _require_stats(now, rows)
         return now
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rljax.data import tokenizer as tokenizers
 from rljax.model.config import DecoderConfig
@@ -24,25 +25,32 @@ if TYPE_CHECKING:
 class Model(NamedTuple):
     """A language model before training; its parameters exist where `init` is called.
 
-    init: key -> params. New ones, or those of the files, which are read at each call
-      and kept nowhere else.
+    init: key -> params. New ones, or, whatever the key, those of the files, which are
+      read at each call and kept nowhere else.
     stop_tokens: ids that end a completion.
     metadata: of the Hugging Face folder the model is from; None for a new one.
+    stop_strings: texts that end one as well.
     param_dtype: of the parameters.
     save_dtype: of the parameters in folders that `save` writes; None is theirs.
     """
 
     config: DecoderConfig
     tokenizer: "PreTrainedTokenizerBase"
-    init: Callable[[jax.Array], Any]
+    init: Callable[[jax.Array | None], Any]
     stop_tokens: tuple[int, ...]
     metadata: Metadata | None = None
+    stop_strings: tuple[str, ...] = ()
     param_dtype: Any = jnp.float32
     save_dtype: Any = None
 
     def policy(self, temperature: float = 1.0) -> Policy:
         """The decoder, whose logits are divided by the temperature, above 0."""
         return decoder_policy(self.config, temperature=temperature)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether `init` draws parameters, and can be traced, or reads files."""
+        return self.metadata is None
 
     def shapes(self) -> Any:
         """The parameters as jax.ShapeDtypeStructs; reads no file."""
@@ -51,13 +59,31 @@ class Model(NamedTuple):
 
     def save(self, path: pathlib.Path, params: Any) -> None:
         """Writes parameters as a Hugging Face folder like the one the model is from."""
-        new = self.metadata is None
-        tokenizer = self.tokenizer if new else None
-        if self.save_dtype is not None:
-            params = jax.tree.map(lambda x: x.astype(self.save_dtype), params)
+        dtype = jnp.dtype(self._dtype_saved())
+        params = jax.tree.map(lambda x: np.asarray(x).astype(dtype, copy=False), params)
         folder.save(
-            path, self.config, params, tokenizer=tokenizer, metadata=self.metadata
+            path,
+            self.config,
+            params,
+            tokenizer=self._tokenizer_saved(),
+            metadata=self.metadata,
         )
+
+    def describe(self, path: pathlib.Path) -> None:
+        """Writes all that `save` would but the weights, into a folder that is there."""
+        dtypes = dict.fromkeys(("dtype", "torch_dtype"), self._dtype_saved())
+        tokenizer = self._tokenizer_saved()
+        entries = folder.config_entries(
+            self.config, tokenizer, self.metadata, extra=dtypes
+        )
+        folder.write_beside(path, entries, tokenizer, self.metadata)
+
+    def _dtype_saved(self) -> str:
+        dtype = self.param_dtype if self.save_dtype is None else self.save_dtype
+        return jnp.dtype(dtype).name
+
+    def _tokenizer_saved(self) -> "PreTrainedTokenizerBase | None":
+        return self.tokenizer if self.metadata is None else None
 
 
 def new(
@@ -107,13 +133,14 @@ def load(
     stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, config.vocab_size)
     folder.check(path)
     return Model(
-        config,
-        tokenizer,
-        lambda key: folder.load(path, param_dtype=param_dtype)[1],
-        stops,
-        metadata,
-        param_dtype,
-        _said_dtype(metadata) if save_dtype is None else save_dtype,
+        config=config,
+        tokenizer=tokenizer,
+        init=lambda key: folder.load(path, param_dtype=param_dtype)[1],
+        stop_tokens=stops,
+        metadata=metadata,
+        stop_strings=hugging_face_metadata.stop_strings(metadata),
+        param_dtype=param_dtype,
+        save_dtype=_said_dtype(metadata) if save_dtype is None else save_dtype,
     )
 
 
@@ -131,8 +158,5 @@ def describe(model: Model) -> str:
     stops = model.stop_tokens
     names = model.tokenizer.convert_ids_to_tokens(list(stops))
     shown = (f"{name} ({i})" for name, i in zip(names, stops, strict=True))
-    text = f"a completion ends with {' or '.join(shown)}"
-    unused = model.metadata and model.metadata.generation.get("stop_strings")
-    if unused:
-        text += f"; stop_strings end no completion here, got {unused}"
-    return text
+    shown = [*shown, *(f"the text {text!r}" for text in model.stop_strings)]
+    return f"a completion ends with {' or '.join(shown)}"

@@ -165,14 +165,14 @@ def task(
     num_validation: int,
     num_test: int,
     max_prompt_tokens: int,
-    template: str = "{question}",
+    chat: data.Chat | None = None,
 ) -> Task:
     """The questions as prompts of a model, judged by the completion's last number.
 
     Args:
       num_train, num_validation, num_test: as in `splits`.
       max_prompt_tokens: must hold every question.
-      template: the text around a question.
+      chat: how a question becomes a turn of a chat; None: it is the whole prompt.
 
     Raises:
       ValueError: if a question is too long, or as `splits` does.
@@ -185,7 +185,7 @@ def task(
         [question.problem for question in questions],
         model.tokenizer,
         max_prompt_tokens,
-        template=template,
+        chat=chat,
     )
     if report.num_long_prompts:
         raise ValueError(

@@ -16,11 +16,6 @@ WIDTH, HEADS, KV_HEADS, WIDE = 32, 4, 2, 64
 # GPT-2's alphabet writes a space as U+0120.
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "1", "2", "a", "b", "\u0120"]
 TOKENS += ["\u0120a"]
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    *"1 2 a b \u0120 \u0120a".split(" "),
-]
 
 
 def write(file: pathlib.Path, architecture="llama", pre="smollm") -> dict:

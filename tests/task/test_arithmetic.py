@@ -79,11 +79,9 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
 
 
 def test_the_task_has_prompts_answers_and_kinds(model, splits):
-    task = arithmetic.task(
-        model, **SIZES, max_prompt_tokens=140, template="Q: {question} A:"
-    )
+    task = arithmetic.task(model, **SIZES, max_prompt_tokens=140)
     text = WORDS.decode(task.test.tokens[0][: task.test.length[0]])
-    assert text == f"Q: {splits.test[0].problem.question} A:"
+    assert text == splits.test[0].problem.question
     answers = [bytes(row).rstrip(b"\0").decode() for row in task.test.data["answer"]]
     assert answers == [q.problem.answer for q in splits.test]
     assert task.group is not None
