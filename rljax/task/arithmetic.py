@@ -55,7 +55,7 @@ OPERATIONS = (
         "sums",
         "+",
         operator.add,
-        range(2, 50),
+        range(2, 31),
         False,
         (
             "{name} has {a} {things} and buys {b} more. How many {things} does {name}"
@@ -68,7 +68,7 @@ OPERATIONS = (
         "differences",
         "-",
         operator.sub,
-        range(2, 50),
+        range(2, 31),
         True,
         (
             "{name} has {a} {things} and gives away {b}. How many {things} are left?",
@@ -80,7 +80,7 @@ OPERATIONS = (
         "products",
         "*",
         operator.mul,
-        range(2, 21),
+        range(2, 16),
         False,
         (
             "{name} has {a} boxes with {b} {things} each. How many {things} is that?",
