@@ -169,7 +169,7 @@ def make_model(c: Config) -> Model:
         return language_model.new(_TINY, tokenizer.character_tokenizer(_CHARACTERS))
     folder = pretrained.smollm2() if c.model == "smollm2" else pathlib.Path(c.model)
     # XLA:CPU widens what bfloat16 layers keep for the backward pass, all of it at each
-    # layer (14.4 against 5.4 CPU seconds a piece); so nothing is kept.
+    # layer (14 against 8 CPU ms a token); so nothing is kept.
     narrow = c.dtype == "bfloat16"
     model = language_model.load(folder, dtype=jnp.dtype(c.dtype), remat=narrow)
     print(f"{folder}: {language_model.describe(model)}; activations in {c.dtype}")
