@@ -122,6 +122,13 @@ def test_processes_that_differ_are_refused_by_name(tmp_path, other, told):
     assert not (tmp_path / "run" / record.FILE).exists()
 
 
+def test_a_state_of_each_process_alone_is_refused(tmp_path):
+    # Each would train on its own, and the leader's be taken for the run's.
+    for one in toy(tmp_path / "run", each=[["--local"]] * 2):
+        assert one.code == 1
+        assert re.search(r"must lie on devices of all 2 .* \.params\['b'\]", one.text)
+
+
 def test_another_version_of_the_code_is_refused_by_its_file(tmp_path):
     shutil.copytree(several.ROOT / "rljax", tmp_path / "copy" / "rljax")
     with open(tmp_path / "copy" / "rljax" / "loss" / "kl.py", "a") as file:

@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=float, default=0.0)
+    parser.add_argument("--local", action="store_true", help="a state of its own each")
     parser.add_argument("--disturb", help="KIND:PROCESS, in the second phase")
     options = parser.parse_args()
     with cluster.joined():
@@ -118,7 +119,8 @@ def go(options):
     same.require_same_program(config)
     state = toy_run.make_state()
     params = {**state.params, "w": state.params["w"] + options.weights}
-    state = mesh.replicate(state.replace(params=params), devices)
+    here = mesh.make(jax.local_devices()) if options.local else devices
+    state = mesh.replicate(state.replace(params=params), here)
     # A parameter of which no process has the whole.
     spread = mesh.shard_prompts(np.arange(P, dtype=np.int32), devices)
     state = state.replace(params={**state.params, "spread": spread})
