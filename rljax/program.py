@@ -69,7 +69,8 @@ def actor(
 
     def act(state, prompts):
         key = keys.of_step(state.key, state.step)
-        samples, old = sample(state.params, prompts, key)
+        # The sampler's layout ends here, so that the update's does not reach into it.
+        samples, old = mesh.constrain(sample(state.params, prompts, key))
         if measure_old is not None:
             old = measure_old(state.params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
@@ -102,7 +103,7 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
             verdict = verdict_of(verify, rollout.prompts, rollout.samples)
             rollout = rollout.replace(verdict=verdict)
         state, metrics = learner.learn(state, mesh.constrain(rollout))
-        return state, metrics | rollout_metrics(rollout)
+        return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
     return jax.jit(lambda s, p: jax.lax.scan(step, s, p), donate_argnums=0)
 
@@ -121,7 +122,7 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
 
     def finish(state, rollout):
         state, metrics = learner.learn(state, mesh.constrain(rollout))
-        return state, metrics | rollout_metrics(rollout)
+        return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
     finish = jax.jit(finish, donate_argnums=0)
 

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import mesh, numerics
 from rljax.model import attention, rotary
 from rljax.model.attention import KeyValue
 from rljax.model.block import Block
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
     def _embed(self, tokens, read):
         """Flat rows; only where `read` holds must tokens be ids of the vocabulary."""
         ids = numerics.readable_ids(tokens, read, self.config.vocab_size)
-        return self.embed(ids.reshape(-1))
+        return mesh.keep(self.embed(ids.reshape(-1)), "rows", None)
 
     def logits(self, hidden):
         """f32[..., V] from normalised hidden states [..., d_model]."""
@@ -130,6 +130,9 @@ class Decoder(nn.Module):
 
         @jax.jit  # so that layers side by side are traced and differentiated once
         def layer(x, n, m, params, own_part, shared_part):
+            params = mesh.gather(params, c.dtype)
+            x = mesh.keep(x, "rows", None)
+
             def attend_here(q, own):
                 return attend_fn(q, own, n, own_part, shared_part)
 
@@ -138,6 +141,8 @@ class Decoder(nn.Module):
 
         if c.remat:
             layer = jax.checkpoint(layer)
+        elif mesh.size() > 1:
+            layer = jax.checkpoint(layer, policy=mesh.unless_gathered)
 
         def group(x, inputs):
             n, params, own_parts = inputs
@@ -196,7 +201,7 @@ class Decoder(nn.Module):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
         S, U = prompt.keys[0].key.shape[2], cache.keys[0].key.shape[2]
-        x = self.embed(tokens.reshape(-1))
+        x = mesh.keep(self.embed(tokens.reshape(-1)), "rows", None)
         rope = self._rope((prompt.length + t)[:, None], S + U)
         place = cache.written % U
         age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written

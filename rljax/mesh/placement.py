@@ -1,0 +1,71 @@
+"""Arrays put on a mesh, and where those of a state lie."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rljax.mesh import hints
+from rljax.mesh.rules import Layout, logical_axes, partition
+
+
+def state_shardings(tree, mesh: Mesh, layout: Layout = Layout()):
+    """Where each array of a state lies: parameters, and all that mirrors them, in
+    shards, everything else on every device.
+
+    For `jit(init, out_shardings=...)`, so that a state is nowhere whole.
+
+    Args:
+      tree: arrays or jax.ShapeDtypeStructs.
+    """
+
+    def sharding(path, x):
+        names = logical_axes(path, x.ndim)
+        return NamedSharding(mesh, partition(layout.update, names, mesh.shape, x.shape))
+
+    return jax.tree.map_with_path(sharding, tree)
+
+
+def place(tree, mesh: Mesh | None, layout: Layout = Layout()):
+    """Puts a state on the mesh as it is stored; without a mesh leaves it alone."""
+    if mesh is None:
+        return tree
+    return jax.device_put(tree, state_shardings(tree, mesh, layout))
+
+
+def put_parameter(path, host: np.ndarray) -> jax.Array:
+    """A parameter from the host, in the shards of the mesh in use."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jnp.array(host)
+    names = logical_axes(path, host.ndim)
+    spec = partition(hints.layout().update, names, mesh.shape, host.shape)
+    return jax.device_put(host, NamedSharding(mesh, spec))
+
+
+def shard_prompts(
+    tree, mesh: Mesh | None, axis: int = 0, layout: Layout = Layout()
+):
+    """Puts arrays on the mesh, split along `axis`; without a mesh leaves them alone."""
+    if mesh is None:
+        return tree
+    spec = partition(layout.update, (*(None,) * axis, "prompts"), mesh.shape)
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def replicate(tree, mesh: Mesh | None):
+    """Puts arrays on every device of the mesh; without a mesh leaves them alone."""
+    if mesh is None:
+        return tree
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def copied(tree, mesh: Mesh, layout: Layout = Layout(), min_bytes: int = 2**20):
+    """The leaves of at least `min_bytes` that every device holds whole, by tree path."""
+    found = jax.tree.leaves_with_path(state_shardings(tree, mesh, layout))
+    leaves = jax.tree.leaves(tree)
+    return {
+        jax.tree_util.keystr(path): x.size * x.dtype.itemsize
+        for (path, sharding), x in zip(found, leaves, strict=True)
+        if sharding.is_fully_replicated and x.size * x.dtype.itemsize >= min_bytes
+    }
