@@ -98,6 +98,7 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
         check.function("verify", verify, "prompts, samples")
 
     def step(state, prompts):
+        state = mesh.keep_state(state)
         rollout = act(state, mesh.constrain(prompts))
         if verify is not None:
             verdict = verdict_of(verify, rollout.prompts, rollout.samples)
@@ -105,7 +106,11 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
         state, metrics = learner.learn(state, mesh.constrain(rollout))
         return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
-    return jax.jit(lambda s, p: jax.lax.scan(step, s, p), donate_argnums=0)
+    def steps(state, prompts):
+        state, metrics = jax.lax.scan(step, state, prompts)
+        return mesh.keep_state(state), metrics
+
+    return jax.jit(steps, donate_argnums=0)
 
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:

@@ -7,7 +7,7 @@ on every device". What it cannot do by itself is done by hand in `by_prompts`.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -134,9 +134,10 @@ def unless_gathered(primitive, *_, **__) -> bool:
 def by_prompts(fn: Callable, params, *trees):
     """`fn(params, *trees)` of trees [P, ...], each device on its own prompts.
 
-    Parameters are gathered first, and their gradients are summed over rows on each
-    device, then scattered once. Left to the compiler, sums within a loop would be
-    scattered at each turn, as a loop cannot carry what is not summed over devices.
+    For the embedding and the head. They are gathered first, and their gradients are
+    summed over rows on each device, then scattered once. Left to the compiler, sums
+    within a loop would be scattered at each turn, as a loop cannot carry what is not
+    summed over devices; and for the embedding's it would gather activations.
     """
     there = sizes()
     axes = tuple(a for a in rules().prompts if there.get(a, 1) > 1)
@@ -164,13 +165,16 @@ def _stored(path, x) -> PartitionSpec:
 def _moved(x, stored: PartitionSpec, used: PartitionSpec):
     @jax.custom_vjp
     def move(x):
-        return _put(x, used)
+        # In two steps, or XLA gathers all of it: what nobody keeps split is gathered,
+        # then the axes that stay change places.
+        kept = {axis for entry in used for axis in axes_of(entry)}
+        return _put(_put(x, _only(stored, kept)), used)
 
     move.defvjp(lambda x: (move(x), None), lambda _, grad: (_put(grad, stored),))
     return move(x)
 
 
-def _only(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
+def _only(spec: PartitionSpec, axes: Collection[str]) -> PartitionSpec:
     return PartitionSpec(*(tuple(a for a in axes_of(e) if a in axes) for e in spec))
 
 

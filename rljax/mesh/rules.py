@@ -56,7 +56,7 @@ class Rules:
 ONLY_PROMPTS = Rules(
     prompts=AXES,
     rows=AXES,
-    embed=(FSDP, EXPERT, TENSOR),
+    embed=(TENSOR, FSDP, EXPERT),  # tensor first: what sampling keeps is the outer part
     heads=(),
     mlp=(),
     vocab=(),

@@ -79,22 +79,17 @@ class _DecoderFunctions:
         layers = {k: join_projections(layer) for k, layer in params["layers"].items()}
         return {**params, "layers": layers}
 
-    def _all_but_layers(self, params):
-        """Gathered for use; a layer's parameters are where the layer is applied."""
-        rest = {name: p for name, p in params.items() if name != "layers"}
-        return {**params, **mesh.gather(rest, self.config.dtype)}
-
     def logits_params(self, params):
         return {name: p for name, p in params.items() if name != "layers"}
 
     def prefill(self, params, prompts):
-        params = self._all_but_layers(params)
         grouped = transformer.by_group(params, self.config)
         hidden, keys = self._apply(
             grouped, Decoder.prefill, prompts.tokens, prompts.length
         )
         keys = jax.tree.map(transformer.join_groups, keys)
-        return self.logits(params, hidden), PromptCache(keys, prompts.length)
+        head = mesh.gather(self.logits_params(params), self.config.dtype)
+        return self.logits(head, hidden), PromptCache(keys, prompts.length)
 
     def init_cache(self, prompt, num_samples, max_tokens):
         def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
@@ -114,7 +109,7 @@ class _DecoderFunctions:
 
     def hidden(self, params, prompts, samples):
         tokens, mask = samples.tokens, samples.mask
-        params = transformer.by_group(self._all_but_layers(params), self.config)
+        params = transformer.by_group(params, self.config)
         first, keys = self._apply(
             params, Decoder.prefill, prompts.tokens, prompts.length
         )

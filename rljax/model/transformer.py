@@ -93,7 +93,13 @@ class Decoder(nn.Module):
     def _embed(self, tokens, read):
         """Flat rows; only where `read` holds must tokens be ids of the vocabulary."""
         ids = numerics.readable_ids(tokens, read, self.config.vocab_size)
-        return mesh.keep(self.embed(ids.reshape(-1)), "rows", None)
+        table = {"embed": {"embedding": self.embed.embedding.astype(self.config.dtype)}}
+
+        def look_up(params, ids):  # as flax does, what is no id gives NaN
+            return jnp.take(params["embed"]["embedding"], ids, axis=0)
+
+        x = mesh.by_prompts(look_up, table, ids)
+        return mesh.keep(x.reshape(-1, x.shape[-1]), "rows", None)
 
     def logits(self, hidden):
         """f32[..., V] from normalised hidden states [..., d_model]."""
