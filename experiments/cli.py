@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import jax
 import tyro
 
-from rljax import experiment
+from rljax import experiment, mesh
 from rljax import program as step
 from rljax.plan import show
 
@@ -39,6 +39,9 @@ class Launch:
     plan: bool = False
     """Print what a training step takes, arithmetic, memory and time, and run nothing;
     what cannot fit is refused with advice."""
+    mesh: str | None = None
+    """Devices along the axes data, fsdp, expert and tensor: data=2,fsdp=4,tensor=2. By
+    default all devices, or as many as divide the prompts."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
     quick."""
@@ -61,13 +64,19 @@ def main(
       text: what --help says above the flags; its first line titles the report.
     """
 
-    def run(config: Any, run_dir: pathlib.Path, resume: bool) -> Any:
+    def run(config: Any, run_dir: pathlib.Path, launch: Launch) -> Any:
+        sizes = None if launch.mesh is None else mesh.parse(launch.mesh)
+        stages = experiment.on_devices(build(config), sizes)
+        if jax.device_count() > 1:
+            print(
+                f"mesh: {mesh.text(stages[-1].mesh)}, of {jax.device_count()} devices"
+            )
         return experiment.run(
-            build(config),
+            stages,
             run_dir,
             config=dataclasses.asdict(config),
             title=text.splitlines()[0],
-            resume=resume,
+            resume=launch.resume,
         )
 
     start(name, run, default, quick, lambda c: build(c)[-1].program(), text)
@@ -81,7 +90,7 @@ def start(
     program: Callable[[Any], step.Program] | None = None,
     text: str | None = None,
 ):
-    """Parses the command line and calls `main(config, run_dir, resume)`.
+    """Parses the command line and calls `main(config, run_dir, launch)`.
 
     Args:
       name: the experiment's, for the default run folder.
@@ -115,7 +124,7 @@ def start(
                 )
             return show.show_plan(program, config)
         run_dir = launch.run_dir or _default_folder(name, launch)
-        return main(config, run_dir, launch.resume)
+        return main(config, run_dir, launch)
     except _EXPECTED as error:
         fail(error)
 

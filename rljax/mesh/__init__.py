@@ -11,7 +11,7 @@ see `Layout`.
     placement  arrays put on a mesh, and the shardings of a state
 """
 
-from rljax.mesh.devices import Limits, choose, make, parse
+from rljax.mesh.devices import Limits, choose, make, parse, text
 from rljax.mesh.hints import (
     by_prompts,
     constrain,
@@ -38,6 +38,7 @@ from rljax.mesh.rules import (
     FREE,
     FSDP,
     ONLY_PROMPTS,
+    PLAIN,
     TENSOR,
     Layout,
     Rules,
@@ -50,6 +51,7 @@ __all__ = [
     "FREE",
     "FSDP",
     "ONLY_PROMPTS",
+    "PLAIN",
     "TENSOR",
     "Layout",
     "Limits",
@@ -72,6 +74,7 @@ __all__ = [
     "shard_prompts",
     "size",
     "state_shardings",
+    "text",
     "unless_gathered",
     "using",
 ]

@@ -135,8 +135,8 @@ def _complete(
     full = {a: sizes.get(a, 1) for a in AXES}
     near = _nearest(full, num_devices, limits or Limits(0, 0, 0))
     raise ValueError(
-        f"a mesh must divide the {num_devices} devices, got {_text(full)}, which has"
-        f" {named}; take {near}."
+        f"a mesh must divide the {num_devices} devices, got {_text(full)}, of"
+        f" {named} devices; take {near}."
     )
 
 
@@ -156,6 +156,11 @@ def _nearest(wanted: dict[str, int], num_devices: int, limits: Limits) -> str:
         if num_devices % math.prod(sizes.values()) == 0 and not limits.broken(sizes)
     ]
     return _text(min(fitting, key=distance))  # one device always fits
+
+
+def text(mesh: Mesh | None) -> str:
+    """As `--mesh` would say it."""
+    return _text({} if mesh is None else dict(mesh.shape))
 
 
 def _text(sizes: dict[str, int]) -> str:

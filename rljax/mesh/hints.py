@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rljax.mesh.rules import FREE, Layout, Rules, axes_of, logical_axes, partition
+from rljax.mesh.rules import (
+    FREE,
+    PLAIN,
+    Layout,
+    Rules,
+    axes_of,
+    logical_axes,
+    partition,
+)
 
 # (layout, whether sampling); a part of the key under which jit keeps programs.
 _context = jax.make_user_context(default_value=None)
@@ -22,7 +30,7 @@ _put = jax.lax.with_sharding_constraint
 
 
 @contextlib.contextmanager
-def using(mesh: Mesh | None, layout: Layout = Layout()) -> Iterator[None]:
+def using(mesh: Mesh | None, layout: Layout = PLAIN) -> Iterator[None]:
     """`with using(mesh):` runs and traces on the mesh; None changes nothing."""
     if mesh is None:
         yield
@@ -43,7 +51,7 @@ def sampling() -> Iterator[None]:
 
 def layout() -> Layout:
     """The layout in use."""
-    return Layout() if _context.value is None else _context.value[0]
+    return PLAIN if _context.value is None else _context.value[0]
 
 
 def rules() -> Rules:
@@ -143,7 +151,9 @@ def by_prompts(fn: Callable, params, *trees):
     axes = tuple(a for a in rules().prompts if there.get(a, 1) > 1)
     if not axes or len(jax.tree.leaves(trees)[0]) % size(*axes):
         return fn(gather(params), *trees)
-    specs = jax.tree.map_with_path(lambda path, x: _only(_stored(path, x), axes), params)
+    specs = jax.tree.map_with_path(
+        lambda path, x: _only(_stored(path, x), axes), params
+    )
 
     def of_device(params, *trees):
         return fn(jax.tree.map(_whole, params, specs), *trees)

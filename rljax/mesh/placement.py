@@ -6,10 +6,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rljax.mesh import hints
-from rljax.mesh.rules import Layout, logical_axes, partition
+from rljax.mesh.rules import PLAIN, Layout, logical_axes, partition
 
 
-def state_shardings(tree, mesh: Mesh, layout: Layout = Layout()):
+def state_shardings(tree, mesh: Mesh, layout: Layout = PLAIN):
     """Where each array of a state lies: parameters, and all that mirrors them, in
     shards, everything else on every device.
 
@@ -26,7 +26,7 @@ def state_shardings(tree, mesh: Mesh, layout: Layout = Layout()):
     return jax.tree.map_with_path(sharding, tree)
 
 
-def place(tree, mesh: Mesh | None, layout: Layout = Layout()):
+def place(tree, mesh: Mesh | None, layout: Layout = PLAIN):
     """Puts a state on the mesh as it is stored; without a mesh leaves it alone."""
     if mesh is None:
         return tree
@@ -43,9 +43,7 @@ def put_parameter(path, host: np.ndarray) -> jax.Array:
     return jax.device_put(host, NamedSharding(mesh, spec))
 
 
-def shard_prompts(
-    tree, mesh: Mesh | None, axis: int = 0, layout: Layout = Layout()
-):
+def shard_prompts(tree, mesh: Mesh | None, axis: int = 0, layout: Layout = PLAIN):
     """Puts arrays on the mesh, split along `axis`; without a mesh leaves them alone."""
     if mesh is None:
         return tree
@@ -60,8 +58,8 @@ def replicate(tree, mesh: Mesh | None):
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def copied(tree, mesh: Mesh, layout: Layout = Layout(), min_bytes: int = 2**20):
-    """The leaves of at least `min_bytes` that every device holds whole, by tree path."""
+def copied(tree, mesh: Mesh, layout: Layout = PLAIN, min_bytes: int = 2**20):
+    """Bytes of the leaves that every device holds whole, by tree path; of large ones."""
     found = jax.tree.leaves_with_path(state_shardings(tree, mesh, layout))
     leaves = jax.tree.leaves(tree)
     return {

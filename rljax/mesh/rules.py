@@ -80,6 +80,9 @@ class Layout:
     update: Rules = Rules()
 
 
+PLAIN = Layout()
+
+
 # Logical axes of a decoder's parameters, by the last two keys of their paths. Moments,
 # references, averages and masters have the same, as they end in the same keys. What is
 # not here is copied to every device.

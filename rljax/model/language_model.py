@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from rljax import mesh
 from rljax.data import tokenizer as tokenizers
 from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
@@ -53,7 +54,8 @@ class Model(NamedTuple):
 
 def new(config: DecoderConfig, tokenizer: "PreTrainedTokenizerBase") -> Model:
     """A decoder with random parameters; the tokenizer's end token ends completions."""
-    init = jax.jit(decoder_policy(config).init)
+    policy = decoder_policy(config)
+    init = jax.jit(lambda key: mesh.keep_state(policy.init(key)))
     return Model(config, tokenizer, init, (tokenizer.eos_token_id,))
 
 

@@ -12,12 +12,11 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import strict_json
+from rljax import mesh, strict_json
 from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
 from rljax.model.hugging_face.metadata import CONFIG
@@ -73,7 +72,7 @@ def read(
         for name, place in _places(path, x).items():
             tensor = stored[name].get_tensor(name)
             host[place] = tensor.T if _is_kernel(path) else tensor
-        return jnp.array(host)
+        return mesh.put_parameter(path, host)
 
     return jax.tree_util.tree_map_with_path(read_one, shapes)
 
