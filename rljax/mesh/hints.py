@@ -173,15 +173,15 @@ def _stored(path, x) -> PartitionSpec:
 
 
 def _moved(x, stored: PartitionSpec, used: PartitionSpec):
-    @jax.custom_vjp
     def move(x):
         # In two steps, or XLA gathers all of it: what nobody keeps split is gathered,
         # then the axes that stay change places.
         kept = {axis for entry in used for axis in axes_of(entry)}
         return _put(_put(x, _only(stored, kept)), used)
 
-    move.defvjp(lambda x: (move(x), None), lambda _, grad: (_put(grad, stored),))
-    return move(x)
+    moved = jax.custom_vjp(move)
+    moved.defvjp(lambda x: (move(x), None), lambda _, grad: (_put(grad, stored),))
+    return moved(x)
 
 
 def _only(spec: PartitionSpec, axes: Collection[str]) -> PartitionSpec:

@@ -59,7 +59,7 @@ def replicate(tree, mesh: Mesh | None):
 
 
 def copied(tree, mesh: Mesh, layout: Layout = PLAIN, min_bytes: int = 2**20):
-    """Bytes of the leaves that every device holds whole, by tree path; of large ones."""
+    """Bytes of the large leaves that every device holds whole, by tree path."""
     found = jax.tree.leaves_with_path(state_shardings(tree, mesh, layout))
     leaves = jax.tree.leaves(tree)
     return {

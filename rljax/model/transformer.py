@@ -30,8 +30,8 @@ from rljax.model.config import DecoderConfig
 class PromptCache(NamedTuple):
     """What decoding reads of prompts, computed once and shared by the group.
 
-    keys: a `KeyValue` per layer of a group, [P, N * H, S, D]: the heads of all N groups
-      lie side by side, so that those of one group are a slice.
+    keys: a `KeyValue` per layer of a group, [P, N, H, S, D]; heads are an axis that a
+      mesh can split.
     length: i32[P] tokens.
     """
 
@@ -42,7 +42,7 @@ class PromptCache(NamedTuple):
 class Cache(NamedTuple):
     """The completions' own keys: a ring, so that rows may begin at any time.
 
-    keys: as a prompt's, [P, N * H * G, T - 1, D]; the last token is never fed.
+    keys: as a prompt's, [P, N, H * G, T - 1, D]; the last token is never fed.
     written: i32[] tokens fed so far, by any row.
     """
 
@@ -116,6 +116,7 @@ class Decoder(nn.Module):
         *,
         per_layer: tuple | None = None,
         shared: tuple | None = None,
+        gathered: bool = False,
     ):
         """Takes activations through all layers.
 
@@ -125,6 +126,7 @@ class Decoder(nn.Module):
             `shared`) -> (out like q, output), in group n, an i32[].
           per_layer: a tree [N, ...] per layer of a group; each layer gets its own part.
           shared: a tree per layer of a group, whole for that layer of all groups.
+          gathered: whether parameters lie on the mesh as products use them.
 
         Returns:
           x, and the layers' outputs: a tree [N, ...] per layer of a group.
@@ -136,7 +138,7 @@ class Decoder(nn.Module):
 
         @jax.jit  # so that layers side by side are traced and differentiated once
         def layer(x, n, m, params, own_part, shared_part):
-            params = mesh.gather(params, c.dtype)
+            params = params if gathered else mesh.gather(params, c.dtype)
             x = mesh.keep(x, "rows", None)
 
             def attend_here(q, own):
@@ -206,7 +208,7 @@ class Decoder(nn.Module):
     def decode_step(self, tokens, t, prompt: PromptCache, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
-        S, U = prompt.keys[0].key.shape[2], cache.keys[0].key.shape[2]
+        S, U = prompt.keys[0].key.shape[-2], cache.keys[0].key.shape[-2]
         x = mesh.keep(self.embed(tokens.reshape(-1)), "rows", None)
         rope = self._rope((prompt.length + t)[:, None], S + U)
         place = cache.written % U
@@ -216,7 +218,7 @@ class Decoder(nn.Module):
 
         def put(old, new):
             write = functools.partial(
-                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=2
+                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=-2
             )
             return jax.tree.map(write, old, new)
 
@@ -224,25 +226,26 @@ class Decoder(nn.Module):
             del own_part
 
             def of_group(x):
-                size = x.shape[1] // self.config.num_groups
-                return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
+                return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
 
             of_prompt, own = jax.tree.map(of_group, caches)
             sets = (put(own, new), own_mask), (of_prompt, seen)
             return attention.attend(q, *sets), new
 
         caches = tuple(zip(prompt.keys, cache.keys, strict=True))
-        x, new = self.apply_layers(x, (P, G, 1), rope, attend, shared=caches)
+        x, new = self.apply_layers(
+            x, (P, G, 1), rope, attend, shared=caches, gathered=True
+        )
         # XLA:CPU: layers only read the caches, which are written here, all at once and
         # in place. It copies caches that are written within the scan at each layer.
-        keys = put(cache.keys, jax.tree.map(join_groups, new))
+        keys = put(cache.keys, jax.tree.map(prompts_first, new))
         hidden = self.norm(x).reshape(P, G, -1)
         return hidden, Cache(keys, cache.written + 1)
 
 
-def join_groups(x):
-    """[N, P, H, ...] -> [P, N * H, ...]: the heads of all groups of layers."""
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+def prompts_first(x):
+    """[N, P, H, ...] -> [P, N, H, ...], split by prompts and heads."""
+    return mesh.keep(jnp.moveaxis(x, 0, 1), "prompts", None, "heads")
 
 
 def layer_name(m: int) -> str:

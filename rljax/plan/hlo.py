@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\) -> .* \{$")
-_RESULT = re.compile(r"^\s*(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<rest>.*)$")
-_OPCODE = re.compile(r"(?<![\w%])(?P<opcode>[a-z][\w-]*)\(")
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<shape>.*?) (?P<opcode>[a-z][\w-]*)\("
+)
 _ARRAY = re.compile(r"(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<sizes>[\d,]*)\]")
 _CALLED = re.compile(
     r"(?:to_apply|calls|body|true_computation|false_computation)=%?([\w.-]+)"
@@ -141,10 +142,8 @@ def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
             name = head["name"]
             found[name] = []
             entry = name if head["entry"] else entry
-        elif name and (result := _RESULT.match(text_line)) is not None:
-            if (opcode := _OPCODE.search(result["rest"])) is not None:
-                shape = result["rest"][: opcode.start()].strip()
-                found[name].append(_Line(shape, opcode["opcode"], text_line))
+        elif name and (match := _INSTRUCTION.match(text_line)) is not None:
+            found[name].append(_Line(match["shape"], match["opcode"], text_line))
     return found, entry
 
 
