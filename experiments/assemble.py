@@ -7,7 +7,7 @@ told the solution, `old` statistics of stored answers, whole distributions.
 
 from typing import TYPE_CHECKING, Any
 
-from experiments import optimizer, recipes
+from experiments import optimizer, recipes, transforms
 from rljax import data, evaluate, program
 from rljax.advantage import Algorithm
 from rljax.experiment import Experiment, require_traced
@@ -19,7 +19,6 @@ from rljax.policy import (
     Policy,
     against_reference,
     privileged_teacher,
-    with_value_head,
 )
 from rljax.rollout import mixed
 from rljax.rollout.sample import greedy, sampler
@@ -58,17 +57,17 @@ def experiment(c: "Config", model: Model, task: Task) -> Experiment:
                 ) from missing
             needs.add(missing.name)
         else:
+            transforms.require_reference(c, made.reference)
             if needs:
                 print(f"{c.algorithm} reads, and gets: {', '.join(sorted(needs))}")
             return made
 
 
 def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Experiment:
-    policy, trunk = model.policy(c.temperature), {}
-    if _VALUE & needs:
-        policy = with_value_head(policy, d_model=model.config.d_model)
-        trunk = _value_head(policy)
+    policy, around = transforms.around(c, model, value_head=bool(_VALUE & needs))
     whole = bool(_WHOLE & needs)
+    reference = whole or "reference" in needs
+    learns = learner(c, policy, algorithm, whole)
     in_python = c.verifier == "python"
     return Experiment(
         model=model,
@@ -79,7 +78,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             measure_old=policy.measure if _VALUE & needs else None,
             teacher=privileged_teacher(policy) if "teacher" in needs else None,
         ),
-        learner=learner(c, policy, algorithm, whole),
+        learner=transforms.with_reference(c, learns) if reference else learns,
         verify=task.verify,
         glue=program.split if in_python else program.fused,
         prompts=data.stream(
@@ -101,11 +100,11 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
         ),
         evaluate_every=c.evaluate_every,
-        reference=whole or "reference" in needs,
+        reference=reference,
         seed=c.seed,
         checkpoint_every=c.checkpoint_every,
         keep=c.keep,
-        **trunk,
+        **around,
     )
 
 
@@ -131,14 +130,6 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
     return dynamic_sampling(made, c.num_prompts)
 
 
-def _value_head(policy: Policy) -> dict[str, Any]:
-    """How parameters get a value head, and how they lose it."""
-    return {
-        "enter_fn": lambda params, key: policy.init(key) | {"policy": params},
-        "export_fn": lambda params: params["policy"],
-    }
-
-
 def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     """The rows of a group: own samples, and what the recipe needs beside them."""
     common = {"max_tokens": c.max_tokens, "stop_tokens": model.stop_tokens}
@@ -161,7 +152,8 @@ def gates(c) -> gate.Gate | None:
     if c.target_kl_per_pass is not None:
         found.append(gate.target_kl_per_pass(c.target_kl_per_pass))
     if c.gradient_gate is not None:
-        found.append(gate.gradient_gate(_projection, threshold=c.gradient_gate))
+        select = _projection if c.lora_rank is None else lambda grads: grads
+        found.append(gate.gradient_gate(select, threshold=c.gradient_gate))
     return gate.all_of(*found) if found else None
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments import assemble, cli, problems, ranges, recipes
+from experiments import assemble, cli, problems, ranges, recipes, transforms
 from rljax.experiment import Experiment
 
 
@@ -102,6 +102,19 @@ class Config:
     gradient_gate: float | None = None
     """Standard deviations; see gradient_gate."""
 
+    # LoRA, and a reference that follows
+    lora_rank: int | None = None
+    """Train adapters of this rank, the model stays; None: train the model."""
+    lora_alpha: float = 32.0
+    """Their product is scaled by this / rank."""
+    lora_targets: str = "q,k,v,o,gate,up,down"
+    """Matrices of the layers that get one, by name."""
+    reference_every: int | None = None
+    """Training steps after which the reference, where a recipe reads one, becomes the
+    policy, or with --reference-ema comes closer; None: it stays as it began."""
+    reference_ema: float | None = None
+    """Share of itself that the reference keeps each time, from 0 to below 1."""
+
     # Evaluation and checkpoints
     evaluate_every: int = 20
     """Training steps between evaluations."""
@@ -145,6 +158,7 @@ def check(c: Config) -> None:
             f"--draw-prompts must be at least --num-prompts {c.num_prompts}, got"
             f" {c.draw_prompts}; draw more."
         )
+    transforms.check(c)
     problems.check(c)
 
 

@@ -24,6 +24,7 @@ from rljax.evaluate import Estimate, Evaluation, Stage, pass_at_k, report
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
+from rljax.policy import frozen
 from rljax.run import run_dir as run_folder
 from rljax.run import train
 from rljax.run.phase import Phase, Stream
@@ -49,9 +50,12 @@ class Experiment:
     num_steps, steps_per_dispatch: training steps, and how many a dispatch takes, K.
     evaluation: of the decoder's parameters, every `evaluate_every` training steps and
       at the end.
-    enter_fn: (params, key) -> the parameters that are trained: those of the model, or
+    enter_fn: (params, key) -> the parameters this begins with: those of the model, or
       of the stage before, with a value head, say.
-    export_fn: trained parameters -> the decoder's, for evaluation and saving.
+    trains: names of a parameter -> whether it is trained; the others stay as they are,
+      without gradients, moments or a second copy. None trains all.
+    export_fn: these parameters -> the decoder's, for evaluation and saving.
+    save_also: (run folder, last state), writes more beside the policy: adapters, say.
     reference: whether `TrainState.reference` holds the parameters this begins with.
     seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh,
       layout: what the run is spread over, and how; None is the default device. See
@@ -71,7 +75,9 @@ class Experiment:
     evaluation: Evaluation
     evaluate_every: int
     enter_fn: Callable[[Any, jax.Array], Any] = _unchanged
+    trains: frozen.Trains | None = None
     export_fn: Callable[[Any], Any] = _unchanged
+    save_also: Callable[[pathlib.Path, TrainState], None] | None = None
     reference: bool = False
     seed: int = 0
     checkpoint_every: int = 100
@@ -82,8 +88,15 @@ class Experiment:
     def begin(self, params: Any, key: jax.Array) -> TrainState:
         """The state to train from, of a model's or another stage's parameters."""
         params = self.enter_fn(params, keys.stream(key, keys.Stream.PARAMETERS))
+        fixed = {}
+        if self.trains is not None:
+            params, fixed["frozen"] = frozen.split(params, self.trains)
         reference = jax.tree.map(jnp.copy, params) if self.reference else None
-        return self.learner.init(params, key, reference)
+        return self.learner.init(params, key, reference, **fixed)
+
+    def export(self, state: TrainState) -> Any:
+        """The decoder's parameters, of a state of this experiment."""
+        return self.export_fn(frozen.joined(state.params, state.frozen))
 
     def loop(self) -> program.Run:
         """(state, prompts [K, P, ...]) -> (state, metrics); each call makes another."""
@@ -152,7 +165,7 @@ def run(
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
             )
-            return _finish(experiments, last.export_fn(state.params), before, title)
+            return _finish(experiments, state, before, title)
 
 
 def on_devices(
@@ -218,7 +231,7 @@ def phases(
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
-        params = one.export_fn(state.params)
+        params = one.export(state)
         begins = index == last and step == 0
         if begins or (index == last - 1 and step == one.num_steps):
             before.keep(one.evaluation.test(params)[0])
@@ -230,7 +243,7 @@ def phases(
 
         def enter(state):
             key = keys.stream(state.key, keys.Stream.PHASE, index)
-            return one.begin(previous.export_fn(state.params), key)
+            return one.begin(previous.export(state), key)
 
         return _in_shards(enter, *placing)
 
@@ -280,9 +293,12 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
     return begin(params, keys.stream(key, keys.Stream.PHASE, 0))
 
 
-def _finish(experiments, params, before: Before, title: str) -> dict[str, Estimate]:
+def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
+    params = last.export(state)
+    if last.save_also is not None:
+        last.save_also(folder, state)
     if not any((folder / "policy").glob("*")):  # a finished run that was resumed has
         last.model.save(folder / "policy", params)
     stages: dict[str, Stage] = {}

@@ -22,6 +22,7 @@ from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.model import DecoderConfig
 from rljax.policy.base import Policy
+from rljax.policy.frozen import joined
 from rljax.types import (
     Measure,
     Prompts,
@@ -69,17 +70,19 @@ def actor(
 
     def act(state, prompts):
         key = keys.of_step(state.key, state.step)
+        params = joined(state.params, state.frozen)
         # The sampler's layout ends here, so that the update's does not reach into it.
-        samples, old = mesh.constrain(sample(state.params, prompts, key))
+        samples, old = mesh.constrain(sample(params, prompts, key))
         if measure_old is not None:
-            old = measure_old(state.params, prompts, samples)
+            old = measure_old(params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
         if is_measured(old):
             rollout = rollout.replace(origin=origin.of(state.params, old))
         if teacher is not None:
             rollout = rollout.replace(teacher=teacher(state, prompts, samples))
         if state.reference is not None:
-            reference = policy.measure(state.reference, prompts, samples)
+            reference = joined(state.reference, state.frozen)
+            reference = policy.measure(reference, prompts, samples)
             rollout = rollout.replace(reference=reference)
         return rollout
 

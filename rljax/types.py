@@ -291,9 +291,11 @@ def old_value(rollout: Rollout) -> jax.Array:
 class TrainState(_Replaceable):
     """All that a run is on the device, and all of it that a checkpoint holds.
 
-    params: the policy's parameters.
+    params: the policy's parameters; those that are trained.
     optimizer, algorithm, gate: states of the optax optimiser, algorithm and gate.
     reference: parameters of the reference policy, or None when nothing reads one.
+    frozen: parameters that nothing moves, beside `params` and `reference` in the trees
+      that policies read; None if all are trained. See `policy.frozen`.
     key: the run's PRNG key; never changes: step keys are folded from it.
     step: i32[] training steps (rollout batches) done.
     """
@@ -305,6 +307,7 @@ class TrainState(_Replaceable):
     key: jax.Array
     step: jax.Array
     reference: Any = None
+    frozen: Any = None
 
 
 Verify = Callable[[Prompts, Samples], Verdict]

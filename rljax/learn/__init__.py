@@ -1,8 +1,9 @@
 """From a rollout to a new state.
 
 `update` takes optimiser steps, `microbatch` cuts them into pieces, `gate` decides over
-gradients, `dynamic_sampling` chooses the groups that are trained on. How hard a token
-is pushed is not decided here: that is `advantage` and `loss`.
+gradients, `dynamic_sampling` chooses the groups that are trained on, `reference` lets
+the reference follow. How hard a token is pushed is not decided here: that is
+`advantage` and `loss`.
 """
 
 from rljax.learn.update import Learner, learner

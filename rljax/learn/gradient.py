@@ -16,6 +16,7 @@ from rljax import mesh
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.learn import microbatch, origin
 from rljax.learn.microbatch import Pieces
+from rljax.policy.frozen import joined
 from rljax.types import (
     Credit,
     Measure,
@@ -80,7 +81,8 @@ def of_minibatch(
     """
 
     def forward(params, rows):
-        now = measure(params, rows.prompts, rows.samples, state.reference)
+        params, reference = (joined(p, state.frozen) for p in (params, state.reference))
+        now = measure(params, rows.prompts, rows.samples, reference)
         _require_stats(now, rows)
         return now
 

@@ -31,7 +31,7 @@ class Repeats(NamedTuple):
 class Learner(NamedTuple):
     """The learning half of a training step.
 
-    init: (params, key, reference=None) -> TrainState.
+    init: (params, key, reference=None, frozen=None) -> TrainState.
     learn: (state, rollout) -> (state, metrics), all optimiser steps on one rollout.
     repeats: what a plan reads.
     """
@@ -91,7 +91,7 @@ def learner(
     optimizer = master_weights.master_weights(optimizer)
     pieces = Pieces(num_microbatches, num_lengths)
 
-    def init(params, key, reference=None):
+    def init(params, key, reference=None, frozen=None):
         return TrainState(
             params=params,
             optimizer=optimizer.init(params),
@@ -100,6 +100,7 @@ def learner(
             key=key,
             step=jnp.zeros((), jnp.int32),
             reference=reference,
+            frozen=frozen,
         )
 
     def learn(state, rollout):

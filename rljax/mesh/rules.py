@@ -83,19 +83,33 @@ class Layout:
 PLAIN = Layout()
 
 
+# What the rows and columns of a layer's matrices are.
+_MATRICES = {
+    **dict.fromkeys(("q", "k", "v"), ("embed", "heads")),
+    "o": ("heads", "embed"),
+    **dict.fromkeys(("gate", "up"), ("embed", "mlp")),
+    "down": ("mlp", "embed"),
+}
+
+
+def _of_module(name: str, rows: str, columns: str) -> dict:
+    return {
+        (name, "kernel"): ("layers", rows, columns),
+        (name, "bias"): ("layers", columns),
+        (name, "lora_a"): ("layers", rows, None),
+        (name, "lora_b"): ("layers", None, columns),
+    }
+
+
 # Logical axes of a decoder's parameters, by the last two keys of their paths. Moments,
 # references, averages and masters have the same, as they end in the same keys. What is
 # not here is copied to every device.
 _PARAMETERS = {
     ("embed", "embedding"): ("vocab", "embed"),
     ("head", "kernel"): ("embed", "vocab"),
-    **{(name, "kernel"): ("layers", "embed", "heads") for name in ("q", "k", "v")},
-    **{(name, "bias"): ("layers", "heads") for name in ("q", "k", "v")},
-    ("o", "kernel"): ("layers", "heads", "embed"),
-    ("gate", "kernel"): ("layers", "embed", "mlp"),
-    ("up", "kernel"): ("layers", "embed", "mlp"),
-    ("down", "kernel"): ("layers", "mlp", "embed"),
 }
+for _name, _axes in _MATRICES.items():
+    _PARAMETERS |= _of_module(_name, *_axes)
 
 Names = tuple[str | None, ...]
 

@@ -12,6 +12,7 @@ import numpy as np
 from rljax.model import rotary
 from rljax.model.attention import KeyValue, join_heads
 from rljax.model.config import DecoderConfig
+from rljax.model.dense import Dense, product
 
 JOINED = (("q", "k", "v"), ("gate", "up"))
 """Dense layers that read the same input; `join_projections` makes each row one."""
@@ -26,7 +27,7 @@ class Block(nn.Module):
         c = self.config
         normal = nn.initializers.normal
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             dtype=c.dtype,
             use_bias=False,
             kernel_init=normal(c.initializer_std),
@@ -91,7 +92,7 @@ class Block(nn.Module):
         if not self.has_variable("params", joined_name(names)):
             return [layer(h) for layer in layers]
         joined = self.get_variable("params", joined_name(names))
-        out = h @ joined["kernel"] + joined.get("bias", 0)
+        out = product(h, joined, self.config.dtype)
         ends = np.cumsum([layer.features for layer in layers])[:-1]
         return jnp.split(out, ends, -1)
 

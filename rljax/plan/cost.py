@@ -100,7 +100,7 @@ def plan_step(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
     """
     arithmetic = decoder_flops(sizes)
     run = jax.make_jaxpr(program.fused())(program.state, program.prompts)
-    params = jax.tree.leaves(program.state.params)
+    params = jax.tree.leaves((program.state.params, program.state.frozen))
     return Plan(
         sizes=sizes,
         num_parameters=sum(x.size for x in params),
@@ -263,7 +263,7 @@ def bytes_decoded(program: Program, sizes: Sizes) -> float:
     """Bytes that the sampler's loop reads: at each turn all parameters, the keys and
     values of the prompts, once per group or slot, and those of the tokens so far."""
     prompts, own = _cache_bytes(sizes)
-    each = num_bytes(program.state.params) + prompts
+    each = num_bytes((program.state.params, program.state.frozen)) + prompts
     turns = (sizes.max_tokens - 1) * each + own * sizes.max_tokens / 2
     return sizes.num_rounds * turns
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from rljax import check
 from rljax.policy.base import Policy
+from rljax.policy.frozen import joined
 from rljax.types import Prompts, Samples, TokenStats, TrainState, require
 
 
@@ -23,6 +24,6 @@ def privileged_teacher(
             tokens=require(prompts.data, "privileged", how),
             length=require(prompts.data, "privileged_length", how),
         )
-        return policy.measure(state.params, told, samples)
+        return policy.measure(joined(state.params, state.frozen), told, samples)
 
     return teacher

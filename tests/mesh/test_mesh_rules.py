@@ -75,7 +75,11 @@ def test_a_mesh_axis_splits_one_axis_of_an_array():
 def test_an_axis_is_split_as_far_as_it_divides():
     rules = mesh.Rules(embed=("fsdp", "tensor"), vocab=())
     split = [partition(rules, ("vocab", "embed"), SIZES, (5, n)) for n in (8, 6, 5)]
-    assert split == [Spec(None, ("fsdp", "tensor")), Spec(None, "fsdp"), Spec(None, None)]
+    assert split == [
+        Spec(None, ("fsdp", "tensor")),
+        Spec(None, "fsdp"),
+        Spec(None, None),
+    ]
 
 
 def test_a_user_replaces_the_table():

@@ -69,7 +69,11 @@ def parts(num_slots=None, num_samples=4, **options):
         )
     )
     learner = update.learner(policy.measure, method, optax.adam(1e-4), **options)
-    return policy, learner, program.fused(program.actor(policy, sample), learner, verify)
+    return (
+        policy,
+        learner,
+        program.fused(program.actor(policy, sample), learner, verify),
+    )
 
 
 def compiled(sizes, layout=mesh.PLAIN, **options):

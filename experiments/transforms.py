@@ -1,0 +1,99 @@
+"""The flags of policy transforms: LoRA, a value head, a reference that follows."""
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from experiments import ranges
+from rljax.learn import Learner, reference
+from rljax.model import Model
+from rljax.model.hugging_face import adapter
+from rljax.policy import Policy, lora, with_value_head
+from rljax.policy.lora import Lora
+from rljax.types import TrainState
+
+if TYPE_CHECKING:
+    from experiments.train import Config
+
+
+def check(c: "Config") -> None:
+    """Raises ValueError for flags that do not fit each other."""
+    lora_of(c)
+    if c.reference_ema is not None and c.reference_every is None:
+        raise ValueError(
+            f"--reference-ema {c.reference_ema} must come with --reference-every, got"
+            " none; --reference-every 1 moves the reference after each training step."
+        )
+
+
+def lora_of(c: "Config") -> Lora | None:
+    """The adapters that the flags ask for."""
+    if c.lora_rank is None:
+        return None
+    try:
+        return Lora(
+            rank=c.lora_rank,
+            alpha=c.lora_alpha,
+            targets=tuple(c.lora_targets.split(",")),
+        )
+    except ValueError as error:
+        raise ValueError(f"--lora-targets: {error}") from error
+
+
+def around(
+    c: "Config", model: Model, *, value_head: bool
+) -> tuple[Policy, dict[str, Any]]:
+    """The policy that is trained, and how an `Experiment` goes in and out of it."""
+    policy, spec = model.policy(c.temperature), lora_of(c)
+    if spec is not None:
+        policy = lora.adapted(policy, spec)
+    if value_head:
+        policy = with_value_head(policy, d_model=model.config.d_model)
+
+    def enter(params, key):
+        if spec is not None:
+            params = lora.with_adapters(params, spec, key)
+        return policy.init(key) | {"policy": params} if value_head else params
+
+    def export(params):
+        params = params["policy"] if value_head else params
+        return params if spec is None else lora.merged(params, spec)
+
+    parts: dict[str, Any] = {"enter_fn": enter, "export_fn": export}
+    if spec is not None:
+        parts["trains"] = _trains
+        parts["save_also"] = lambda folder, state: _save(c, spec, folder, state)
+    return policy, parts
+
+
+def _trains(path: tuple[str, ...]) -> bool:
+    return lora.is_adapter(path) or path[0] == "value"
+
+
+def _save(c, spec: Lora, run_dir: pathlib.Path, state: TrainState) -> None:
+    """The adapters, beside the policy, which is merged."""
+    folder = run_dir / "adapters"
+    if not folder.exists():  # a finished run that was resumed has them
+        base = None if c.model is None else str(c.model)
+        adapters = state.params.get("policy", state.params)
+        adapter.save(folder, adapters, spec, base_model=base)
+
+
+def with_reference(c: "Config", learner: Learner) -> Learner:
+    """The learner whose reference follows the policy, if the flags ask for it."""
+    if c.reference_every is None:
+        return learner
+    if c.reference_ema is None:
+        update = reference.renewed(every=c.reference_every)
+    else:
+        update = reference.averaged(decay=c.reference_ema, every=c.reference_every)
+    return reference.following(learner, update)
+
+
+def require_reference(c: "Config", there: bool) -> None:
+    """Raises ValueError if a reference is to follow that the recipe never reads."""
+    if c.reference_every is not None and not there:
+        raise ValueError(
+            f"{ranges.flag('reference_every')} needs a recipe that reads a reference,"
+            f" but --algorithm {c.algorithm} reads none; leave the flag out, or give"
+            " the recipe a KL coefficient above 0 where it has one."
+        )

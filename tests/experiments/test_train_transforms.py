@@ -1,0 +1,87 @@
+"""The flags of policy transforms: what they refuse, and a run that leaves adapters."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import train
+from rljax import keys
+from rljax.model import hugging_face
+from rljax.model.hugging_face import adapter
+from rljax.policy import frozen, lora
+
+
+def quick(**changes):
+    make = train.with_numbers(changes.get("algorithm", "grpo"), train.Config)
+    return make(**train.QUICK | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lora_rank": 2, "lora_targets": "q,x"}, "--lora-targets: targets must"),
+        ({"lora_rank": 2, "lora_targets": "q,q"}, "--lora-targets: targets must"),
+        ({"lora_rank": 0}, "--lora-rank must lie"),
+        ({"lora_rank": 2, "lora_alpha": 0.0}, "--lora-alpha must"),
+        ({"reference_ema": 0.9}, "must come with --reference-every"),
+        ({"reference_every": 1, "reference_ema": 1.0}, "--reference-ema must"),
+    ],
+)
+def test_flags_that_fit_nothing_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        train.check(quick(**changes))
+
+
+def test_a_reference_that_nobody_reads_cannot_follow():
+    with pytest.raises(ValueError, match="--algorithm grpo reads none"):
+        train.build(quick(reference_every=2))
+
+
+def test_adapters_and_a_value_head_are_what_is_trained():
+    (made,) = train.build(quick(algorithm="ppo", lora_rank=2, lora_targets="q,v"))
+    state = made.program().state
+    assert set(state.params) == {"policy", "value"}
+    assert set(state.params["policy"]["layers"]) == {"q", "v"}
+    shapes = jax.eval_shape(made.export, state)
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, made.model.shapes())
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_merged_policy_and_adapters_that_give_it(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    flags = (
+        "--quick --algorithm asft --lora-rank 2 --reference-every 1"
+        f" --reference-ema 0.5 --run-dir {tmp_path / 'run'}"
+    )
+    # A process of its own has one device, for which less is compiled.
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *flags.split()],
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "XLA_FLAGS": "", "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    require_merged(tmp_path / "run")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run/policy")
+    assert not any("lora" in name for name in model.state_dict())
+
+
+def require_merged(run_dir):
+    """The policy of a run is its base with its adapters merged."""
+    (made,) = train.build(quick(algorithm="grpo"))
+    _, policy = hugging_face.load(run_dir / "policy")
+    spec, adapters = adapter.load(run_dir / "adapters")
+    key = keys.stream(jax.random.key(0), keys.Stream.PARAMETERS)
+    base = made.model.init(key)
+    moved = policy["layers"]["q"]["kernel"] - base["layers"]["q"]["kernel"]
+    assert float(np.max(np.abs(moved))) > 1e-5  # else there is nothing to merge
+    merged = lora.merged(frozen.joined(adapters, base), spec)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, policy
+    )
