@@ -169,7 +169,9 @@ def run(
 
 
 def on_devices(
-    experiments: Sequence[Experiment], sizes: Mapping[str, int] | None = None
+    experiments: Sequence[Experiment],
+    sizes: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> list[Experiment]:
     """The experiments of a run, spread over a mesh; this changes no number.
 
@@ -179,6 +181,7 @@ def on_devices(
     Args:
       sizes: devices along the axes of the mesh. None: all devices, or as many as divide
         prompts, along `fsdp` if the parameters are large and else along `data`.
+      devices: all there are, by default.
 
     Raises:
       ValueError: if the sizes do not fit the devices or the experiments.
@@ -189,7 +192,7 @@ def on_devices(
         heads=decoder.num_kv_heads,
     )
     num_bytes = 4 * sum(x.size for x in jax.tree.leaves(params))
-    made = mesh.choose(limits, sizes, num_bytes=num_bytes)
+    made = mesh.choose(limits, sizes, num_bytes=num_bytes, devices=devices)
     layout = mesh.PLAIN
     if made is not None and limits.prompts % made.size == 0:
         layout = mesh.Layout(update=mesh.ONLY_PROMPTS)

@@ -11,7 +11,7 @@ see `Layout`.
     placement  arrays put on a mesh, and the shardings of a state
 """
 
-from rljax.mesh.devices import Limits, choose, make, parse, text
+from rljax.mesh.devices import LARGE, Limits, choose, make, parse, text
 from rljax.mesh.hints import (
     by_prompts,
     constrain,
@@ -27,6 +27,7 @@ from rljax.mesh.hints import (
 from rljax.mesh.placement import (
     copied,
     place,
+    prompt_sharding,
     put_parameter,
     replicate,
     shard_prompts,
@@ -50,6 +51,7 @@ __all__ = [
     "EXPERT",
     "FREE",
     "FSDP",
+    "LARGE",
     "ONLY_PROMPTS",
     "PLAIN",
     "TENSOR",
@@ -68,6 +70,7 @@ __all__ = [
     "make",
     "parse",
     "place",
+    "prompt_sharding",
     "put_parameter",
     "replicate",
     "sampling",

@@ -47,8 +47,13 @@ def shard_prompts(tree, mesh: Mesh | None, axis: int = 0, layout: Layout = PLAIN
     """Puts arrays on the mesh, split along `axis`; without a mesh leaves them alone."""
     if mesh is None:
         return tree
+    return jax.device_put(tree, prompt_sharding(mesh, axis, layout))
+
+
+def prompt_sharding(mesh: Mesh, axis: int = 0, layout: Layout = PLAIN) -> NamedSharding:
+    """Where arrays lie whose prompts are along `axis`."""
     spec = partition(layout.update, (*(None,) * axis, "prompts"), mesh.shape)
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+    return NamedSharding(mesh, spec)
 
 
 def replicate(tree, mesh: Mesh | None):

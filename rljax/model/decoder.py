@@ -87,15 +87,16 @@ class _DecoderFunctions:
         hidden, keys = self._apply(
             grouped, Decoder.prefill, prompts.tokens, prompts.length
         )
-        keys = jax.tree.map(transformer.prompts_first, keys)
+        keys = jax.tree.map(transformer.join_groups, keys)
         head = mesh.gather(self.logits_params(params), self.config.dtype)
         return self.logits(head, hidden), PromptCache(keys, prompts.length)
 
     def init_cache(self, prompt, num_samples, max_tokens):
-        def empty(x):  # [P, N, H, S, D] -> [P, N, H * G, T - 1, D]
-            P, N, H, _, D = x.shape
-            size = (P, N, H * num_samples, max(max_tokens - 1, 1), D)
-            return mesh.keep(jnp.zeros(size, x.dtype), "prompts", None, "heads")
+        def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
+            *before, heads, _, D = x.shape
+            size = (*before, heads * num_samples, max(max_tokens - 1, 1), D)
+            empty = jnp.zeros(size, x.dtype)
+            return mesh.keep(empty, "prompts", None, "heads") if x.ndim == 5 else empty
 
         return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0))
 

@@ -30,8 +30,9 @@ from rljax.model.config import DecoderConfig
 class PromptCache(NamedTuple):
     """What decoding reads of prompts, computed once and shared by the group.
 
-    keys: a `KeyValue` per layer of a group, [P, N, H, S, D]; heads are an axis that a
-      mesh can split.
+    keys: a `KeyValue` per layer of a group, [P, N * H, S, D]: the heads of all N groups
+      lie side by side, so that those of one group are a slice. Where a mesh splits
+      heads they are an axis of their own, [P, N, H, S, D].
     length: i32[P] tokens.
     """
 
@@ -42,7 +43,8 @@ class PromptCache(NamedTuple):
 class Cache(NamedTuple):
     """The completions' own keys: a ring, so that rows may begin at any time.
 
-    keys: as a prompt's, [P, N, H * G, T - 1, D]; the last token is never fed.
+    keys: as a prompt's, [P, N * H * G, T - 1, D] or [P, N, H * G, T - 1, D]; the last
+      token is never fed.
     written: i32[] tokens fed so far, by any row.
     """
 
@@ -226,7 +228,10 @@ class Decoder(nn.Module):
             del own_part
 
             def of_group(x):
-                return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
+                if x.ndim == 5:
+                    return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
+                size = x.shape[1] // self.config.num_groups
+                return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
 
             of_prompt, own = jax.tree.map(of_group, caches)
             sets = (put(own, new), own_mask), (of_prompt, seen)
@@ -238,14 +243,20 @@ class Decoder(nn.Module):
         )
         # XLA:CPU: layers only read the caches, which are written here, all at once and
         # in place. It copies caches that are written within the scan at each layer.
-        keys = put(cache.keys, jax.tree.map(prompts_first, new))
+        keys = put(cache.keys, jax.tree.map(join_groups, new))
         hidden = self.norm(x).reshape(P, G, -1)
         return hidden, Cache(keys, cache.written + 1)
 
 
-def prompts_first(x):
-    """[N, P, H, ...] -> [P, N, H, ...], split by prompts and heads."""
-    return mesh.keep(jnp.moveaxis(x, 0, 1), "prompts", None, "heads")
+def join_groups(x):
+    """[N, P, H, ...] -> [P, N * H, ...]: the heads of all groups of layers.
+
+    XLA:CPU: an axis more makes it copy the cache. A mesh that splits heads needs it.
+    """
+    x = jnp.moveaxis(x, 0, 1)
+    if mesh.size(mesh.TENSOR) > 1:
+        return mesh.keep(x, "prompts", None, "heads")
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def layer_name(m: int) -> str:

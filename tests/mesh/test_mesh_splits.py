@@ -109,7 +109,7 @@ def train(sizes, layout=mesh.PLAIN, **options):
     tokens = []
     for batch in batches:  # refuses a state that lies elsewhere than before
         state, metrics = step(state, batch)
-        tokens.append(float(metrics["tokens"][0]))
+        tokens.append(float(metrics["policy/tokens"][0]))
     return step.cost_analysis()["flops"], tokens, jax.device_get(state.params)
 
 

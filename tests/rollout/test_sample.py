@@ -334,7 +334,7 @@ def test_slots_must_divide_among_devices():
     with (
         jax.set_mesh(devices),
         pytest.raises(
-            ValueError, match="multiples of 8, .*got 8 prompts and num_slots 12"
+            ValueError, match=r"multiples of 8, .*8 prompts and num_slots 12"
         ),
     ):
         draw(num_slots=12)
