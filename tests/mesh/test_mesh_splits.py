@@ -68,7 +68,7 @@ def parts(num_slots=None, num_samples=4, **options):
             loss_fn=loss.ppo_clip(),
         )
     )
-    learner = update.learner(policy.measure, method, optax.adam(1e-4), **options)
+    learner = update.learner(policy.measure, method, optax.sgd(0.05, momentum=0.9), **options)
     return (
         policy,
         learner,
@@ -116,6 +116,11 @@ def train(sizes, layout=mesh.PLAIN, **options):
 alone = functools.cache(functools.partial(train, None))
 
 
+@functools.cache
+def beginning():
+    return jax.device_get(fakes.jit(parts()[0].init)(jax.random.key(0)))
+
+
 def assert_as_on_one(sizes, layout, **options):
     flops, tokens, params = train(sizes, layout, **options)
     want_flops, want_tokens, want = alone(**options)
@@ -123,6 +128,8 @@ def assert_as_on_one(sizes, layout, **options):
     assert len(set(tokens)) == STEPS
     apart = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), params, want)
     assert max(jax.tree.leaves(apart)) < 1e-6
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), want, beginning())
+    assert min(jax.tree.leaves(moved)) > 1e-5 and max(jax.tree.leaves(moved)) > 1e-2
     return flops / want_flops
 
 
