@@ -20,9 +20,10 @@ from rljax.policy import (
     against_reference,
     privileged_teacher,
 )
-from rljax.rollout import mixed
+from rljax.rollout import StopStrings, mixed, stop_strings
 from rljax.rollout.sample import greedy, sampler
 from rljax.task import Task
+from rljax.task import problems as own
 from rljax.types import NotMeasured, Sampler
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     reference = whole or "reference" in needs
     learns = learner(c, policy, algorithm, whole)
     in_python = c.verifier == "python"
+    rows = (c.draw_prompts or c.num_prompts) * c.num_samples
     return Experiment(
         model=model,
         task=task,
@@ -95,7 +97,10 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             model.tokenizer,
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
-            batch_size=c.num_validation,
+            stop_strings=stops(model),
+            batch_size=max(1, rows // c.evaluation_samples),
+            num_samples=c.evaluation_samples,
+            num_slots=c.num_slots,
             in_graph=not in_python,
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
         ),
@@ -109,15 +114,18 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
 
 
 def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:
-    """AdamW with gates and pieces; `whole`: it compares whole distributions."""
+    """The optimiser with gates and pieces; `whole`: it compares distributions."""
+    make = optimizer.BY_NAME[c.optimizer]
     made = update.learner(
         against_reference(policy) if whole else policy.measure,
         algorithm,
-        optimizer.adamw(
+        make(
             optimizer.linear_decay(
-                c.learning_rate, c.num_steps * c.num_passes * c.num_minibatches
+                c.learning_rate,
+                (c.schedule_steps or c.num_steps) * c.num_passes * c.num_minibatches,
             ),
             c.gradient_clip,
+            c.mu_dtype,
         ),
         gate=gates(c),
         num_passes=c.num_passes,
@@ -132,16 +140,34 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
 
 def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     """The rows of a group: own samples, and what the recipe needs beside them."""
-    common = {"max_tokens": c.max_tokens, "stop_tokens": model.stop_tokens}
-    own = sampler(policy, num_samples=c.num_samples, num_slots=c.num_slots, **common)
+    common = {
+        "max_tokens": c.max_tokens,
+        "stop_tokens": model.stop_tokens,
+        "stop_strings": stops(model),
+    }
+    sampled = sampler(
+        policy, num_samples=c.num_samples, num_slots=c.num_slots, **common
+    )
     if c.algorithm in recipes.GREEDY:
-        return mixed.side_by_side(own, greedy(policy, **common))
+        return mixed.side_by_side(sampled, greedy(policy, **common))
     if c.algorithm not in recipes.STORED + recipes.MIXED:
-        return own
+        return sampled
     stored = mixed.stored_answers()
     if measure:
         stored = mixed.with_old(stored, policy.measure)
-    return stored if c.algorithm in recipes.STORED else mixed.side_by_side(own, stored)
+    return (
+        stored if c.algorithm in recipes.STORED else mixed.side_by_side(sampled, stored)
+    )
+
+
+def stops(model: Model) -> StopStrings | None:
+    """The stop strings of a model, as the sampler takes them."""
+    if not model.stop_strings:
+        return None
+    try:
+        return stop_strings(model.stop_strings, own.spelled_by(model))
+    except ValueError as error:
+        raise ValueError(f"--stop, or generation_config.json: {error}") from error
 
 
 def gates(c) -> gate.Gate | None:

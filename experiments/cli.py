@@ -23,6 +23,9 @@ _EXPECTED = (
 )
 
 
+# Of a resumed run these may differ: no number of the training depends on them.
+_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep"})
+
 _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 
 
@@ -33,7 +36,9 @@ class Launch:
     run_dir: pathlib.Path | None = None
     """Folder of the run; by default a new one under runs/, with --resume the newest."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run folder."""
+    """Go on from the newest checkpoint of the run folder. What changes no number of
+    the steps may change: --num-steps beside --schedule-steps, --evaluate-every,
+    --checkpoint-every, --keep."""
     quick: bool = False
     """Tiny sizes: the whole path in under a minute, for trying and for CI."""
     plan: bool = False
@@ -65,21 +70,30 @@ def main(
     """
 
     def run(config: Any, run_dir: pathlib.Path, launch: Launch) -> Any:
-        sizes = None if launch.mesh is None else mesh.parse(launch.mesh)
-        stages = experiment.on_devices(build(config), sizes)
-        if jax.device_count() > 1:
-            print(
-                f"mesh: {mesh.text(stages[-1].mesh)}, of {jax.device_count()} devices"
-            )
+        numbers, free = dataclasses.asdict(config), _FREE
+        if "schedule_steps" in numbers:  # what the number of steps would else change
+            numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
+            free = _FREE | {"num_steps"}
         return experiment.run(
-            stages,
+            on_devices(build(config), launch.mesh),
             run_dir,
-            config=dataclasses.asdict(config),
+            config=numbers,
             title=text.splitlines()[0],
             resume=launch.resume,
+            may_change=free & numbers.keys(),
         )
 
     start(name, run, default, quick, lambda c: build(c)[-1].program(), text)
+
+
+def on_devices(
+    stages: Sequence[experiment.Experiment], sizes: str | None
+) -> list[experiment.Experiment]:
+    """The stages on the mesh of --mesh; says which it is where there are devices."""
+    made = experiment.on_devices(stages, None if sizes is None else mesh.parse(sizes))
+    if jax.device_count() > 1:
+        print(f"mesh: {mesh.text(made[-1].mesh)}, of {jax.device_count()} devices")
+    return made
 
 
 def start(

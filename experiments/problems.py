@@ -2,13 +2,14 @@
 
 import contextlib
 import importlib
+import pathlib
 import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments import ranges, recipes
-from rljax import data, verify
+from experiments import formats, ranges, recipes
+from rljax import data, strict_json, verify
 from rljax.data import tokenizer
 from rljax.model import DecoderConfig, Model, language_model
 from rljax.model.hugging_face import metadata
@@ -37,6 +38,16 @@ def check(c: "Config") -> None:
             f"--model and --data must go together, got --model {c.model} and --data"
             f" {c.data}; pass both, or neither to try a recipe on one-digit sums."
         )
+    if c.test_data is not None and c.data is None:
+        raise ValueError(
+            f"--test-data must come with --data, got {c.test_data} alone; pass both."
+        )
+    chat(c)
+    if "" in c.stop:
+        raise ValueError(
+            "--stop must hold at least one character, got ''; leave it out, or every"
+            " completion would end with its first token."
+        )
     if "{question}" not in c.template:
         raise ValueError(
             f"--template must contain {{question}}, got {c.template!r}; put it where"
@@ -58,22 +69,21 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
       ValueError: naming the file or the flag that is wrong.
     """
     if c.model is None or c.data is None:
-        model, problems = _tiny()
+        model, problems = _tiny(c)
+        model = model._replace(stop_strings=c.stop)
     else:
-        model = language_model.load(c.model)
+        model = formats.load(c)
+        stops = dict.fromkeys((*model.stop_strings, *c.stop))
+        model = model._replace(stop_strings=tuple(stops))
         require_positions(c, model)
         print(f"{c.model}: {language_model.describe(model)}")
-        problems = data.read_jsonl(
-            c.data,
-            c.question,
-            c.answer,
-            demonstration=c.demonstration,
-            answer_after=c.answer_after,
-        )
+        problems = read(c, c.data)
+    test = None if c.test_data is None else read(c, c.test_data)
     if c.verifier in ("number", "last-number"):
-        own.require_numbers(problems)
+        own.require_numbers([*problems, *(test or ())])
     worked = problems[0].demonstration is not None
     recipes.require_solutions(c.algorithm, worked)
+    name = " and ".join(str(f) for f in (c.data, c.test_data) if f) or "one-digit sums"
     try:
         parts = own.split(
             problems,
@@ -81,27 +91,82 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
             max_prompt_tokens=c.max_prompt_tokens,
             num_validation=c.num_validation,
             num_test=c.num_test,
+            test=test,
             template=c.template,
+            chat=chat(c),
             max_completion_tokens=c.max_tokens if worked else None,
             privileged=c.algorithm in recipes.TEACHER,
         )
     except ValueError as error:  # the library names arguments, the user has flags
         text = re.sub(r"\b(num|max)_[a-z_]+", lambda m: ranges.flag(m[0]), str(error))
-        raise ValueError(f"{c.data or 'one-digit sums'}: {text}") from error
+        text = text.replace("pass chat=Chat()", "pass --chat")
+        files = [file for file in (c.data, c.test_data) if file is not None]
+        if any(isinstance(p.question, data.Tokens) for p in problems):
+            files = []  # the numbers are those of texts alone
+        text = re.sub(r"\bnumber (\d+)", lambda m: place(files, m), text)
+        raise ValueError(f"{name}: {text}") from error
     for note in parts.notes:
-        print(f"{c.data or 'one-digit sums'}: {note}")
+        print(f"{name}: {note}")
     needed = max(c.num_prompts, c.draw_prompts or 0)
     if len(parts.train.id) < needed:
         raise ValueError(
-            f"{c.data or 'one-digit sums'} must leave at least --num-prompts {needed}"
+            f"{name} must leave at least --num-prompts {needed}"
             f" problems to train on beside --num-validation {c.num_validation} and"
             f" --num-test {c.num_test}, got {len(parts.train.id)}; lower these."
         )
     return model, parts.task(verifier(c, own.text_of(model), resources))
 
 
-def _tiny() -> tuple[Model, list[data.Problem]]:
-    model = language_model.new(_TINY, tokenizer.character_tokenizer("0123456789+=\n"))
+def read(c: "Config", file: pathlib.Path) -> list[data.Problem]:
+    """The problems of a file, whose fields the flags name."""
+    return data.read_jsonl(
+        file,
+        c.question,
+        c.answer,
+        demonstration=c.demonstration,
+        answer_after=c.answer_after,
+    )
+
+
+def place(files: list[pathlib.Path], number: re.Match) -> str:
+    """ "number 3" with file and line of the problem that has it among those of all."""
+    lines = [
+        f"{file}:{n}"
+        for file in files
+        for n, line in enumerate(file.read_bytes().split(b"\n"), 1)
+        if line.strip()
+    ]
+    known = lines[int(number[1]) : int(number[1]) + 1]
+    return f"{number[0]} ({known[0]})" if known else number[0]
+
+
+def chat(c: "Config") -> data.Chat | None:
+    """How the flags have prompts written; raises ValueError for what is no argument."""
+    if not c.chat:
+        for name, absent in (("system", None), ("template_args", ())):
+            if vars(c)[name] != absent:
+                raise ValueError(
+                    f"{ranges.flag(name)} must come with --chat, got it alone; add"
+                    " --chat."
+                )
+        return None
+    arguments = {}
+    for text in c.template_args:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals or not name.isidentifier():
+                raise ValueError("there is no name and =")
+            arguments[name] = strict_json.loads(value.encode())
+        except ValueError as error:
+            raise ValueError(
+                f"--template-args must be NAME=JSON, got {text!r}: {error}; write"
+                " enable_thinking=false, or a text as name='\"text\"'."
+            ) from error
+    return data.Chat(system=c.system, arguments=arguments)
+
+
+def _tiny(c: "Config") -> tuple[Model, list[data.Problem]]:
+    model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
     sums = [(a, b) for a in range(10) for b in range(10)]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 

@@ -64,6 +64,7 @@ RANGES = {
     "num_microbatches": _count(),
     "num_lengths": _count(),
     "num_slots": _count(),
+    "unroll": _count(),
     "learning_rate": _RATE,
     "gradient_clip": _number(above=0),
     "clip": _number(above=0, high=1),
@@ -75,9 +76,11 @@ RANGES = {
     "lora_alpha": _number(above=0, high=1e6),
     "reference_every": _count(1, _STEPS),
     "reference_ema": _number(low=0, below=1),
+    "schedule_steps": _count(1, _STEPS),
     "evaluate_every": _count(1, _STEPS),
+    "evaluation_samples": _count(),
     "num_validation": _count(),
-    "num_test": _count(),
+    "num_test": _count(0),
     "checkpoint_every": _count(1, _STEPS),
     "keep": _count(),
 }
@@ -87,9 +90,10 @@ def require(config: Any) -> None:
     """Raises ValueError for a field outside its range or of a wrong kind, by its flag.
 
     Args:
-      config: a flat dataclass. Fields of str hold text, those of Literal one of their
-        values, those of Path a path, those of bool one of two, and all others are
-        numbers of `RANGES`; None is allowed where the annotation says so.
+      config: a flat dataclass. Fields of str hold text, those of tuples several, those
+        of Literal one of their values, those of Path a path, those of bool one of two,
+        and all others are numbers of `RANGES`; None is allowed where the annotation
+        says so.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -98,14 +102,19 @@ def require(config: Any) -> None:
 
 def _require_field(name: str, hint: Any, value: Any) -> None:
     kinds = (hint,)
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         kinds = typing.get_args(hint)
+        hint = kinds[0]
     if value is None and type(None) in kinds:
         return
     if typing.get_origin(hint) is typing.Literal:
         options = typing.get_args(hint)
         if value not in options:
             check.refuse(flag(name), f"be one of {', '.join(options)}", value)
+    elif typing.get_origin(hint) is tuple:
+        check.kind(flag(name), value, tuple, "('text',)")
+        for text in value:
+            check.text(flag(name), text)
     elif bool in kinds:
         check.kind(flag(name), value, bool, "True")
     elif str in kinds:

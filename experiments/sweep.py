@@ -104,6 +104,7 @@ def check(config: Config) -> None:
     library.count("--warm-steps", config.warm_steps)
     for name in ("warm_steps", "stage_steps", "num_steps"):
         ranges.multiple(config, name, "evaluate_every")
+    library.count("--num-test", config.num_test)
     ranges.multiple(config, "num_test", "num_validation")
     ranges.tokens(config, "seeds", "num_prompts", "num_samples", "max_tokens")
     ranges.tokens(config, "seeds", "num_validation", "max_tokens")

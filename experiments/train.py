@@ -34,8 +34,11 @@ class Config:
     """Hugging Face folder of a Llama-type model."""
     data: pathlib.Path | None = None
     """JSONL file of problems."""
+    test_data: pathlib.Path | None = None
+    """JSONL file of the problems to report, at most --num-test of them; none is
+    trained on. None: some of --data are held out."""
     question: str = "question"
-    """Field with the question."""
+    """Field with the question: a text, messages for --chat, or token ids."""
     answer: str = "answer"
     """Field with the reference answer."""
     answer_after: str | None = None
@@ -43,7 +46,16 @@ class Config:
     demonstration: str | None = None
     """Field with a worked solution, to imitate."""
     template: str = "{question}"
-    """Text of the prompt around the question."""
+    """Text of the prompt around the question; with --chat, of the user's message."""
+    chat: bool = False
+    """Write prompts by the chat template of the model's tokenizer."""
+    system: str | None = None
+    """--chat: the system's message, where a conversation has none of its own."""
+    template_args: tuple[str, ...] = ()
+    """--chat: what the template takes, NAME=JSON such as enable_thinking=false."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text that ends a completion, beside the model's end tokens; may come several
+    times. The verifier reads what stands before it."""
     verifier: Literal["number", "last-number", "exact", "contains", "python"] = "number"
     """number: the completion is the answer's number, or has it after --after;
     last-number: its last number is, or the one in its last \\boxed{}; exact: the same
@@ -62,6 +74,24 @@ class Config:
     """python: of one call, seconds."""
     max_prompt_tokens: int = 256
     """Longer prompts are dropped and counted."""
+
+    # Number formats and memory
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; sums, logits and losses are float32."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of parameters; those in bfloat16 have float32 copies in the optimiser's state."""
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the saved policy; None: as the folder of --model says of itself."""
+    remat: Literal["none", "layers"] | None = None
+    """layers: the inside of each layer is computed again backward, for memory. None:
+    layers with --model, none without."""
+    unroll: int | None = None
+    """Layers compiled side by side, a divisor of their number; None: 1 with remat, else
+    all of up to 8."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adamw: two moments per parameter; adafactor: the second as rows and columns."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the first moment."""
 
     # The recipe
     algorithm: str = "grpo"
@@ -92,7 +122,10 @@ class Config:
     num_slots: int | None = None
     """Completions sampled at a time; None: all at once."""
     learning_rate: float = 1e-6
-    """Peak; after 10 optimiser steps linear to 10 %."""
+    """Peak; after 10 optimiser steps linear to 10 %, and then constant."""
+    schedule_steps: int | None = None
+    """Training steps until the rate is at 10 %; None: --num-steps. A run of fewer steps
+    can be prolonged: --resume --num-steps MORE --schedule-steps THE SAME."""
     gradient_clip: float = 1.0
     """Largest global norm of a gradient."""
     target_kl: float | None = None
@@ -120,10 +153,12 @@ class Config:
     """Training steps between evaluations."""
     evaluation_temperature: float = 1.0
     """Of the samples that are judged, above 0."""
-    num_validation: int = 256
+    evaluation_samples: int = 8
+    """Completions per held-out problem; as many at a time as in training."""
+    num_validation: int = 128
     """Held-out problems of each evaluation."""
-    num_test: int = 1024
-    """Held-out problems of the table at the end."""
+    num_test: int = 512
+    """Held-out problems of the table of the policy before and after; 0 for none."""
     checkpoint_every: int = 20
     """Training steps between checkpoints."""
     keep: int = 3

@@ -7,7 +7,7 @@ A training step is a fixed dataflow,
 and the packages follow it. A package imports those of lower floors only
 (tests/test_imports.py holds the table):
 
-    1  types, metric, numerics, check, keys, mesh, digest, strict_json
+    1  types, layout, metric, numerics, check, keys, mesh, digest, strict_json
                    what flows, and what everybody uses
     2  advantage   credit: transforms, terms, algorithms, reductions, controllers
        loss        functions per token, minimised
@@ -25,6 +25,7 @@ and the packages follow it. A package imports those of lower floors only
     5  evaluate    held-out problems: asking a policy, estimates, the report
        plan        what a run takes, before it runs
     6  experiment  a run as a value: program, task, evaluation, numbers of steps
+       export      a run's checkpoint as a Hugging Face folder: a command
 
 Your own advantage is a function in your own file: README, "ten lines". The experiments,
 which one copies, lie beside this package.

@@ -166,17 +166,6 @@ def stop_tokens(
             )
 
 
-def stored_answers(data: dict, reader: str):
-    """Raises ValueError unless prompts' data hold stored answers; static."""
-    if "answers" not in data and "completion" not in data:
-        raise ValueError(
-            f'{reader} stored answers: prompts.data["answers"] i32[P, A, T] with'
-            ' "answers_mask" and "answers_source", or ["completion"] i32[P, T] with'
-            f' "completion_mask"; the prompts carry {sorted(data)}; add them to the'
-            " data set."
-        )
-
-
 def refuse(name: str, must: str, value: Any) -> typing.NoReturn:
     """Raises ValueError: what must hold, what came, and what is probably meant."""
     raise ValueError(f"{name} must {must}, got {_shown(value)}; {_advice(must, value)}")

@@ -1,5 +1,6 @@
 """Digests of arrays: of a state on the device, of a data set on the host."""
 
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -34,15 +35,20 @@ def examine(tree: Any) -> dict[str, Leaf]:
     first, *rest = groups.values() or [{}]
     found: dict[str, Leaf] = {}
     for group in (first | free, *rest):
-        for name, values in jax.device_get(_examine(group)).items():
+        spread = any(_is_spread(x) for x in group.values())
+        for name, values in jax.device_get(_examine(group, whole=spread)).items():
             digest, nan, infinite = values
             found[name] = Leaf(int(digest), bool(nan), bool(infinite))
     return found
 
 
 def not_finite(tree: Any) -> list[str]:
-    """The leaves in which a number is NaN or infinite."""
-    return [name for name, x in examine(tree).items() if x.nan or x.infinite]
+    """The leaves in which a number is NaN or infinite; looked through on the host."""
+    return [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if _is_float(leaf) and not np.all(np.isfinite(np.asarray(leaf)))
+    ]
 
 
 def fingerprint(tree: Any) -> str:
@@ -59,33 +65,77 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-@jax.jit
-def _examine(leaves: dict[str, jax.Array]):
+def _is_spread(x: Any) -> bool:
+    return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+
+
+# Numbers that are looked at at once: their words and places are in memory. XLA:CPU
+# else holds those of all leaves together, more than the state itself.
+_PIECE = 2**20
+
+
+@functools.partial(jax.jit, static_argnames="whole")
+def _examine(leaves: dict[str, jax.Array], whole: bool = False):
+    return {name: _look_at(x, whole) for name, x in leaves.items()}
+
+
+def _look_at(x: jax.Array, whole: bool):
+    """(digest, any NaN, any infinity) of an array, some rows at a time.
+
+    Args:
+      whole: all rows at once, for arrays that lie on several devices.
+    """
+    rows = x.shape[0] if x.ndim else 1
+    each = max(1, _PIECE // max(1, x.size // max(1, rows)))
+    if whole or rows <= each or jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return _look(x, 0)
+
+    def add(found, start, size):
+        part = jax.lax.dynamic_slice_in_dim(x, start, size)
+        more = _look(part, start)
+        return found[0] + more[0], found[1] | more[1], found[2] | more[2]
+
     no = jnp.zeros((), bool)
-    return {
-        name: (
-            _digest(x),
-            jnp.any(jnp.isnan(x)) if _is_float(x) else no,
-            jnp.any(jnp.isinf(x)) if _is_float(x) else no,
-        )
-        for name, x in leaves.items()
-    }
+    found = jax.lax.fori_loop(
+        0,
+        rows // each,
+        lambda i, found: add(found, i * each, each),
+        (jnp.uint32(0), no, no),
+    )
+    left = rows % each
+    return add(found, rows - left, left) if left else found
+
+
+def _look(x: jax.Array, first):
+    """The same of the rows of an array from row `first` on."""
+    no = jnp.zeros((), bool)
+    is_float = _is_float(x)
+    return (
+        _digest(x, first),
+        jnp.any(jnp.isnan(x)) if is_float else no,
+        jnp.any(jnp.isinf(x)) if is_float else no,
+    )
 
 
 def _is_float(x: jax.Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _digest(x: jax.Array) -> jax.Array:
+def _digest(x: jax.Array, first) -> jax.Array:
     """u32[]: the sum of x's words, each times an odd number computed from its place.
 
     A product with an odd factor modulo 2**32 loses no difference. The sum does not
     depend on its order, so all shardings give the same digest.
+
+    Args:
+      first: the place of x's first row.
     """
     words = _words(x)
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(words.ndim):
         index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        if axis == 0:
+            index += jnp.asarray(first, jnp.uint32)
         place = (place + index) * jnp.uint32(0x9E3779B1)
         place = place ^ (place >> jnp.uint32(15))
     return jnp.sum(words * (place | jnp.uint32(1)), dtype=jnp.uint32)

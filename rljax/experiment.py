@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,14 +20,14 @@ import rich.console
 from jax.sharding import Mesh
 
 from rljax import digest, keys, mesh, program
-from rljax.evaluate import Estimate, Evaluation, Stage, pass_at_k, report
+from rljax.evaluate import Estimate, Evaluation, Stage, kept, pass_at_k, report
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.policy import frozen
 from rljax.run import run_dir as run_folder
-from rljax.run import train
-from rljax.run.phase import Phase, Stream
+from rljax.run import shown, train
+from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
 
@@ -103,16 +103,22 @@ class Experiment:
         return self.glue(self.act, self.learner, self.verify)
 
     def program(self) -> program.Program:
-        """What a step takes can be read off this; nothing runs."""
+        """What a run takes can be read off this; nothing runs."""
         key = jax.eval_shape(lambda: jax.random.key(0))
+        state = jax.eval_shape(self.begin, self.model.shapes(), key)
+        decoder = jax.eval_shape(self.export, state)
         return program.Program(
             act=self.act,
             learner=self.learner,
             verify=self.verify,
-            state=jax.eval_shape(self.begin, self.model.shapes(), key),
+            state=state,
             prompts=self.batches(),
             decoder=self.model.config,
             glue=self.glue,
+            others={
+                name: (fn, (decoder, _shapes(asked)))
+                for name, (fn, asked) in self.evaluation.programs.items()
+            },
         )
 
     def batches(self) -> Prompts:
@@ -120,7 +126,11 @@ class Experiment:
         place = self.prompts.get_state()
         batch = next(self.prompts)
         self.prompts.set_state(place)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+        return _shapes(batch)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def run(
@@ -130,19 +140,22 @@ def run(
     config: Mapping[str, Any],
     title: str = "A run",
     resume: bool = False,
+    may_change: Collection[str] = (),
 ) -> dict[str, Estimate]:
     """Runs experiments one after the other; each begins with the parameters before it.
 
-    Writes config.json, metrics, checkpoints, the policy and the report into the folder,
-    and shows tables of the policy before and after the last experiment.
+    Writes config.json, metrics, completions, checkpoints, the last policy, the best one
+    and the report into the folder, and shows tables of the policy before and after the
+    last experiment.
 
     Args:
       config: the numbers that a resumed run must share, as JSON takes them.
       title: of the report.
       resume: go on from the newest checkpoint of the folder.
+      may_change: numbers of `config` that a resumed run need not share.
 
     Returns:
-      pass@1 on the test problems, by stage.
+      pass@1 on the test problems, by stage; nothing if there are none.
 
     Raises:
       ValueError: before the folder is made, if the experiments cannot be traced.
@@ -156,7 +169,10 @@ def run(
         task = last.task
         problems = digest.fingerprint((task.train, task.validation, task.test))
         made_of = {**config, "problems": problems}
-        with run_folder.open_run(run_dir, made_of, resume=resume) as folder:
+        with run_folder.open_run(
+            run_dir, made_of, resume=resume, may_change=may_change
+        ) as folder:
+            kept.keep_origin(folder, last.model, last.program().state, last.export)
             before = Before(folder)
             state = train.train(
                 phases(experiments, loops, before),
@@ -224,22 +240,30 @@ def phases(
 ) -> list[Phase]:
     """The experiments as phases of the host loop.
 
-    The policy that the last one begins with is tested, for `before` to keep.
+    The policy that the last one begins with is tested, for `before` to keep. Of those
+    that the last one comes to, the best on validation is kept.
 
     Args:
       loops: `loop()` of each.
     """
     last = len(experiments) - 1
     placing = experiments[last].mesh, experiments[last].layout
+    best = kept.Best(before.folder)
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
         params = one.export(state)
         begins = index == last and step == 0
-        if begins or (index == last - 1 and step == one.num_steps):
+        begins |= index == last - 1 and step == one.num_steps
+        if begins and one.evaluation.test is not None:
+            print(f"testing the policy before {experiments[-1].name} ...", flush=True)
             before.keep(one.evaluation.test(params)[0])
         before.write()  # what a full disk did not take
-        return one.evaluation.validate(params)
+        metrics, completions = one.evaluation.validate(params)
+        if index == last:
+            save = functools.partial(one.model.save, params=params)
+            best.offer(metrics, save, {"phase": one.name, "step": step})
+        return {**metrics, COMPLETIONS: [_record(c) for c in completions]}
 
     def begin(index):
         one, previous = experiments[index], experiments[index - 1]
@@ -286,14 +310,28 @@ def _in_shards(begin: Callable, devices: Mesh | None, layout: mesh.Layout) -> Ca
     return run
 
 
+def _record(found: report.Completion) -> dict[str, Any]:
+    fields = ("prompt", "text", "answer", "correct")
+    return {name: getattr(found, name) for name in fields}
+
+
 def _start(first: Experiment, last: Experiment) -> TrainState:
-    """The state of the first stage; the model's parameters are consumed by it."""
-    key = jax.random.key(last.seed)
-    params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
-    params = mesh.place(params, last.mesh, last.layout)
-    key = mesh.replicate(key, last.mesh)
-    begin = _in_shards(first.begin, last.mesh, last.layout)
-    return begin(params, keys.stream(key, keys.Stream.PHASE, 0))
+    """The state of the first stage; the model's parameters are consumed by it.
+
+    One program makes keys, new parameters and state; files are read before it.
+    """
+    read = None
+    if not first.model.is_new:
+        print("reading the model's weights ...", flush=True)
+        read = mesh.place(first.model.init(None), last.mesh, last.layout)
+
+    def begin(params):
+        key = jax.random.key(last.seed)
+        if params is None:
+            params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
+        return first.begin(params, keys.stream(key, keys.Stream.PHASE, 0))
+
+    return _in_shards(begin, last.mesh, last.layout)(read)
 
 
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
@@ -302,15 +340,19 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
     params = last.export(state)
     if last.save_also is not None:
         last.save_also(folder, state)
-    if not any((folder / "policy").glob("*")):  # a finished run that was resumed has
-        last.model.save(folder / "policy", params)
+    facts = {"phase": last.name, "step": last.num_steps}
+    save = functools.partial(last.model.save, params=params)
+    kept.put(folder, kept.LAST, save, facts)
     stages: dict[str, Stage] = {}
-    if (first := before.read()) is not None:
-        stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
-    after = f"after {last.name}"
-    stages[after], completions = last.evaluation.test(params)
-    completions = [one._replace(stage=after) for one in completions]
-    tables = last.evaluation.tables(stages)
+    completions, tables = [], []
+    if last.evaluation.test is not None:
+        if (first := before.read()) is not None:
+            stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
+        after = f"after {last.name}"
+        print(f"testing the policy {after} ...", flush=True)
+        stages[after], completions = last.evaluation.test(params)
+        completions = [one._replace(stage=after) for one in completions]
+        tables = last.evaluation.tables(stages)
     try:
         path = report.write_report(
             folder, title=title, tables=tables, completions=completions
@@ -325,12 +367,16 @@ def _show(folder: pathlib.Path, tables, completions, report_path) -> None:
     """The tables, some completions with their verdicts, and where everything lies."""
     console = rich.console.Console(highlight=False)
     for sample in completions[:6]:
-        verdict = "right" if sample.correct else f"wrong, it is {sample.answer}"
-        console.print(f"{sample.prompt}{sample.text}   {verdict}", markup=False)
+        console.print(shown.completion(_record(sample)), markup=False)
     for table in tables:
         console.print(f"\n{table}", markup=False)
+    best = kept.facts_of(folder, kept.BEST)
+    if best is not None:
+        best = f"{folder / kept.BEST}, after step {best['step']}"
     console.print(
-        f"\nrun folder: {folder} (config, metrics, tensorboard, checkpoints)"
-        f"\npolicy, a Hugging Face folder: {folder / 'policy'}\nreport: {report_path}",
+        f"\nrun folder: {folder} (config, metrics, completions, tensorboard,"
+        " checkpoints)"
+        f"\npolicy, a Hugging Face folder: {folder / kept.LAST}"
+        f"\nthe best on validation: {best}\nreport: {report_path}",
         markup=False,
     )

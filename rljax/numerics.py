@@ -90,7 +90,7 @@ def readable_ids(tokens: jax.Array, read: jax.Array, num_rows: int) -> jax.Array
     return jnp.where(good, tokens, jnp.where(read, num_rows, 0).astype(tokens.dtype))
 
 
-def strong(tree):
+def strongly_typed(tree):
     """A copy with weak types made strong, so that carrying it never retraces.
 
     A copy, because states are donated: a factory's constant would be gone after the

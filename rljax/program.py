@@ -8,7 +8,8 @@ dataflow differs copies these few lines and edits them.
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
@@ -178,6 +179,8 @@ class Program(NamedTuple):
     state, prompts [K, P, ...]: pytrees of jax.ShapeDtypeStruct.
     decoder: configuration of the policy.
     glue: `fused` or `split`, (act, learner, verify) -> run.
+    others: what else the run compiles, such as its evaluations: a function by name, and
+      the shapes of its arguments.
     """
 
     act: Act
@@ -187,6 +190,7 @@ class Program(NamedTuple):
     prompts: Prompts
     decoder: DecoderConfig
     glue: Callable[..., Run] = fused
+    others: Mapping[str, tuple[Callable, tuple]] = MappingProxyType({})
 
     def run(self) -> Run:
         """The loop; each call makes a new one, which compiles anew."""
@@ -200,13 +204,22 @@ class Program(NamedTuple):
         """The verifier, or what stands for one that cannot be traced."""
         return _silent if self.glue is split else self.verify
 
-    def compile(self):
-        """Compiled for the default device, to read off what it takes, not to run it."""
+    def compile(self, name: str | None = None):
+        """Compiled for the default device, to read off what it takes, not to run it.
+
+        Args:
+          name: of one of the others; None is the step.
+        """
+        if name is None:
+            lowered = self.fused().lower(self.state, self.prompts)
+        else:
+            fn, shapes = self.others[name]
+            lowered = jax.jit(fn).lower(*shapes)
         # On a CPU, LLVM takes most of the time, and changes nothing of what is read.
         options: dict[str, bool | str] = {}
         if jax.default_backend() == "cpu":
             options["xla_backend_optimization_level"] = "0"
-        return self.fused().lower(self.state, self.prompts).compile(options)
+        return lowered.compile(options)
 
     def batch(self) -> Prompts:
         """The shapes of the prompts of one training step, [P, ...]."""

@@ -35,8 +35,15 @@ def read_file(file: pathlib.Path) -> dict[str, Any]:
     return out
 
 
-def loads(text: bytes) -> Any:
+class Written(str):
+    """A number of JSON as it is written: 0.10 is not 0.1, and no digit is lost."""
+
+
+def loads(text: bytes, *, written: bool = False) -> Any:
     """The value that UTF-8 bytes are; a byte-order mark in front is skipped.
+
+    Args:
+      written: numbers are `Written`, not int and float.
 
     Raises:
       ValueError: with the reason alone, if the bytes are not UTF-8 or no JSON, if an
@@ -48,6 +55,8 @@ def loads(text: bytes) -> Any:
             text.decode("utf-8-sig").strip(" \t\n\r\v\f"),  # not all blanks of Unicode
             object_pairs_hook=_object,
             parse_constant=_no_number,
+            parse_int=Written if written else None,
+            parse_float=Written if written else None,
         )
     except RecursionError as error:
         raise ValueError("its brackets are nested too deeply") from error

@@ -2,8 +2,8 @@
 
 Symbols: `P` prompts, `G` samples per prompt, `T` completion tokens, `S` prompt tokens.
 Every array of a `Rollout` begins with `P`, so a minibatch of prompts is a `Rollout`
-too: `take(rollout, rows)`. Log-probabilities and entropies are in nats, lengths in
-tokens; log-probabilities, rewards and credit are float32, masks are bool.
+too: `layout.take(rollout, rows)`. Log-probabilities and entropies are in nats, lengths
+in tokens; log-probabilities, rewards and credit are float32, masks are bool.
 """
 
 import dataclasses
@@ -345,62 +345,16 @@ def require(data: Mapping[str, Value], name: str, how: str) -> Value:
     return data[name]
 
 
-# Which fields have a token axis; sizes cannot tell, as T may equal any other size.
-_TOKEN_FIELDS = {
-    TokenStats: {"logp", "entropy", "extra"},
-    Samples: {"tokens", "mask"},
-    Credit: {"weight"},  # and the advantage, unless it is [P, G, 1]
-}
-_CORE_TYPES = (Prompts, TokenStats, Samples, Verdict, Rollout, Credit)
-
-
-def over_tokens(fn: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
-    """Applies `fn` to the arrays that have a token axis, [P, G, T, ...].
+def require_stored_answers(prompts: Prompts, reader: str) -> None:
+    """Raises ValueError unless the prompts carry stored answers; static.
 
     Args:
-      fn: changes the token axis, the third one.
-      tree: core types and bare arrays [P, G, T, ...], nested in any way. Prompts,
-        verdicts and what belongs to whole samples stay as they are.
-
-    Raises:
-      ValueError: when traced, if what should have a token axis does not.
+      reader: who reads them, with its verb: "stored_answers() reads".
     """
-
-    def node(x):
-        return isinstance(x, _CORE_TYPES)
-
-    def apply(x):
-        if not node(x):
-            return fn(x)
-        fields = _TOKEN_FIELDS.get(type(x), set())
-        changes = {}
-        for name in (f.name for f in dataclasses.fields(x)):
-            value = getattr(x, name)
-            if name in fields:
-                _require_tokens(x, name, value)
-                changes[name] = jax.tree.map(fn, value)
-            elif node(value):
-                changes[name] = apply(value)
-        if isinstance(x, Credit) and x.advantage.shape[2] > 1:
-            changes["advantage"] = fn(x.advantage)
-        return x.replace(**changes)
-
-    return jax.tree.map(apply, tree, is_leaf=node)
-
-
-def _require_tokens(x, name, value):
-    if not isinstance(x, TokenStats) or name != "extra":
-        return
-    shape = jnp.shape(x.logp)[:3]
-    for key, array in value.items():
-        if jnp.shape(array)[:3] != shape:
-            raise ValueError(
-                f"extra[{key!r}] must begin with [P, G, T] = {list(shape)}, got"
-                f" {list(jnp.shape(array))}; what has no token axis belongs into"
-                " `row_extra`."
-            )
-
-
-def take(tree: Any, rows: Any) -> Any:
-    """These prompts of a rollout, of prompts, of credits: arrays [P, ...] at `rows`."""
-    return jax.tree.map(lambda x: x[rows], tree)
+    if "answers" not in prompts.data and "completion" not in prompts.data:
+        raise ValueError(
+            f'{reader} stored answers: prompts.data["answers"] i32[P, A, T] with'
+            ' "answers_mask" and "answers_source", or ["completion"] i32[P, T] with'
+            f' "completion_mask"; the prompts carry {sorted(prompts.data)}; add them to'
+            " the data set."
+        )

@@ -49,6 +49,21 @@ def test_a_digest_is_the_same_on_every_mesh():
     assert {of(jax.device_put(x, s)) for s in shardings} == {of(x)}
 
 
+@pytest.mark.parametrize("rows", [1, 4, 7, 9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_large_array_in_pieces_has_the_digest_of_the_whole(monkeypatch, rows, dtype):
+    # Pieces of 2 rows that each began to count at 0 would give another sum.
+    monkeypatch.setattr(digest, "_PIECE", 12)
+    x = jnp.arange(rows * 6).reshape(rows, 2, 3).astype(dtype)
+    for other in (x, x.at[-1, 0, 0].set(7), x[::-1]):
+        assert tuple(digest._look_at(other, False)) == tuple(
+            digest._look_at(other, True)
+        )
+    if dtype != "int8":
+        bad = x.at[rows // 2, 1, 1].set(jnp.nan).at[0, 0, 0].set(jnp.inf)
+        assert digest._look_at(bad, False)[1:] == (True, True)
+
+
 def test_arrays_on_different_devices_are_examined_together():
     one, two = jax.devices()[:2]
     x = jnp.arange(3.0)

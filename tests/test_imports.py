@@ -18,7 +18,7 @@ LIBRARY = pathlib.Path(rljax.__file__).parent
 
 # Floor by floor: a package (or module) and what it imports beside the first floor,
 # which everybody may import and which imports itself alone.
-FIRST = "types metric numerics check keys mesh digest strict_json".split()  # noqa: SIM905
+FIRST = "types layout metric numerics check keys mesh digest strict_json".split()  # noqa: SIM905
 FLOORS = (
     dict.fromkeys(FIRST, ()),
     dict.fromkeys(("advantage", "loss", "policy", "verify", "data", "run"), ()),
@@ -46,7 +46,7 @@ FLOORS = (
     ),
 )
 _BELOW = tuple(name for floor in FLOORS[1:] for name in floor)
-FLOORS = (*FLOORS, {"experiment": _BELOW})
+FLOORS = (*FLOORS, {"experiment": _BELOW, "export": _BELOW})
 TABLE = {name: (*FIRST, *may) for floor in FLOORS for name, may in floor.items()}
 ABOVE = {"experiments", "benchmarks", "notebooks", "tpu", "tests"}
 

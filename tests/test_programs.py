@@ -3,10 +3,12 @@
 import dataclasses
 import io
 
+import jax
 import pytest
 from rich.console import Console
 
 from experiments import addition
+from experiments import train as entry
 from rljax import digest, experiment
 from rljax.evaluate.before import Before
 from rljax.run import train
@@ -60,3 +62,17 @@ def test_a_warm_start_is_three_programs_more(compilations, tmp_path):
     # Its loop, a look at its state, whose structure is another, and the optimiser's
     # start of RL.
     assert compiled(compilations, tmp_path, warm_steps=6, num_steps=6) == (7, 0)
+
+
+@pytest.mark.slow
+def test_a_cold_start_compiles_five_programs(compilations, tmp_path):
+    # Keys, parameters and state; a look at the state; asking, sampled and greedily; the
+    # fused loop. A key that is made outside is three programs more, a policy that is
+    # saved from the device one per shape, a test in batches of another size two.
+    make = entry.with_numbers("grpo", entry.Config)
+    config = make(algorithm="grpo", **entry.QUICK | {"num_test": 12})
+    (made,) = [dataclasses.replace(e, mesh=None) for e in entry.build(config)]
+    jax.clear_caches()
+    compilations.clear()
+    experiment.run([made], tmp_path / "run", config={})
+    assert len(compilations) == 5

@@ -1,6 +1,7 @@
 """The README says what is there."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,13 @@ def test_the_method_table_is_made_from_the_recipes():
     command = [sys.executable, "docs/method_table.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_file_that_the_docs_send_to_is_there():
+    text = (ROOT / "docs" / "where.md").read_text()
+    files = [name for name in re.findall(r"`([\w./]+)`", text) if "/" in name]
+    assert len(files) > 10
+    assert [name for name in files if not (ROOT / name).exists()] == []
 
 
 def test_the_ten_lines_of_the_readme_run():

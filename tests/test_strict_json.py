@@ -42,7 +42,6 @@ def write(folder, *lines: bytes):
             "key 'y' is there",
         ),
         (b'{"question": "a\0", "answer": "2"}', "Invalid control character"),
-        (b'{"question": "a", "answer": ' + b"1" * 5000 + b"}", "4300 digits"),
         (b"[" * 100_000, "nested too deeply"),
         (b"\0" * 64, "Expecting value"),
         (GOOD.decode().encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
@@ -67,6 +66,17 @@ def test_whole_surrogate_pairs_and_byte_order_marks_are_no_obstacle(tmp_path):
     path = write(tmp_path, b"\xef\xbb\xbf" + GOOD, b"\xef\xbb\xbf" + emoji + b"\r")
     got = data.read_jsonl(path)
     assert got == [data.Problem("1+1", "2"), data.Problem("😀", "2")]
+
+
+def test_numbers_are_read_or_kept_as_they_are_written():
+    text = b"[0.10, 27.0, 1E3, -0, %s]" % (b"1" * 5000)
+    # As floats the first would be 0.1, and the last is one of thousands of digits.
+    got = strict_json.loads(text, written=True)
+    assert got == ["0.10", "27.0", "1E3", "-0", "1" * 5000]
+    assert {type(x) for x in got} == {strict_json.Written}
+    assert strict_json.loads(b'[0.10, 7, "7"]') == [0.1, 7, "7"]
+    with pytest.raises(ValueError, match="4300 digits"):
+        strict_json.loads(text)
 
 
 @hypothesis.given(st.binary(max_size=40))

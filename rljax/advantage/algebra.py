@@ -151,7 +151,7 @@ def algorithm(**terms: Term) -> Algorithm:
     names, parts = tuple(terms), tuple(terms.values())
 
     def init():
-        return numerics.strong(
+        return numerics.strongly_typed(
             AlgorithmState(
                 tuple(t.advantage.init() for t in parts),
                 tuple(t.weighting.init() for t in parts),
@@ -164,12 +164,7 @@ def algorithm(**terms: Term) -> Algorithm:
             "advantage", terms, credits, rollout, state.advantage
         )
         for name, c in zip(names, made, strict=True):
-            if c.reduced:
-                raise ValueError(
-                    f"term {name!r} needs its one reduction in its weighting, its"
-                    " advantage chain has one; move it there, or exchange the chains"
-                    " if they are swapped."
-                )
+            _require_not_reduced(name, c)
         if not is_measured(rollout.verdict):
             for name, term, s in zip(names, parts, state.advantage, strict=True):
                 _require_no_reward(name, term.advantage, rollout, s)
@@ -230,6 +225,14 @@ def _without_idle_rows(credit: Credit) -> Credit:
     """Advantage 0 in rows without weight: a NaN there would be 0 * NaN in gradients."""
     idle = ~jnp.any(credit.weighs, -1, keepdims=True)
     return credit.replace(advantage=jnp.where(idle, 0.0, credit.advantage))
+
+
+def _require_not_reduced(name: str, credit: Credit) -> None:
+    if credit.reduced:
+        raise ValueError(
+            f"term {name!r} needs its one reduction in its weighting, its advantage"
+            " chain has one; move it there, or exchange the chains if they are swapped."
+        )
 
 
 def _require_no_reward(name: str, transform, rollout: Rollout, state) -> None:

@@ -100,7 +100,7 @@ def controlled_algorithm(
     def init():
         value, state = controller.init()
         inner = make(value).init()
-        return numerics.strong(ControlledAlgorithmState(state, value, inner))
+        return numerics.strongly_typed(ControlledAlgorithmState(state, value, inner))
 
     def credit(rollout, state):
         inner = make(state.value)

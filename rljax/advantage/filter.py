@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rljax import check
 from rljax.advantage import solve_rate
 from rljax.advantage.algebra import AdvantageTransform, stateless
-from rljax.types import Rollout, Source, require
+from rljax.types import Rollout, Source, require, require_stored_answers
 
 
 def keep_rows(fn: Callable[[Rollout], jax.Array]) -> AdvantageTransform:
@@ -84,7 +84,7 @@ def keep_stored() -> AdvantageTransform:
     """
 
     def apply(credit, rollout):
-        check.stored_answers(rollout.prompts.data, "this term learns from")
+        require_stored_answers(rollout.prompts, "this term learns from")
         rows = is_stored(rollout)
         weight = jnp.where(rows[..., None], credit.weight, 0.0)
         credit = credit.replace(weight=weight)

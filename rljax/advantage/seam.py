@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import metric
-from rljax.types import Credit, Rollout, over_tokens
+from rljax.layout import over_tokens
+from rljax.types import Credit, Rollout
 
 Sizes = tuple[int, int, int]
 

@@ -111,7 +111,7 @@ def _classes(transform, counts, num_samples, spread):
     """(A_S, A_F) f32[2, P] of a batch with these success counts, and its faults."""
     rollout = _rollout(counts, num_samples, spread)
     credit, _ = transform.update(
-        initial_credit(rollout), rollout, numerics.strong(transform.init())
+        initial_credit(rollout), rollout, numerics.strongly_typed(transform.init())
     )
     row = jnp.mean(credit.advantage, -1)
     correct = rollout.verdict.correct

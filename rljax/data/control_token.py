@@ -1,13 +1,13 @@
 """Text in which only the template's control tokens are control tokens.
 
-A tokenizer reads `<|im_end|>` as the token that ends a turn wherever it stands, in
-anybody's question too: there it would end the turn, or the whole prompt. The template
-is ours, a question is text.
+A tokenizer reads `<|im_end|>` as the token that ends a turn, wherever it stands. In a
+user's question it would end the turn, or the whole prompt. So the template may spell
+control tokens; a question is read as text.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -46,14 +46,18 @@ def encode(
     special = special_ids(tokenizer)
     expected = [i for part in own for i in part if i in special]
     texts = [template.replace(QUESTION, question) for question in questions]
-    ids = _all_ids(tokenizer, dict(enumerate(texts)))
+    ids = all_ids(tokenizer, dict(enumerate(texts)))
     more = [
         n for n, row in enumerate(ids) if [i for i in row if i in special] != expected
     ]
     if not more:
         return Encoded(ids, [])
+
     # Unknown characters are such a token, too, and stay one: then nothing changes.
-    as_text = _as_text(tokenizer, {n: questions[n] for n in more}, template)
+    def write(n: int, names: dict[str, str]) -> str:
+        return renamed(template, names).replace(QUESTION, questions[n])
+
+    as_text = as_written(tokenizer, {n: texts[n] for n in more}, write)
     spelled = [n for n, row in zip(more, as_text, strict=True) if row != ids[n]]
     for n, row in zip(more, as_text, strict=True):
         ids[n] = row
@@ -69,10 +73,16 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
 
 
 def _ids(tokenizer, text: str) -> list[int]:
-    return _all_ids(tokenizer, {0: text})[0] if text else []
+    return all_ids(tokenizer, {0: text})[0] if text else []
 
 
-def _all_ids(tokenizer, texts: dict[int, str]) -> list[list[int]]:
+def all_ids(tokenizer, texts: dict[int, str]) -> list[list[int]]:
+    """The texts as tokens, whatever control tokens they spell; nothing is added.
+
+    Raises:
+      ValueError: with its number, if a text cannot be encoded.
+    """
+
     def encode(texts):
         return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
@@ -95,12 +105,20 @@ def _encoded(encode_fn, texts: dict[int, str]):
         raise
 
 
-def _as_text(tokenizer, questions: dict[int, str], template: str) -> list[list[int]]:
-    """Encodes with control tokens known by other names, which the template uses.
+def as_written(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: dict[int, str],
+    write: Callable[[int, dict[str, str]], str],
+) -> list[list[int]]:
+    """Encodes with control tokens known by other names, which our own text uses.
 
     A question cannot spell these, so that it is nothing but text. Encoding the parts
     between control tokens by themselves would be simpler, but other tokens: several
     tokenizers mark where a text begins, or strip blanks around control tokens.
+
+    Args:
+      texts: by number, as they are with the tokenizer's own names.
+      write: (number, other name of each control token) -> the text that uses them.
     """
     import tokenizers
 
@@ -108,22 +126,34 @@ def _as_text(tokenizer, questions: dict[int, str], template: str) -> list[list[i
         raise ValueError(
             "a question spells a control token, which only a fast tokenizer"
             f" (PreTrainedTokenizerFast) reads as text, got {type(tokenizer).__name__};"
-            f" convert it, or change question number {next(iter(questions))}."
+            f" convert it, or change question number {next(iter(texts))}."
         )
-    mark = "<control"
-    while any(mark in text for text in (*questions.values(), template)):
-        mark += "l"
+    mark = unused(texts.values())
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     special = [t for t in description["added_tokens"] if t["special"]]
     names = {t["content"]: f"{mark}{n}>" for n, t in enumerate(special)}
     backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(description, names)))
     ours = {backend.token_to_id(names[t["content"]]): t["id"] for t in special}
+    written = {n: write(n, names) for n in texts}
+    rows = _encoded(
+        lambda t: backend.encode_batch(t, add_special_tokens=False), written
+    )
+    return [[ours.get(i, i) for i in row.ids] for row in rows]
+
+
+def unused(texts: Iterable[str], mark: str = "<control") -> str:
+    """A beginning of names that no text spells."""
+    texts = list(texts)
+    while any(mark in text for text in texts):
+        mark += "l"
+    return mark
+
+
+def renamed(text: str, names: dict[str, str]) -> str:
+    """The text with each of the names in place of what it stands for."""
     longest_first = sorted(names, key=lambda name: -len(name))
     known = "|".join(re.escape(name) for name in longest_first)
-    template = re.sub(known, lambda m: names[m[0]], template)
-    texts = {n: template.replace(QUESTION, text) for n, text in questions.items()}
-    rows = _encoded(lambda t: backend.encode_batch(t, add_special_tokens=False), texts)
-    return [[ours.get(i, i) for i in row.ids] for row in rows]
+    return re.sub(known, lambda m: names[m[0]], text) if names else text
 
 
 def _renamed(description: dict, names: dict[str, str]) -> dict:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rljax import strict_json
+from rljax.data import chat as chats
 from rljax.data import control_token, held_out
-from rljax.data.problem import Problem
+from rljax.data.chat import Chat
+from rljax.data.problem import Problem, Tokens, question_text
 from rljax.types import Prompts
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def encode_prompts(
     max_prompt_tokens: int,
     *,
     template: str = "{question}",
+    chat: Chat | None = None,
     max_completion_tokens: int | None = None,
 ) -> tuple[Prompts, EncodingReport]:
     """Problems as prompts of tokens; too long ones are dropped, never cut.
@@ -67,11 +70,15 @@ def encode_prompts(
     prompt begins with the tokenizer's begin token if the tokenizer puts one there by
     itself, unless the template already contains it. Only the template's control tokens
     are control tokens; where a question or demonstration spells one, it is plain text.
+    Questions that are token ids are the whole prompt, and nothing is added to them.
 
     Args:
       max_prompt_tokens: longest prompt that is kept, begin token included.
       template: the prompt's text, with {question} where the question goes. Other
         braces are plain text.
+      chat: makes conversations of questions, and prompts of them by the tokenizer's
+        chat template; then `template` is the text of the user's message, in which
+        control tokens are plain text, too. None: questions must be no conversations.
       max_completion_tokens: longest demonstration that is kept, end token included;
         None leaves demonstrations out.
 
@@ -84,12 +91,13 @@ def encode_prompts(
     Raises:
       ValueError: for a template without {question}, an empty prompt, a missing
         answer or demonstration, with the problem's number for text that is not UTF-8
-        or that the tokenizer does not know, or when nothing is short enough.
+        or that the tokenizer does not know, for what `chat.encode` refuses, or when
+        nothing is short enough.
     """
     _require_template(template)
     _require_text(problems, template)
     questions = [p.question for p in problems]
-    prompts, spelled = _encode_with_begin(tokenizer, questions, template)
+    prompts, spelled = _encode_questions(tokenizer, questions, template, chat)
     _require_all(problems, prompts, "prompt", "write a question or a longer template")
     answers = [p.answer for p in problems]
     _require_all(problems, answers, "reference answer", "write one")
@@ -97,7 +105,7 @@ def encode_prompts(
     short = np.ones_like(fits)
     completions = []
     if max_completion_tokens is not None:
-        completions, more = _encode_demonstrations(tokenizer, problems)
+        completions, more = _encode_demonstrations(tokenizer, problems, chat)
         spelled = {*spelled, *more}
         short = np.array([len(c) <= max_completion_tokens for c in completions], bool)
     (kept,) = np.nonzero(fits & short)
@@ -139,6 +147,32 @@ def answer_bytes(answers: Sequence[str]) -> np.ndarray:
     return padded.view(np.uint8).reshape(len(answers), -1)
 
 
+def _encode_questions(tokenizer, questions, template: str, chat: Chat | None):
+    """Token ids of the prompts, and the numbers of those that spell control tokens."""
+    encoded = [list(q.ids) if isinstance(q, Tokens) else [] for q in questions]
+    # A chat template would make a prompt of an empty question as well.
+    others = [
+        n
+        for n, q in enumerate(questions)
+        if not isinstance(q, Tokens) and (q or chat is None)
+    ]
+    asked = [questions[n] for n in others]
+    if chat is not None:
+        asked = [chats.conversation(question, chat, template) for question in asked]
+        rows, spelled = chats.encode(tokenizer, asked, chat)
+    else:
+        for n, question in zip(others, asked, strict=True):
+            if not isinstance(question, str):
+                raise ValueError(
+                    "without chat a question must be a text or token ids, but that of"
+                    f" number {n} is a conversation; pass chat=Chat()."
+                )
+        rows, spelled = _encode_with_begin(tokenizer, asked, template)
+    for n, row in zip(others, rows, strict=True):
+        encoded[n] = row
+    return encoded, {others[i] for i in spelled}
+
+
 def _encode_with_begin(tokenizer, questions: list[str], template: str):
     """Encodes, with the begin token in front if the tokenizer's convention has one.
 
@@ -148,14 +182,17 @@ def _encode_with_begin(tokenizer, questions: list[str], template: str):
     begin = tokenizer.bos_token_id
     if begin is not None and tokenizer("")["input_ids"][:1] == [begin]:
         encoded = [ids if ids[:1] == [begin] else [begin, *ids] for ids in encoded]
-    return encoded, set(spelled)
+    return encoded, spelled
 
 
-def _encode_demonstrations(tokenizer, problems: Sequence[Problem]):
+def _encode_demonstrations(tokenizer, problems: Sequence[Problem], chat: Chat | None):
     worked = [p.demonstration or "" for p in problems]
     _require_all(problems, worked, "demonstration", "read the field that has it")
     encoded, spelled = control_token.encode(tokenizer, worked, control_token.QUESTION)
-    return [[*ids, tokenizer.eos_token_id] for ids in encoded], spelled
+    end = tokenizer.eos_token_id
+    if chat is not None:
+        end = chats.end_token(tokenizer, chat)
+    return [[*ids, end] for ids in encoded], spelled
 
 
 def _require_template(template: str):
@@ -168,7 +205,8 @@ def _require_template(template: str):
 
 def _require_text(problems: Sequence[Problem], template: str):
     for i, problem in enumerate(problems):
-        for name, text in problem._asdict().items():
+        for name, value in problem._asdict().items():
+            text = value if isinstance(value, str | None) else question_text(value)
             if why := strict_json.no_text(text or ""):
                 raise ValueError(
                     f"every problem must be text, but of number {i} the {name}'s {why};"

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rljax.data.problem import Question, question_text
+
 
 class Split(NamedTuple):
     """Rows of a data set; `str(split)` is a line for the log.
@@ -15,31 +17,45 @@ class Split(NamedTuple):
     held_out: i64[...] rows of each held-out part, in the order asked for.
     train: i64[...] the rows of all other questions, repeated ones included.
     num_left_out: rows in no part, as their question is a held-out one once more.
+    num_elsewhere: of these, rows with a question that another file tests.
     """
 
     held_out: tuple[np.ndarray, ...]
     train: np.ndarray
     num_left_out: int
+    num_elsewhere: int = 0
 
     def __str__(self) -> str:
         parts = " and ".join(str(len(rows)) for rows in self.held_out)
-        return (
+        text = (
             f"{len(self.train)} problems to train on, {parts} held out; no question is"
             f" in two of these: {self.num_left_out} left out that repeat a held-out one"
         )
+        if self.num_elsewhere:
+            text += f", {self.num_elsewhere} of them one of the test data"
+        return text
 
 
-def same_question(question: str) -> str:
-    """What two problems must share to be the same: their words, whatever the blanks."""
-    return " ".join(question.split())
+def same_question(question: Question) -> str:
+    """What two problems must share to be the same: their words, whatever the blanks.
+
+    Of a conversation, those of all messages but the system's; of tokens, the ids.
+    """
+    return " ".join(question_text(question).split())
 
 
-def num_repeated(questions: Sequence[str]) -> int:
+def num_repeated(questions: Sequence[Question]) -> int:
     """How many questions repeat an earlier one."""
     return len(questions) - len(set(map(same_question, questions)))
 
 
-def by_question(questions: Sequence[str], sizes: Sequence[int], *, seed: int) -> Split:
+def by_question(
+    questions: Sequence[Question],
+    sizes: Sequence[int],
+    *,
+    seed: int,
+    elsewhere: Sequence[Question] = (),
+) -> Split:
     """Splits at random, every question to one part; held-out parts have each once.
 
     Where no question is repeated this is a random permutation, cut.
@@ -48,23 +64,38 @@ def by_question(questions: Sequence[str], sizes: Sequence[int], *, seed: int) ->
       questions: of all rows.
       sizes: of the held-out parts, different questions.
       seed: of the permutation.
+      elsewhere: questions that another file tests; rows that have one are in no part.
 
     Raises:
       ValueError: if there are not more different questions than are to be held out.
     """
     words = [same_question(question) for question in questions]
+    tested = set(map(same_question, elsewhere))
     order = np.random.default_rng(seed).permutation(len(words))
     first = {}  # of each question, the row that comes first
     for row in order.tolist():
-        first.setdefault(words[row], row)
+        if words[row] not in tested:
+            first.setdefault(words[row], row)
     if len(first) <= sum(sizes):
+        also = " that no other file tests" if elsewhere else ""
         raise ValueError(
-            f"there must be more different questions than the {sum(sizes)} to hold"
-            f" out, got {len(first)} in {len(words)} problems; bring more."
+            f"there must be more different questions{also} than the {sum(sizes)} to"
+            f" hold out, got {len(first)} in {len(words)} problems; bring more."
         )
     rows = np.array(list(first.values()))
     *held_out, _ = np.split(rows, np.cumsum(sizes))
-    tested = {words[row] for part in held_out for row in part.tolist()}
+    num_elsewhere = sum(word in tested for word in words)
+    tested |= {words[row] for part in held_out for row in part.tolist()}
     train = np.array([row for row in order.tolist() if words[row] not in tested])
     left_out = len(words) - len(train) - sum(sizes)
-    return Split(tuple(held_out), train, left_out)
+    return Split(tuple(held_out), train, left_out, num_elsewhere)
+
+
+def different(questions: Sequence[Question], size: int, *, seed: int) -> np.ndarray:
+    """i64[at most size] rows of different questions, drawn at random."""
+    words = [same_question(question) for question in questions]
+    order = np.random.default_rng(seed).permutation(len(words))
+    first: dict[str, int] = {}
+    for row in order.tolist():
+        first.setdefault(words[row], row)
+    return np.array(list(first.values())[:size], np.int64)

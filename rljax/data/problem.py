@@ -1,15 +1,32 @@
 """Problems: questions with reference answers, read from JSON lines."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rljax import strict_json
+
+
+class Message(NamedTuple):
+    """One message of a conversation; role: system, user or assistant, as a rule."""
+
+    role: str
+    content: str
+
+
+class Tokens(NamedTuple):
+    """A whole prompt by its token ids, to be taken as they are."""
+
+    ids: tuple[int, ...]
+
+
+Question = str | tuple[Message, ...] | Tokens
+"""A text; a conversation, of which a chat template makes a prompt; or the prompt."""
 
 
 class Problem(NamedTuple):
     """A question, its reference answer and, where there is one, a worked solution."""
 
-    question: str
+    question: Question
     answer: str
     demonstration: str | None = None
 
@@ -24,6 +41,10 @@ def read_jsonl(
 ) -> list[Problem]:
     """The problems of a file with one JSON object per line; blank lines are skipped.
 
+    The question is a string; a list of messages {"role": ..., "content": ...}, the last
+    one of the user; or a list of token ids, the whole prompt. An answer may be a
+    number: 27 and 27.0 are the text "27", all others as they are written.
+
     Args:
       question, answer: names of the fields to read.
       demonstration: name of the field with a worked solution; None reads none.
@@ -32,7 +53,7 @@ def read_jsonl(
 
     Raises:
       ValueError: with file and line, if a line is not a JSON object (see
-        `strict_json`), a field is missing, not a string, blank, or no text (half a
+        `strict_json`), a field is missing, of another kind, blank, or no text (half a
         surrogate pair), or the marker is not there; if no line is left.
     """
     problems = []
@@ -42,12 +63,14 @@ def read_jsonl(
                 continue
             where = f"{os.fspath(path)}:{number}"
             row = _json_object(line, where)
-            text = _field(row, answer, where)
+            text = _answer(_field(row, answer, where), answer, where)
             if answer_after is not None:
                 text = _after(text, answer_after, where)
-            problem = Problem(_field(row, question, where), text)
+            asked = _question(_field(row, question, where), question, where)
+            problem = Problem(asked, text)
             if demonstration is not None:
                 worked = _field(row, demonstration, where)
+                worked = _text(worked, f"field {demonstration!r}", where)
                 problem = problem._replace(demonstration=worked)
             problems.append(problem)
     if not problems:
@@ -60,7 +83,7 @@ def read_jsonl(
 
 def _json_object(line: bytes, where: str) -> dict:
     try:
-        row = strict_json.loads(line)
+        row = strict_json.loads(line, written=True)
     except ValueError as error:  # broken JSON and broken UTF-8
         raise ValueError(
             f"{where} must be a JSON object, but {error}; repair the line."
@@ -73,24 +96,80 @@ def _json_object(line: bytes, where: str) -> dict:
     return row
 
 
-def _field(row: dict, name: str, where: str) -> str:
+def _field(row: dict, name: str, where: str) -> Any:
     if name not in row:
         raise ValueError(
             f"{where} must have a field {name!r}, it has {sorted(row)}; pass the"
             " names of the fields to read_jsonl."
         )
-    text = row[name]
-    if not isinstance(text, str) or not text.strip():
+    return row[name]
+
+
+def _answer(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, strict_json.Written):
+        return _text(value, f"field {name!r}", where)
+    whole, _, fraction = value.partition(".")
+    return whole if fraction and not fraction.strip("0") else str(value)
+
+
+def _question(value: Any, name: str, where: str) -> Question:
+    if not isinstance(value, list):
+        return _text(value, f"field {name!r}", where)
+    if value and all(isinstance(x, strict_json.Written) for x in value):
+        if not all(x.isdecimal() and len(x) < 10 for x in value):
+            raise ValueError(
+                f"{where}: field {name!r} must hold token ids, whole numbers from 0,"
+                f" got {', '.join(value)[:80]}; write it as text, or encode it again."
+            )
+        return Tokens(tuple(int(x) for x in value))
+    return _messages(value, name, where)
+
+
+def _messages(value: list, name: str, where: str) -> tuple[Message, ...]:
+    good = [isinstance(x, dict) and x.keys() == {"role", "content"} for x in value]
+    if not value or not all(good):
         raise ValueError(
-            f"{where}: field {name!r} must be a string with text in it, got {text!r}"
-            f" ({type(text).__name__}); write it as a JSON string."
+            f"{where}: field {name!r} must be a text, a list of messages"
+            ' {"role": "user", "content": "text"} with these two keys alone, or one of'
+            f" token ids, got {str(value)[:80]}; repair the line."
         )
-    if why := strict_json.no_text(text):
+    messages = tuple(
+        Message(*(_text(x[k], f"{name}[{n}][{k!r}]", where) for k in Message._fields))
+        for n, x in enumerate(value)
+    )
+    if messages[-1].role != "user":
         raise ValueError(
-            f"{where}: field {name!r} must be text, but {why}; write the line again"
-            " from its source."
+            f"{where}: the last message of {name!r} must be of the user, whom the"
+            f" completion answers, got role {messages[-1].role!r}; leave out what"
+            " follows the question."
         )
-    return text
+    return messages
+
+
+def _text(value: Any, what: str, where: str) -> str:
+    number = isinstance(value, strict_json.Written)
+    if not isinstance(value, str) or number or not value.strip():
+        kind = "number" if number else type(value).__name__
+        shown = value if number else repr(value)
+        raise ValueError(
+            f"{where}: {what} must be a string with text in it, got {shown} ({kind});"
+            " write it as a JSON string."
+        )
+    if why := strict_json.no_text(value):
+        raise ValueError(
+            f"{where}: {what} must be text, but {why}; write the line again from its"
+            " source."
+        )
+    return value
+
+
+def question_text(question: Question) -> str:
+    """The words of a question; of a conversation those of all but the system."""
+    if isinstance(question, str):
+        return question
+    if isinstance(question, Tokens):
+        return str(question)
+    return "\n".join(m.content for m in question if m.role != "system")
 
 
 def _after(text: str, marker: str, where: str) -> str:

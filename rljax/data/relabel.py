@@ -1,7 +1,8 @@
 """Goals from graded feedback: relabelling and expansion of a data set (GCSL).
 
-Feedback r becomes an explicit goal in the prompt, at training and at inference, and
-learning is plain likelihood. All on the host; the training term is `weighted_nll`.
+The feedback r becomes a goal that the prompt states, at training and at inference.
+Learning is plain likelihood. This file works on the host; the recipe is
+`algorithms.gcsl`.
 
 Source: arXiv:2605.16345, abstract (PAPER); that goals are thresholds, the inclusive
 bound, the token mean and the weights are RECONSTRUCTED: the method section was not

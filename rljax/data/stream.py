@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from rljax import check, digest
-from rljax.types import Prompts, take
+from rljax.layout import take
+from rljax.types import Prompts
 
 if TYPE_CHECKING:
     import grain

@@ -1,6 +1,7 @@
 """Held-out problems put to a policy: one evaluator for all; it changes nothing."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.policy import Policy
 from rljax.rollout.sample import greedy, sampler
+from rljax.rollout.stop_string import StopStrings
 from rljax.task import Task
 from rljax.types import Prompts, Sampler, Samples, Verify
 
@@ -58,7 +60,15 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
     return judged_on_host
 
 
-def in_batches(fn: Callable, prompts: Prompts, size: int, axis: int = 0) -> Callable:
+def in_batches(
+    fn: Callable,
+    prompts: Prompts,
+    size: int,
+    axis: int = 0,
+    *,
+    largest: int | None = None,
+    doing: str = "",
+) -> Callable:
     """params -> `fn(params, prompts)` on the host, some problems at a time.
 
     All batches have one size, so that one program serves them: the last one is filled
@@ -68,34 +78,51 @@ def in_batches(fn: Callable, prompts: Prompts, size: int, axis: int = 0) -> Call
       fn: (params, prompts [size, ...]) -> pytree.
       size: problems at a time; raised to a multiple of the mesh's devices.
       axis: of the problems in what `fn` returns.
+      largest: problems of the largest set that `fn` serves, whose batches this one's
+        are like; None is this one.
+      doing: what to say while it takes long.
     """
     check.count("size", size)
     rows = len(prompts.id)
 
     def run(params):
         devices = mesh.size()
-        width = -(-min(size, rows) // devices) * devices
+        width = -(-min(size, largest or rows) // devices) * devices
         count = -(-rows // width)
         index = np.resize(np.arange(rows), (count, width))
         parts = (jax.tree.map(lambda x, i=i: x[i], prompts) for i in index)
-        out = [jax.device_get(fn(params, part)) for part in parts]
+        out = [jax.device_get(fn(params, part)) for part in _said(parts, count, doing)]
         keep = (slice(None),) * axis + (slice(rows),)
         return jax.tree.map(lambda *x: np.concatenate(x, axis)[keep], *out)
 
     return run
 
 
+def _said(parts: Iterable, count: int, doing: str) -> Iterator:
+    """The parts; says now and then which one it is."""
+    last = time.monotonic()
+    for i, part in enumerate(parts):
+        if doing and i and time.monotonic() - last >= 20:
+            last = time.monotonic()
+            print(f"{doing}: {i} of {count} batches done", flush=True)
+        yield part
+
+
 class Evaluation(NamedTuple):
     """What a run asks of its policy.
 
-    validate: params -> metrics by name, for the curves.
-    test: params -> (stage for the tables, some completions with their verdicts).
+    validate: params -> (metrics by name, for the curves; some completions with their
+      verdicts).
+    test: params -> (stage for the tables, some completions); None without problems to
+      test on, and then there are no tables.
     tables: stages by name -> tables that compare them.
+    programs: what it compiles, by name: (params, a batch) -> answers, and the batch.
     """
 
-    validate: Callable[[Any], Mapping[str, float]]
-    test: Callable[[Any], tuple[estimate.Stage, list[Completion]]]
+    validate: Callable[[Any], tuple[Mapping[str, float], list[Completion]]]
+    test: Callable[[Any], tuple[estimate.Stage, list[Completion]]] | None
     tables: Callable[[Mapping[str, estimate.Stage]], list[estimate.Table]]
+    programs: Mapping[str, tuple[Callable, Prompts]]
 
 
 def held_out(
@@ -105,21 +132,32 @@ def held_out(
     *,
     max_tokens: int,
     stop_tokens: tuple[int, ...],
+    stop_strings: StopStrings | None = None,
     batch_size: int,
     num_samples: int = 8,
+    num_slots: int | None = None,
     in_graph: bool = True,
     note: str = "",
 ) -> Evaluation:
     """An evaluation on the task's held-out problems, sampled and greedy.
 
+    Validation and test are asked in batches of one size, by the same two programs.
+
     Args:
       policy: what is asked; its temperature is that of the samples.
+      stop_tokens, stop_strings: what ends a completion; see `sampler`.
       batch_size: problems at a time.
       num_samples: completions per problem; pass@k is told for k = 1 and this number.
+      num_slots: completions decoded at a time, as in `sampler`.
       in_graph: whether the task's verifier can be traced.
       note: a sentence below the table.
     """
-    common = {"max_tokens": max_tokens, "stop_tokens": stop_tokens}
+    common = {
+        "max_tokens": max_tokens,
+        "stop_tokens": stop_tokens,
+        "stop_strings": stop_strings,
+        "num_slots": num_slots,
+    }
     fns = [
         ask(sample, task.verify, in_graph=in_graph)
         for sample in (
@@ -128,21 +166,29 @@ def held_out(
         )
     ]
     sampled, likely = map(jax.jit, fns) if in_graph else fns
-    validation = in_batches(sampled, task.validation, batch_size)
-    test_sampled = in_batches(sampled, task.test, batch_size)
-    test_likely = in_batches(likely, task.test, batch_size)
+    batches = {"largest": max(len(task.validation.id), len(task.test.id))}
+    validation = in_batches(
+        sampled, task.validation, batch_size, doing="evaluation", **batches
+    )
+    test_sampled = in_batches(
+        sampled, task.test, batch_size, doing="test, sampled", **batches
+    )
+    test_likely = in_batches(
+        likely, task.test, batch_size, doing="test, greedy", **batches
+    )
     ks = tuple(dict.fromkeys((1, num_samples)))
 
     def validate(params):
         answers = validation(params)
         length = np.mean(np.sum(answers.samples.mask, -1))
         found = estimate.summary(answers.correct, ks)
-        return found | {"length_mean": float(length)}
+        some = _completions(answers, task.validation, tokenizer, 8)
+        return found | {"length_mean": float(length)}, some
 
     def test(params):
         answers = test_sampled(params)
         stage = estimate.Stage(answers.correct, test_likely(params).correct[:, 0])
-        return stage, _completions(answers, task.test, tokenizer)
+        return stage, _completions(answers, task.test, tokenizer, 12)
 
     def tables(stages):
         first = estimate.compare(stages, ks)
@@ -152,10 +198,20 @@ def held_out(
             found.append(estimate.compare_by_group(stages, group, label))
         return found
 
-    return Evaluation(validate, test, tables)
+    index = np.resize(
+        np.arange(len(task.validation.id)), min(batch_size, batches["largest"])
+    )
+    batch = jax.tree.map(lambda x: x[index], task.validation)
+    programs = {"evaluation, sampled": (fns[0], batch)}
+    if len(task.test.id):
+        programs["evaluation, greedy"] = (fns[1], batch)
+    tested = test if len(task.test.id) else None
+    return Evaluation(validate, tested, tables, programs if in_graph else {})
 
 
-def _completions(answers: Answers, prompts: Prompts, tokenizer) -> list[Completion]:
+def _completions(
+    answers: Answers, prompts: Prompts, tokenizer, count: int
+) -> list[Completion]:
     """The first samples of the first problems."""
 
     def text(tokens):
@@ -170,5 +226,5 @@ def _completions(answers: Answers, prompts: Prompts, tokenizer) -> list[Completi
             answer=bytes(prompts.data["answer"][i]).rstrip(b"\0").decode(),
             correct=bool(answers.correct[i, 0]),
         )
-        for i in range(min(12, len(prompts.id)))
+        for i in range(min(count, len(prompts.id)))
     ]

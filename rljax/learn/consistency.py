@@ -34,17 +34,9 @@ import numpy as np
 import optax
 
 from rljax import check, keys, numerics
+from rljax.layout import take
 from rljax.learn.update import Learner
-from rljax.types import (
-    Measure,
-    Prompts,
-    Rollout,
-    Sampler,
-    Samples,
-    TokenStats,
-    require,
-    take,
-)
+from rljax.types import Measure, Prompts, Rollout, Sampler, Samples, TokenStats, require
 
 States = Callable[[Any, Prompts, Samples], tuple[TokenStats, tuple[jax.Array, ...]]]
 """(params, prompts, samples) -> (statistics, [P, G, T, E] per layer)."""
@@ -200,16 +192,10 @@ def steering_learner(
     check.kind("learner", learner, Learner, "update.learner(...)")
     check.function("steer_fn", steer_fn, "vectors")
     check.function("sample", sample, "params, prompts, key")
-    check.kind(
-        "vector_optimizer",
-        vector_optimizer,
-        optax.GradientTransformation,
-        "optax.adam(1e-4)",
-    )
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        check.refuse("shape", "be a pair (layers, width)", shape)
-    for size in shape:
-        check.count("shape", size)
+    optimizer_type, example = optax.GradientTransformation, "optax.adam(1e-4)"
+    check.kind("vector_optimizer", vector_optimizer, optimizer_type, example)
+    _require_layers_and_width(shape)
+    harder = _harder(steer_fn, sample, vector_optimizer)
 
     def init(params, key, reference=None):
         state = learner.init(params, key, reference)
@@ -217,19 +203,6 @@ def steering_learner(
         vectors = jax.random.normal(own, shape, jnp.float32)
         moments = vector_optimizer.init(vectors)
         return state.replace(algorithm=SteeringState(state.algorithm, vectors, moments))
-
-    def harder(vectors, moments, params, rollout):
-        """(vectors, moments) after a step that raises the loss, and the loss before."""
-
-        def harm(vectors):
-            return -_aside_nll(steer_fn(vectors), sample)(params, rollout)
-
-        loss, grads = jax.value_and_grad(harm)(vectors)
-        updates, after = vector_optimizer.update(grads, moments, vectors)
-        old, new = (vectors, moments), (vectors + updates, after)
-        # As in any update: one NaN would stay for the whole run.
-        finite = numerics.stays_finite(old, new)
-        return jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new), -loss
 
     def learn(state, rollout):
         inner, vectors, moments = state.algorithm
@@ -243,6 +216,33 @@ def steering_learner(
         return state, metrics | {"consistency/aside_nll_nats": loss}
 
     return Learner(init, learn)
+
+
+def _require_layers_and_width(shape: tuple[int, int]) -> None:
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        check.refuse("shape", "be a pair (layers, width)", shape)
+    for size in shape:
+        check.count("shape", size)
+
+
+def _harder(steer_fn: SteerFn, sample: Sampler, optimizer):
+    """(vectors, moments, params, rollout) -> ((vectors, moments), loss before).
+
+    Moves the vectors by one step that raises the loss of the aside batch.
+    """
+
+    def step(vectors, moments, params, rollout):
+        def harm(vectors):
+            return -_aside_nll(steer_fn(vectors), sample)(params, rollout)
+
+        loss, grads = jax.value_and_grad(harm)(vectors)
+        updates, after = optimizer.update(grads, moments, vectors)
+        old, new = (vectors, moments), (vectors + updates, after)
+        # As in any update: one NaN would stay for the whole run.
+        finite = numerics.stays_finite(old, new)
+        return jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new), -loss
+
+    return step
 
 
 def _learn_against(step, learner: Learner, state, rollout: Rollout):

@@ -1,10 +1,10 @@
 """Dynamic sampling: of more groups than are trained on, the mixed ones are kept."""
 
-import jax
 import jax.numpy as jnp
 
 from rljax import check, mesh
 from rljax.advantage import solve_rate
+from rljax.layout import take
 from rljax.learn.update import Learner
 from rljax.types import Rollout, TrainState
 
@@ -46,8 +46,9 @@ def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
             )
         mixed = solve_rate.by_correct(rollout).mixed[:, 0, 0]
         kept = jnp.argsort(~mixed, stable=True)[:num_prompts]
-        rollout = mesh.constrain(jax.tree.map(lambda x: x[kept], rollout))
+        rollout = mesh.constrain(take(rollout, kept))
         state, metrics = learner.learn(state, rollout)
-        return state, metrics | {"samples/mixed_kept": jnp.mean(1.0 * mixed[kept])}
+        share = jnp.mean(mixed[kept], dtype=jnp.float32)
+        return state, metrics | {"samples/mixed_kept": share}
 
     return learner._replace(learn=learn)

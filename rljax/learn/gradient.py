@@ -14,18 +14,11 @@ import jax.numpy as jnp
 
 from rljax import mesh
 from rljax.advantage.algebra import Algorithm, reads_current
+from rljax.layout import over_tokens
 from rljax.learn import microbatch, origin
 from rljax.learn.microbatch import Pieces
 from rljax.policy.frozen import joined
-from rljax.types import (
-    Credit,
-    Measure,
-    Rollout,
-    TokenStats,
-    TrainState,
-    is_measured,
-    over_tokens,
-)
+from rljax.types import Credit, Measure, Rollout, TokenStats, TrainState, is_measured
 
 Forward = Callable[[Any, Rollout], TokenStats]
 

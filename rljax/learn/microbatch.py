@@ -1,11 +1,11 @@
 """Microbatches: pieces of a minibatch whose activations exist at once.
 
 A piece holds some of the prompts. If `lengths` is above 1, it also holds only some of
-each prompt's samples: each group is sorted by length and cut into so many parts, so
-that short samples are not padded to the longest. T is cut as well: each piece is
-computed up to the smallest of `lengths` sizes that holds it, and each size is compiled.
-A loss function sees rows one by one, so the sum over pieces is the gradient of the
-whole.
+each prompt's samples. Each group is then sorted by length and cut into `lengths` parts,
+so that short samples are not padded to the longest. T is cut as well: there are
+`lengths` sizes, and each piece is computed up to the smallest one that holds it. Each
+size is compiled. A loss function is local to its row, so the sum over pieces is the
+gradient of the whole.
 """
 
 import functools
@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import mesh, numerics
-from rljax.types import Credit, Prompts, Rollout, over_tokens
+from rljax.layout import over_tokens
+from rljax.types import Credit, Prompts, Rollout
 
 
 class Pieces(NamedTuple):
@@ -58,7 +59,7 @@ def over_pieces(
       fn: its arrays are [P, G, T, ...], of the piece it is given; bare arrays and core
         types.
       credits, batch: what is cut into pieces. Cut to a size is what has a token axis,
-        see `types.over_tokens`.
+        see `layout.over_tokens`.
       start: the first carry.
 
     Returns:

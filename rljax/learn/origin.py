@@ -1,9 +1,9 @@
-"""Whose statistics `old` are: those of the parameters at hand, or of others.
+"""The origin of `old`: a fingerprint of the parameters it was measured with.
 
-Samples may be replayed, stale, or drawn with averaged parameters. The actor marks what
-it measured with a fingerprint; the update compares it with its own parameters before
-it takes `old` for the current policy's statistics. A compiled loop whose algorithm
-does not ask computes no fingerprint.
+Samples may be replayed, stale, or drawn with averaged parameters. The actor marks `old`
+with a fingerprint. The update takes `old` for the current policy's statistics only if
+the fingerprint fits its own parameters. If the algorithm never asks, the compiled loop
+computes no fingerprint.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from rljax.types import Rollout, TokenStats, is_measured
 def of(params: Any, old: TokenStats) -> jax.Array:
     """u32[P]: the fingerprint of `old` and of the parameters it was measured with.
 
-    It holds the numbers of `old`, too, so that a rollout in which somebody replaces
-    them no longer fits.
+    It covers the numbers of `old`, too: if somebody replaces them, the rollout no
+    longer fits.
     """
     return _fingerprint(params) ^ jax.vmap(_fingerprint)(old)
 

@@ -3,6 +3,7 @@
 `gradient` says what a step's gradient is; here it meets the gate and the optimiser.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,11 +14,12 @@ import optax
 from rljax import check, keys, mesh, metric, numerics
 from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm
+from rljax.layout import take
 from rljax.learn import gradient, master_weights
 from rljax.learn.gate import Gate, Guarded, all_of
 from rljax.learn.gradient import Gradient
 from rljax.learn.microbatch import Pieces
-from rljax.types import Credit, Measure, Rollout, TrainState, is_measured, take
+from rljax.types import Credit, Measure, Rollout, TrainState, is_measured
 
 
 class Repeats(NamedTuple):
@@ -87,49 +89,70 @@ def learner(
     check.count("num_minibatches", num_minibatches)
     check.count("num_microbatches", num_microbatches)
     check.count("num_lengths", num_lengths)
-    gate = all_of() if gate is None else gate
-    optimizer = master_weights.master_weights(optimizer)
-    pieces = Pieces(num_microbatches, num_lengths)
+    parts = _Parts(
+        measure=measure,
+        algorithm=algorithm,
+        optimizer=master_weights.master_weights(optimizer),
+        gate=all_of() if gate is None else gate,
+        repeats=Repeats(num_passes, num_minibatches, num_microbatches),
+        pieces=Pieces(num_microbatches, num_lengths),
+    )
+    return Learner(
+        functools.partial(_init, parts), functools.partial(_learn, parts), parts.repeats
+    )
 
-    def init(params, key, reference=None, frozen=None):
-        return TrainState(
-            params=params,
-            optimizer=optimizer.init(params),
-            algorithm=algorithm.init(),
-            gate=numerics.strong(Guarded(gate.init(), jnp.zeros((), jnp.int32))),
-            key=key,
-            step=jnp.zeros((), jnp.int32),
-            reference=reference,
-            frozen=frozen,
+
+class _Parts(NamedTuple):
+    """What a learner is made of."""
+
+    measure: Measure
+    algorithm: Algorithm
+    optimizer: optax.GradientTransformation
+    gate: Gate
+    repeats: Repeats
+    pieces: Pieces
+
+
+def _init(parts: _Parts, params, key, reference=None, frozen=None) -> TrainState:
+    guarded = Guarded(parts.gate.init(), jnp.zeros((), jnp.int32))
+    return TrainState(
+        params=params,
+        optimizer=parts.optimizer.init(params),
+        algorithm=parts.algorithm.init(),
+        gate=numerics.strongly_typed(guarded),
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+        reference=reference,
+        frozen=frozen,
+    )
+
+
+def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
+    """(state, metrics) after all optimiser steps on one rollout."""
+    num_passes, num_minibatches, _ = parts.repeats
+    _require_divisible(rollout, num_minibatches, parts.pieces)
+    before = state.algorithm
+    credits, after, credit_metrics = parts.algorithm.credit(rollout, before)
+    usable = numerics.stays_finite(before, after)
+    state = state.replace(algorithm=after)
+
+    def minibatch_step(state, i):
+        own, batch = _minibatch(credits, rollout, state, i, num_minibatches)
+        first = i == 0
+        found = gradient.of_minibatch(
+            parts.measure, parts.algorithm, parts.pieces, own, batch, state, first
         )
+        metrics = _gradient_metrics(found, batch, first)
+        step = _Step(found, metrics, usable, i // num_minibatches)
+        return _take(step, state, parts.gate, parts.optimizer)
 
-    def learn(state, rollout):
-        _require_divisible(rollout, num_minibatches, pieces)
-        before = state.algorithm
-        credits, after, credit_metrics = algorithm.credit(rollout, before)
-        usable = numerics.stays_finite(before, after)
-        state = state.replace(algorithm=after)
-
-        def minibatch_step(state, i):
-            own, batch = _minibatch(credits, rollout, state, i, num_minibatches)
-            first = i == 0
-            found = gradient.of_minibatch(
-                measure, algorithm, pieces, own, batch, state, first
-            )
-            metrics = _gradient_metrics(found, batch, first)
-            step = _Step(found, metrics, usable, i // num_minibatches)
-            return _take(step, state, gate, optimizer)
-
-        state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
-        # If every step of this batch was refused, the algorithm's state is restored, as
-        # well: one NaN in a running average would stay for the whole run.
-        any_accepted = metrics["update/refused"] < 1
-        kept = _choose(any_accepted, state.algorithm, before)
-        state = state.replace(algorithm=kept, step=state.step + 1)
-        return state, metrics | credit_metrics
-
-    repeats = Repeats(num_passes, num_minibatches, num_microbatches)
-    return Learner(init, learn, repeats)
+    state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
+    # If every step of this batch was refused, the algorithm's state is restored, as
+    # well: one NaN in a running average would stay for the whole run.
+    any_accepted = metrics["update/refused"] < 1
+    kept = _choose(any_accepted, state.algorithm, before)
+    state = state.replace(algorithm=kept, step=state.step + 1)
+    return state, metrics | credit_metrics
 
 
 def _minibatch(
@@ -265,9 +288,10 @@ def _mass_metrics(coefficient, credits, rollout):
     p = solve_rate.by_correct(rollout).p[:, 0, 0]
     pushed = jnp.zeros(coefficient.shape, bool)
     for c in credits:
-        pushed |= (c.weight > 0) & (c.advantage != 0)
+        pushed |= c.weighs & (c.advantage != 0)
     metrics = mass.of_coefficients(coefficient, p)
-    metrics["clipped_share"] = numerics.masked_mean(1.0 * (coefficient == 0), pushed)
+    clipped = (coefficient == 0).astype(jnp.float32)
+    metrics["clipped_share"] = numerics.masked_mean(clipped, pushed)
     return {f"mass/{k}": v for k, v in metrics.items()}
 
 

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.model import rotary
+from rljax.model import dense, rotary
 from rljax.model.attention import KeyValue, join_heads
 from rljax.model.config import DecoderConfig
-from rljax.model.dense import Dense, product
 
 JOINED = (("q", "k", "v"), ("gate", "up"))
 """Dense layers that read the same input; `join_projections` makes each row one."""
@@ -26,8 +25,8 @@ class Block(nn.Module):
     def setup(self):
         c = self.config
         normal = nn.initializers.normal
-        dense = functools.partial(
-            Dense,
+        linear = functools.partial(
+            dense.Dense,
             dtype=c.dtype,
             use_bias=False,
             kernel_init=normal(c.initializer_std),
@@ -36,14 +35,14 @@ class Block(nn.Module):
         out = normal(c.initializer_std / (2 * c.num_layers) ** 0.5)
         norm = functools.partial(nn.RMSNorm, epsilon=c.norm_epsilon, dtype=c.dtype)
         self.norm_attention, self.norm_mlp = norm(), norm()
-        self.q = dense(c.num_heads * c.head_dim, use_bias=c.qkv_bias)
-        self.k = dense(c.num_kv_heads * c.head_dim, use_bias=c.qkv_bias)
-        self.v = dense(c.num_kv_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.q = linear(c.num_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.k = linear(c.num_kv_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.v = linear(c.num_kv_heads * c.head_dim, use_bias=c.qkv_bias)
         if c.qk_norm:
             self.q_norm, self.k_norm = norm(), norm()
-        self.o = dense(c.d_model, kernel_init=out)
-        self.gate, self.up = dense(c.d_ff), dense(c.d_ff)
-        self.down = dense(c.d_model, kernel_init=out)
+        self.o = linear(c.d_model, kernel_init=out)
+        self.gate, self.up = linear(c.d_ff), linear(c.d_ff)
+        self.down = linear(c.d_model, kernel_init=out)
 
     def __call__(
         self,
@@ -92,7 +91,7 @@ class Block(nn.Module):
         if not self.has_variable("params", joined_name(names)):
             return [layer(h) for layer in layers]
         joined = self.get_variable("params", joined_name(names))
-        out = product(h, joined, self.config.dtype)
+        out = dense.apply(h, joined, self.config.dtype)
         ends = np.cumsum([layer.features for layer in layers])[:-1]
         return jnp.split(out, ends, -1)
 

@@ -7,9 +7,12 @@ Nothing here makes these parameters: `rljax.policy.lora` and `.quantised` do.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
+
+from rljax.model import product
 
 _BESIDE = {"kernel_scale", "lora_a"}
 
@@ -17,22 +20,24 @@ _BESIDE = {"kernel_scale", "lora_a"}
 class Dense(nn.Dense):
     """flax's, whose parameters may hold more."""
 
+    dot_general: Any = product.dense
+
     def __call__(self, x):
         params = self.variables.get("params", {})
         if _BESIDE.isdisjoint(params):
             return super().__call__(x)
-        return product(x, params, self.dtype)
+        return apply(x, params, self.dtype)
 
 
-def product(x: jax.Array, params: Mapping[str, jax.Array], dtype) -> jax.Array:
+def apply(x: jax.Array, params: Mapping[str, jax.Array], dtype) -> jax.Array:
     """A dense layer's output [rows, out] of x [rows, in], in `dtype`."""
     params = {k: v.astype(dtype) for k, v in params.items()}
     x = x.astype(dtype)
-    y = x @ params["kernel"]
+    y = product.dense(x, params["kernel"])
     if "kernel_scale" in params:
         y = y * params["kernel_scale"]
     if "bias" in params:
         y = y + params["bias"]
     if "lora_a" in params:
-        y = y + (x @ params["lora_a"]) @ params["lora_b"]
+        y = y + product.dense(product.dense(x, params["lora_a"]), params["lora_b"])
     return y

@@ -1,12 +1,14 @@
 """What solves a task: a decoder, its tokenizer, and where its parameters come from."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from rljax import mesh
 from rljax.data import tokenizer as tokenizers
 from rljax.model.config import DecoderConfig
 from rljax.model.decoder import decoder_policy
@@ -23,44 +25,98 @@ if TYPE_CHECKING:
 class Model(NamedTuple):
     """A language model before training; its parameters exist where `init` is called.
 
-    init: key -> params. New ones, or those of the files, which are read at each call
-      and kept nowhere else.
+    init: key -> params. New ones, or, whatever the key, those of the files, which are
+      read at each call and kept nowhere else.
     stop_tokens: ids that end a completion.
     metadata: of the Hugging Face folder the model is from; None for a new one.
+    stop_strings: texts that end one as well.
+    param_dtype: of the parameters.
+    save_dtype: of the parameters in folders that `save` writes; None is theirs.
     """
 
     config: DecoderConfig
     tokenizer: "PreTrainedTokenizerBase"
-    init: Callable[[jax.Array], Any]
+    init: Callable[[jax.Array | None], Any]
     stop_tokens: tuple[int, ...]
     metadata: Metadata | None = None
+    stop_strings: tuple[str, ...] = ()
+    param_dtype: Any = jnp.float32
+    save_dtype: Any = None
 
     def policy(self, temperature: float = 1.0) -> Policy:
         """The decoder, whose logits are divided by the temperature, above 0."""
         return decoder_policy(self.config, temperature=temperature)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether `init` draws parameters, and can be traced, or reads files."""
+        return self.metadata is None
+
     def shapes(self) -> Any:
         """The parameters as jax.ShapeDtypeStructs; reads no file."""
-        return jax.eval_shape(self.policy().init, jax.random.key(0))
+        shapes = jax.eval_shape(lambda: self.policy().init(jax.random.key(0)))
+        return jax.tree.map(lambda x: x.update(dtype=self.param_dtype), shapes)
 
     def save(self, path: pathlib.Path, params: Any) -> None:
         """Writes parameters as a Hugging Face folder like the one the model is from."""
-        new = self.metadata is None
-        tokenizer = self.tokenizer if new else None
+        dtype = jnp.dtype(self._dtype_saved())
+        params = jax.tree.map(lambda x: np.asarray(x).astype(dtype, copy=False), params)
         folder.save(
-            path, self.config, params, tokenizer=tokenizer, metadata=self.metadata
+            path,
+            self.config,
+            params,
+            tokenizer=self._tokenizer_saved(),
+            metadata=self.metadata,
         )
 
+    def describe(self, path: pathlib.Path) -> None:
+        """Writes all that `save` would but the weights, into a folder that is there."""
+        dtypes = dict.fromkeys(("dtype", "torch_dtype"), self._dtype_saved())
+        tokenizer = self._tokenizer_saved()
+        entries = folder.config_entries(
+            self.config, tokenizer, self.metadata, extra=dtypes
+        )
+        folder.write_beside(path, entries, tokenizer, self.metadata)
 
-def new(config: DecoderConfig, tokenizer: "PreTrainedTokenizerBase") -> Model:
+    def _dtype_saved(self) -> str:
+        dtype = self.param_dtype if self.save_dtype is None else self.save_dtype
+        return jnp.dtype(dtype).name
+
+    def _tokenizer_saved(self) -> "PreTrainedTokenizerBase | None":
+        return self.tokenizer if self.metadata is None else None
+
+
+def new(
+    config: DecoderConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Model:
     """A decoder with random parameters; the tokenizer's end token ends completions."""
-    policy = decoder_policy(config)
-    init = jax.jit(lambda key: mesh.keep_state(policy.init(key)))
-    return Model(config, tokenizer, init, (tokenizer.eos_token_id,))
+
+    def init(key):
+        params = decoder_policy(config).init(key)
+        return jax.tree.map(lambda x: x.astype(param_dtype), params)
+
+    stops = (tokenizer.eos_token_id,)
+    return Model(config, tokenizer, jax.jit(init), stops, param_dtype=param_dtype)
 
 
-def load(path: pathlib.Path) -> Model:
+def load(
+    path: pathlib.Path,
+    *,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    save_dtype: jax.typing.DTypeLike | None = None,
+    **formats: Any,
+) -> Model:
     """The model of a Hugging Face folder; its weights are checked, and not read yet.
+
+    Args:
+      param_dtype: of the parameters in training, whatever the files hold.
+      save_dtype: of those that `Model.save` writes; None is what config.json says the
+        files hold.
+      **formats: fields of `DecoderConfig` that change no size: `dtype`, `remat`,
+        `unroll`.
 
     Raises:
       ValueError: naming the file and the key or tensor, if the configuration, the
@@ -69,13 +125,32 @@ def load(path: pathlib.Path) -> Model:
     """
     metadata = hugging_face_metadata.read(path)
     config = hugging_face_config.read(metadata.config, path / "config.json")
+    config = dataclasses.replace(config, **formats)
     hugging_face_metadata.max_positions(metadata)  # for its check
     tokenizer = tokenizers.load_tokenizer(path)
     # What saving would refuse is refused before the work.
     folder.config_entries(config, tokenizer, metadata)
     stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, config.vocab_size)
     folder.check(path)
-    return Model(config, tokenizer, lambda key: folder.load(path)[1], stops, metadata)
+    return Model(
+        config=config,
+        tokenizer=tokenizer,
+        init=lambda key: folder.load(path, param_dtype=param_dtype)[1],
+        stop_tokens=stops,
+        metadata=metadata,
+        stop_strings=hugging_face_metadata.stop_strings(metadata),
+        param_dtype=param_dtype,
+        save_dtype=_said_dtype(metadata) if save_dtype is None else save_dtype,
+    )
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _said_dtype(metadata: Metadata) -> str | None:
+    """What the weights are, as config.json has it; older files call it torch_dtype."""
+    said = [metadata.config.get(key) for key in ("dtype", "torch_dtype")]
+    return next((name for name in said if name in _DTYPES), None)
 
 
 def describe(model: Model) -> str:
@@ -83,8 +158,5 @@ def describe(model: Model) -> str:
     stops = model.stop_tokens
     names = model.tokenizer.convert_ids_to_tokens(list(stops))
     shown = (f"{name} ({i})" for name, i in zip(names, stops, strict=True))
-    text = f"a completion ends with {' or '.join(shown)}"
-    unused = model.metadata and model.metadata.generation.get("stop_strings")
-    if unused:
-        text += f"; stop_strings end no completion here, got {unused}"
-    return text
+    shown = [*shown, *(f"the text {text!r}" for text in model.stop_strings)]
+    return f"a completion ends with {' or '.join(shown)}"

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import mesh, numerics
-from rljax.model import attention, rotary
+from rljax.model import attention, product, rotary
 from rljax.model.attention import KeyValue
 from rljax.model.block import Block
 from rljax.model.config import DecoderConfig
@@ -74,7 +74,11 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(epsilon=c.norm_epsilon, dtype=c.dtype)
         if not c.tie_embeddings:
             self.head = nn.Dense(
-                c.vocab_size, dtype=c.dtype, use_bias=False, kernel_init=init
+                c.vocab_size,
+                dtype=c.dtype,
+                use_bias=False,
+                dot_general=lambda x, kernel, *_, **__: product.logits(x, kernel, 0),
+                kernel_init=init,
             )
 
     def __call__(self):
@@ -106,8 +110,9 @@ class Decoder(nn.Module):
     def logits(self, hidden):
         """f32[..., V] from normalised hidden states [..., d_model]."""
         if self.config.tie_embeddings:
-            return self.embed.attend(hidden).astype(jnp.float32)
-        return self.head(hidden).astype(jnp.float32)
+            weight = self.embed.embedding.astype(hidden.dtype)
+            return product.logits(hidden, weight, 1)
+        return self.head(hidden)
 
     def apply_layers(
         self,

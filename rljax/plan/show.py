@@ -1,4 +1,4 @@
-"""What `--plan` does: says what a step of an experiment takes, and runs nothing."""
+"""What `--plan` does: says what an experiment takes, and runs nothing."""
 
 import dataclasses
 import math
@@ -10,6 +10,8 @@ import rich.console
 import rich.table
 
 from rljax.plan import cost, machine
+from rljax.plan import peak as peaks
+from rljax.plan.peak import Peak
 from rljax.program import Program, Sizes
 
 # Numbers of a config that memory falls with.
@@ -36,7 +38,7 @@ def show_plan(
     *,
     free: int | None = None,
 ) -> cost.Plan:
-    """Prints the plan of a training step on the default device.
+    """Prints the plan of a training step, and of a run's memory, on the default device.
 
     Args:
       program: config -> the program.
@@ -51,12 +53,21 @@ def show_plan(
     found = cost.plan_step(built, sizes, compiled, measure_rates(sizes))
     free = machine.free_memory(jax.devices()[0]) if free is None else free
     console = rich.console.Console(highlight=False)
-    for table in (work_table(found), memory_table(found.memory, free)):
+    largest = peaks.peak(built, found.memory, on_host=_on_host())
+    for table in (
+        work_table(found),
+        memory_table(found.memory),
+        peak_table(largest, free),
+    ):
         console.print(table)
     console.print(summary(found))
-    if found.memory.total > free:
-        raise ValueError(refusal(program, config, found.memory, free))
+    if largest.wanted > free:
+        raise ValueError(refusal(program, config, largest, free))
     return found
+
+
+def _on_host() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def measure_rates(sizes: Sizes, seconds: float = 0.2) -> cost.Rates:
@@ -95,9 +106,9 @@ def _work(least, traced, seconds):
     return f"{least / 1e9:,.3f}", f"{traced / 1e9:,.3f}", f"{1e3 * seconds:,.2f}"
 
 
-def memory_table(memory: cost.Memory, free: int) -> rich.table.Table:
-    """Where the memory goes, against what is free."""
-    table = rich.table.Table(title="Memory")
+def memory_table(memory: cost.Memory) -> rich.table.Table:
+    """Where the memory of a training step goes."""
+    table = rich.table.Table(title="Memory of a training step")
     table.add_column("")
     table.add_column("MiB", justify="right")
     for name, label in _PARTS.items():
@@ -107,7 +118,23 @@ def memory_table(memory: cost.Memory, free: int) -> rich.table.Table:
                 table.add_row(f"  at some time: {label}", _mib(memory._asdict()[inner]))
     table.add_section()
     table.add_row("in all", _mib(memory.total))
-    table.add_row("free", _mib(free))
+    return table
+
+
+def peak_table(peak: Peak, free: int) -> rich.table.Table:
+    """What the whole run takes at its largest, against what is free."""
+    table = rich.table.Table(title="Memory of the run at its largest")
+    table.add_column("")
+    table.add_column("MiB", justify="right")
+    table.add_row("the process itself", _mib(peak.process))
+    table.add_row("the state", _mib(peak.state))
+    table.add_row("its copy while a checkpoint is written", _mib(peak.copy))
+    table.add_row("the largest program", _mib(max(peak.programs.values())))
+    for name, value in peak.programs.items():
+        table.add_row(f"  {name}", _mib(value))
+    table.add_section()
+    table.add_row("in all", _mib(peak.total))
+    table.add_row("free, beside this process", _mib(free))
     return table
 
 
@@ -124,20 +151,21 @@ def summary(found: cost.Plan) -> str:
         "\nWith each loop body once, the compiler counts"
         f" {all_once / 1e9:,.3f} GFLOP in the whole program, its matrix products are"
         f" {products_once / 1e9:,.3f} of them."
-        "\nA warm start, evaluations and what the process itself takes are not in this."
+        "\nA warm start is not in this; the time of evaluations is not, either."
     )
 
 
-def refusal(program, config, memory: cost.Memory, free: int) -> str:
+def refusal(program, config, peak: Peak, free: int) -> str:
     """That it does not fit, and what would."""
-    text = f"a training step needs {_mib(memory.total)} MiB, and {_mib(free)} are free"
-    fixed = memory.total - memory.temporaries
+    text = f"the run needs {_mib(peak.wanted)} MiB, and {_mib(free)} are free"
+    largest = max(peak.programs.values())
+    fixed = peak.wanted - largest
     if fixed >= free:
         return (
             f"{text}; parameters and optimiser state alone need {_mib(fixed)}: take a"
             " smaller model, or a device with more memory."
         )
-    factor = 2 ** math.ceil(math.log2(memory.temporaries / (free - fixed)))
+    factor = 2 ** math.ceil(math.log2(largest / (free - fixed)))
     found = [
         advice(program, config, name, factor, free) for name in (_RAISED, *_LOWERED)
     ]
@@ -164,7 +192,8 @@ def advice(program, config, name: str, factor: int, free: int) -> str | None:
             return None
         try:
             smaller = program(dataclasses.replace(config, **{name: value}))
-            needed = cost.memory(smaller, smaller.sizes(), smaller.compile()).total
+            step = cost.memory(smaller, smaller.sizes(), smaller.compile())
+            needed = peaks.peak(smaller, step, on_host=_on_host()).wanted
         except ValueError:  # such as prompts that do not divide
             continue
         if needed <= free:

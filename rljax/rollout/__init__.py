@@ -4,6 +4,7 @@
     draw         which token is drawn: at random, truncated, the most likely one
     slots        the decode loop: rows side by side, refilled when one ends
     environment  what answers within a completion: forced tokens, a state per sample
+    stop_string  texts that end a completion, found in the bytes of its tokens
     mixed        stored answers beside samples in one group
     hint         samples that continue a part of the solution
 
@@ -13,5 +14,6 @@ own. Nothing here knows rewards or advantages.
 
 from rljax.rollout.environment import Environment
 from rljax.rollout.sample import greedy, sampler
+from rljax.rollout.stop_string import StopStrings, stop_strings
 
-__all__ = ["Environment", "greedy", "sampler"]
+__all__ = ["Environment", "StopStrings", "greedy", "sampler", "stop_strings"]

@@ -26,7 +26,8 @@ import numpy as np
 import optax
 
 from rljax import check, keys
-from rljax.types import Missing, Prompts, Sampler, Samples, Source, over_tokens, require
+from rljax.layout import over_tokens
+from rljax.types import Missing, Prompts, Sampler, Samples, Source, require
 
 
 def cosine_reveal(

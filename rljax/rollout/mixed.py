@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, keys
+from rljax.layout import over_tokens
 from rljax.types import (
     Missing,
     Prompts,
@@ -26,7 +27,7 @@ from rljax.types import (
     Source,
     TokenStats,
     is_measured,
-    over_tokens,
+    require_stored_answers,
 )
 
 _MEASURE = "wrap the stored answers: with_old(stored_answers(), policy.measure)"
@@ -67,7 +68,7 @@ def stored_answers(num_answers: int | None = None) -> Sampler:
 
 def _answers(prompts: Prompts):
     data = prompts.data
-    check.stored_answers(data, "stored_answers() reads")
+    require_stored_answers(prompts, "stored_answers() reads")
     if "answers" in data:
         tokens, mask, source = (
             jnp.asarray(data[name])

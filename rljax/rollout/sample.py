@@ -8,7 +8,7 @@ Tokens are drawn from the policy's own distribution, temperature included: that 
 the learner measures and trains. Top-k and top-p depart from it; see `behaviour`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from rljax.policy.base import Policy
 from rljax.rollout import draw, slots
 from rljax.rollout import environment as environments
 from rljax.rollout.environment import Environment
+from rljax.rollout.stop_string import StopStrings
 from rljax.types import Prompts, Sampler, Samples, Source, TokenStats
 
 
@@ -27,6 +28,7 @@ def sampler(
     num_samples: int,
     max_tokens: int,
     stop_tokens: tuple[int, ...],
+    stop_strings: StopStrings | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     environment: Environment | None = None,
@@ -44,6 +46,8 @@ def sampler(
       num_samples: G, completions per prompt.
       max_tokens: T, completion tokens at most, the end token included.
       stop_tokens: token ids that end a completion; they are part of it.
+      stop_strings: texts that end a completion, of `stop_string.stop_strings`; the
+        token that completes one is part of it.
       top_k: draws among the k most likely tokens only (ties with the k-th are kept).
       top_p: after top-k, draws among the smallest set of the most likely tokens with at
         least this mass.
@@ -76,6 +80,7 @@ def sampler(
         num_samples=num_samples,
         max_tokens=max_tokens,
         stop_tokens=stop_tokens,
+        stop_strings=stop_strings,
         environment=environment,
         num_slots=num_slots,
         num_segments=num_segments,
@@ -88,6 +93,7 @@ def greedy(
     *,
     max_tokens: int,
     stop_tokens: tuple[int, ...],
+    stop_strings: StopStrings | None = None,
     environment: Environment | None = None,
     num_slots: int | None = None,
     num_segments: int | None = None,
@@ -110,6 +116,7 @@ def greedy(
         num_samples=1,
         max_tokens=max_tokens,
         stop_tokens=stop_tokens,
+        stop_strings=stop_strings,
         environment=environment,
         num_slots=num_slots,
         num_segments=num_segments,
@@ -126,6 +133,7 @@ class _Settings(NamedTuple):
     num_samples: int
     max_tokens: int
     stop_tokens: tuple[int, ...]
+    stop_strings: StopStrings | None
     environment: Environment | None
     num_slots: int | None
     num_segments: int | None
@@ -133,6 +141,17 @@ class _Settings(NamedTuple):
     def is_stop(self, token: jax.Array) -> jax.Array:
         """bool like `token`."""
         return jnp.isin(token, jnp.asarray(self.stop_tokens, jnp.int32))
+
+
+class _State(NamedTuple):
+    """What a sample carries from token to token; () where there is nothing.
+
+    turn: where its environment stands.
+    text: i32, how far stop strings have come; see `StopStrings`.
+    """
+
+    turn: Any = ()
+    text: Any = ()
 
 
 def _sampler(settings: _Settings) -> Sampler:
@@ -144,6 +163,9 @@ def _sampler(settings: _Settings) -> Sampler:
         check.refuse("stop_tokens", "be a tuple of token ids", settings.stop_tokens)
     for token in settings.stop_tokens:
         check.count("stop_tokens", token, low=0, high=2**31 - 1)
+    if settings.stop_strings is not None:
+        example = "stop_strings(texts, pieces)"
+        check.kind("stop_strings", settings.stop_strings, StopStrings, example)
     if settings.environment is not None:
         example = "Environment(init, step)"
         check.kind("environment", settings.environment, Environment, example)
@@ -236,9 +258,12 @@ def _layout(num_prompts: int, num_samples: int, num_slots: int | None) -> _Layou
 def _begin(settings: _Settings, layout: _Layout, logits, prompts: Prompts, key):
     """All items with their first token, and what is written down of it, by device."""
     P, G = len(logits), settings.num_samples
-    state = ()
+    state = _State()
     if settings.environment is not None:
-        state = environments.begin(settings.environment, prompts, key, G)
+        turn = environments.begin(settings.environment, prompts, key, G)
+        state = state._replace(turn=turn)
+    if settings.stop_strings is not None:
+        state = state._replace(text=jnp.zeros((P, G), jnp.int32))
     waiting = slots.Items(
         number=jnp.zeros(P, jnp.int32),  # given below
         t=jnp.zeros(P, jnp.int32),
@@ -266,17 +291,21 @@ def _choose(settings: _Settings, logits: jax.Array, items: slots.Items) -> slots
     """Draws the next token of each row, or takes the one its environment forces."""
     sample_key = jax.random.wrap_key_data(items.key)
     written, state = settings.draw_fn(logits, sample_key, items.t), items.state
-    if settings.environment is None:
-        ended = settings.is_stop(written["token"])
-    else:
-        written = environments.force(state, written)
-        is_stop = settings.is_stop(written["token"])
-        state = environments.answer(
-            settings.environment, state, written["token"], is_stop
-        )
-        ended = state.finished
+    if settings.environment is not None:
+        written = environments.force(state.turn, written)
+    token = written["token"]
+    ended = settings.is_stop(token)
+    if settings.stop_strings is not None:
+        text = settings.stop_strings.after(state.text, token)
+        # A stop string is the policy's own: none goes on in what was forced.
+        text = jnp.where(written["mask"], text, 0)
+        ended |= settings.stop_strings.found(text)
+        state = state._replace(text=text)
+    if settings.environment is not None:
+        turn = environments.answer(settings.environment, state.turn, token, ended)
+        state, ended = state._replace(turn=turn), turn.finished
     is_last = (items.t == settings.max_tokens - 1)[:, None]
-    return slots.Choice(written["token"], ended | is_last, state, written)
+    return slots.Choice(token, ended | is_last, state, written)
 
 
 def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.Decoded):
@@ -289,11 +318,15 @@ def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.D
         logp, entropy = out["behaviour"]
         extra = {"kept_mass": out["kept"]}
         behaviour = TokenStats(logp=logp, entropy=entropy, extra=extra)
+    state = jax.tree.map(lambda x: x.reshape(P, G, *x.shape[3:]), decoded.states)
+    finished = jnp.any(settings.is_stop(out["token"]) & out["mask"], -1)
+    if settings.stop_strings is not None:
+        finished |= settings.stop_strings.found(state.text)
     samples = Samples(
         tokens=out["token"],
         mask=out["mask"],
         source=jnp.full((P, G), settings.source, jnp.int32),
-        finished=jnp.any(settings.is_stop(out["token"]) & out["mask"], -1),
+        finished=finished,
         behaviour=behaviour,
         decode_steps=jnp.full(
             (P, G),
@@ -303,7 +336,7 @@ def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.D
         * decoded.num_steps,
     )
     if settings.environment is not None:
-        turn = jax.tree.map(lambda x: x.reshape(P, G, *x.shape[3:]), decoded.states)
+        turn = state.turn
         samples = samples.replace(finished=turn.finished, environment=turn.state)
     return samples, old
 

@@ -78,6 +78,11 @@ class Display:
         """Prints text that stays."""
         self._console.print(Text(text, style=style or ""), soft_wrap=True)
 
+    def working(self, text: str) -> None:
+        """Says what will take a while; in a terminal the board says it."""
+        if self._live is None:
+            self.say(f"{text} ...")
+
     def show_cursor(self) -> None:
         """For a process that may leave without closing the display."""
         self._console.show_cursor()

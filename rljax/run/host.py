@@ -143,10 +143,13 @@ def _rewound(
     if found is not None:
         step, reached = found.info["step"], phases[: found.info["phase"] + 1]
     names = {phase.name for phase in reached}
-    records, broken_lines = record.drop_after(
-        options.run_dir / record.FILE,
-        lambda r: r["step"] <= step and r["phase"] in names,
-    )
+
+    def keep(entry):
+        return entry["step"] <= step and entry["phase"] in names
+
+    records, broken_lines = record.drop_after(options.run_dir / record.FILE, keep)
+    texts = options.run_dir / record.COMPLETIONS
+    broken_lines += record.drop_after(texts, keep)[1]
     board = display.Board(
         options.run_dir.name,
         last=options.offset(len(phases)),

@@ -17,6 +17,11 @@ class Pace:
         self.mark = clock()
         self._origin: tuple[float, int] | None = None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no dispatch has finished yet."""
+        return self._origin is None
+
     def restart(self) -> None:
         """Call when the device starts to work again, after an evaluation."""
         self.mark = self._clock()

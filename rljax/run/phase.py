@@ -10,6 +10,7 @@ from rljax import check, metric
 from rljax.run import checkpoint
 from rljax.types import Prompts, TrainState
 
+COMPLETIONS = "completions"
 Metrics = Mapping[str, jax.Array | metric.Metric]
 
 
@@ -39,7 +40,8 @@ class Phase:
     steps_per_dispatch: `K`.
     begin: state -> state, called once when the phase begins, for example to start a
       new optimiser. It must have no side effects.
-    evaluate: state -> metrics by name, or None; must not donate the state.
+    evaluate: state -> metrics by name, or None; must not donate the state. Under
+      `COMPLETIONS` it may hold some completions to show, dicts of texts.
     evaluate_every: training steps between evaluations, at the first dispatch boundary
       from there on. The last step of a phase is always evaluated. The start of a phase
       is evaluated unless the phase before was evaluated at its end.
@@ -51,7 +53,7 @@ class Phase:
     num_steps: int
     steps_per_dispatch: int
     begin: Callable[[TrainState], TrainState] = lambda state: state
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None
     evaluate_every: int = 1
 
     def __post_init__(self):

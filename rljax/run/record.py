@@ -1,9 +1,10 @@
 """The records of a run: one line of JSON per training step, evaluation and event.
 
-A record is a flat dict. Its `kind` is "step", "evaluation" or "event". `phase`, `step`
-(training steps done, over all phases) and `seconds` (of training, over all resumes)
-say when. An event has a name (`event`) and a `message`. Every other entry is a metric,
-and its key is a path.
+A record is a flat dict. Its `kind` is "step", "evaluation", "event" or "completion".
+`phase`, `step` (training steps done, over all phases) and `seconds` (of training, over
+all resumes) say when. An event has a name (`event`) and a `message`, a completion its
+texts and verdict; completions are in a file of their own. Every other entry is a
+metric, and its key is a path.
 """
 
 import json
@@ -19,7 +20,7 @@ from rljax.run import files
 
 Record = dict[str, Any]
 
-FILE = "metrics.jsonl"
+FILE, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
 _PLACE = frozenset({"kind", "phase", "step", "seconds"})
 _NOT_METRICS = _PLACE | {"event", "message"}
 

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -22,12 +22,17 @@ from rljax import strict_json
 from rljax.run import files, ownership
 
 _CONFIG = "config.json"
-_PARTIAL = re.compile(r"\.policy\.[0-9a-f]{8}")  # of hugging_face.save
+# Of hugging_face.save.
+_PARTIAL = re.compile(r"\.(\.?(policy|policy-best)(\.new)?|model)\.[0-9a-f]{8}")
 
 
 @contextlib.contextmanager
 def open_run(
-    run_dir: str | os.PathLike, config: Any, *, resume: bool
+    run_dir: str | os.PathLike,
+    config: Any,
+    *,
+    resume: bool,
+    may_change: Collection[str] = (),
 ) -> Iterator[pathlib.Path]:
     """Makes the folder of a run, or checks that it is this run's, and owns it inside.
 
@@ -39,6 +44,8 @@ def open_run(
       config: a dataclass or dict of numbers, and what else must not change before a
         resume, such as a fingerprint of the data; written to `config.json`.
       resume: whether the folder is that of a run to go on with.
+      may_change: fields that a resume may change, as no number of the run depends on
+        them; `config.json` then holds the new ones.
 
     Yields:
       The folder. No other process may open it meanwhile: see `ownership`.
@@ -46,7 +53,7 @@ def open_run(
     Raises:
       ValueError: if another process owns the folder, with its id and host; if the
         folder is not empty and `resume` is false; with `resume`, if it is no run's or
-        the config differs from the folder's, with the fields that do.
+        the config differs from the folder's, with the fields that must not.
     """
     run_dir = ownership.local(run_dir)
     if not (run_dir / ownership.FILE).exists():  # else its owner is named first
@@ -58,10 +65,11 @@ def open_run(
             if _PARTIAL.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
         if (run_dir / _CONFIG).exists():
-            _require_same(run_dir, config)
-        else:
-            text = json.dumps(config, indent=2, allow_nan=False)
-            files.replace_file(run_dir / _CONFIG, text.encode() + b"\n")
+            _require_same(run_dir, config, may_change)
+        text = json.dumps(config, indent=2, allow_nan=False).encode() + b"\n"
+        path = run_dir / _CONFIG
+        if not path.exists() or path.read_bytes() != text:
+            files.replace_file(path, text)
         yield run_dir
 
 
@@ -110,19 +118,26 @@ def _require_fitting(run_dir: pathlib.Path, resume: bool) -> None:
         )
 
 
-def _require_same(run_dir: pathlib.Path, config: dict[str, Any]) -> None:
+def _require_same(
+    run_dir: pathlib.Path, config: dict[str, Any], may_change: Collection[str]
+) -> None:
     old = read_config(run_dir)
-    differing = [
-        f"{name}: {old.get(name, 'nothing')} there, {config.get(name, 'nothing')} now"
+    differing = {
+        name: f"{name}: {old.get(name, 'nothing')} there,"
+        f" {config.get(name, 'nothing')} now"
         for name in sorted({*old, *config})
         if old.get(name) != config.get(name)
-    ]
-    if differing:
+    }
+    wrong = [text for name, text in differing.items() if name not in may_change]
+    if wrong:
+        free = f" ({', '.join(sorted(may_change))} may change)" if may_change else ""
         raise ValueError(
             f"a resume needs the configuration {run_dir} was started with, but"
-            f" {'; '.join(differing)}. Pass the same values, or choose another run"
+            f" {'; '.join(wrong)}. Pass the same values{free}, or choose another run"
             " folder."
         )
+    for text in differing.values():
+        print(f"{run_dir}: goes on with {text}")
 
 
 def provenance() -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The one list of what is shown: on the board of a run, in its report, in comparisons.
+And how a completion is.
 
 To show a metric of yours, add a line.
 """
 
 import fnmatch
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 
 class Panel(NamedTuple):
@@ -112,3 +113,22 @@ def _panels() -> tuple[Panel, ...]:
 
 PANELS = _panels()
 """The pictures of a report, in their order."""
+
+
+def completion(entry: Mapping[str, Any], longest: int | None = None) -> str:
+    """A completion after its prompt, and its verdict.
+
+    Args:
+      entry: with `prompt`, `text`, `answer` and `correct`.
+      longest: characters of prompt and text each, of which the end is what counts; then
+        all is on one line.
+    """
+    verdict = "right" if entry["correct"] else f"wrong, it is {entry['answer']}"
+
+    def end(text):
+        if longest is None:
+            return text
+        text = text.replace("\n", "\\n")
+        return text if len(text) <= longest else f"... {text[-longest:]}"
+
+    return f"{end(entry['prompt'])}{end(entry['text'])}   {verdict}"

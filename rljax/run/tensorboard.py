@@ -29,7 +29,7 @@ class TensorBoard:
         self._purge_step: int | None = purge_step
 
     def write(self, records: Sequence[Record]) -> None:
-        points = [_event(r) for r in records if r["kind"] != "event"]
+        points = [_event(r) for r in records if r["kind"] in ("step", "evaluation")]
         # The header is made with the first of them: tensorboardX imports torch, where
         # it is installed. That takes seconds, in which the device has work already.
         if points and self._purge_step is not None:

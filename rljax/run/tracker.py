@@ -1,9 +1,12 @@
-"""The records of a run for wandb or trackio (`pip install rljax[track]`)."""
+"""The records of a run for wandb or trackio (`pip install rljax[track]`).
+
+Completions go there as one text per evaluation: tables are another thing in each.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rljax.run import record
+from rljax.run import record, shown
 from rljax.run.record import Record
 
 
@@ -14,7 +17,7 @@ class TrackedRun(Protocol):
 
 
 class Tracker:
-    """Logs steps and evaluations to a run of wandb or trackio.
+    """Logs steps, evaluations and completions to a run of wandb or trackio.
 
     A resumed run logs again the steps after its checkpoint, with the same numbers.
     wandb refuses those that it has. To go on with one run in the browser, open it with
@@ -30,13 +33,21 @@ class Tracker:
 
     def write(self, records: Sequence[Record]) -> None:
         for entry in records:
-            if entry["kind"] == "event":
-                continue
-            values = {name: float(v) for name, v in record.curves(entry).items()}
-            try:
-                self._run.log(values, step=entry["step"])
-            except Exception as error:  # each library has its own for a lost network
-                raise OSError(f"could not log to {self._run!r}: {error}") from error
+            if entry["kind"] in ("step", "evaluation"):
+                values = {name: float(v) for name, v in record.curves(entry).items()}
+                self._log(values, entry["step"])
+        texts: dict[int, list[str]] = {}
+        for entry in records:
+            if entry["kind"] == "completion":
+                texts.setdefault(entry["step"], []).append(shown.completion(entry))
+        for step, found in texts.items():
+            self._log({"completions": "\n\n".join(found)}, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        try:
+            self._run.log(values, step=step)
+        except Exception as error:  # each library has its own for a lost network
+            raise OSError(f"could not log to {self._run!r}: {error}") from error
 
     def sync(self) -> None:
         pass  # both send in the background

@@ -4,7 +4,7 @@ While the device works on a dispatch, the host reads the metrics of the one befo
 writes them down. Where an evaluation or a checkpoint is due, which may be after every
 dispatch, the host waits for the device. A run is a list of phases in a folder:
 
-    config.json  metrics.jsonl  tensorboard/  checkpoints/
+    config.json  metrics.jsonl  completions.jsonl  tensorboard/  checkpoints/
 
 It can be killed at any moment and goes on from its newest checkpoint, bit for bit.
 """
@@ -12,7 +12,7 @@ It can be killed at any moment and goes on from its newest checkpoint, bit for b
 import os
 import signal
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -20,11 +20,13 @@ from etils import epath
 from rich.console import Console
 
 from rljax import metric
-from rljax.run import checkpoint, display, fault, ownership, pace
+from rljax.run import checkpoint, display, fault, ownership, pace, shown
 from rljax.run.host import Host, Options, open_host
-from rljax.run.phase import Metrics, Phase, phase_of, templates_of
+from rljax.run.phase import COMPLETIONS, Metrics, Phase, phase_of, templates_of
 from rljax.run.writer import Writer
 from rljax.types import Prompts, TrainState
+
+_SHOWN = 3  # completions of an evaluation that the display shows
 
 
 class Stopped(SystemExit):
@@ -127,6 +129,8 @@ def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainSta
     flying = None
     while done < phase.num_steps:
         prompts = _next_prompts(phase, done)
+        if flying is None and speed.is_first:
+            host.screen.working(f"[{phase.name}] compiling the training step")
         state, metrics = phase.run(state, prompts)
         if flying is not None:
             _record(host, speed, flying)
@@ -220,11 +224,18 @@ def _evaluate(host: Host, phase: Phase, state: TrainState) -> None:
     if phase.evaluate is None:
         return
     host.board.doing = "evaluating"
-    values = {name: float(value) for name, value in phase.evaluate(state).items()}
+    host.screen.working(f"[{phase.name}] evaluating after step {host.board.step}")
+    found = dict(phase.evaluate(state))
+    texts: Any = found.pop(COMPLETIONS, ())
+    values = {name: float(value) for name, value in found.items()}
     host.board.doing, host.board.evaluation = "", values
-    host.write([{"kind": "evaluation", **host.place(), **values}])
-    shown = ", ".join(f"{k} {text}" for k, text in display.estimates(values).items())
-    host.screen.say(f"[{phase.name}] evaluation after step {host.board.step}: {shown}")
+    place = host.place()
+    evaluation = {"kind": "evaluation", **place, **values}
+    host.write([evaluation, *({"kind": "completion", **place, **t} for t in texts)])
+    for entry in texts[:_SHOWN]:
+        host.screen.say(shown.completion(entry, longest=200))
+    text = ", ".join(f"{k} {text}" for k, text in display.estimates(values).items())
+    host.screen.say(f"[{phase.name}] evaluation after step {host.board.step}: {text}")
 
 
 def _save(host: Host, index: int, done: int, state: TrainState) -> None:

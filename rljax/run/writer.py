@@ -33,19 +33,27 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """Writes `metrics.jsonl`; what a full disk refuses waits in memory."""
+    """Writes `metrics.jsonl` and `completions.jsonl`; what a full disk refuses waits
+    in memory."""
 
     def __init__(self, run_dir: pathlib.Path):
-        self._file = AppendFile(run_dir / record.FILE)
+        self._metrics = AppendFile(run_dir / record.FILE)
+        self._completions = AppendFile(run_dir / record.COMPLETIONS)
 
     def write(self, records: Sequence[Record]) -> None:
-        self._file.append(b"".join(map(record.line, records)))
+        texts = [r for r in records if r["kind"] == "completion"]
+        if texts:
+            self._completions.append(b"".join(map(record.line, texts)))
+        others = [r for r in records if r["kind"] != "completion"]
+        self._metrics.append(b"".join(map(record.line, others)))
 
     def sync(self) -> None:
-        self._file.sync()
+        self._metrics.sync()
+        self._completions.sync()
 
     def close(self) -> None:
-        self._file.close()
+        self._metrics.close()
+        self._completions.close()
 
 
 class Writers:

@@ -1,9 +1,9 @@
 """Verifiers: what turns completions into rewards.
 
 A verifier is a function `(prompts, samples) -> Verdict`. Those of `graph` are part of
-the compiled program; make your own with `judged`. Those of `host` are Python functions
-in a pool of processes, made by `pooled`. Verifiers know text and answers; they must not
-know policies, advantages or the loop.
+the compiled program; make your own with `text_verifier`. Those of `host` are Python
+functions in a pool of processes, made by `pooled`. Verifiers know text and answers;
+they must not know policies, advantages or the loop.
 """
 
 from rljax.verify.graph.match import contains, exact
@@ -15,7 +15,7 @@ from rljax.verify.graph.text import (
     decode_host,
     find,
     find_last,
-    judged,
+    text_verifier,
 )
 from rljax.verify.graph.vocabulary import TokenBytes, token_bytes
 from rljax.verify.host.numeral import (
@@ -35,7 +35,6 @@ __all__ = [
     "exact",
     "find",
     "find_last",
-    "judged",
     "last_number",
     "number",
     "number_after",
@@ -43,5 +42,6 @@ __all__ = [
     "read_last_number",
     "read_number",
     "read_number_after",
+    "text_verifier",
     "token_bytes",
 ]

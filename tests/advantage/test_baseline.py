@@ -2,7 +2,6 @@
 
 import chex
 import fakes
-import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
@@ -15,6 +14,7 @@ from mixed import (
     Row,
     group,
 )
+from rewarded import advantage, apply, equal
 
 from rljax import advantage as adv
 from rljax.advantage import chain
@@ -25,18 +25,6 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 GRPO = chain(adv.center_by_group(), adv.scale_by_group_std())
 TORCH = chain(adv.center_by_group(), adv.scale_by_group_std(ddof=1, epsilon=1e-6))
-
-
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
-
-
-def advantage(transform, *groups):
-    """f32[P, G] from one list of rewards per prompt."""
-    return apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
-
-
-def equal(got, *groups, atol=2e-6):
-    chex.assert_trees_all_close(got, jnp.asarray(groups, jnp.float32), atol=atol)
 
 
 # Four samples, by hand: RLOO is 4/3 (r - mean), torch's deviation has ddof 1 and 1e-6.

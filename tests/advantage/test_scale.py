@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import laws
 import numpy as np
 import pytest
+from rewarded import advantage, apply, equal
 
 from rljax import advantage as adv
 from rljax import algorithms as al
@@ -17,18 +18,6 @@ from rljax.advantage import chain
 from rljax.analysis import profile
 
 pytestmark = pytest.mark.usefixtures("strict")
-
-
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
-
-
-def advantage(transform, *groups):
-    """f32[P, G] from one list of rewards per prompt."""
-    return apply(transform, fakes.rewards(*groups))[0].advantage[..., 0]
-
-
-def equal(got, *groups, atol=2e-6):
-    chex.assert_trees_all_close(got, jnp.asarray(groups, jnp.float32), atol=atol)
 
 
 # MaxRL as peers' tests have it.

@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from mixed import DEMONSTRATION, Row, group, learned, solving, step, task
+from mixed import (
+    Row,
+    demonstration,
+    group,
+    learned,
+    per_token,
+    solving,
+    step,
+    task,
+)
 
 from rljax import algorithms, program
 from rljax.data import relabel
@@ -16,17 +25,6 @@ from rljax.loss import kl_k3, ppo_clip, supervised
 from rljax.policy import divergence
 from rljax.rollout import mixed
 from rljax.types import NotMeasured, Prompts
-
-PROBS = (0.9, 0.04, 0.6)
-
-
-def demonstration(now=PROBS, **fields):
-    return Row(now, source=DEMONSTRATION, **fields)
-
-
-def per_token(loss_fn, now, rollout, advantage=1.0):
-    credit = fakes.credit_of(rollout, advantage)
-    return jax.jit(loss_fn)(now, credit, rollout)
 
 
 @pytest.mark.parametrize("recipe", [algorithms.sft, algorithms.dft, algorithms.psft])

@@ -42,6 +42,19 @@ def test_every_problem_is_answered_once_in_order_and_all_batches_have_one_shape(
     assert shapes == {(min(size, P),)}
 
 
+def test_a_smaller_set_is_asked_in_the_batches_of_the_largest():
+    # Validation would else be compiled once, and the test once more.
+    shapes = []
+
+    def answer(params, prompts):
+        shapes.append(prompts.id.shape)
+        return params + prompts.id
+
+    got = ask.in_batches(answer, ROWS, 9, largest=8)(10)
+    np.testing.assert_array_equal(got, 10 + np.arange(P))
+    assert shapes == [(8,)]
+
+
 def test_problems_may_lie_along_another_axis_of_the_answers():
     def answer(params, prompts):
         return np.stack([prompts.id, -prompts.id])
@@ -83,7 +96,8 @@ def test_an_evaluation_reports_samples_greedy_answers_and_texts():
     logits = np.full((P, T, V), -50.0, np.float32)
     logits[:2, :, 1] = logits[2:, :, 2] = 50.0
     params = {"logits": jnp.asarray(logits).reshape(POLICY.init(None)["logits"].shape)}
-    metrics = found.validate(params)
+    metrics, some = found.validate(params)
+    assert [one.text for one in some[:3]] == ["1 1", "1 1", "2 2"]
     assert metrics["pass@1"] == metrics["pass@4"] == pytest.approx(2 / 5)
     assert metrics["length_mean"] == T
     stage, completions = found.test(params)
@@ -95,3 +109,21 @@ def test_an_evaluation_reports_samples_greedy_answers_and_texts():
     assert first.note.endswith("A note.") and groups.header[0] == "parity"
     again, _ = found.test(params)
     np.testing.assert_array_equal(again.correct, stage.correct)
+
+
+def test_without_problems_to_test_on_there_is_no_test():
+    none = jax.tree.map(lambda x: x[:0], ROWS)
+    found = held_out(
+        POLICY,
+        Task(ROWS, ROWS, none, verify),
+        Words(),
+        max_tokens=T,
+        stop_tokens=(),
+        batch_size=3,
+    )
+    assert found.test is None
+    assert list(found.programs) == ["evaluation, sampled"]
+    _, batch = found.programs["evaluation, sampled"]
+    assert batch.id.tolist() == [0, 1, 2]
+    metrics, _ = found.validate(POLICY.init(None))
+    assert 0 <= metrics["pass@1"] <= metrics["pass@8"] <= 1

@@ -88,8 +88,11 @@ def test_any_configuration_is_taken_or_refused_by_flag_in_three_parts(make, chec
 @pytest.mark.parametrize("make, check", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_number_of_every_configuration_refuses_what_is_none(make, check):
     # A field that has no range would take NaN, or raise KeyError.
+    hints = typing.get_type_hints(make)
     for field in dataclasses.fields(make):
         for wrong in (math.nan, True, b"1", [1]):
+            if wrong is True and hints[field.name] is bool:
+                continue
             with pytest.raises(ValueError, match=f"{ranges.flag(field.name)} must"):
                 check(make(**{field.name: wrong}))
 

@@ -101,7 +101,7 @@ def test_all_end_tokens_are_used_and_shown(model, tmp_path, capsys):
         finished=np.ones((1, 1), bool),
     )
     prompts = jax.tree.map(lambda x: x[made.train.id % 7 == 0][:1], made.train)
-    assert made.verify(prompts, samples).correct.tolist() == [[True]]
+    assert jax.jit(made.verify)(prompts, samples).correct.tolist() == [[True]]
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mixed import DEMONSTRATION, Row, group, step
+from mixed import PROBS, Row, demonstration, group, per_token, step
 
 from rljax import algorithms
 from rljax.loss import nll, ppo_clip, reinforce, supervised
-
-PROBS = (0.9, 0.04, 0.6)
-
-
-def demonstration(now=PROBS, **fields):
-    return Row(now, source=DEMONSTRATION, **fields)
-
-
-def per_token(loss_fn, now, rollout, advantage=1.0):
-    credit = fakes.credit_of(rollout, advantage)
-    return jax.jit(loss_fn)(now, credit, rollout)
-
 
 P = np.array([0.01, 0.1, 0.3, 0.5, 0.6, 0.9])
 

@@ -68,7 +68,9 @@ def parts(num_slots=None, num_samples=4, **options):
             loss_fn=loss.ppo_clip(),
         )
     )
-    learner = update.learner(policy.measure, method, optax.sgd(0.05, momentum=0.9), **options)
+    learner = update.learner(
+        policy.measure, method, optax.sgd(0.05, momentum=0.9), **options
+    )
     return (
         policy,
         learner,

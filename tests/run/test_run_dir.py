@@ -32,6 +32,22 @@ def test_a_folder_that_is_no_runs_is_left_alone(tmp_path):
         assert os.listdir(tmp_path) == ["report.html"]
 
 
+def test_what_may_change_is_told_and_written_down(tmp_path, capsys):
+    def again(**changes):
+        config = {"rate": 1.0, "steps": 2, "keep": 3} | changes
+        may_change = {"steps", "keep"}
+        with open_run(tmp_path, config, resume=True, may_change=may_change):
+            pass
+
+    _open(tmp_path, {"rate": 1.0, "steps": 2, "keep": 3}, resume=False)
+    again(steps=5)
+    assert "goes on with steps: 2 there, 5 now" in capsys.readouterr().out
+    assert read_config(tmp_path)["steps"] == 5
+    with pytest.raises(ValueError, match=r"but rate: 1\.0 there.*may change"):
+        again(rate=2.0, keep=1)
+    assert read_config(tmp_path)["keep"] == 3  # nothing of what was refused
+
+
 def test_resume_with_another_configuration_names_the_fields(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Config:

@@ -33,6 +33,25 @@ def test_steps_and_evaluations_are_logged_with_their_step_and_events_are_not():
     assert all(type(v) is float for _, found in run.logged for v in found.values())
 
 
+def test_the_completions_of_an_evaluation_are_one_text():
+    logged = []
+
+    class Run:
+        def log(self, metrics, step=None):
+            logged.append((step, metrics))
+
+    def completion(correct):
+        texts = {"prompt": "1+1=", "text": "3", "answer": "2", "correct": correct}
+        return {**evaluation(4), "kind": "completion", **texts}
+
+    records = [evaluation(4, **{"pass@1": 0.5}), completion(False), completion(True)]
+    assert Writers([Tracker(Run())]).write(records) is None
+    assert logged == [
+        (4, {"evaluation/pass@1": 0.5}),
+        (4, {"completions": "1+1=3   wrong, it is 2\n\n1+1=3   right"}),
+    ]
+
+
 def test_a_tracker_that_fails_does_not_stop_the_run():
     class Run:
         def log(self, metrics, step=None):

@@ -30,15 +30,8 @@ def rollout(case: Case) -> Rollout:
         noise = jax.tree.map(lambda x: far * draw.normal(0, 1, x.shape), now)
         return jax.tree.map(lambda x, d: x + jnp.asarray(d, x.dtype), now, noise)
 
-    data = {
-        "answers": samples.tokens[:, -1:],
-        "answers_mask": samples.mask[:, -1:],
-        "answers_source": samples.source[:, -1:],
-        "weight": jnp.ones(P),
-        "hint_length": jnp.ones(P, jnp.int32),
-    }
     return Rollout(
-        prompts=rows.prompts.replace(data=data),
+        prompts=rows.prompts.replace(data=fakes.stored_last(samples)),
         samples=samples.replace(behaviour=near()),
         verdict=rows.verdict,
         old=measured(PARAMS),

@@ -10,23 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import numerics
+from rljax.layout import over_tokens
 from rljax.model import DecoderConfig, decoder_policy
 from rljax.policy import Policy, against_reference
-from rljax.types import (
-    Credit,
-    Prompts,
-    Rollout,
-    Samples,
-    TokenStats,
-    Verdict,
-    over_tokens,
-)
+from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
 
 # Most of a test's time is compilation. It takes half as long without the optimisations
 # of LLVM.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
-# It takes a fifth as long with these, and programs run slower and round otherwise.
-BARELY = UNOPTIMISED | {"xla_cpu_use_fusion_emitters": False}
 jit = functools.partial(jax.jit, compiler_options=UNOPTIMISED)
 
 STATISTICS = ("old", "reference", "teacher", "current")
@@ -240,3 +231,15 @@ def credit_of(rollout: Rollout, advantage) -> Credit:
         weight=mask.astype(jnp.float32),
         member=jnp.ones(advantage.shape, bool),
     )
+
+
+def stored_last(samples: Samples) -> dict[str, jax.Array]:
+    """What prompts carry whose stored answers are the last of these samples."""
+    ones = jnp.ones(samples.mask.shape[0])
+    return {
+        "answers": samples.tokens[:, -1:],
+        "answers_mask": samples.mask[:, -1:],
+        "answers_source": samples.source[:, -1:],
+        "weight": ones,
+        "hint_length": ones.astype(jnp.int32),
+    }

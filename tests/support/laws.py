@@ -136,7 +136,7 @@ def mixed_rollout():
 
 
 def init(transform):
-    return numerics.strong(transform.init())
+    return numerics.strongly_typed(transform.init())
 
 
 def apply(transform, rollout):

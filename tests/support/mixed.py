@@ -5,6 +5,7 @@ What lies outside a row's mask is NaN, so that reading it shows.
 
 from typing import NamedTuple
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,3 +207,15 @@ def solving(policy, params, prompts):
     samples, _ = mixed.stored_answers(1)(None, one, None)
     logp = policy.measure(params, one, samples.replace(tokens=target)).logp
     return jnp.exp(jnp.sum(logp, -1))[:, 0]
+
+
+PROBS = (0.9, 0.04, 0.6)
+
+
+def demonstration(now=PROBS, **fields):
+    return Row(now, source=DEMONSTRATION, **fields)
+
+
+def per_token(loss_fn, now, rollout, advantage=1.0):
+    credit = fakes.credit_of(rollout, advantage)
+    return jax.jit(loss_fn)(now, credit, rollout)

@@ -37,16 +37,9 @@ def rollout(case: Case) -> Rollout:
     names = ("value", "consistency", "kl_reverse", "kl_forward", "chi_squared")
     extra = {k: jnp.asarray(draw.random((P, G, T)), jnp.float32) for k in names}
     now = rows.current.replace(extra=extra)
-    data = {
-        "answers": samples.tokens[:, -1:],
-        "answers_mask": samples.mask[:, -1:],
-        "answers_source": samples.source[:, -1:],
-        "weight": jnp.ones(P),
-        "hint_length": jnp.ones(P, jnp.int32),
-    }
     stats = {name: near(now) for name in ("old", "reference", "teacher")}
     return rows.replace(
-        prompts=rows.prompts.replace(data=data),
+        prompts=rows.prompts.replace(data=fakes.stored_last(samples)),
         samples=samples.replace(behaviour=near(now)),
         current=now,
         **stats,

@@ -51,7 +51,7 @@ def case(
 
 def weigh(case: Case, weighting) -> Credit:
     """The credit after a weighting chain's first update."""
-    state = numerics.strong(weighting.init())
+    state = numerics.strongly_typed(weighting.init())
     return jax.jit(weighting.update)(case.credit, case.rollout, state)[0]
 
 

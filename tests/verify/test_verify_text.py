@@ -14,8 +14,8 @@ from rljax.verify import (
     decode,
     decode_host,
     find,
-    judged,
     number,
+    text_verifier,
     token_bytes,
 )
 from rljax.verify.graph.text import answers_host
@@ -126,7 +126,7 @@ def test_a_judge_of_one_sample_makes_a_verifier_of_all():
     def as_long_as_the_answer(text, answer, finished):
         return finished & (text.length == answer.length)
 
-    verify = judged(verify_fakes.BYTES, as_long_as_the_answer, max_bytes=4)
+    verify = text_verifier(verify_fakes.BYTES, as_long_as_the_answer, max_bytes=4)
     some = verify_fakes.saying([[b"ab", b"abc"], [b"abc", b"abcde"]])
     verdict = jax.jit(verify)(verify_fakes.asking(["12", "12345"]), some)
     # The last is as long as its answer, but longer than four bytes.

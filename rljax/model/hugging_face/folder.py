@@ -118,17 +118,25 @@ def save(
     partial.mkdir(parents=True)
     try:
         weights.write(partial, tensors, shard_bytes)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        if metadata is not None:
-            folder_metadata.write_files(
-                partial, metadata, with_tokenizer=tokenizer is None
-            )
-        weights.write_json(partial / CONFIG, entries)
+        write_beside(partial, entries, tokenizer, metadata)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_beside(
+    path: pathlib.Path,
+    entries: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    metadata: Metadata | None = None,
+) -> None:
+    """Writes all of a folder but its weights; `entries` are those of config.json."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
+    if metadata is not None:
+        folder_metadata.write_files(path, metadata, with_tokenizer=tokenizer is None)
+    weights.write_json(path / CONFIG, entries)
 
 
 def config_entries(

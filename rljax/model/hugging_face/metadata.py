@@ -121,6 +121,23 @@ def stop_tokens(
     return tuple(dict.fromkeys(stops))
 
 
+def stop_strings(metadata: Metadata) -> tuple[str, ...]:
+    """The texts that end a completion by generation_config.json.
+
+    Raises:
+      ValueError: with the file, for what is no text.
+    """
+    said = metadata.generation.get("stop_strings")
+    texts = [] if said is None else said if isinstance(said, list) else [said]
+    for text in texts:
+        if not isinstance(text, str) or not text or strict_json.no_text(text):
+            raise ValueError(
+                f"{metadata.folder / GENERATION}: stop_strings must be texts, got"
+                f" {text!r}; take the file published with the weights."
+            )
+    return tuple(dict.fromkeys(texts))
+
+
 def max_positions(metadata: Metadata) -> int | None:
     """The longest text the model was trained on, tokens; None if it does not say.
 

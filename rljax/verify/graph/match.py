@@ -21,7 +21,7 @@ def exact(
     Args:
       table: the bytes of each token.
       strip: bytes ignored at both ends of completion and answer; `b""` for none.
-      max_bytes: see `text.judged`; a longer completion is wrong.
+      max_bytes: see `text.text_verifier`; a longer completion is wrong.
 
     Returns:
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`. An unfinished
@@ -41,7 +41,7 @@ def exact(
         same = jnp.all((said == want) | (place >= size))
         return finished & same & (text_size == size)
 
-    return texts.judged(table, judge, max_bytes=max_bytes)
+    return texts.text_verifier(table, judge, max_bytes=max_bytes)
 
 
 def contains(
@@ -52,7 +52,7 @@ def contains(
     Args:
       table: the bytes of each token.
       needle: what to look for, at least one byte.
-      max_bytes: see `text.judged`; a longer completion is wrong.
+      max_bytes: see `text.text_verifier`; a longer completion is wrong.
 
     Returns:
       (prompts, samples) -> Verdict. Reads nothing of the prompts.

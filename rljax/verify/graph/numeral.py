@@ -70,7 +70,7 @@ def number(
       table: the bytes of each token.
       after: only what follows its first occurrence is read; a sample without it is
         wrong. `after=b"="` reads `1+2=3` as 3.
-      max_bytes: see `text.judged`; a longer completion is wrong.
+      max_bytes: see `text.text_verifier`; a longer completion is wrong.
 
     Returns:
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`, which must be a
@@ -85,7 +85,7 @@ def number(
         begin = _begin(text, after)
         return finished & _equal(_only(text, begin), _only(answer, 0)) & (begin >= 0)
 
-    return texts.judged(table, judge, max_bytes=max_bytes)
+    return texts.text_verifier(table, judge, max_bytes=max_bytes)
 
 
 def last_number(
@@ -115,7 +115,7 @@ def last_number(
         found = _last(text, begin, finished)
         return _equal(found, _only(answer, 0)) & (begin >= 0)
 
-    return texts.judged(table, judge, max_bytes=max_bytes)
+    return texts.text_verifier(table, judge, max_bytes=max_bytes)
 
 
 def number_after(
@@ -136,7 +136,7 @@ def number_after(
       table: the bytes of each token.
       marker: what announces the number, at least one byte. Its last occurrence counts
         even if no number follows it.
-      max_bytes: see `text.judged`; a longer completion is wrong.
+      max_bytes: see `text.text_verifier`; a longer completion is wrong.
 
     Returns:
       (prompts, samples) -> Verdict; answers and unfinished samples as for
@@ -158,7 +158,7 @@ def number_after(
         found = _announced(text, place, marker, finished)
         return _equal(found, _only(answer, 0))
 
-    return texts.judged(table, judge, max_bytes=max_bytes)
+    return texts.text_verifier(table, judge, max_bytes=max_bytes)
 
 
 def _begin(text: Text, after: bytes) -> jax.Array:

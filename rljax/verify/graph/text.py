@@ -14,6 +14,7 @@ import numpy as np
 
 from rljax import check
 from rljax.types import Prompts, Samples, Verdict, Verify, require
+from rljax.verify.graph import ending
 from rljax.verify.graph.vocabulary import TokenBytes
 
 WHITESPACE = b" \t\n\r\v\f"
@@ -44,18 +45,19 @@ def decode(
     max_bytes: int | None = None,
     gap: bytes = b"",
 ) -> Text:
-    """The text of the tokens under the mask, holes closed.
+    """The text of the tokens under the mask, holes closed, up to `table.ends`.
 
     Args:
       table: the bytes of each token; a constant of the program.
       tokens: i32[..., T].
       mask: bool[..., T].
-      max_bytes: N, a static bound; what exceeds it is cut off. By default
-        T * table.longest, which always fits but is wasteful where a vocabulary has a
-        few very long tokens: 4 to 8 bytes per token are ample for real ones.
-      gap: a byte to put where tokens that add no text (special ones, ids outside the
-        table, those outside the mask) stand between two that do; by default none. The
-        verifiers here put `GAP`: without it 1, a special token and 8 would be 18.
+      max_bytes: N, a static bound; what exceeds it is cut off. None takes
+        T * table.longest, which always fits. If a few tokens of the vocabulary are very
+        long, that is wasteful: real text needs 4 to 8 bytes per token.
+      gap: a byte that stands where tokens without text are between two with text; by
+        default none. Special tokens, ids outside the table and tokens outside the mask
+        have no text. The verifiers here pass `GAP`: without it 1, a special token and 8
+        would be 18.
 
     Returns:
       Text of shape [...]. `length` is that of the whole text, also where it was cut.
@@ -65,17 +67,7 @@ def decode(
         than one byte.
     """
     _require_gap(gap)
-    if tokens.shape != mask.shape:
-        raise ValueError(
-            "decode needs tokens and mask of one shape [..., T], got tokens"
-            f" {tokens.shape} and mask {mask.shape}."
-        )
-    size = tokens.shape[-1] * table.longest if max_bytes is None else max_bytes
-    if size < 1:
-        raise ValueError(
-            "decode needs at least one token and max_bytes >= 1, got tokens"
-            f" {tokens.shape} and max_bytes {max_bytes}."
-        )
+    size = _num_bytes(table, tokens, mask, max_bytes)
     # The gap stands before every piece: the byte before the piece's first.
     apart = b"".join(gap + piece for piece in table.pieces) if gap else None
     flat = table.flat if apart is None else np.frombuffer(apart or b"\0", np.uint8)
@@ -95,11 +87,37 @@ def decode(
         place = jnp.arange(size, dtype=jnp.int32)
         ends = jnp.zeros(size, jnp.int32).at[end].add(1, mode="drop")
         token = jnp.minimum(jnp.cumsum(ends, dtype=jnp.int32), tokens.size - 1)
-        source = (start[index] - (end - count) - joint)[token] + place
-        byte = flat[jnp.clip(source, 0, flat.size - 1)]
-        return jnp.where(place < end[-1], byte, 0).astype(jnp.uint8), end[-1]
+        from_flat = start[index] - (end - count) - joint
+        byte = flat[jnp.clip(from_flat[token] + place, 0, flat.size - 1)]
+        length_left = end[-1]
+        if table.ends:
+
+            def byte_at(places):
+                token = jnp.searchsorted(end, places, side="right")
+                token = jnp.minimum(token, tokens.size - 1)
+                return flat[jnp.clip(from_flat[token] + places, 0, flat.size - 1)]
+
+            last = jnp.max(jnp.where(mask, jnp.arange(tokens.size), 0))
+            last = (count - joint)[last]
+            length_left = ending.cut(table.ends, table.longest, byte_at, last, end[-1])
+        return jnp.where(place < length_left, byte, 0).astype(jnp.uint8), length_left
 
     return Text(*jnp.vectorize(row, signature="(t),(t)->(n),()")(tokens, mask))
+
+
+def _num_bytes(table: TokenBytes, tokens, mask, max_bytes: int | None) -> int:
+    if tokens.shape != mask.shape:
+        raise ValueError(
+            "decode needs tokens and mask of one shape [..., T], got tokens"
+            f" {tokens.shape} and mask {mask.shape}."
+        )
+    size = tokens.shape[-1] * table.longest if max_bytes is None else max_bytes
+    if size < 1:
+        raise ValueError(
+            "decode needs at least one token and max_bytes >= 1, got tokens"
+            f" {tokens.shape} and max_bytes {max_bytes}."
+        )
+    return size
 
 
 def decode_host(table: TokenBytes, tokens, mask, *, gap: bytes = b"") -> list[bytes]:
@@ -109,12 +127,13 @@ def decode_host(table: TokenBytes, tokens, mask, *, gap: bytes = b"") -> list[by
     size = len(table.pieces)
 
     def row(tokens, mask):
-        text, whole = b"", True
+        text, whole, last = b"", True, 0
         for token, kept in zip(tokens.tolist(), mask.tolist(), strict=True):
             piece = table.pieces[token] if kept and 0 <= token < size else b""
             text += gap + piece if piece and text and not whole else piece
             whole = bool(piece)
-        return text
+            last = len(piece) if kept else last
+        return ending.cut_host(table.ends, text, last)
 
     rows = zip(
         tokens.reshape(-1, tokens.shape[-1]),
@@ -168,10 +187,12 @@ def _answer_data(prompts: Prompts):
     return data
 
 
-Judge = Callable[[Text, Text, jax.Array], jax.Array]
+JudgeFn = Callable[[Text, Text, jax.Array], jax.Array]
 
 
-def judged(table: TokenBytes, judge: Judge, *, max_bytes: int | None = None) -> Verify:
+def text_verifier(
+    table: TokenBytes, judge: JudgeFn, *, max_bytes: int | None = None
+) -> Verify:
     """The in-graph verifier that judges one sample at a time.
 
     Args:

@@ -26,19 +26,28 @@ class TokenBytes:
     pieces: the bytes of token 0, 1, ..., V-1; empty for tokens that are no text (end,
       padding). A token id outside 0..V-1 adds nothing: models often have more rows
       than their tokenizer has tokens.
+    ends: stop strings. Where a text's last token completes one, the text ends before
+      it; see `ending`.
 
     The arrays keep the pieces end to end instead of in a [V, longest] table, which for
     a vocabulary of 150 000 with one token of 128 spaces would be 20 times as large.
 
     Raises:
-      ValueError: if a piece is no `bytes`.
+      ValueError: if a piece or an end is no `bytes`, or an end is empty.
     """
 
     pieces: tuple[bytes, ...]
+    ends: tuple[bytes, ...] = ()
 
     def __post_init__(self):
         for token, piece in enumerate(self.pieces):
             check.raw_bytes(f"the piece of token {token}", piece)
+        for end in self.ends:
+            check.raw_bytes("an end", end)
+            if not end:
+                raise ValueError(
+                    "an end must hold at least one byte, got b''; leave it out."
+                )
 
     @functools.cached_property
     def flat(self) -> np.ndarray:

@@ -1,21 +1,23 @@
 """A pool of processes for calls that may fail in every way, each with a real timeout.
 
-A call runs in a process of its own, forked from one that has loaded the function, so
-that nothing it changes is there for the next. That takes about 1 ms, and 3 ms more
-where the function's module imports JAX. A call that raises, hangs, exits, takes too
-much memory or writes nonsense fails alone; no call is run twice. What it has started is
-killed with it: on Linux all descendants, also in sessions of their own; elsewhere its
-process group, so that what leaves the group survives, and a call that kills its worker.
-On macOS some system frameworks do not work in a forked process.
+Each call runs in a process of its own, forked from one that has loaded the function.
+So nothing that a call changes is there for the next one. A fork takes about 1 ms, and
+3 ms more if the function's module imports JAX. A call that raises, hangs, exits, takes
+too much memory or writes nonsense fails alone. No call is run twice.
+
+The pool kills what a call has started. On Linux these are all descendants, also in
+sessions of their own. Elsewhere it is the call's process group: processes that left the
+group survive, and so does a call that kills its worker. On macOS some system frameworks
+do not work in a forked process.
 
 It is no sandbox. A call may use the network, change files, fork faster than it can be
 killed, and signal any process of its user, the trainer included. Code that means harm
 needs a container or a virtual machine.
 
 Why not a library: `concurrent.futures` and loky have no timeout per call. Pebble (5.2)
-has one per chunk of calls, lets its workers share one pipe under a lock that is lost
-with its holder (pebble issues 97, 163), and leaves alive what a worker started. Here
-every worker has a line of its own, and what comes over it is checked on this side.
+has a timeout per chunk of calls. Its workers share one pipe under a lock, which is lost
+with its holder (pebble issues 97, 163), and it leaves alive what a worker started. Here
+every worker has a line of its own, and this side checks what comes over it.
 """
 
 import collections
@@ -132,18 +134,18 @@ class Pool:
 
     Args:
       fn: returns a finite number. It is sent by name, so it must be importable. Its
-        module is loaded once, in a process that then forks: it may load models and
-        tables there for all calls, but should start no threads.
+        module is loaded once, in a process that then forks. The module may load models
+        and tables for all calls; it should start no threads.
       num_workers: calls at a time, at least 1.
       timeout_s: limit of one call, seconds.
-      memory_bytes: address space a call, and each process it starts, may take beyond
-        what it has when it starts (Linux): more raises MemoryError in `fn`. None: no
-        limit.
+      memory_bytes: address space that a call, and each process it starts, may take
+        beyond what it has at its start (Linux). Taking more raises MemoryError in `fn`.
+        None: no limit.
 
     Raises:
       ValueError: if an argument is out of range or `fn` cannot be sent.
-      RuntimeError: from `with` or `run`, if no worker can be started. That is not the
-        failure of a call: nothing could be run any more.
+      RuntimeError: from `with` or `run`, if no worker can be started: then no call can
+        run any more.
     """
 
     def __init__(

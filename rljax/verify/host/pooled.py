@@ -31,14 +31,16 @@ def pooled(
 ) -> Iterator[Verify]:
     """A verifier that calls `fn(completion, answer)` for every sample, in processes.
 
-    A call that raises, returns no finite number, exceeds a limit or kills its process
-    gives its sample `failed=True` and reward 0, which the loop counts and leaves out
-    of the loss; one line of the log says what happened. The others are not affected.
-    A run stops only when every call has failed in several batches in a row.
+    A call fails if it raises, returns no finite number, exceeds a limit or kills its
+    process. Its sample then has `failed=True` and reward 0. The loop counts such
+    samples and leaves them out of the loss; a line of the log says what happened. Other
+    calls are not affected. A run stops only if all calls fail in several batches in a
+    row.
 
-    Each call runs in a fresh copy of a process that has imported `fn`'s module, which
-    takes about a millisecond. What a call sets up is gone after it: import and load at
-    the top of the module what all calls need. It is no sandbox: see `verify.pool`.
+    Each call runs in a fresh copy of a process that has imported `fn`'s module. The
+    copy takes about a millisecond. What a call sets up is gone after it, so import and
+    load at the top of the module what all calls need. It is no sandbox: see
+    `host.pool`.
 
     Args:
       fn: the reward of one completion. It is sent to the workers by name, so it must
@@ -76,26 +78,34 @@ def pooled(
     if memory_bytes is not None:
         check.count("memory_bytes", memory_bytes, high=2**63 - 1)
     check.number("correct_at", correct_at)
-    inner = fn.func if isinstance(fn, functools.partial) else fn
-    name = getattr(inner, "__qualname__", type(inner).__qualname__)
     with pools.Pool(
         fn, num_workers=num_workers, timeout_s=timeout_s, memory_bytes=memory_bytes
     ) as pool:
 
         def verify(prompts: Prompts, samples: Samples) -> Verdict:
-            tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
-            num_prompts, num_samples, num_tokens = tokens.shape
-            rows = (num_prompts * num_samples, num_tokens)
-            completions = _decode(decode, tokens.reshape(rows), mask.reshape(rows))
-            answers = [
-                answer.decode(errors="replace") for answer in answers_host(prompts)
-            ]
-            repeated = [answer for answer in answers for _ in range(num_samples)]
-            results = pool.run(list(zip(completions, repeated, strict=True)))
-            _warn_of_failures(name, results)
-            return _verdict(results, (num_prompts, num_samples), correct_at)
+            results = pool.run(_calls(decode, prompts, samples))
+            _warn_of_failures(_name_of(fn), results)
+            return _verdict(results, samples.tokens.shape[:2], correct_at)
 
         yield verify
+
+
+def _calls(
+    decode: TokenBytes | DecodeFn, prompts: Prompts, samples: Samples
+) -> list[tuple[str, str]]:
+    """(completion, answer) of each sample, row by row."""
+    tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
+    num_prompts, num_samples, num_tokens = tokens.shape
+    rows = (num_prompts * num_samples, num_tokens)
+    completions = _decode(decode, tokens.reshape(rows), mask.reshape(rows))
+    answers = [answer.decode(errors="replace") for answer in answers_host(prompts)]
+    repeated = [answer for answer in answers for _ in range(num_samples)]
+    return list(zip(completions, repeated, strict=True))
+
+
+def _name_of(fn: Callable) -> str:
+    inner = fn.func if isinstance(fn, functools.partial) else fn
+    return getattr(inner, "__qualname__", type(inner).__qualname__)
 
 
 def _decode(
@@ -133,7 +143,7 @@ def _warn_of_failures(name: str, results: list[float | pools.Failure]) -> None:
 
 
 def _verdict(
-    results: list[float | pools.Failure], shape: tuple[int, int], correct_at: float
+    results: list[float | pools.Failure], shape: tuple[int, ...], correct_at: float
 ) -> Verdict:
     failed = np.array([isinstance(r, pools.Failure) for r in results], bool)
     reward = [0.0 if isinstance(r, pools.Failure) else r for r in results]

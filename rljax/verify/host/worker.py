@@ -1,13 +1,13 @@
 """What runs beside the trainer for a `pool.Pool`: a fork server, workers, and calls.
 
 The trainer starts one server by this file's path, so that it imports little (no JAX).
-The server loads the function once and forks the workers; each worker forks a process
-for every call and, when the call has answered or its time is over, kills all that is
-left of it. So a call finds what the function's module has set up, and what it changes
-(built-ins, signal handlers, limits, open files) is gone after it.
+The server loads the function once and forks the workers. Each worker forks a process
+for every call. When the call has answered, or its time is over, the worker kills all
+that is left of it. So a call finds what the function's module has set up. What the call
+changes (built-ins, signal handlers, limits, open files) is gone after it.
 
-Answers are records of one size: whoever reads knows what is missing, and a pipe takes
-one in a single piece. They are not pickled: nobody executes what a call says.
+Answers are records of one size: the reader knows how much is missing, and a pipe takes
+a record in one piece. They are not pickled, so nobody executes what a call says.
 """
 
 import contextlib

@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from rljax import advantage as adv
+from rljax.layout import over_tokens, take
 from rljax.learn import update
 from rljax.rollout import mixed
 from rljax.rollout.sample import sampler
-from rljax.types import Missing, NotMeasured, TokenStats, is_measured, over_tokens, take
+from rljax.types import Missing, NotMeasured, TokenStats, is_measured
 
 P, G, T = 8, 4, 4
 

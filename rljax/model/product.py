@@ -1,0 +1,67 @@
+"""Products with weights: narrow numbers are multiplied, their sums are float32.
+
+XLA:CPU computes bfloat16 products with its matrix units if the result is float32, and
+else converts all numbers first: 700 to 1000 against 70 GFLOP/s at [1024, 576] times
+[576, 1536] on two cores with AMX.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def dense(x: jax.Array, weight: jax.Array, dimension_numbers=None, precision=None):
+    """x [..., D] times weight [D, V], in x's dtype; what `nn.Dense` calls."""
+    del dimension_numbers  # Dense has these alone
+    if not _narrow(x):
+        dims = (((x.ndim - 1,), (0,)), ((), ()))
+        return jax.lax.dot_general(x, weight, dims, precision=precision)
+    return _product(x, weight, 0, x.dtype)
+
+
+def logits(hidden: jax.Array, weight: jax.Array, axis: int) -> jax.Array:
+    """f32[..., V] of hidden states [..., D]; sums of narrow numbers are not rounded.
+
+    Args:
+      weight: [D, V] with axis 0, or [V, D] with axis 1, of the same dtype.
+    """
+    if not _narrow(hidden):
+        return jnp.dot(hidden, weight if axis == 0 else weight.T)
+    return _product(hidden, weight, axis, jnp.dtype(jnp.float32))
+
+
+def _narrow(x: jax.Array) -> bool:
+    return x.dtype.itemsize < 4
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x, weight, axis, dtype):
+    return _dot(x, weight, x.ndim - 1, axis).astype(dtype)
+
+
+def _forward(x, weight, axis, dtype):
+    return _product(x, weight, axis, dtype), (x, weight)
+
+
+def _backward(axis, dtype, saved, grad):
+    """Of narrow numbers, too: a float32 gradient would widen both products."""
+    del dtype
+    x, weight = saved
+    grad = grad.astype(x.dtype)
+    rows, flat = (y.reshape(-1, y.shape[-1]) for y in (x, grad))
+    first, second = (rows, flat) if axis == 0 else (flat, rows)
+    by_x = _dot(grad, weight, grad.ndim - 1, 1 - axis).astype(x.dtype)
+    return by_x, _dot(first, second, 0, 0).astype(weight.dtype)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _dot(x, y, axis_x, axis_y):
+    return jax.lax.dot_general(
+        x,
+        y,
+        (((axis_x,), (axis_y,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )

@@ -1,0 +1,116 @@
+"""Methods, a rollout off policy and one step of it, for tests of the update."""
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rljax import advantage as adv
+from rljax import loss
+from rljax.advantage import Term, algorithm, chain, stateless
+from rljax.learn import update
+from rljax.learn.gradient import of_minibatch
+from rljax.learn.microbatch import Pieces
+
+TABLE = fakes.bandit(num_prompts=8, num_tokens=4, vocab_size=16)
+DECODER = fakes.decoder()
+KEY = jax.random.key(0)
+
+
+def parameters(policy):
+    shapes = jax.eval_shape(policy.init, KEY)
+    draw = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), jnp.float32), shapes
+    )
+
+
+def off_policy(policy, params):
+    """8 prompts x 2 samples whose `old` is near the policy: some tokens clip."""
+    rows = fakes.rollout(8, 2, 4)
+    rows = rows.replace(prompts=fakes.prompts(8))
+    now = fakes.jit(policy.measure)(params, rows.prompts, rows.samples)
+    noise = np.random.default_rng(1).normal(0, 0.4, (3, 8, 2, 4)).astype(np.float32)
+    old = now.replace(logp=now.logp + noise[0], entropy=now.entropy + noise[1])
+    reference = now.replace(logp=now.logp + noise[2])
+    return rows.replace(old=old, reference=reference).without("current")
+
+
+def uncertain_tokens(share, name="current"):
+    """Keeps the tokens above a quantile of entropy over all prompts (for tests)."""
+
+    def keep(credit, rollout):
+        entropy = getattr(rollout, name).entropy
+        seen = jnp.where(rollout.samples.mask, entropy, jnp.nan)
+        high = entropy >= jnp.nanquantile(seen, 1 - share)
+        return credit.replace(weight=jnp.where(high, credit.weight, 0.0))
+
+    return stateless(keep)
+
+
+def fade():
+    term = Term(
+        advantage=adv.scale_by_fade(),
+        weighting=adv.token_mean(),
+        loss_fn=loss.ppo_clip(),
+    )
+    return algorithm(policy=term)
+
+
+def grpo_with_kl_and_entropy():
+    advantage = chain(adv.center_by_group(), adv.scale_by_group_std())
+    return algorithm(
+        policy=Term(
+            advantage=advantage,
+            weighting=adv.sequence_mean(),
+            loss_fn=loss.ppo_clip(0.2, 0.28),
+        ),
+        kl=Term(
+            weighting=chain(adv.token_mean(), adv.scale_weight(0.1)),
+            loss_fn=loss.kl_k3(),
+        ),
+        entropy=Term(
+            weighting=chain(adv.constant_length(4), adv.scale_weight(0.05)),
+            loss_fn=loss.entropy_bonus(),
+        ),
+    )
+
+
+def quantile(name="current"):
+    weighting = chain(uncertain_tokens(0.4, name), adv.token_mean())
+    return algorithm(
+        policy=Term(
+            advantage=adv.center_by_group(),
+            weighting=weighting,
+            loss_fn=loss.ppo_clip(),
+        )
+    )
+
+
+def gradient(policy, method, num_micro, rollout, params, first=False, lengths=1):
+    """(gradient, coefficient, metrics) of one optimiser step."""
+
+    @fakes.jit
+    def run(params, rollout, first):
+        learner = update.learner(policy.measure, method, optax.sgd(1.0))
+        state = learner.init(params, KEY)
+        credits, algorithm_state, _ = method.credit(rollout, state.algorithm)
+        state = state.replace(algorithm=algorithm_state)
+        pieces = Pieces(num_micro, lengths)
+        found = of_minibatch(
+            policy.measure, method, pieces, credits, rollout, state, first
+        )
+        return found.grads, found.coefficient, found.metrics | {"loss": found.loss}
+
+    return run(params, rollout, jnp.asarray(first))
+
+
+PARAMS = parameters(TABLE)
+ROLLOUT = off_policy(TABLE, PARAMS)
+
+
+def learner(method, optimizer=None, **options):
+    optimizer = optax.adam(0.1) if optimizer is None else optimizer
+    made = update.learner(TABLE.measure, method, optimizer, **options)
+    return made.init(PARAMS, KEY), fakes.jit(made.learn)
