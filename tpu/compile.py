@@ -206,7 +206,9 @@ def find_devices(topology: str) -> list[jax.Device]:
         ) from error
 
 
-def compile_on(place: Mesh, layout: mesh.Layout, program: Program) -> dict[str, Any]:
+def compile_on(
+    place: Mesh | None, layout: mesh.Layout, program: Program
+) -> dict[str, Any]:
     """Compiles a program for a mesh and reads off what XLA knows of it.
 
     Args:
@@ -215,6 +217,7 @@ def compile_on(place: Mesh, layout: mesh.Layout, program: Program) -> dict[str, 
     Returns:
       The report: numbers by name, as JSON takes them; sizes in bytes.
     """
+    assert place is not None  # `spread` makes one even of a single chip
     state = _sharded(program.state, mesh.state_shardings(program.state, place, layout))
     where = mesh.prompt_sharding(place, axis=1, layout=layout)
     prompts = _sharded(program.prompts, jax.tree.map(lambda _: where, program.prompts))
@@ -224,17 +227,17 @@ def compile_on(place: Mesh, layout: mesh.Layout, program: Program) -> dict[str, 
     lower_seconds = time.perf_counter() - start
     with _no_compilation_cache():
         compiled = lowered.compile()
-    cost = compiled.cost_analysis()
+    cost: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
     num_steps, num_prompts = program.prompts.tokens.shape[:2]
-    text = compiled.as_text()
-    memory = plan.compiled_memory(compiled)
     return {
         "device_kind": place.devices.flat[0].device_kind,
         "devices": place.size,
         "steps_per_dispatch": num_steps,
         "prompts_per_step": num_prompts,
-        "memory_per_device": memory
-        | {"peak": compiled.memory_analysis().peak_memory_in_bytes},
+        "memory_per_device": plan.compiled_memory(compiled)
+        | {"peak": memory.peak_memory_in_bytes},
         "flops_per_device": cost["flops"],
         "bytes_accessed_per_device": cost["bytes accessed"],
         "collectives": hlo.by_kind(hlo.collectives(text)),

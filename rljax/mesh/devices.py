@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -89,7 +89,7 @@ def parse(text: str) -> dict[str, int]:
 
 def choose(
     limits: Limits,
-    sizes: dict[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
     *,
     num_bytes: int = 0,
     devices: Sequence | None = None,
@@ -120,7 +120,7 @@ def choose(
 
 
 def _complete(
-    sizes: dict[str, int], num_devices: int, limits: Limits | None = None
+    sizes: Mapping[str, int], num_devices: int, limits: Limits | None = None
 ) -> dict[str, int]:
     """All axes in order; `data` takes the rest if it is not named."""
     if unknown := set(sizes) - set(AXES):

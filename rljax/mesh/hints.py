@@ -79,16 +79,17 @@ def lanes() -> int:
     return size(*rules().prompts)
 
 
-def keep(x: jax.Array, *names: str | None) -> jax.Array:
+def keep(x: jax.Array, *names) -> jax.Array:
     """`x`, lying as the rules in use say of its first axes.
 
     Args:
-      names: of each axis: a field of `Rules`, or None for one that stays whole.
+      names: of each axis: a field of `Rules`, None for one that stays whole, FREE, as
+        are those behind.
     """
     if size() == 1:
         return x
-    names = (*names, *(FREE,) * (x.ndim - len(names)))
-    return _put(x, partition(rules(), names, sizes()))
+    free = (FREE,) * (x.ndim - len(names))
+    return _put(x, partition(rules(), (*names, *free), sizes()))
 
 
 def constrain(tree):

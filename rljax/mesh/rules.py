@@ -82,6 +82,7 @@ class Layout:
 
 PLAIN = Layout()
 
+Names = tuple[str | None, ...]
 
 # What the rows and columns of a layer's matrices are.
 _MATRICES = {
@@ -92,7 +93,7 @@ _MATRICES = {
 }
 
 
-def _of_module(name: str, rows: str, columns: str) -> dict:
+def _of_module(name: str, rows: str, columns: str) -> dict[tuple, Names]:
     return {
         (name, "kernel"): ("layers", rows, columns),
         (name, "bias"): ("layers", columns),
@@ -104,14 +105,12 @@ def _of_module(name: str, rows: str, columns: str) -> dict:
 # Logical axes of a decoder's parameters, by the last two keys of their paths. Moments,
 # references, averages and masters have the same, as they end in the same keys. What is
 # not here is copied to every device.
-_PARAMETERS = {
+_PARAMETERS: dict[tuple, Names] = {
     ("embed", "embedding"): ("vocab", "embed"),
     ("head", "kernel"): ("embed", "vocab"),
 }
 for _name, _axes in _MATRICES.items():
     _PARAMETERS |= _of_module(_name, *_axes)
-
-Names = tuple[str | None, ...]
 
 
 def logical_axes(path: tuple, ndim: int, *, of_one_layer: bool = False) -> Names:
