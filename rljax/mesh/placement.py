@@ -1,8 +1,6 @@
 """Arrays put on a mesh, and where those of a state lie."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rljax.mesh import hints
@@ -33,14 +31,12 @@ def place(tree, mesh: Mesh | None, layout: Layout = PLAIN):
     return jax.device_put(tree, state_shardings(tree, mesh, layout))
 
 
-def put_parameter(path, host: np.ndarray) -> jax.Array:
-    """A parameter from the host, in the shards of the mesh in use."""
+def stored(tree) -> list[NamedSharding | None]:
+    """Where each leaf of a state lies on the mesh in use; None without one."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        return jnp.array(host)
-    names = logical_axes(path, host.ndim)
-    spec = partition(hints.layout().update, names, mesh.shape, host.shape)
-    return jax.device_put(host, NamedSharding(mesh, spec))
+        return [None] * len(jax.tree.leaves(tree))
+    return jax.tree.leaves(state_shardings(tree, mesh, hints.layout()))
 
 
 def shard_prompts(tree, mesh: Mesh | None, axis: int = 0, layout: Layout = PLAIN):

@@ -11,21 +11,30 @@ question. Each stands at its place again, marked "XLA:CPU":
     attention.attend_causally   short prompts are copied for each sample; queries go in
                                 at most 4 blocks
     rotary.rotary_table         a barrier, so that sines are computed once
-    block.join_projections      q, k, v and gate, up are one product while decoding
+    projection.join_projections q, k, v and gate, up are one product while decoding
     transformer.decode_step     caches are written after the scan over layers
     config.unroll               up to 8 layers side by side
 """
 
 from rljax.model import hugging_face, language_model
-from rljax.model.config import DecoderConfig
+from rljax.model.config import DecoderConfig, Experts
 from rljax.model.decoder import decoder_policy
 from rljax.model.language_model import Model
-from rljax.model.rotary import RopeScaling
+from rljax.model.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    YarnScaling,
+)
 
 __all__ = [
     "DecoderConfig",
+    "Experts",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongScaling",
     "Model",
-    "RopeScaling",
+    "YarnScaling",
     "decoder_policy",
     "hugging_face",
     "language_model",

@@ -29,7 +29,21 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
-def attend(q, *sets: tuple[KeyValue, jax.Array]):
+class Scores(NamedTuple):
+    """How scores are made of q k; both numbers are static.
+
+    scalar: divides them by its root; None: the width of a head.
+    cap: a score s becomes cap tanh(s / cap), before it is masked; None: not.
+    """
+
+    scalar: float | None = None
+    cap: float | None = None
+
+
+PLAIN = Scores()
+
+
+def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
     """Softmax attention over the union of several sets of keys, without joining them.
 
     Args:
@@ -37,12 +51,14 @@ def attend(q, *sets: tuple[KeyValue, jax.Array]):
       *sets: keys and values, of the samples [P, H * G, U, D] or shared by the group
         [P, H, U, D], each with a mask of the keys that a query sees: bool, broadcasts
         to [P, H * G, T, U]. A query sees at least one key of the first set.
+      style: how scores are made.
 
     Returns:
       [P, H, G, R, T, D] in q's dtype; scores and their sum are float32.
     """
     P, H, G, R, T, D = q.shape
-    scaled = q * jnp.asarray(D**-0.5, q.dtype)
+    scalar = D if style.scalar is None else style.scalar
+    scaled = q * jnp.asarray(scalar**-0.5, q.dtype)
 
     def by_head(x, keys):  # queries of the same keys side by side
         return x.reshape(P, keys.key.shape[1], -1, x.shape[-1])
@@ -50,6 +66,8 @@ def attend(q, *sets: tuple[KeyValue, jax.Array]):
     scores = []
     for keys, mask in sets:
         score = _scores(by_head(scaled, keys), keys.key).reshape(P, H * G, R * T, -1)
+        if style.cap is not None:
+            score = style.cap * jnp.tanh(score / style.cap)
         mask = jnp.concatenate([mask] * R, -2) if mask.shape[-2] > 1 else mask
         scores.append(jnp.where(mask, score, -1e30))
     # One softmax over all sets: the same maximum, the sums added.
@@ -65,7 +83,15 @@ def attend(q, *sets: tuple[KeyValue, jax.Array]):
     return (out / total.astype(q.dtype)).reshape(q.shape)
 
 
-def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mask=None):
+def attend_causally(
+    q,
+    own: KeyValue,
+    prompt: KeyValue | None = None,
+    prompt_mask=None,
+    *,
+    window: jax.typing.ArrayLike | None = None,
+    style: Scores = PLAIN,
+):
     """Attention of tokens over those before them, themselves and a shared prompt.
 
     Queries go in at most 4 blocks, each of which reads the keys up to its own end. Four
@@ -75,28 +101,50 @@ def attend_causally(q, own: KeyValue, prompt: KeyValue | None = None, prompt_mas
       q: [P, H, G, R, T, D] queries.
       own: T keys and values of the sample itself.
       prompt: keys and values shared by the group, or None.
-      prompt_mask: bool[P, S].
+      prompt_mask: bool[P, S], true of the prompt's tokens, which come first.
+      window: tokens that a query sees, itself included; may be traced. None: all.
+      style: how scores are made.
 
     Returns:
       [P, H, G, R, T, D] in q's dtype.
     """
     T = q.shape[-2]
-    mask = jnp.tril(jnp.ones((T, T), bool))
-    if prompt is not None and 2 * prompt.key.shape[2] <= T:
-        # XLA:CPU: copying so short a prompt for each sample costs less than a second
-        # set of keys.
-        own, mask = _put_in_front(prompt, prompt_mask, own, mask)
-        prompt = None
+    mask, seen = jnp.tril(jnp.ones((T, T), bool)), None
+    if window is not None:
+        mask &= jnp.arange(T)[:, None] - jnp.arange(T) < window
+    if prompt is not None and prompt_mask is not None:
+        place = jnp.sum(prompt_mask, -1)[:, None] + jnp.arange(T)
+        seen = seen_of_prompt(prompt_mask, place, window)
+        if 2 * prompt.key.shape[2] <= T:
+            # XLA:CPU: copying so short a prompt for each sample costs less than a
+            # second set of keys.
+            own, mask = _put_in_front(prompt, seen, own, mask)
+            seen = None
     before = own.key.shape[-2] - T
     out, start = [], 0
     for end in numerics.equal_steps(T, min(-(-T // 64), 4)):
         keys = jax.tree.map(lambda x, end=before + end: x[..., :end, :], own)
         sets = [(keys, mask[..., start:end, : before + end])]
-        if prompt is not None and prompt_mask is not None:
-            sets.append((prompt, prompt_mask[:, None, None]))
-        out.append(attend(q[..., start:end, :], *sets))
+        if prompt is not None and seen is not None:
+            part = seen if seen.shape[-2] == 1 else seen[..., start:end, :]
+            sets.append((prompt, part))
+        out.append(attend(q[..., start:end, :], *sets, style=style))
         start = end
     return jnp.concatenate(out, -2)
+
+
+def seen_of_prompt(prompt_mask, place, window=None):
+    """Which tokens of the prompts are seen: bool[P, 1, 1 or T, S].
+
+    Args:
+      prompt_mask: bool[P, S].
+      place: i32[P, T] positions of the queries, counted from the prompt's begin.
+      window: tokens that a query sees, itself included; None: all.
+    """
+    if window is None:
+        return prompt_mask[:, None, None]
+    age = place[:, :, None] - jnp.arange(prompt_mask.shape[-1])
+    return (prompt_mask[:, None] & (age < window))[:, None]
 
 
 def _put_in_front(prompt: KeyValue, seen, own: KeyValue, mask):
@@ -107,7 +155,7 @@ def _put_in_front(prompt: KeyValue, seen, own: KeyValue, mask):
         copies = jnp.repeat(shared, own.shape[1] // shared.shape[1], 1)
         return jnp.concatenate([copies, own], -2)
 
-    seen = jnp.broadcast_to(seen[:, None, None], (len(seen), 1, T, S))
+    seen = jnp.broadcast_to(seen, (len(seen), 1, T, S))
     mask = jnp.broadcast_to(mask, (len(seen), 1, T, T))
     return jax.tree.map(join, prompt, own), jnp.concatenate([seen, mask], -1)
 

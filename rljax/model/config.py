@@ -1,12 +1,13 @@
-"""The sizes of a decoder."""
+"""The sizes of a decoder, and which of its parts it has."""
 
 import dataclasses
-from typing import Any
+import typing
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from rljax import check
-from rljax.model.rotary import RopeScaling
+from rljax.model.rotary import LongScaling, Rope, RopeScaling
 
 _SIZES = (
     "vocab_size",
@@ -19,25 +20,72 @@ _SIZES = (
 )
 
 
+_CHOICES = {
+    "qk_norm": (None, "head", "all"),
+    "norms": ("before", "after", "both"),
+    "activation": ("silu", "gelu_tanh"),
+}
+
+
+class Experts(NamedTuple):
+    """A mixture of experts instead of one MLP.
+
+    num, num_chosen: experts of a layer, and those that compute a token.
+    d_ff: width inside each.
+    normalised: whether the weights of the chosen ones sum to 1.
+    shared_d_ff: width inside one that computes every token; None: there is none.
+    """
+
+    num: int
+    num_chosen: int
+    d_ff: int
+    normalised: bool = True
+    shared_d_ff: int | None = None
+
+    def check(self):
+        """Raises ValueError if a number is outside its range."""
+        check.count("experts.num", self.num)
+        check.count("experts.num_chosen", self.num_chosen, high=self.num)
+        check.count("experts.d_ff", self.d_ff)
+        if self.shared_d_ff is not None:
+            check.count("experts.shared_d_ff", self.shared_d_ff)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """Sizes of a decoder; names follow the project's letters, not Hugging Face's.
 
     num_heads, num_kv_heads: query heads, and key/value heads that they share evenly.
     head_dim: width of a head; even.
-    d_ff: width inside the SwiGLU.
+    d_ff: width inside the gated MLP; not that of experts.
     rope_theta: base of the rotary frequencies.
-    rope_scaling: Llama 3's scaling of them; None is none.
+    rope_scaling: how they are stretched (`rljax.model.rotary`); None is not at all.
+    rotary_dim: the first features of a head, that alone are rotated; None: all of them.
+    unrotated: for each layer, whether it rotates nothing; () is no layer (SmolLM3).
+    window: tokens that a sliding layer sees, the token itself included.
+    sliding: for each layer, whether it has the window; () is no layer.
+    sliding_rope_theta: another base for these layers, never scaled; None: the same.
+    norms: whether attention and MLP are normalised "before", "after" (OLMo 2) or "both"
+      (Gemma).
+    norm_offset: added to the scales of all norms; 1 in Gemma.
     norm_epsilon: added to the mean square in RMSNorm.
-    tie_embeddings: whether the output head is the embedding.
+    qk_norm: whether queries and keys are normalised before they are rotated: each
+      "head" by itself (Qwen3), or "all" heads as one (OLMo 2).
     qkv_bias: whether queries, keys and values have biases (Qwen2).
-    qk_norm: whether queries and keys are normalised per head before they are rotated
-      (Qwen3).
+    query_scalar: scores are divided by its root; None: head_dim.
+    attention_cap, logit_cap: scores and logits x become cap tanh(x / cap); None: not.
+    activation: of the MLP's gate, "silu" or "gelu_tanh".
+    experts: a mixture instead of the MLP of every layer.
+    tie_embeddings: whether the output head is the embedding.
+    scale_embeddings: whether embeddings are multiplied by sqrt(d_model) (Gemma).
     initializer_std: of the initial weights.
     dtype: of activations; parameters stay as they are stored.
     unroll: layers that are compiled side by side; divides num_layers. All of them is
       the fastest to run (XLA:CPU), 1 compiles in a time that does not grow with depth.
       None takes all of up to 8 layers, and 1 of more.
+    attention_block: tokens of a block in the attention of prompts and of training,
+      whose scores exist for one pair of blocks at a time, with the same result. None
+      takes blocks of 512 for more than 1,024 tokens, and all scores at once for less.
     remat: whether the backward pass computes the inside of each layer again instead of
       keeping it: memory of the layers' inputs alone, for a third more arithmetic. For
       deep models, with unroll=1: of layers side by side XLA may still keep it.
@@ -52,13 +100,27 @@ class DecoderConfig:
     d_ff: int
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
+    unrotated: tuple[bool, ...] = ()
+    window: int | None = None
+    sliding: tuple[bool, ...] = ()
+    sliding_rope_theta: float | None = None
+    norms: str = "before"
+    norm_offset: float = 0.0
     norm_epsilon: float = 1e-6
-    tie_embeddings: bool = True
+    qk_norm: str | None = None
     qkv_bias: bool = False
-    qk_norm: bool = False
+    query_scalar: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    activation: str = "silu"
+    experts: Experts | None = None
+    tie_embeddings: bool = True
+    scale_embeddings: bool = False
     initializer_std: float = 0.02
     dtype: Any = jnp.float32
     unroll: int | None = None
+    attention_block: int | None = None
     remat: bool = False
 
     def __post_init__(self):
@@ -66,12 +128,22 @@ class DecoderConfig:
             check.count(name, vars(self)[name])
         for name in ("rope_theta", "norm_epsilon", "initializer_std"):
             check.number(name, vars(self)[name], above=0)
-        if self.rope_scaling is not None:
-            example = "RopeScaling(32.0, 1.0, 4.0, 8192)"
-            check.kind("rope_scaling", self.rope_scaling, RopeScaling, example)
-            self.rope_scaling.check()
-        if self.unroll is not None:
-            check.count("unroll", self.unroll)
+        for name in ("query_scalar", "attention_cap", "logit_cap"):
+            if vars(self)[name] is not None:
+                check.number(name, vars(self)[name], above=0)
+        check.number("norm_offset", self.norm_offset)
+        for name, choices in _CHOICES.items():
+            if vars(self)[name] not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, choices))}, got"
+                    f" {vars(self)[name]!r}; choose one of them."
+                )
+        if self.experts is not None:
+            check.kind("experts", self.experts, Experts, "Experts(8, 2, d_ff=64)")
+            self.experts.check()
+        for name in ("unroll", "attention_block"):
+            if vars(self)[name] is not None:
+                check.count(name, vars(self)[name])
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads}"
@@ -81,11 +153,53 @@ class DecoderConfig:
             raise ValueError(
                 f"head_dim must be even, got {self.head_dim}; add or take 1."
             )
+        self._check_rotation()
+        self._check_layers()
         if self.num_layers % self.layers_per_group:
             raise ValueError(
                 f"unroll must be a divisor of num_layers={self.num_layers}, got"
                 f" {self.unroll}; 1 compiles fastest, None chooses."
             )
+
+    def _check_rotation(self):
+        width = self.rotated_width
+        if width % 2 or not 0 < width <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim must be even and at most head_dim={self.head_dim}, got"
+                f" {width}; None rotates whole heads."
+            )
+        if self.rope_scaling is None:
+            return
+        example = "Llama3Scaling(32.0, 1.0, 4.0, 8192)"
+        kinds = typing.get_args(RopeScaling)
+        check.kind("rope_scaling", self.rope_scaling, kinds, example)
+        self.rope_scaling.check()
+        if isinstance(self.rope_scaling, LongScaling):
+            sizes = [len(self.rope_scaling.short), len(self.rope_scaling.long)]
+            if sizes != [width // 2, width // 2]:
+                raise ValueError(
+                    "rope_scaling must have a factor for each pair of rotated features,"
+                    f" {width // 2}, got {sizes[0]} short and {sizes[1]} long ones;"
+                    " change them or rotary_dim."
+                )
+
+    def _check_layers(self):
+        for name in ("sliding", "unrotated"):
+            size = len(vars(self)[name])
+            if size not in (0, self.num_layers):
+                raise ValueError(
+                    f"{name} must say something of each of num_layers="
+                    f"{self.num_layers}, got {size} values; () is no layer."
+                )
+        if self.window is not None:
+            check.count("window", self.window)
+        if (self.window is not None) != any(self.sliding):
+            raise ValueError(
+                "window must be given where a layer is sliding, and only there, got"
+                f" window={self.window} and sliding={self.sliding}; change one of them."
+            )
+        if self.sliding_rope_theta is not None:
+            check.number("sliding_rope_theta", self.sliding_rope_theta, above=0)
 
     @property
     def layers_per_group(self) -> int:
@@ -98,3 +212,21 @@ class DecoderConfig:
     def num_groups(self) -> int:
         """How often the scan runs its body."""
         return self.num_layers // self.layers_per_group
+
+    @property
+    def rotated_width(self) -> int:
+        """Features of a head that are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """How each layer rotates."""
+        full = Rope(self.rope_theta, self.rope_scaling)
+        other = self.sliding_rope_theta
+        near = full if other is None else Rope(other)
+        ropes = [full] * self.num_layers
+        for i, slides in enumerate(self.sliding):
+            ropes[i] = near if slides else full
+        for i, still in enumerate(self.unrotated):
+            ropes[i] = Rope(None) if still else ropes[i]
+        return tuple(ropes)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from rljax import check, mesh
 from rljax.model import transformer
-from rljax.model.block import join_projections
 from rljax.model.config import DecoderConfig
+from rljax.model.projection import join_projections
 from rljax.model.transformer import Cache, Decoder, PromptCache
 from rljax.policy import score
 from rljax.policy.base import Policy

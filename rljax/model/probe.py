@@ -45,7 +45,7 @@ def recorded(fn: Callable) -> Callable:
                 states = jnp.stack([x for _, x in outputs], 1)  # [N, M, rows, E]
                 seen[-1].extend(states.reshape(-1, *x.shape))
                 return x, tuple(output for output, _ in outputs)
-            if method == "__call__" and module.name == "embed":
+            if isinstance(module, Decoder) and method == "embed_tokens":
                 seen.append([out])  # a pass begins: over prompts, then over completions
             elif method == "__call__" and module.name == "norm":
                 seen[-1].append(out)
@@ -87,6 +87,9 @@ def steered(fn: Callable, vectors: jax.Array, strength: jax.typing.ArrayLike):
       fn: any function that runs a decoder.
       vectors: f32[L, E], one direction per layer.
       strength: see `turned`.
+
+    Raises:
+      ValueError: when traced, if the decoder has experts.
     """
 
     def steering(*args):
@@ -96,6 +99,11 @@ def steered(fn: Callable, vectors: jax.Array, strength: jax.typing.ArrayLike):
             if context.method_name != "__call__":
                 return call(*args, **kwargs)
             if isinstance(context.module, Block):
+                if context.module.config.experts is not None:
+                    raise ValueError(
+                        "steered(fn) needs layers with one MLP, this decoder's have"
+                        " experts; choose another model."
+                    )
                 layers[:] = [args[1]]
             out = call(*args, **kwargs)
             if context.module.name == "down":

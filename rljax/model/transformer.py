@@ -1,9 +1,9 @@
-"""A Llama-type decoder in flax: prompts, completions and single tokens.
+"""A decoder in flax: prompts, completions and single tokens.
 
-With q/k/v biases it is Qwen2, with normalised queries and keys Qwen3. Laid out for
-speed: activations are flat [rows, width], so every projection is one two-dimensional
-matrix product; a prompt is computed once per group, in the sampler and in the training
-pass.
+As plain as it can be it is Llama; `DecoderConfig` says what other families add. Laid
+out for speed: activations are flat [rows, width], so every projection is one
+two-dimensional matrix product; a prompt is computed once per group, in the sampler and
+in the training pass.
 
 The layers are one scan, so that deep models compile as fast as shallow ones. `L` layers
 are `N` groups of `M` layers each: the scan runs over groups, and a group's layers are
@@ -19,12 +19,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rljax import mesh, numerics
-from rljax.model import attention, product, rotary
+from rljax.model import attention, attention_blocks, product, rotary
 from rljax.model.attention import KeyValue
 from rljax.model.block import Block
 from rljax.model.config import DecoderConfig
+from rljax.model.norm import Norm
+
+_FAR = 2**30  # tokens, the window of a layer that sees all, beside some that do not
 
 
 class PromptCache(NamedTuple):
@@ -71,7 +75,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )(c)
-        self.norm = nn.RMSNorm(epsilon=c.norm_epsilon, dtype=c.dtype)
+        self.norm = Norm(c)
         if not c.tie_embeddings:
             self.head = nn.Dense(
                 c.vocab_size,
@@ -84,41 +88,71 @@ class Decoder(nn.Module):
     def __call__(self):
         """Touches every parameter; only `init` uses it."""
         x = self.embed(jnp.zeros(1, jnp.int32))
-        rope = self._rope(jnp.zeros((1, 1), jnp.int32), 1)
+        rope = self._rope(jnp.zeros((1, 1), jnp.int32), 1)[0]
         self.layers(x, 0, (1, 1, 1), rope, lambda q, own: (q, None))
         return self.logits(self.norm(x))
 
-    def _rope(self, positions: jax.Array, num_positions: int):
-        """Rows of the rotary table [P or 1, 1, 1, T, 2, D] at positions [P or 1, T]."""
-        c = self.config
-        table = rotary.rotary_table(
-            num_positions, c.head_dim, c.rope_theta, c.rope_scaling
-        )
-        return table[positions][:, None, None]
+    def _rope(self, positions: jax.Array, num_positions: int) -> tuple[jax.Array, ...]:
+        """Rows of each rotary table in use, at positions [P or 1, T].
 
-    def _embed(self, tokens, read):
+        Each is [P or 1, 1, 1, T, 2, D]; those of `DecoderConfig.ropes`, each once.
+        """
+        width = self.config.rotated_width
+        tables = [
+            rotary.rotary_table(num_positions, width, rope)
+            for rope in dict.fromkeys(self.config.ropes)
+        ]
+        return tuple(table[positions][:, None, None] for table in tables)
+
+    def embed_tokens(self, tokens, read=None):
         """Flat rows; only where `read` holds must tokens be ids of the vocabulary."""
-        ids = numerics.readable_ids(tokens, read, self.config.vocab_size)
+        c = self.config
+        if read is None:  # decoding, whose parameters lie as it uses them
+            x = self.embed(tokens.reshape(-1))
+        else:
+            x = self._look_up(numerics.readable_ids(tokens, read, c.vocab_size))
+        x = mesh.keep(x, "rows", None)
+        return x * jnp.asarray(c.d_model**0.5, x.dtype) if c.scale_embeddings else x
+
+    def _look_up(self, ids):
+        """As `nn.Embed` does; what is no id gives NaN."""
         table = {"embed": {"embedding": self.embed.embedding.astype(self.config.dtype)}}
 
-        def look_up(params, ids):  # as flax does, what is no id gives NaN
+        def look_up(params, ids):
             return jnp.take(params["embed"]["embedding"], ids, axis=0)
 
         x = mesh.by_prompts(look_up, table, ids)
-        return mesh.keep(x.reshape(-1, x.shape[-1]), "rows", None)
+        return x.reshape(-1, x.shape[-1])
 
     def logits(self, hidden):
         """f32[..., V] from normalised hidden states [..., d_model]."""
-        if self.config.tie_embeddings:
+        c = self.config
+        if c.tie_embeddings:
             weight = self.embed.embedding.astype(hidden.dtype)
-            return product.logits(hidden, weight, 1)
-        return self.head(hidden)
+            out = product.logits(hidden, weight, 1)
+        else:
+            out = self.head(hidden)
+        return out if c.logit_cap is None else c.logit_cap * jnp.tanh(out / c.logit_cap)
+
+    @property
+    def _scores(self) -> attention.Scores:
+        return attention.Scores(self.config.query_scalar, self.config.attention_cap)
+
+    def _attend_causally(self, q, *keys, window):
+        """All scores at once, or a block of them at a time where there are many."""
+        block, T = self.config.attention_block, q.shape[-2]
+        if block is None and T <= 2 * attention_blocks.BLOCK:
+            attend = attention.attend_causally
+        else:
+            block = attention_blocks.BLOCK if block is None else block
+            attend = functools.partial(attention_blocks.attend_in_blocks, block=block)
+        return attend(q, *keys, window=window, style=self._scores)
 
     def apply_layers(
         self,
         x: jax.Array,
         shape: tuple[int, int, int],
-        rope: jax.Array,
+        ropes: tuple[jax.Array, ...],
         attend_fn: Callable,
         *,
         per_layer: tuple | None = None,
@@ -128,9 +162,11 @@ class Decoder(nn.Module):
         """Takes activations through all layers.
 
         Args:
-          x, shape, rope: as a `Block` takes them.
-          attend_fn: (q, own KeyValue, n, the layer's part of `per_layer`, its part of
-            `shared`) -> (out like q, output), in group n, an i32[].
+          x, shape: as a `Block` takes them.
+          ropes: as `_rope` returns them.
+          attend_fn: (q, own KeyValue, window, n, the layer's part of `per_layer`, its
+            part of `shared`) -> (out like q, output), in group n, an i32[]. The window
+            is the layer's, tokens, or None if no layer has one.
           per_layer: a tree [N, ...] per layer of a group; each layer gets its own part.
           shared: a tree per layer of a group, whole for that layer of all groups.
           gathered: whether parameters lie on the mesh as products use them.
@@ -147,11 +183,12 @@ class Decoder(nn.Module):
         def layer(x, n, m, params, own_part, shared_part):
             params = params if gathered else mesh.gather(params, c.dtype)
             x = mesh.keep(x, "rows", None)
+            number = n * M + m
+            rope, window = _rope_of(c, ropes, number), _window_of(c, number)
 
             def attend_here(q, own):
-                return attend_fn(q, own, n, own_part, shared_part)
+                return attend_fn(q, own, window, n, own_part, shared_part)
 
-            number = n * M + m
             return block.apply({"params": params}, x, number, shape, rope, attend_here)
 
         if c.remat:
@@ -177,14 +214,14 @@ class Decoder(nn.Module):
         The keys are a `KeyValue` [N, P, H, S, D] per layer of a group.
         """
         P, S = tokens.shape
-        x = self._embed(tokens, jnp.arange(S) < length[:, None])
-        rope = self._rope(jnp.arange(S)[None], S)
+        x = self.embed_tokens(tokens, jnp.arange(S) < length[:, None])
+        ropes = self._rope(jnp.arange(S)[None], S)
 
-        def attend(q, own, n, own_part, shared_part):
+        def attend(q, own, window, n, own_part, shared_part):
             del n, own_part, shared_part
-            return attention.attend_causally(q, own), own
+            return self._attend_causally(q, own, window=window), own
 
-        x, keys = self.apply_layers(x, (P, 1, S), rope, attend)
+        x, keys = self.apply_layers(x, (P, 1, S), ropes, attend)
         last = jnp.take_along_axis(
             x.reshape(P, S, -1), (length - 1)[:, None, None], axis=1
         )[:, 0]
@@ -201,27 +238,28 @@ class Decoder(nn.Module):
         """
         P, G, T = tokens.shape
         S = num_prompt_tokens
-        x = self._embed(tokens, mask)
-        rope = self._rope(length[:, None] + jnp.arange(T), S + T)
+        x = self.embed_tokens(tokens, mask)
+        ropes = self._rope(length[:, None] + jnp.arange(T), S + T)
         seen = jnp.arange(S) < length[:, None]
 
-        def attend(q, own, n, prompt, shared_part):
+        def attend(q, own, window, n, prompt, shared_part):
             del n, shared_part
-            return attention.attend_causally(q, own, prompt, seen), None
+            return self._attend_causally(q, own, prompt, seen, window=window), None
 
-        x, _ = self.apply_layers(x, (P, G, T), rope, attend, per_layer=prompt_keys)
+        x, _ = self.apply_layers(x, (P, G, T), ropes, attend, per_layer=prompt_keys)
         return self.norm(x).reshape(P, G, T, -1)
 
     def decode_step(self, tokens, t, prompt: PromptCache, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
         S, U = prompt.keys[0].key.shape[-2], cache.keys[0].key.shape[-2]
-        x = mesh.keep(self.embed(tokens.reshape(-1)), "rows", None)
-        rope = self._rope((prompt.length + t)[:, None], S + U)
+        x = self.embed_tokens(tokens)
+        position = (prompt.length + t)[:, None]
+        ropes = self._rope(position, S + U)
         place = cache.written % U
         age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written
-        own_mask = (age <= t[:, None])[:, None, None]
-        seen = (jnp.arange(S) < prompt.length[:, None])[:, None, None]
+        written = age <= t[:, None]
+        in_prompt = jnp.arange(S) < prompt.length[:, None]
 
         def put(old, new):
             write = functools.partial(
@@ -229,8 +267,10 @@ class Decoder(nn.Module):
             )
             return jax.tree.map(write, old, new)
 
-        def attend(q, new, n, own_part, caches):
+        def attend(q, new, window, n, own_part, caches):
             del own_part
+            own_mask = written if window is None else written & (age < window)
+            seen = attention.seen_of_prompt(in_prompt, position, window)
 
             def of_group(x):
                 if x.ndim == 5:
@@ -239,18 +279,37 @@ class Decoder(nn.Module):
                 return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
 
             of_prompt, own = jax.tree.map(of_group, caches)
-            sets = (put(own, new), own_mask), (of_prompt, seen)
-            return attention.attend(q, *sets), new
+            sets = (put(own, new), own_mask[:, None, None]), (of_prompt, seen)
+            return attention.attend(q, *sets, style=self._scores), new
 
         caches = tuple(zip(prompt.keys, cache.keys, strict=True))
         x, new = self.apply_layers(
-            x, (P, G, 1), rope, attend, shared=caches, gathered=True
+            x, (P, G, 1), ropes, attend, shared=caches, gathered=True
         )
         # XLA:CPU: layers only read the caches, which are written here, all at once and
         # in place. It copies caches that are written within the scan at each layer.
         keys = put(cache.keys, jax.tree.map(join_groups, new))
         hidden = self.norm(x).reshape(P, G, -1)
         return hidden, Cache(keys, cache.written + 1)
+
+
+def _rope_of(c: DecoderConfig, ropes, number):
+    """The rows that layer `number`, an i32[], rotates by."""
+    if len(ropes) == 1:
+        return ropes[0]
+    kinds = list(dict.fromkeys(c.ropes))
+    kind = np.array([kinds.index(rope) for rope in c.ropes])
+    return jnp.stack(ropes)[jnp.asarray(kind)[number]]
+
+
+def _window_of(c: DecoderConfig, number):
+    """The tokens that layer `number`, an i32[], sees; None if no layer has a window.
+
+    By number, not by place in the group: so patterns need not divide groups of layers.
+    """
+    if c.window is None or all(c.sliding):
+        return c.window
+    return jnp.asarray([c.window if s else _FAR for s in c.sliding])[number]
 
 
 def join_groups(x):

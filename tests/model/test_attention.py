@@ -87,14 +87,15 @@ def test_most_of_what_causality_hides_is_not_computed():
 def test_slow_rotations_are_scaled_and_fast_ones_kept():
     # Frequencies that turn 10, 3, 2, 1 and 0.1 times in 200 positions. Halfway between
     # 1 and 3 turns, the frequency is halfway between itself and an eighth of it.
-    scaling = rotary.RopeScaling(8.0, 1.0, 3.0, original_positions=200)
+    scaling = rotary.Llama3Scaling(8.0, 1.0, 3.0, original_positions=200)
     turn = 2 * np.pi / 200
-    got = scaling.scale(turn * np.array([10.0, 3.0, 2.0, 1.0, 0.1]))
+    got = scaling.scale(turn * np.array([10.0, 3.0, 2.0, 1.0, 0.1]), theta=1e4)
     want = turn * np.array([10.0, 3.0, 2 * 9 / 16, 1 / 8, 0.1 / 8])
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
 def test_a_scaling_by_1_changes_no_table():
-    plain = rotary.rotary_table(9, 8, 100.0)
-    scaled = rotary.rotary_table(9, 8, 100.0, rotary.RopeScaling(1.0, 1.0, 4.0, 8))
+    plain = rotary.rotary_table(9, 8, rotary.Rope(100.0))
+    scaling = rotary.Llama3Scaling(1.0, 1.0, 4.0, 8)
+    scaled = rotary.rotary_table(9, 8, rotary.Rope(100.0, scaling))
     np.testing.assert_allclose(scaled, plain, atol=1e-7)

@@ -44,6 +44,12 @@ def test_scoring_in_chunks_changes_nothing(whole):
     close(statistics_and_gradient(chunked), whole)
 
 
+@pytest.mark.parametrize("block", [2, 512])
+def test_attention_in_blocks_changes_nothing(whole, block):
+    in_blocks = fakes.decoder(num_layers=2, qkv_bias=True, attention_block=block)
+    close(statistics_and_gradient(in_blocks), whole)
+
+
 def test_a_shared_prompt_is_the_prompt_of_every_row(whole):
     # Every row with a prompt of its own: the group must see exactly that.
     repeated = jax.tree.map(lambda x: jnp.repeat(x, 3, 0), PROMPTS)
@@ -141,8 +147,9 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
 def test_a_long_prompt_costs_its_group_once():
     # 16 samples of 4 tokens after a prompt of 2048: nearly all is the prompt's. By the
     # compiled programs' own analysis, repeated prompts cost 16 times as much. (Of a
-    # single prompt, XLA keeps more blocks of scores at a time.)
-    policy = fakes.decoder(num_layers=2)
+    # single prompt, XLA keeps more blocks of scores at a time; and it counts a loop's
+    # body once, so that the prompt is one block.)
+    policy = fakes.decoder(num_layers=2, attention_block=2048)
     prompts = fakes.prompts(2, 2048)
     samples = fakes.rollout(2, 16, 4).samples.replace(behaviour=None)
     draw = sample.sampler(policy, num_samples=16, max_tokens=4, stop_tokens=(0,))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hugging_face_folders import SMALL, edit, edit_tensors, small_params
 
-from rljax.model import RopeScaling, hugging_face
+from rljax.model import LinearScaling, Llama3Scaling, YarnScaling, hugging_face
+from rljax.model.hugging_face import config as config_json
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
     edit(folder, **rope)
     config, _ = hugging_face.load(folder)
     assert config.rope_theta == 500_000.0
-    assert config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert config.rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +71,11 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
         ({"mlp_bias": True}, "mlp_bias only false"),
         ({"attention_dropout": 0.1}, "attention_dropout only 0.0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor only 1.0"),
-        ({"quantization_config": {"bits": 4}}, 'quantization_config .*got {"bits": 4}'),
+        ({"quantization_config": {"bits": 4}}, 'quantization_config .*"bits": 4'),
         ({"per_layer_config": {"0": {}}}, "per_layer_config only null"),
         ({"layer_types": ["sliding_attention"]}, "layer_types .*sliding_attention"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, 'only rope_type "default"'),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, 'rope_type "default", '),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor must be a number"),
         (
             {"rope_scaling": {"rope_type": "llama3"}},
             "scaling.factor must be a",
@@ -88,7 +90,11 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
             {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"factor": 4.0}},
             "need one rotary scaling",
         ),
-        ({"rope_parameters": {"rope_type": "yarn"}}, 'of rope_parameters.*"yarn"'),
+        ({"rope_parameters": {"rope_type": "longrope"}}, 'of rope_param.*"longrope"'),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "original_max_position_embeddings must be a whole number",
+        ),
         # Qwen2-VL's and per-layer forms say "default", or nothing, and mean more.
         ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "mrope_section"),
         ({"rope_parameters": {"full_attention": {}}}, "full_attention"),
@@ -107,11 +113,63 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
         ({"num_key_value_heads": 3}, "num_heads must be a multiple of num_kv"),
         ({"head_dim": 5}, "head_dim must be even"),
         (
-            {"model_type": "qwen2", "use_sliding_window": True},
-            "use_sliding_window only",
+            {"model_type": "qwen2", "use_sliding_window": 1},
+            "use_sliding_window must be true or false",
         ),
-        ({"model_type": "mistral"}, "sliding_window only null .* got 4096"),
-        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window .* got 64"),
+        (
+            {"model_type": "qwen2", "layer_types": ["sliding_attention"]},
+            "layer_types must agree with sliding_window and use_sliding_window",
+        ),
+        (
+            {"model_type": "mistral", "layer_types": ["full_attention"]},
+            "layer_types must agree .* and window 4096",
+        ),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be"),
+        ({"model_type": "mistral", "layer_types": []}, "num_hidden_layers=1 kinds"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "=1 zeros and ones"),
+        (
+            {"model_type": "gemma2", "hidden_act": None, "final_logit_softcapping": 0},
+            "final_logit_softcapping must be a number above 0",
+        ),
+        (
+            {"model_type": "gemma3_text", "hidden_act": "silu"},
+            'hidden_act only "gelu_pytorch_tanh"',
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "hidden_act": None,
+                "rope_parameters": {"rope_type": "default"},
+            },
+            "must hold objects full_attention and sliding_attention",
+        ),
+        (
+            {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 5},
+            "num_chosen must lie in",
+        ),
+        (
+            {"model_type": "qwen3_moe", "num_experts": 4, "num_local_experts": 5},
+            "need one num_experts",
+        ),
+        (
+            {"model_type": "qwen3_moe", "decoder_sparse_step": 2},
+            "decoder_sparse_step only 1",
+        ),
+        (
+            {"model_type": "phi3", "partial_rotary_factor": 0.2},
+            "rotary_dim must be even",
+        ),
+        (
+            {
+                "model_type": "phi3",
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0],
+                    "long_factor": [1.0],
+                },
+            },
+            "a factor for each pair of rotated features, 3, got 1 short",
+        ),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_named(folder, changes, told):
@@ -126,6 +184,68 @@ def test_a_window_that_no_layer_uses_is_no_obstacle(tmp_path):
     extra = {"sliding_window": 32768, "layer_types": ["full_attention"]}
     hugging_face.save(tmp_path / "m", config, small_params(config), extra=extra)
     assert hugging_face.load(tmp_path / "m")[0] == config
+
+
+# As published, in the spelling of transformers 4; and what transformers 5 writes.
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "vocab_size": 64,
+    "num_hidden_layers": 7,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 512,
+}
+FULL = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+LOCAL = {"rope_type": "default", "rope_theta": 1e4}
+TYPES = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "sliding_window_pattern": 6,
+        },
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {
+            "rope_parameters": {"full_attention": FULL, "sliding_attention": LOCAL},
+            "layer_types": TYPES,
+        },
+    ],
+)
+def test_both_spellings_of_two_rotary_bases_are_one_configuration(spelling):
+    got = config_json.read({**GEMMA3, **spelling}, "config.json")
+    assert (got.rope_theta, got.sliding_rope_theta) == (1e6, 1e4)
+    assert got.rope_scaling == LinearScaling(8.0)
+    assert (got.window, got.sliding) == (512, (True,) * 5 + (False, True))
+    # What is written reads as the same, over the original and without it.
+    for extra in ({}, {**GEMMA3, **spelling}):
+        written = config_json.entries(got, extra=extra)
+        assert config_json.read(written, "written") == got
+        assert all(written[key] == value for key, value in extra.items())
+
+
+def test_yarn_is_read_with_the_papers_attention_factor():
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    entries = {**GEMMA3, "model_type": "qwen2", "rope_scaling": scaling}
+    got = config_json.read(entries, "config.json").rope_scaling
+    assert got == YarnScaling(4.0, 64, pytest.approx(0.1 * np.log(4.0) + 1))
+    explicit = {**scaling, "attention_factor": 1.5, "beta_fast": 8, "truncate": False}
+    got = config_json.read({**entries, "rope_scaling": explicit}, "config.json")
+    assert got.rope_scaling == YarnScaling(4.0, 64, 1.5, fast_turns=8, whole=False)
+
+
+def test_an_adapter_is_named_as_such(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ValueError, match="is a LoRA adapter to one"):
+        hugging_face.load(folder)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "hidden_size"])

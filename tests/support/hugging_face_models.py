@@ -1,5 +1,6 @@
 """Small random models of transformers, and what torch computes with them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,6 +20,12 @@ COMMON = {
     "pad_token_id": None,
 }
 # Sizes differ from each other wherever they may: two that are swapped then fail.
+GROUPED = {
+    "hidden_size": 40,
+    "intermediate_size": 72,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 MODELS = {
     "llama_grouped": (
         "Llama",
@@ -110,6 +117,119 @@ MODELS = {
             "tie_word_embeddings": False,
         },
     ),
+    "mistral_window": (
+        "Mistral",
+        {**GROUPED, "sliding_window": 4},
+    ),
+    "qwen2_upper_window": (
+        "Qwen2",
+        {
+            **GROUPED,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen2_yarn": (
+        "Qwen2",
+        {
+            **GROUPED,
+            "head_dim": 14,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 8.0,
+            },
+        },
+    ),
+    "gemma2": (
+        "Gemma2",
+        {
+            **GROUPED,
+            "head_dim": 14,
+            "num_hidden_layers": 3,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    # Two of three layers slide, in five layers: the pattern does not divide them.
+    "gemma3": (
+        "Gemma3",
+        {
+            **GROUPED,
+            "head_dim": 14,
+            "num_hidden_layers": 5,
+            "sliding_window": 4,
+            "sliding_window_pattern": 3,
+            "query_pre_attn_scalar": 20,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "linear",
+                    "rope_theta": 1000.0,
+                    "factor": 8.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "olmo2": ("Olmo2", GROUPED),
+    "smollm3": (
+        "SmolLM3",
+        {**GROUPED, "num_hidden_layers": 3, "no_rope_layer_interval": 2},
+    ),
+    "phi3_partial": (
+        "Phi3",
+        {
+            **GROUPED,
+            "hidden_size": 64,
+            "sliding_window": 5,
+            "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75},
+        },
+    ),
+    "phi3_longrope": (
+        "Phi3",
+        {
+            **GROUPED,
+            "original_max_position_embeddings": 128,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "short_factor": [1.0, 1.1, 1.5, 2.0, 3.0],
+                "long_factor": [1.0, 2.0, 4.0, 8.0, 8.0],
+            },
+        },
+    ),
+    "mixtral": (
+        "Mixtral",
+        {**GROUPED, "num_local_experts": 5, "num_experts_per_tok": 2},
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            **GROUPED,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 28,
+            "shared_expert_intermediate_size": 36,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            **GROUPED,
+            "head_dim": 14,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 28,
+            "norm_topk_prob": True,
+        },
+    ),
 }
 
 
@@ -119,7 +239,9 @@ def torch_model(name):
     import transformers
 
     family, sizes = MODELS[name]
-    config = getattr(transformers, f"{family}Config")(**COMMON, **sizes)
+    kind = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, kind)(**{**COMMON, **sizes})
+    config._attn_implementation = "eager"  # others leave out Gemma 2's cap
     torch.set_num_threads(1)  # the matrices are tiny
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
@@ -150,15 +272,23 @@ def batch(num_prompts=3, num_samples=2, num_tokens=6):
 
 
 def torch_logits(model, prompts, samples):
-    """[P, G, T, V] before each completion token; every row alone and unpadded."""
+    """[P, G, T, V] before each completion token, of one right-padded batch."""
     import torch
 
-    out = []
+    rows, ends = [], []
     for p, length in enumerate(np.asarray(prompts.length)):
         for completion in np.asarray(samples.tokens[p]):
-            row = np.concatenate([prompts.tokens[p, :length], completion])
-            logits = model(torch.tensor(row[None].astype(np.int64))).logits[0]
-            out.append(logits[length - 1 : -1])
+            rows.append(np.concatenate([prompts.tokens[p, :length], completion]))
+            ends.append(length)
+    width = max(map(len, rows))
+    ids = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
+    mask = np.stack([np.arange(width) < len(row) for row in rows])
+    out = model(
+        torch.tensor(ids.astype(np.int64)),
+        attention_mask=torch.tensor(mask.astype(np.int64)),
+    ).logits
+    T = samples.tokens.shape[-1]
+    out = [row[end - 1 : end - 1 + T] for row, end in zip(out, ends, strict=True)]
     return torch.stack(out).unflatten(0, samples.tokens.shape[:2])
 
 
@@ -171,6 +301,11 @@ def torch_logp(model, prompts, samples):
     return logp.gather(-1, index[..., None])[..., 0]
 
 
+def in_turn(config):
+    """Its layers as a scan over one, which compiles faster than layers side by side."""
+    return dataclasses.replace(config, unroll=1)
+
+
 # Models are so small that compiling takes longer than computing.
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0}
@@ -180,7 +315,7 @@ quick_jit = functools.partial(
 @functools.partial(quick_jit, static_argnums=0)
 def measured(config, params, prompts, samples):
     """Logits, logp and the gradient of the summed logp, in one compilation."""
-    policy = decoder_policy(config)
+    policy = decoder_policy(in_turn(config))
 
     def loss(params):
         logp = policy.measure(params, prompts, samples).logp

@@ -15,8 +15,9 @@ from rljax import digest, strict_json
 from rljax.data import token_ids
 from rljax.model.config import DecoderConfig
 from rljax.model.hugging_face import config as config_json
+from rljax.model.hugging_face import family, weights
 from rljax.model.hugging_face import metadata as folder_metadata
-from rljax.model.hugging_face import weights
+from rljax.model.hugging_face.family import Family
 from rljax.model.hugging_face.metadata import CONFIG, Metadata
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def load(
     Activations are float32; for others, `dataclasses.replace(config, dtype=...)`.
 
     Args:
-      path: a folder with config.json (`llama`, `qwen2`, `qwen3`, or `mistral` without
-        sliding window) and model.safetensors, or shards and their index.
+      path: a folder with config.json, of one of `family.FAMILIES`, and
+        model.safetensors, or shards and their index.
       param_dtype: of the parameters, whatever the files hold.
 
     Returns:
@@ -43,20 +44,23 @@ def load(
         broken, if the decoder does not compute what the configuration asks for, or if
         tensors are missing, unexpected, quantised or of a wrong shape.
     """
-    folder = folder_metadata.local_folder(path)
-    entries = strict_json.read_file(folder / CONFIG)
-    config = config_json.read(entries, folder / CONFIG)
+    folder, config, kind = _read(path)
+    dtype = jnp.dtype(param_dtype)
     with contextlib.ExitStack() as stack:
-        return config, weights.read(folder, config, jnp.dtype(param_dtype), stack)
+        return config, weights.read(folder, config, kind, dtype, stack)
 
 
 def check(path: str | os.PathLike) -> None:
     """Raises what `load` would, having read the tensors' names and shapes alone."""
+    with contextlib.ExitStack() as stack:
+        weights.checked(*_read(path), stack)
+
+
+def _read(path: str | os.PathLike) -> tuple[pathlib.Path, DecoderConfig, Family]:
     folder = folder_metadata.local_folder(path)
     entries = strict_json.read_file(folder / CONFIG)
     config = config_json.read(entries, folder / CONFIG)
-    with contextlib.ExitStack() as stack:
-        weights.checked(folder, config, stack)
+    return folder, config, family.named(entries["model_type"])
 
 
 def save(
@@ -68,7 +72,7 @@ def save(
     model_type: str | None = None,
     extra: Mapping[str, Any] | None = None,
     metadata: Metadata | None = None,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = 10**9,
 ) -> None:
     """Writes a folder that `load` and transformers read, with the same logits.
 
@@ -81,8 +85,8 @@ def save(
       params: its parameters, of one dtype (float32, bfloat16 or float16), which the
         files keep; this process must be able to address them.
       tokenizer: saved beside; config.json names its begin, end and padding tokens.
-      model_type: `llama`, `qwen2`, `qwen3` or `mistral`; None takes that of
-        `metadata`, or the first of them that computes what `config` says.
+      model_type: one of `family.FAMILIES`; None takes that of `metadata`, or the first
+        of them that computes what `config` says.
       extra: further keys of config.json, such as {"max_position_embeddings": 32768};
         they win over the tokenizer's and must not contradict `config`.
       metadata: `metadata.read` of the folder the policy comes from: all
@@ -102,7 +106,7 @@ def save(
             f"path must not exist yet or be an empty folder, got {str(target)!r};"
             " choose another, or remove it first."
         )
-    tensors = weights.by_name(config, params)
+    weights.check_params(config, params)
     bad = digest.not_finite(params)
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -117,7 +121,8 @@ def save(
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
-        weights.write(partial, tensors, shard_bytes)
+        kind = family.named(entries["model_type"])
+        weights.write(partial, config, kind, params, shard_bytes)
         write_beside(partial, entries, tokenizer, metadata)
         partial.rename(target)
     except BaseException:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+_ADAPTER = "adapter_config.json"
 _KEPT = (
     GENERATION,
     "chat_template.*",
@@ -54,12 +55,17 @@ class Metadata(NamedTuple):
 
 
 def local_folder(path: str | os.PathLike) -> pathlib.Path:
-    """The folder that a path names; raises ValueError if there is none."""
+    """The folder of a model; raises ValueError if there is none, or an adapter."""
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise ValueError(
             f"path must be a local folder, got {str(folder)!r}, which is"
             f" {'a file' if folder.exists() else 'missing'}; download the model first."
+        )
+    if (folder / _ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{str(folder)!r} must be a model, but is a LoRA adapter to one: it holds"
+            f" {_ADAPTER} and no {CONFIG}; merge it into its base model first."
         )
     return folder
 

@@ -1,11 +1,11 @@
 """A decoder's parameters as named tensors in safetensors files.
 
 Files are checked completely before the first array is made. Which tensors there must
-be, and their shapes, is read off the decoder; the tables below only translate names. A
-family with modules of new kinds needs rows in `_MODULES` or `_LAYER_MODULES`.
+be, and their shapes, `tensors` says.
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 import re
@@ -18,29 +18,13 @@ import safetensors.numpy
 
 from rljax import mesh, strict_json
 from rljax.model.config import DecoderConfig
-from rljax.model.decoder import decoder_policy
+from rljax.model.hugging_face import tensors
+from rljax.model.hugging_face.family import Family
 from rljax.model.hugging_face.metadata import CONFIG
+from rljax.model.hugging_face.tensors import EMBED, HEAD, Part
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-_MODULES = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-
-_LAYER_MODULES = {
-    "norm_attention": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "o": "self_attn.o_proj",
-    "norm_mlp": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-
-_HEAD = f"{_MODULES['head']}.weight"
 
 # Old checkpoints carry the rotary frequencies, which follow from rope_theta.
 _REDUNDANT = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -53,10 +37,14 @@ _SAVED_DTYPES = ("float32", "bfloat16", "float16")
 def read(
     folder: pathlib.Path,
     config: DecoderConfig,
+    family: Family,
     dtype: np.dtype,
     stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
     """The parameters that `decoder_policy(config)` takes, from the folder's files.
+
+    One tensor at a time is in memory beside them: parameters of all layers are
+    allocated once, and filled in place.
 
     Args:
       stack: closes the files when it is left.
@@ -64,53 +52,60 @@ def read(
     Raises:
       ValueError: naming file and tensor; before the first array is made.
     """
-    shapes, stored = checked(folder, config, stack)
+    parts, stored = checked(folder, config, family, stack)
+    shapes = tensors.shapes(config)
+    sizes = {path: x.shape for path, x in tensors.by_path(shapes).items()}
+    where = dict(zip(sizes, mesh.stored(shapes), strict=True))
+    params: dict[str, jax.Array] = {}
+    for name, stacked in parts.items():
+        tensor = stored[name].get_tensor(name)
+        for part in stacked:
+            rows = tensor[part.start : part.start + part.shape[0]]
+            if part.index:
+                if part.path not in params:
+                    params[part.path] = jnp.zeros(
+                        sizes[part.path], dtype, device=where[part.path]
+                    )
+                whole = params[part.path]
+                whole = _put(whole, part.index, rows, transposed=part.transposed)
+            else:
+                whole = _cast(rows, dtype=dtype, transposed=part.transposed)
+            # Waiting: many tensors on their way would all be in memory.
+            whole = jax.device_put(whole, where[part.path])
+            params[part.path] = jax.block_until_ready(whole)
+    treedef = jax.tree.structure(shapes)
+    return jax.tree.unflatten(treedef, [params[path] for path in sizes])
 
-    def read_one(path, x):
-        # One parameter at a time is there twice, whatever the size of the model.
-        host = np.empty(x.shape, dtype)
-        for name, place in _places(path, x).items():
-            tensor = stored[name].get_tensor(name)
-            host[place] = tensor.T if _is_kernel(path) else tensor
-        return mesh.put_parameter(path, host)
 
-    return jax.tree_util.tree_map_with_path(read_one, shapes)
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="transposed")
+def _put(whole, index, rows, transposed):
+    """The donated parameter with one part of it written."""
+    part = (rows.T if transposed else rows).astype(whole.dtype)
+    part = part.reshape((1,) * len(index) + part.shape)
+    start = (*index, *(0,) * (whole.ndim - len(index)))
+    return jax.lax.dynamic_update_slice(whole, part, start)
 
 
-def checked(folder: pathlib.Path, config: DecoderConfig, stack: contextlib.ExitStack):
-    """The shapes of the parameters, and the open files that hold them, by tensor.
+@functools.partial(jax.jit, static_argnames=("dtype", "transposed"))
+def _cast(rows, dtype, transposed):
+    return (rows.T if transposed else rows).astype(dtype)
+
+
+def checked(
+    folder: pathlib.Path,
+    config: DecoderConfig,
+    family: Family,
+    stack: contextlib.ExitStack,
+):
+    """The parts of each tensor, and the open files that hold them, by tensor.
 
     Raises:
       ValueError: as `read` does; only names and shapes of the tensors are read.
     """
-    shapes = _shapes(config)
+    parts = tensors.parts(config, family)
     source, stored = _open(folder, stack)
-    _check_tensors(source, stored, config, shapes)
-    return shapes, stored
-
-
-def _shapes(config: DecoderConfig):
-    """The decoder's parameter tree, shapes only; nothing is computed."""
-    return jax.eval_shape(lambda: decoder_policy(config).init(jax.random.key(0)))
-
-
-def _places(path, x) -> dict[str, tuple[int, ...]]:
-    """Names of the tensors of a parameter, and the index of each in it.
-
-    norm/scale -> {model.norm.weight: ()}, all of it; layers/q/kernel, all layers' ->
-    {model.layers.0.self_attn.q_proj.weight: (0,), ...}.
-    """
-    *modules, leaf = (entry.key for entry in path)
-    kind = "bias" if leaf == "bias" else "weight"
-    if len(modules) == 1:
-        return {f"{_MODULES[modules[0]]}.{kind}": ()}
-    module = _LAYER_MODULES[modules[1]]
-    return {f"model.layers.{i}.{module}.{kind}": (i,) for i in range(x.shape[0])}
-
-
-def _is_kernel(path) -> bool:
-    """Kernels are [in, out] in the decoder and [out, in] in the file."""
-    return path[-1].key == "kernel"
+    _check_tensors(source, stored, config, parts)
+    return parts, stored
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
@@ -120,10 +115,12 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
         file = _open_file(single, stack)
         return single, dict.fromkeys(file.keys(), file)
     if not index.is_file():
+        names = sorted(entry.name for entry in folder.iterdir())
+        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
+        why = ", pickles run code when they are read" if pickled else ""
         raise ValueError(
-            f"{str(folder)!r} must hold {WEIGHTS} or {INDEX}, found"
-            f" {sorted(entry.name for entry in folder.iterdir())}; convert other"
-            " formats with save_pretrained of transformers."
+            f"{str(folder)!r} must hold {WEIGHTS} or {INDEX}, found {names}{why};"
+            " convert other formats with save_pretrained of transformers."
         )
     shard_of = strict_json.read_file(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
@@ -155,7 +152,7 @@ def _is_spare(name: str) -> bool:
     Some tools list the head though embeddings are tied. If the decoder needs it, the
     check of tensors finds it missing.
     """
-    return name == _HEAD or bool(_REDUNDANT.match(name))
+    return name == HEAD or bool(_REDUNDANT.match(name))
 
 
 def _open_file(file: pathlib.Path, stack: contextlib.ExitStack):
@@ -165,14 +162,12 @@ def _open_file(file: pathlib.Path, stack: contextlib.ExitStack):
         raise ValueError(f"{file}: broken: {error}; download it again.") from error
 
 
-def _check_tensors(source: pathlib.Path, stored, config: DecoderConfig, shapes):
+def _check_tensors(
+    source: pathlib.Path, stored, config: DecoderConfig, parts: dict[str, list[Part]]
+):
     """Raises unless the files hold what the decoder needs, and nothing else."""
-    expected = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(shapes):
-        for name, place in _places(path, x).items():
-            shape = x.shape[len(place) :]
-            expected[name] = shape[::-1] if _is_kernel(path) else shape
-    head, embed = _HEAD, f"{_MODULES['embed']}.weight"
+    expected = {name: tensors.shape_of(stacked) for name, stacked in parts.items()}
+    head, embed = HEAD, EMBED
     if missing := sorted(expected.keys() - stored.keys()):
         hint = f"; without {head}, tie_word_embeddings must be true"
         raise ValueError(
@@ -212,10 +207,10 @@ def _check_tensors(source: pathlib.Path, stored, config: DecoderConfig, shapes):
         )
 
 
-def by_name(config: DecoderConfig, params) -> dict[str, tuple[Any, Any, tuple]]:
-    """Tensor name -> (path, parameter, index in it), checked against the decoder."""
+def check_params(config: DecoderConfig, params) -> None:
+    """Raises ValueError unless they are the decoder's, of one dtype that is saved."""
     flat = jax.tree_util.tree_leaves_with_path(params)
-    shapes = jax.tree_util.tree_leaves_with_path(_shapes(config))
+    shapes = jax.tree_util.tree_leaves_with_path(tensors.shapes(config))
 
     def describe(leaves):
         return {f"{jax.tree_util.keystr(p)} {list(x.shape)}" for p, x in leaves}
@@ -231,18 +226,20 @@ def by_name(config: DecoderConfig, params) -> dict[str, tuple[Any, Any, tuple]]:
             f"params must all be of one dtype of {', '.join(_SAVED_DTYPES)}, got"
             f" {', '.join(sorted(dtypes))}; cast them with jax.tree.map."
         )
-    return {
-        name: (path, x, place)
-        for path, x in flat
-        for name, place in _places(path, x).items()
-    }
 
 
-def write(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
+def write(
+    folder: pathlib.Path,
+    config: DecoderConfig,
+    family: Family,
+    params,
+    shard_bytes: int,
+) -> None:
+    """Writes checked parameters; a shard of them at a time is copied to the host."""
+    parts, flat = tensors.parts(config, family), tensors.by_path(params)
+    width = jax.tree.leaves(params)[0].dtype.itemsize
+    num_bytes = {name: width * tensors.size_of(x) for name, x in parts.items()}
     shards, size = [[]], 0
-    num_bytes = {
-        k: x.nbytes // (len(x) if i else 1) for k, (_, x, i) in tensors.items()
-    }
     for name, more in num_bytes.items():
         if shards[-1] and size + more > shard_bytes:
             shards.append([])
@@ -254,13 +251,7 @@ def write(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
         file = WEIGHTS
         if len(shards) > 1:
             file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        arrays = {}
-        for name in names:
-            path, x, place = tensors[name]
-            x = np.asarray(x[place])
-            x = x.T if _is_kernel(path) else x
-            # safetensors writes the memory as it lies, so a view would be out of order.
-            arrays[name] = np.ascontiguousarray(x)
+        arrays = {name: _joined(parts[name], flat) for name in names}
         # Versions of transformers refuse files that do not name a framework.
         try:
             safetensors.numpy.save_file(
@@ -273,6 +264,16 @@ def write(folder: pathlib.Path, tensors, shard_bytes: int) -> None:
         total = sum(num_bytes.values())
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
         write_json(folder / INDEX, index)
+
+
+def _joined(stacked: list[Part], flat: dict[str, Any]) -> np.ndarray:
+    """The tensor of some parts, in the order in which its memory must lie."""
+    arrays = [np.asarray(flat[part.path][part.index]) for part in stacked]
+    arrays = [x.T if p.transposed else x for p, x in zip(stacked, arrays, strict=True)]
+    # safetensors writes the memory as it lies, so a view would be out of order.
+    return np.ascontiguousarray(
+        arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    )
 
 
 def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,139 @@
+"""Attention that holds no scores, against the textbook's formula."""
+
+import chex
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax.model import attention
+from rljax.model.attention import KeyValue, Scores
+from rljax.model.attention_blocks import attend_in_blocks
+
+P, H, G, R, D = 2, 2, 3, 2, 8
+
+
+def inputs(num_tokens, prompt_tokens, dtype=jnp.float32):
+    """Queries, own and prompt's keys and values, and which of the latter count."""
+    draw = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(draw.normal(size=shape), dtype)
+
+    own = KeyValue(*(normal(P, H * G, num_tokens, D) for _ in range(2)))
+    prompt = KeyValue(*(normal(P, H, prompt_tokens, D) for _ in range(2)))
+    seen = jnp.arange(prompt_tokens) < jnp.array([[1], [prompt_tokens]])
+    return normal(P, H, G, R, num_tokens, D), own, prompt, seen
+
+
+def textbook(q, own, prompt, seen, *, style=attention.PLAIN, window=None):
+    """One softmax over each row's whole sequence, all scores at once."""
+    length, cap = jnp.sum(seen, -1), style.cap
+    scale = (style.scalar or D) ** -0.5
+    S, T = prompt.key.shape[2], q.shape[-2]
+    k, v = (
+        jnp.concatenate([jnp.repeat(shared, G, 1), mine], -2).reshape(P, H, G, S + T, D)
+        for shared, mine in zip(prompt, own, strict=True)
+    )
+    scores = jnp.einsum("phgrtd,phgud->phgrtu", q, k) * scale
+    if cap is not None:
+        scores = cap * jnp.tanh(scores / cap)
+    # Positions of the sequence without the padding between prompt and completion.
+    place = jnp.concatenate(
+        [jnp.broadcast_to(jnp.arange(S), (P, S)), length[:, None] + jnp.arange(T)], 1
+    )
+    there = jnp.arange(S + T) >= S
+    there = there | (jnp.arange(S + T) < length[:, None])
+    age = place[:, S:, None] - place[:, None]
+    mask = there[:, None] & (age >= 0) & (age < (window or 10_000))
+    weight = jax.nn.softmax(jnp.where(mask[:, None, None, None], scores, -jnp.inf))
+    return jnp.einsum("phgrtu,phgud->phgrtd", weight, v)
+
+
+def out_and_gradients(attend, num_tokens, prompt_tokens, **options):
+    *arrays, seen = inputs(num_tokens, prompt_tokens)
+
+    def total(q, own, prompt):
+        out = attend(q, own, prompt, seen, **options)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
+
+    return fakes.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "prompt_tokens", "options"),
+    [
+        (1, 3, {}),  # one block of one token
+        (16, 8, {}),  # whole blocks
+        (21, 13, {}),  # both are padded
+        (21, 13, {"style": Scores(scalar=3.0, cap=1.5)}),
+        (21, 13, {"window": 6}),  # less than a block: most blocks are skipped
+        (
+            21,
+            13,
+            {"window": 1, "style": Scores(cap=2.0)},
+        ),  # each token sees itself alone
+    ],
+)
+def test_blocks_are_one_softmax(num_tokens, prompt_tokens, options):
+    sizes = num_tokens, prompt_tokens
+    got = out_and_gradients(attend_in_blocks, *sizes, block=8, **options)
+    want = out_and_gradients(textbook, *sizes, **options)
+    chex.assert_trees_all_close(got, want, atol=3e-6)
+
+
+def test_without_a_prompt_it_is_the_attention_of_the_sampler():
+    q, own, _, _ = inputs(21, 1)
+    got = fakes.jit(lambda q, own: attend_in_blocks(q, own, block=8))(q, own)
+    want = fakes.jit(attention.attend_causally)(q, own)
+    chex.assert_trees_all_close(got, want, atol=2e-6)
+
+
+def test_a_window_may_be_traced():
+    q, own, prompt, seen = inputs(21, 13)
+
+    def attend(window):
+        return attend_in_blocks(q, own, prompt, seen, window=window, block=8)
+
+    for window in (3, 1000):
+        want = textbook(q, own, prompt, seen, window=window)
+        chex.assert_trees_all_close(fakes.jit(attend)(window), want, atol=3e-6)
+
+
+def test_what_padding_holds_changes_nothing():
+    # Keys behind a prompt's length: a mask that adds -inf to a NaN would keep it.
+    q, own, prompt, seen = inputs(21, 13)
+    dirty = jax.tree.map(lambda x: jnp.where(seen[:, None, :, None], x, 1e4), prompt)
+
+    def grads(prompt):
+        def total(q, own, prompt):
+            return jnp.sum(attend_in_blocks(q, own, prompt, seen, block=8) ** 2)
+
+        return jax.grad(total, (0, 1, 2))(q, own, prompt)
+
+    chex.assert_trees_all_close(fakes.jit(grads)(dirty), fakes.jit(grads)(prompt))
+
+
+def test_bfloat16_is_as_near_to_exact_as_the_whole_matrix_is():
+    exact = inputs(40, 13)
+    narrow = inputs(40, 13, jnp.bfloat16)
+    want = textbook(*exact)
+    whole = fakes.jit(attention.attend_causally)(*narrow)
+    got = fakes.jit(lambda *x: attend_in_blocks(*x, block=8))(*narrow)
+    assert got.dtype == jnp.bfloat16
+    error = jnp.max(jnp.abs(got - want))
+    assert error < 1.5 * jnp.max(jnp.abs(whole - want)), (error, whole)
+
+
+def test_memory_grows_with_the_number_of_tokens_and_not_with_its_square():
+    def temporaries(num_tokens):
+        arrays = jax.eval_shape(lambda: inputs(num_tokens, 16))
+
+        def total(q, own, prompt, seen):
+            return jnp.sum(attend_in_blocks(q, own, prompt, seen, block=64))
+
+        made = jax.jit(jax.grad(total, (0, 1, 2))).lower(*arrays).compile()
+        return made.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1024) < 2.5 * temporaries(512)
