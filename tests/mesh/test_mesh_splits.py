@@ -124,8 +124,8 @@ alone = functools.cache(functools.partial(train, None))
 
 
 @functools.cache
-def beginning():
-    return jax.device_get(fakes.jit(parts()[0].init)(jax.random.key(0)))
+def beginning(**options):
+    return jax.device_get(fakes.jit(parts(**options)[0].init)(jax.random.key(0)))
 
 
 def assert_as_on_one(sizes, layout, **options):
@@ -135,7 +135,7 @@ def assert_as_on_one(sizes, layout, **options):
     assert len(set(tokens)) == STEPS
     apart = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), params, want)
     assert max(jax.tree.leaves(apart)) < 1e-6
-    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), want, beginning())
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), want, beginning(**options))
     assert max(jax.tree.leaves(moved)) > 1e-3
     return flops / want_flops
 
