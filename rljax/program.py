@@ -73,7 +73,8 @@ def actor(
     def act(state, prompts):
         key = keys.of_step(state.key, state.step)
         params = joined(state.params, state.frozen)
-        samples, old = sample(params, prompts, key)
+        # The sampler's layout ends here, so that the update's does not reach into it.
+        samples, old = mesh.constrain(sample(params, prompts, key))
         if measure_old is not None:
             old = measure_old(params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
@@ -102,14 +103,19 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
         check.function("verify", verify, "prompts, samples")
 
     def step(state, prompts):
+        state = mesh.keep_state(state)
         rollout = act(state, mesh.constrain(prompts))
         if verify is not None:
             verdict = verdict_of(verify, rollout.prompts, rollout.samples)
             rollout = rollout.replace(verdict=verdict)
         state, metrics = learner.learn(state, mesh.constrain(rollout))
-        return state, metrics | rollout_metrics(rollout)
+        return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
-    return jax.jit(lambda s, p: jax.lax.scan(step, s, p), donate_argnums=0)
+    def steps(state, prompts):
+        state, metrics = jax.lax.scan(step, state, prompts)
+        return mesh.keep_state(state), metrics
+
+    return jax.jit(steps, donate_argnums=0)
 
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
@@ -129,7 +135,7 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
 
     def finish(state, rollout):
         state, metrics = learner.learn(state, mesh.constrain(rollout))
-        return state, metrics | rollout_metrics(rollout)
+        return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
     finish = jax.jit(finish, donate_argnums=0)
 

@@ -28,6 +28,7 @@ class Policy(NamedTuple):
       completions' tokens; what sampler and learner compute agrees to rounding. A policy
       alone compares with no reference and ignores it.
     decode_params: params -> what `decode` reads of them, made once per rollout.
+    logits_params: params -> those that `logits` reads, as it takes them.
     """
 
     init: Callable[[jax.Array], Any]
@@ -38,3 +39,4 @@ class Policy(NamedTuple):
     logits: Callable[[Any, jax.Array], jax.Array]
     measure: Measure
     decode_params: Callable[[Any], Any] = lambda params: params
+    logits_params: Callable[[Any], Any] = lambda params: params
