@@ -40,6 +40,7 @@ def decoder_policy(
     check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
     check.count("max_logits", max_logits)
     check.number("temperature", temperature, low=0)
+    check.kind("replay_routes", replay_routes, bool, "True")
     if not isinstance(temperature, jax.core.Tracer) and temperature == 0:
         raise ValueError(
             "temperature must be above 0, got 0: a policy without chance has no policy"
