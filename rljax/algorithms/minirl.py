@@ -9,7 +9,7 @@ from rljax import loss
 def minirl(
     *, low: ArrayLike = 0.2, high: ArrayLike = 0.27, cap: ArrayLike = 5.0
 ) -> adv.Algorithm:
-    """-M sg[min(pi / mu, cap)] A log pi, M = 0 where PPO would clip pi / pi_old (MiniRL).
+    """-M sg[min(pi / mu, cap)] A log pi, M = 0 where PPO clips pi / pi_old (MiniRL).
 
     A is centred and not scaled; tokens are summed and rows averaged. For a sampler that
     differs from the policy, `old` must be measured by the learner's:

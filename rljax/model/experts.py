@@ -84,7 +84,7 @@ class Mixture(nn.Module):
         logits = self.router(x).astype(jnp.float32)
         own = jax.lax.top_k(logits, e.num_chosen)[1]
         choice = own if given is None else given.astype(jnp.int32)
-        # Normalised: a softmax over the chosen, which also given ones cannot make 0 / 0.
+        # Normalised: a softmax over the chosen, which given ones cannot make 0 / 0.
         weight = logits if e.normalised else nn.softmax(logits, -1)
         weight = jnp.take_along_axis(weight, choice, -1)
         if e.normalised:

@@ -85,7 +85,9 @@ def mismatch(own: Routes, prompts: Prompts, samples: Samples) -> jax.Array:
     """
     given = _record(samples)
     first = own.prompt[jnp.arange(len(prompts.length)), prompts.length - 1]
-    first = jnp.broadcast_to(first[:, None, None], (*given.shape[:2], 1, *given.shape[3:]))
+    first = jnp.broadcast_to(
+        first[:, None, None], (*given.shape[:2], 1, *given.shape[3:])
+    )
     rest = [] if own.completion is None else [own.completion]
     own_choice = jnp.concatenate([first, *rest], 2)
     differs = jnp.any(jnp.sort(own_choice, -1) != jnp.sort(given, -1), -1)

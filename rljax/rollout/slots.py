@@ -130,7 +130,7 @@ class Carry(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """out: of arrays [devices, items, T, rows, ...]. states: tree [devices, items, rows,
+    """out: arrays [devices, items, T, rows, ...]. states: tree [devices, items, rows,
     ...], each item's last. num_steps: i32[] how often all slots were decoded."""
 
     out: Written
