@@ -53,6 +53,7 @@ def around(
     require_experts(c, model)
     policy = model.policy(c.temperature, replay_routes=c.replay_routes)
     spec = lora_of(c)
+    require_apart(spec, model)
     if spec is not None:
         policy = lora.adapted(policy, spec)
     if value_head:
@@ -81,6 +82,15 @@ def require_experts(c: "Config", model: Model) -> None:
             "--replay-routes must have a --model that is a mixture of experts, got a"
             " dense one; leave the flag out."
         )
+
+
+def require_apart(spec: Lora | None, model: Model) -> None:
+    """Raises ValueError for adapters that PEFT's format cannot hold."""
+    if spec is not None and model.metadata is not None:
+        try:
+            adapter.require_apart(spec, model.metadata.config["model_type"])
+        except ValueError as error:
+            raise ValueError(f"--lora-targets: {error}") from error
 
 
 def without_replay(c: "Config") -> "Config":

@@ -31,7 +31,7 @@ Variants: where verl has no record, a token takes its router's own choice; here,
   was not recorded raises when it is read.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,8 @@ class Routes(NamedTuple):
     completion: [P, G, T - 1, L, K]; the last token is never fed.
     """
 
-    prompt: jax.Array | None
-    completion: jax.Array | None
+    prompt: Any
+    completion: Any
 
 
 def recorded(prompts: Prompts, samples: Samples) -> Routes:
