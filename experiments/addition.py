@@ -14,7 +14,7 @@ import functools
 from typing import Any
 
 from experiments import cli, optimizer, ranges
-from rljax import algorithms, data, evaluate, loss, mesh, program
+from rljax import algorithms, data, evaluate, loss, program
 from rljax.advantage import Term, algorithm, token_mean
 from rljax.experiment import Experiment
 from rljax.learn import update
@@ -110,7 +110,6 @@ def build(c: Config) -> list[Experiment]:
             batch_size=c.num_validation,
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
         ),
-        "mesh": mesh.over_all(),
     }
     rl = Experiment(
         act=program.actor(policy, sample),

@@ -8,7 +8,7 @@ told the solution, `old` statistics of stored answers, whole distributions.
 from typing import TYPE_CHECKING, Any
 
 from experiments import optimizer, recipes, transforms
-from rljax import data, evaluate, mesh, program
+from rljax import data, evaluate, program
 from rljax.advantage import Algorithm
 from rljax.experiment import Experiment, require_traced
 from rljax.learn import gate, update
@@ -48,8 +48,7 @@ def experiment(c: "Config", model: Model, task: Task) -> Experiment:
     while True:
         made = _assemble(c, model, task, algorithm, needs)
         try:
-            with mesh.using(made.mesh):
-                require_traced(made)
+            require_traced(made)
         except NotMeasured as missing:
             if missing.name in needs | ({missing.name} - _SUPPLIED):
                 raise ValueError(
@@ -114,7 +113,6 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         seed=c.seed,
         checkpoint_every=c.checkpoint_every,
         keep=c.keep,
-        mesh=mesh.over_all(),
         **around,
     )
 

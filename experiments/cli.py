@@ -11,9 +11,10 @@ from typing import Annotated, Any, NoReturn
 import jax
 import tyro
 
-from rljax import experiment
+from rljax import experiment, mesh, processes
 from rljax import program as step
 from rljax.plan import show
+from rljax.run import cluster
 
 # What a configuration, a file or a machine may be to blame for; memory that does not
 # suffice is JAX's own error.
@@ -44,6 +45,9 @@ class Launch:
     plan: bool = False
     """Print what a training step takes, arithmetic, memory and time, and run nothing;
     what cannot fit is refused with advice."""
+    mesh: str | None = None
+    """Devices along the axes data, fsdp, expert and tensor: data=2,fsdp=4,tensor=2. By
+    default all devices, or as many as divide the prompts."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
     quick."""
@@ -66,21 +70,31 @@ def main(
       text: what --help says above the flags; its first line titles the report.
     """
 
-    def run(config: Any, run_dir: pathlib.Path, resume: bool) -> Any:
+    def run(config: Any, run_dir: pathlib.Path, launch: Launch) -> Any:
         numbers, free = dataclasses.asdict(config), _FREE
         if "schedule_steps" in numbers:  # what the number of steps would else change
             numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
             free = _FREE | {"num_steps"}
         return experiment.run(
-            build(config),
+            on_devices(build(config), launch.mesh),
             run_dir,
             config=numbers,
             title=text.splitlines()[0],
-            resume=resume,
+            resume=launch.resume,
             may_change=free & numbers.keys(),
         )
 
     start(name, run, default, quick, lambda c: build(c)[-1].program(), text)
+
+
+def on_devices(
+    stages: Sequence[experiment.Experiment], sizes: str | None
+) -> list[experiment.Experiment]:
+    """The stages on the mesh of --mesh; says which it is where there are devices."""
+    made = experiment.on_devices(stages, None if sizes is None else mesh.parse(sizes))
+    if jax.device_count() > 1:
+        print(f"mesh: {mesh.text(made[-1].mesh)}, of {jax.device_count()} devices")
+    return made
 
 
 def start(
@@ -91,7 +105,7 @@ def start(
     program: Callable[[Any], step.Program] | None = None,
     text: str | None = None,
 ):
-    """Parses the command line and calls `main(config, run_dir, resume)`.
+    """Parses the command line and calls `main(config, run_dir, launch)`.
 
     Args:
       name: the experiment's, for the default run folder.
@@ -117,17 +131,26 @@ def start(
     if launch.compilation_cache:
         use_compilation_cache()
     try:
-        if launch.plan:
-            if program is None:
-                raise ValueError(
-                    "--plan needs an experiment that says what it runs, which this one"
-                    " does not; pass program= to cli.start."
-                )
-            return show.show_plan(program, config)
-        run_dir = launch.run_dir or _default_folder(name, launch)
-        return main(config, run_dir, launch.resume)
+        with cluster.joined():
+            return _started(name, main, program, config, launch)
     except _EXPECTED as error:
         fail(error)
+
+
+def _started(name, main, program, config, launch: Launch):
+    if launch.plan:
+        if program is None:
+            raise ValueError(
+                "--plan needs an experiment that says what it runs, which this one"
+                " does not; pass program= to cli.start."
+            )
+        return show.show_plan(program, config)
+
+    def folder() -> str:
+        return str(launch.run_dir or _default_folder(name, launch))
+
+    run_dir = processes.from_leader("the run folder's name", folder)
+    return main(config, pathlib.Path(run_dir), launch)
 
 
 def fail(error: BaseException) -> NoReturn:

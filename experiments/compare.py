@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from experiments import cli, compare_report, sweep, sweep_warm
 from experiments.sweep import Config
-from rljax import algorithms
+from rljax import algorithms, processes
 from rljax.advantage import Algorithm
 from rljax.run import run_dir as folder
 
@@ -78,13 +78,23 @@ def check(config: Config) -> list[str]:
 
 
 def main(
-    config: Config, run_dir: pathlib.Path, resume: bool
+    config: Config, run_dir: pathlib.Path, launch: cli.Launch
 ) -> dict[str, compare_report.Outcome]:
     """Compares algorithms on column addition: all seeds of each in one program,
     learning rates tuned on validation problems, bootstrap intervals on test problems.
     """
+    if launch.mesh is not None:
+        raise ValueError(
+            "--mesh must not be given: a comparison runs all seeds side by side on one"
+            f" device, got {launch.mesh}; leave it out."
+        )
     found = check(config)
-    with folder.open_run(run_dir, config, resume=resume) as run_dir:
+    if processes.count() > 1:
+        raise ValueError(
+            "a comparison must be one process, which writes all its files, got"
+            f" {processes.count()}; start it on one host."
+        )
+    with folder.open_run(run_dir, config, resume=launch.resume) as run_dir:
         return compare(config, found, run_dir)
 
 

@@ -8,6 +8,7 @@ the file that builds it. A warm start is an experiment before an experiment.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,17 +19,17 @@ import jax.numpy as jnp
 import rich.console
 from jax.sharding import Mesh
 
-from rljax import digest, keys, mesh, program
+from rljax import digest, keys, mesh, processes, program
 from rljax.evaluate import Estimate, Evaluation, Stage, kept, pass_at_k, report
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.policy import frozen
 from rljax.run import run_dir as run_folder
-from rljax.run import shown, train
+from rljax.run import same, shown, train
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
-from rljax.types import TrainState
+from rljax.types import Prompts, TrainState
 
 
 def _unchanged(params: Any, key: jax.Array | None = None) -> Any:
@@ -56,9 +57,9 @@ class Experiment:
     export_fn: these parameters -> the decoder's, for evaluation and saving.
     save_also: (run folder, last state), writes more beside the policy: adapters, say.
     reference: whether `TrainState.reference` holds the parameters this begins with.
-    seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh:
-      devices to spread prompts over; None is the default device. Of a run's
-      experiments the last one's count.
+    seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh,
+      layout: what the run is spread over, and how; None is the default device. See
+      `on_devices`. Of a run's experiments the last one's count.
     """
 
     name: str = "rl"
@@ -81,6 +82,7 @@ class Experiment:
     seed: int = 0
     checkpoint_every: int = 100
     keep: int = 3
+    layout: mesh.Layout = mesh.PLAIN
     mesh: Mesh | None = None
 
     def begin(self, params: Any, key: jax.Array) -> TrainState:
@@ -103,9 +105,6 @@ class Experiment:
     def program(self) -> program.Program:
         """What a run takes can be read off this; nothing runs."""
         key = jax.eval_shape(lambda: jax.random.key(0))
-        place = self.prompts.get_state()
-        batch = next(self.prompts)
-        self.prompts.set_state(place)
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
         decoder = jax.eval_shape(self.export, state)
         return program.Program(
@@ -113,7 +112,7 @@ class Experiment:
             learner=self.learner,
             verify=self.verify,
             state=state,
-            prompts=_shapes(batch),
+            prompts=self.batches(),
             decoder=self.model.config,
             glue=self.glue,
             others={
@@ -121,6 +120,13 @@ class Experiment:
                 for name, (fn, asked) in self.evaluation.programs.items()
             },
         )
+
+    def batches(self) -> Prompts:
+        """The shapes of the prompts of a dispatch, [K, P, ...]; takes none away."""
+        place = self.prompts.get_state()
+        batch = next(self.prompts)
+        self.prompts.set_state(place)
+        return _shapes(batch)
 
 
 def _shapes(tree: Any) -> Any:
@@ -156,17 +162,19 @@ def run(
       As `run_dir.open_run` and `train.train` do.
     """
     last = experiments[-1]
-    with mesh.using(last.mesh):
+    with mesh.using(last.mesh, last.layout):
         loops = [one.loop() for one in experiments]
         for one, loop in zip(experiments, loops, strict=True):
             require_traced(one, loop)
         task = last.task
         problems = digest.fingerprint((task.train, task.validation, task.test))
         made_of = {**config, "problems": problems}
+        same.require_same_program(run_folder.plain(made_of))
         with run_folder.open_run(
             run_dir, made_of, resume=resume, may_change=may_change
         ) as folder:
-            kept.keep_origin(folder, last.model, last.program().state, last.export)
+            if processes.leads():
+                kept.keep_origin(folder, last.model, last.program().state, last.export)
             before = Before(folder)
             state = train.train(
                 phases(experiments, loops, before),
@@ -178,6 +186,46 @@ def run(
             return _finish(experiments, state, before, title)
 
 
+def on_devices(
+    experiments: Sequence[Experiment],
+    sizes: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> list[Experiment]:
+    """The experiments of a run, spread over a mesh; this changes no number.
+
+    Prompts that are computed at once must divide among the devices. Where they also do
+    among those of `tensor`, only sampling splits heads: see `mesh.Layout`.
+
+    Args:
+      sizes: devices along the axes of the mesh. None: all devices, or as many as divide
+        prompts, along `fsdp` if the parameters are large and else along `data`.
+      devices: all there are, by default.
+
+    Raises:
+      ValueError: if the sizes do not fit the devices or the experiments.
+    """
+    decoder, params = experiments[-1].model.config, experiments[-1].model.shapes()
+    limits = mesh.Limits(
+        prompts=math.gcd(*map(_prompts_at_once, experiments)),
+        heads=decoder.num_kv_heads,
+        experts=1 if decoder.experts is None else decoder.experts.num,
+    )
+    num_bytes = 4 * sum(x.size for x in jax.tree.leaves(params))
+    made = mesh.choose(limits, sizes, num_bytes=num_bytes, devices=devices)
+    layout = mesh.PLAIN
+    if made is not None and limits.prompts % made.size == 0:
+        layout = mesh.Layout(update=mesh.ONLY_PROMPTS)
+    return [dataclasses.replace(one, mesh=made, layout=layout) for one in experiments]
+
+
+def _prompts_at_once(experiment: Experiment) -> int:
+    """Prompts of a microbatch; a divisor of those that are sampled."""
+    repeats = experiment.learner.repeats
+    num_prompts = experiment.batches().tokens.shape[1]
+    pieces = repeats.num_minibatches * repeats.num_microbatches
+    return math.gcd(num_prompts, max(num_prompts // pieces, 1))
+
+
 def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
     """Traces a training step: what its parts refuse is told before anything is made.
 
@@ -185,14 +233,6 @@ def require_traced(experiment: Experiment, loop: program.Run | None = None) -> N
       loop: what is going to run, which then need not be traced again.
     """
     made = experiment.program()
-    devices = 1 if experiment.mesh is None else experiment.mesh.size
-    num_prompts = made.prompts.tokens.shape[1]
-    if num_prompts % devices:
-        raise ValueError(
-            f"num_prompts must be a multiple of the {devices} devices of the mesh, got"
-            f" {num_prompts}; take {-(-num_prompts // devices) * devices}, or a mesh of"
-            " fewer devices."
-        )
     if loop is None or made.glue is not program.fused:
         loop = made.fused()
     jax.eval_shape(loop, made.state, made.prompts)
@@ -210,7 +250,8 @@ def phases(
       loops: `loop()` of each.
     """
     last = len(experiments) - 1
-    best = kept.Best(before.folder)
+    placing = experiments[last].mesh, experiments[last].layout
+    best = kept.Best(before.folder) if processes.leads() else None
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
@@ -223,8 +264,7 @@ def phases(
         before.write()  # what a full disk did not take
         metrics, completions = one.evaluation.validate(params)
         if index == last:
-            save = functools.partial(one.model.save, params=params)
-            best.offer(metrics, save, {"phase": one.name, "step": step})
+            _offer(best, one, metrics, params, step)
         return {**metrics, COMPLETIONS: [_record(c) for c in completions]}
 
     def begin(index):
@@ -234,13 +274,12 @@ def phases(
             key = keys.stream(state.key, keys.Stream.PHASE, index)
             return one.begin(previous.export(state), key)
 
-        return jax.jit(enter, donate_argnums=0)
+        return _in_shards(enter, *placing)
 
-    devices = experiments[-1].mesh
     return [
         Phase(
             name=one.name,
-            run=_placing(loops[i], devices),
+            run=_placing(loops[i], *placing),
             stream=one.prompts,
             num_steps=one.num_steps,
             steps_per_dispatch=one.steps_per_dispatch,
@@ -252,10 +291,38 @@ def phases(
     ]
 
 
-def _placing(run: program.Run, devices: Mesh | None) -> program.Run:
+def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) -> None:
+    """Keeps the policy if it is the best one yet, which is for the leader to say."""
+    better = lambda: best is not None and best.is_beaten_by(metrics)  # noqa: E731
+
+    def offer(params):
+        save = functools.partial(one.model.save, params=params)
+        if best is not None:
+            best.offer(metrics, save, {"phase": one.name, "step": step})
+
+    if processes.from_leader("a better policy", better):
+        _written(params, offer)
+
+
+def _placing(
+    run: program.Run, devices: Mesh | None, layout: mesh.Layout
+) -> program.Run:
     return lambda state, prompts: run(
-        state, mesh.shard_prompts(prompts, devices, axis=1)
+        state, mesh.shard_prompts(prompts, devices, axis=1, layout=layout)
     )
+
+
+def _in_shards(begin: Callable, devices: Mesh | None, layout: mesh.Layout) -> Callable:
+    """`begin` as a program that puts each device's part of the new state there."""
+    if devices is None:
+        return jax.jit(begin, donate_argnums=0)
+
+    def run(*args):
+        state = jax.eval_shape(begin, *args)
+        where = mesh.state_shardings(state, devices, layout)
+        return jax.jit(begin, donate_argnums=0, out_shardings=where)(*args)
+
+    return run
 
 
 def _record(found: report.Completion) -> dict[str, Any]:
@@ -271,7 +338,7 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
     read = None
     if not first.model.is_new:
         print("reading the model's weights ...", flush=True)
-        read = mesh.replicate(first.model.init(None), last.mesh)
+        read = mesh.place(first.model.init(None), last.mesh, last.layout)
 
     def begin(params):
         key = jax.random.key(last.seed)
@@ -279,28 +346,28 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
             params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
         return first.begin(params, keys.stream(key, keys.Stream.PHASE, 0))
 
-    return mesh.replicate(jax.jit(begin, donate_argnums=0)(read), last.mesh)
+    return _in_shards(begin, last.mesh, last.layout)(read)
 
 
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
     params = last.export(state)
-    if last.save_also is not None:
-        last.save_also(folder, state)
-    facts = {"phase": last.name, "step": last.num_steps}
-    save = functools.partial(last.model.save, params=params)
-    kept.put(folder, kept.LAST, save, facts)
+    _written((params, state), lambda whole: _save(last, folder, *whole))
     stages: dict[str, Stage] = {}
     completions, tables = [], []
     if last.evaluation.test is not None:
-        if (first := before.read()) is not None:
+        if processes.leads() and (first := before.read()) is not None:
             stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
         after = f"after {last.name}"
         print(f"testing the policy {after} ...", flush=True)
         stages[after], completions = last.evaluation.test(params)
         completions = [one._replace(stage=after) for one in completions]
         tables = last.evaluation.tables(stages)
+    found = {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
+    told = processes.from_leader("pass@1", lambda: found)
+    if not processes.leads():
+        return {name: Estimate(*values) for name, values in told.items()}
     try:
         path = report.write_report(
             folder, title=title, tables=tables, completions=completions
@@ -308,7 +375,26 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
     except OSError as error:  # a full disk must not take the tables with it
         path = f"none, {error}; a resumed run writes it"
     _show(folder, tables, completions, path)
-    return {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
+    return found
+
+
+def _written(arrays: Any, write: Callable[[Any], None]) -> None:
+    """The leader writes whole arrays, of which other processes may hold parts."""
+    if processes.count() > 1:
+        arrays = processes.fetch(arrays)
+    if processes.leads():
+        with mesh.alone():
+            write(arrays)
+
+
+def _save(last: Experiment, folder: pathlib.Path, params, state: TrainState) -> None:
+    """Writes the last policy and what goes with it."""
+    if last.save_also is not None:
+        last.save_also(folder, state)
+    facts = {"phase": last.name, "step": last.num_steps}
+    kept.put(
+        folder, kept.LAST, functools.partial(last.model.save, params=params), facts
+    )
 
 
 def _show(folder: pathlib.Path, tables, completions, report_path) -> None:

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from rljax import check, keys, mesh, metric, numerics
+from rljax import check, keys, mesh, metric, numerics, processes
 from rljax.advantage import solve_rate
+from rljax.layout import take
 from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.model import DecoderConfig
@@ -72,7 +73,8 @@ def actor(
     def act(state, prompts):
         key = keys.of_step(state.key, state.step)
         params = joined(state.params, state.frozen)
-        samples, old = sample(params, prompts, key)
+        # The sampler's layout ends here, so that the update's does not reach into it.
+        samples, old = mesh.constrain(sample(params, prompts, key))
         if measure_old is not None:
             old = measure_old(params, prompts, samples)
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
@@ -101,18 +103,26 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
         check.function("verify", verify, "prompts, samples")
 
     def step(state, prompts):
+        state = mesh.keep_state(state)
         rollout = act(state, mesh.constrain(prompts))
         if verify is not None:
             verdict = verdict_of(verify, rollout.prompts, rollout.samples)
             rollout = rollout.replace(verdict=verdict)
         state, metrics = learner.learn(state, mesh.constrain(rollout))
-        return state, metrics | rollout_metrics(rollout)
+        return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
-    return jax.jit(lambda s, p: jax.lax.scan(step, s, p), donate_argnums=0)
+    def steps(state, prompts):
+        state, metrics = jax.lax.scan(step, state, prompts)
+        return mesh.keep_state(state), metrics
+
+    return jax.jit(steps, donate_argnums=0)
 
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
-    """The same steps around a Python verifier of (prompts, samples), NumPy arrays."""
+    """The same steps around a Python verifier of (prompts, samples), NumPy arrays.
+
+    Of several processes each verifies its share of the prompts: see `shared`.
+    """
     if isinstance(verify, contextlib.AbstractContextManager):
         raise ValueError(
             f"verify must be a function, got the context manager {verify!r}; pass what"
@@ -125,7 +135,7 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
 
     def finish(state, rollout):
         state, metrics = learner.learn(state, mesh.constrain(rollout))
-        return state, metrics | rollout_metrics(rollout)
+        return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
     finish = jax.jit(finish, donate_argnums=0)
 
@@ -133,8 +143,8 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
         rows = []
         for k in range(prompts.tokens.shape[0]):
             rollout = start(state, jax.tree.map(lambda x, k=k: x[k], prompts))
-            host = jax.device_get((rollout.prompts, rollout.samples))
-            verdict = verdict_of(verify, *host)
+            host = processes.fetch((rollout.prompts, rollout.samples))
+            verdict = shared(verify, *host)
             state, metrics = finish(state, rollout.replace(verdict=verdict))
             rows.append(metrics)
         return state, jax.tree.map(lambda *x: jnp.stack(x), *rows)
@@ -290,6 +300,27 @@ def verdict_of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
             _refuse(verify, field, value, shape)
         arrays[field] = array.astype(dtype)
     return Verdict(**arrays)
+
+
+def shared(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
+    """The verdict on NumPy arrays that all processes hold; each judges a share.
+
+    Every process gets the whole verdict, so verifiers may time out differently.
+    """
+    if processes.count() == 1:
+        return verdict_of(verify, prompts, samples)
+    rows = np.array_split(np.arange(len(prompts.id)), processes.count())
+    rows, mine = rows[processes.index()], {}
+    if len(rows):  # fewer prompts than processes leave some without
+        part = verdict_of(verify, take(prompts, rows), take(samples, rows))
+        mine = {field: getattr(part, field).tolist() for field in _VERDICT}
+    parts = [part for part in processes.gathered("verdicts", mine) if part]
+    return Verdict(
+        **{
+            field: np.concatenate([np.asarray(part[field], dtype) for part in parts])
+            for field, dtype in _VERDICT.items()
+        }
+    )
 
 
 _VERDICT = {"reward": "float32", "correct": "bool", "failed": "bool"}

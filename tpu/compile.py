@@ -1,17 +1,18 @@
 """Compiles an experiment for TPU chips that are not there, and says what it takes.
 
 python -m tpu.compile --experiment addition --topology v5e:4x4 [--json FILE]
+python -m tpu.compile --experiment train --model qwen3-8b --topology v5p:2x2x4 \\
+    --mesh fsdp=4,tensor=4 --prompt-tokens 2048 --max-tokens 8192 --num-prompts 16
 
 Further flags change numbers of the experiment's config (--num-prompts 512). Needs
 libtpu, but no TPU. The experiment is a module of `experiments` with a function
-build(config) -> experiments; the last one is compiled. Prompts are split over the
-devices along P, the state is copied to each.
+build(config) -> experiments; the last one is compiled.
 
-XLA counts the body of a loop once, and so do all numbers here except memory: they are
-about one of the K training steps, and one token of the sampler's loop.
+XLA counts the body of a loop once, and so do FLOPs and bytes accessed here: they are
+about one of the K training steps, and one token of the sampler's loop. Collectives are
+counted as often as they run, in the sampler's loop at most.
 """
 
-import collections
 import contextlib
 import dataclasses
 import importlib
@@ -21,31 +22,31 @@ import json
 import os
 import pathlib
 import pkgutil
-import re
 import sys
 import time
 from typing import Any
 
 import jax
+import numpy as np
 import rich.console
 import rich.table
 import tyro
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import experiments
+from experiments import assemble, problems, train
 from rljax import mesh
+from rljax.experiment import Experiment, on_devices
 from rljax.plan import cost as plan
+from rljax.plan import hlo
 from rljax.program import Program
+from rljax.run.phase import Stream
+from rljax.types import Prompts
+from tpu import model
 
 TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
-_COLLECTIVE = re.compile(
-    # What begins in `-start` ends in `-done`, whose shape is the result's alone.
-    r"= (?P<shape>.+?) (?P<kind>all-gather|all-reduce|all-to-all|collective-broadcast"
-    r"|collective-permute|ragged-all-to-all|reduce-scatter)(-done)?\("
-)
-_ARRAY = re.compile(r"(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<sizes>[\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,13 @@ class Options:
     """Module of `experiments` that has a `Config` and a `build`."""
     topology: str
     """TPU type and shape of the slice, such as v5e:4x4 or v5p:4x4x8."""
+    mesh: str | None = None
+    """Devices along the axes of the mesh, data=2,fsdp=4,tensor=2; by default all along
+    data, or fsdp for large models."""
+    model: str | None = None
+    """Shape of a known model instead of the experiment's, for `train`."""
+    prompt_tokens: int | None = None
+    """Tokens of a prompt, instead of the experiment's."""
     prompts_per_device: int | None = None
     """Prompts per step and device, instead of the number of the experiment."""
     json: pathlib.Path | None = None
@@ -70,11 +78,16 @@ def main(args: list[str] | None = None) -> None:
         Options, args=args, description=__doc__, return_unknown_args=True
     )
     try:
-        program = find_program(options.experiment, flags)
         devices = find_devices(options.topology)
-        prompts = fit_prompts(program.prompts, len(devices), options.prompts_per_device)
-        report = {"experiment": options.experiment, "topology": options.topology}
-        report |= compile_for(devices, program.fused(), program.state, prompts)
+        made = find_experiment(options.experiment, flags, options.model)
+        made = spread(made, devices, options)
+        report = {
+            "experiment": options.experiment,
+            "model": options.model,
+            "topology": options.topology,
+            "mesh": mesh.text(made.mesh),
+        }
+        report |= compile_on(made.mesh, made.layout, made.program())
     except ValueError as error:
         sys.exit(f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
@@ -87,11 +100,17 @@ def main(args: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def find_program(experiment: str, flags: list[str]) -> Program:
-    """What the experiment is going to run.
+def find_experiment(
+    experiment: str, flags: list[str], shape: str | None = None
+) -> Experiment:
+    """The experiment, or its last stage.
+
+    Args:
+      flags: of its configuration.
+      shape: a known model instead of its own, for `train`.
 
     Raises:
-      ValueError: if there is no such experiment, or it has no `build`.
+      ValueError: if there is no such experiment or model, or it has no `build`.
     """
     names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__))
     module = None
@@ -104,7 +123,60 @@ def find_program(experiment: str, flags: list[str]) -> Program:
             f" {experiment!r}; there are {', '.join(names)}."
         )
     prog = f"python -m tpu.compile --experiment {experiment}"
-    return module.build(tyro.cli(module.Config, args=flags, prog=prog))[-1].program()
+    if shape is None:
+        return module.build(tyro.cli(module.Config, args=flags, prog=prog))[-1]
+    decoder = model.shape(shape)
+    if module is not train:
+        raise ValueError(
+            f"--model {shape} must go with --experiment train, got {experiment}; others"
+            " have models of their own."
+        )
+    few = train.Config(num_prompts=16, num_validation=8, num_test=8)
+    config = tyro.cli(train.Config, default=few, args=flags, prog=prog)
+    small, task = problems.build(config, None)
+    return assemble.experiment(config, small._replace(config=decoder), task)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resized:
+    """A stream of other sizes, whose values nobody reads: P prompts of S tokens."""
+
+    stream: Stream
+    num_prompts: int | None
+    num_tokens: int | None
+
+    def __next__(self) -> Prompts:
+        batch = next(self.stream)
+        K, P, S = batch.tokens.shape
+        rows = np.arange(P if self.num_prompts is None else self.num_prompts) % P
+        batch = jax.tree.map(lambda x: x[:, rows], batch)
+        tokens = np.zeros((K, len(rows), self.num_tokens or S), batch.tokens.dtype)
+        return batch.replace(tokens=tokens)
+
+    def get_state(self):
+        return self.stream.get_state()
+
+    def set_state(self, state):
+        self.stream.set_state(state)
+
+
+def spread(made: Experiment, devices: list[jax.Device], options: Options) -> Experiment:
+    """The experiment on a mesh of all the devices, its prompts of the sizes asked for.
+
+    Raises:
+      ValueError: if the mesh does not divide the devices, prompts or heads.
+    """
+    per_device = options.prompts_per_device
+    num_prompts = None if per_device is None else per_device * len(devices)
+    stream = _Resized(made.prompts, num_prompts, options.prompt_tokens)
+    made = dataclasses.replace(made, prompts=stream)
+    if len(devices) == 1:
+        return dataclasses.replace(made, mesh=mesh.make(devices))
+    sizes = {} if options.mesh is None else mesh.parse(options.mesh)
+    if options.mesh is None:
+        num_bytes = plan.num_bytes(made.model.shapes())
+        sizes = {mesh.FSDP if num_bytes > mesh.LARGE else mesh.DATA: len(devices)}
+    return on_devices([made], sizes, devices)[0]
 
 
 def find_devices(topology: str) -> list[jax.Device]:
@@ -134,66 +206,54 @@ def find_devices(topology: str) -> list[jax.Device]:
         ) from error
 
 
-def fit_prompts(prompts, num_devices: int, per_device: int | None = None):
-    """The prompts' shapes with P divisible by the devices.
-
-    Raises:
-      ValueError: if it is not, and `per_device` does not replace it.
-    """
-    num_prompts = jax.tree.leaves(prompts)[0].shape[1]
-    if per_device is not None:
-        num_prompts = per_device * num_devices
-    if num_prompts % num_devices or num_prompts < 1:
-        raise ValueError(
-            f"the number of prompts per step must be a multiple of the {num_devices}"
-            f" devices, got {num_prompts}; pass --prompts-per-device"
-            f" {max(1, round(num_prompts / num_devices))}."
-        )
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            (x.shape[0], num_prompts, *x.shape[2:]), x.dtype
-        ),
-        prompts,
-    )
-
-
-def compile_for(devices, run, state, prompts) -> dict[str, Any]:
-    """Compiles `run` for the devices and reads off what XLA knows of the program.
+def compile_on(
+    place: Mesh | None, layout: mesh.Layout, program: Program
+) -> dict[str, Any]:
+    """Compiles a program for a mesh and reads off what XLA knows of it.
 
     Args:
-      devices: of `find_devices`; their number divides P.
-      run: the jitted loop (state, prompts) -> (state, metrics).
-      state, prompts [K, P, ...]: pytrees of jax.ShapeDtypeStruct.
+      place: a mesh of devices of `find_devices`; it divides the prompts.
 
     Returns:
       The report: numbers by name, as JSON takes them; sizes in bytes.
     """
-    grid = mesh.make(devices)
+    assert place is not None  # `spread` makes one even of a single chip
+    state = _sharded(program.state, mesh.state_shardings(program.state, place, layout))
+    where = mesh.prompt_sharding(place, axis=1, layout=layout)
+    prompts = _sharded(program.prompts, jax.tree.map(lambda _: where, program.prompts))
     start = time.perf_counter()
-    with jax.set_mesh(grid):
-        lowered = run.lower(
-            _sharded(state, NamedSharding(grid, PartitionSpec())),
-            _sharded(prompts, NamedSharding(grid, PartitionSpec(None, mesh.DATA))),
-        )
+    with mesh.using(place, layout):
+        lowered = program.fused().lower(state, prompts)
     lower_seconds = time.perf_counter() - start
     with _no_compilation_cache():
         compiled = lowered.compile()
-    cost = compiled.cost_analysis()
-    num_steps, num_prompts = jax.tree.leaves(prompts)[0].shape[:2]
+    cost: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
+    num_steps, num_prompts = program.prompts.tokens.shape[:2]
     return {
-        "device_kind": devices[0].device_kind,
-        "devices": len(devices),
+        "device_kind": place.devices.flat[0].device_kind,
+        "devices": place.size,
         "steps_per_dispatch": num_steps,
         "prompts_per_step": num_prompts,
-        "memory_per_device": plan.compiled_memory(compiled),
+        "memory_per_device": plan.compiled_memory(compiled)
+        | {"peak": memory.peak_memory_in_bytes},
         "flops_per_device": cost["flops"],
         "bytes_accessed_per_device": cost["bytes accessed"],
-        "collectives": collectives(compiled.as_text()),
+        "collectives": hlo.by_kind(hlo.collectives(text)),
+        "copied_to_every_device": mesh.copied(program.state, place, layout),
+        "largest_arrays": largest(text),
         "lower_seconds": round(lower_seconds, 2),
         "compile_seconds": round(time.perf_counter() - start - lower_seconds, 2),
         "jax": jax.__version__,
         "libtpu": libtpu_version(),
     }
+
+
+def largest(text: str, num: int = 8) -> dict[str, int]:
+    """The largest arrays of a program on one device, bytes by shape."""
+    found = hlo.arrays(text, 2**20)
+    return dict(sorted(found.items(), key=lambda one: -one[1])[:num])
 
 
 def libtpu_version() -> str:
@@ -214,42 +274,19 @@ def _no_compilation_cache():
         compilation_cache.reset_cache()
 
 
-def _sharded(tree, sharding: NamedSharding):
+def _sharded(tree, shardings):
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree,
+        shardings,
     )
-
-
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """Counts the collectives of an optimised HLO module and the bytes of their results.
-
-    >>> collectives("%x = (f32[2,3]{1,0:T(8,128)}, s32[]{:T(128)}) all-reduce(%a, %b)")
-    {'all-reduce': {'count': 1, 'bytes': 28}}
-    """
-    found: dict[str, collections.Counter] = {}
-    for line in hlo.splitlines():
-        if (match := _COLLECTIVE.search(line)) is not None:
-            size = sum(_num_bytes(a) for a in _ARRAY.finditer(match["shape"]))
-            counter = found.setdefault(match["kind"], collections.Counter())
-            counter.update(count=1, bytes=size)
-    return {kind: dict(found[kind]) for kind in sorted(found)}
-
-
-def _num_bytes(array: re.Match) -> int:
-    bits = re.search(
-        r"\d+", array["dtype"]
-    )  # f8e4m3fn has 8; pred has a byte of its own
-    size = 8 if bits is None else int(bits[0])
-    for n in filter(None, array["sizes"].split(",")):
-        size *= int(n)
-    return -(-size // 8)
 
 
 def show(report: dict[str, Any]) -> None:
     """Prints the report as a table."""
     table = rich.table.Table(
-        title=f"{report['experiment']} on {report['devices']} x"
-        f" {report['device_kind']} ({report['topology']})"
+        title=f"{report['model'] or report['experiment']} on {report['devices']} x"
+        f" {report['device_kind']} ({report['topology']}, {report['mesh']})"
     )
     table.add_column("")
     table.add_column("per device", justify="right")
@@ -261,15 +298,20 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("bytes accessed", f"{accessed:,.1f} MiB")
     for kind, number in report["collectives"].items():
         size = f"{number['bytes'] / 2**20:,.3f} MiB"
-        table.add_row(f"{kind}: {number['count']} in the program", size)
+        table.add_row(f"{kind}: {number['count']} per dispatch", size)
+    table.add_section()
+    for shape, size in report["largest_arrays"].items():
+        table.add_row(f"array {shape}", f"{size / 2**20:,.1f} MiB")
     table.add_section()
     table.add_row("compile time", f"{report['compile_seconds']:.1f} s")
     console = rich.console.Console(highlight=False)
     console.print(table)
     console.print(
         f"A dispatch is {report['steps_per_dispatch']} training steps of"
-        f" {report['prompts_per_step']} prompts. FLOPs, bytes and collectives count"
-        " every loop body once: one training step, one token of the sampler's loop."
+        f" {report['prompts_per_step']} prompts. FLOPs and bytes accessed count every"
+        " loop body once: one training step, one token of the sampler's loop."
+        " Collectives count each turn, up to the longest completion. What a chip must"
+        " hold is the peak."
     )
 
 

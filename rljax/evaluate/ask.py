@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from rljax import check, mesh, program
+from rljax import check, mesh, processes, program
 from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.policy import Policy
@@ -54,8 +54,8 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
     draw_only = jax.jit(draw)
 
     def judged_on_host(params, prompts):
-        samples = jax.device_get(draw_only(params, prompts))
-        return Answers(program.verdict_of(verify, prompts, samples).correct, samples)
+        samples = processes.fetch(draw_only(params, prompts))
+        return Answers(program.shared(verify, prompts, samples).correct, samples)
 
     return judged_on_host
 
@@ -91,7 +91,7 @@ def in_batches(
         count = -(-rows // width)
         index = np.resize(np.arange(rows), (count, width))
         parts = (jax.tree.map(lambda x, i=i: x[i], prompts) for i in index)
-        out = [jax.device_get(fn(params, part)) for part in _said(parts, count, doing)]
+        out = [processes.fetch(fn(params, part)) for part in _said(parts, count, doing)]
         keep = (slice(None),) * axis + (slice(rows),)
         return jax.tree.map(lambda *x: np.concatenate(x, axis)[keep], *out)
 
@@ -180,10 +180,8 @@ def held_out(
 
     def validate(params):
         answers = validation(params)
-        length = np.mean(np.sum(answers.samples.mask, -1))
-        found = estimate.summary(answers.correct, ks)
-        some = _completions(answers, task.validation, tokenizer, 8)
-        return found | {"length_mean": float(length)}, some
+        found = estimate.summary(answers.correct, ks) | _lengths(answers)
+        return found, _completions(answers, task.validation, tokenizer, 8)
 
     def test(params):
         answers = test_sampled(params)
@@ -207,6 +205,21 @@ def held_out(
         programs["evaluation, greedy"] = (fns[1], batch)
     tested = test if len(task.test.id) else None
     return Evaluation(validate, tested, tables, programs if in_graph else {})
+
+
+def _lengths(answers: Answers) -> dict[str, float]:
+    """How long completions are, how many end, and how many of these are right.
+
+    A policy that only learns to stop in time raises the second, and not the third.
+    """
+    ended = np.asarray(answers.samples.finished)
+    found = {
+        "length_mean": float(np.mean(np.sum(answers.samples.mask, -1))),
+        "finished_share": float(np.mean(ended)),
+    }
+    if np.any(ended):
+        found["right_of_finished"] = float(np.mean(answers.correct[ended]))
+    return found
 
 
 def _completions(

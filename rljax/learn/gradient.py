@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rljax import mesh
 from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.layout import over_tokens
 from rljax.learn import microbatch, origin
@@ -94,9 +95,11 @@ def of_minibatch(
         now, pull_back = jax.vjp(lambda p: forward(p, rows), state.params)
         loss, cotangent = _at_statistics(algorithm, now, credits, rows)
         (grads,) = pull_back(cotangent)
-        return jax.tree.map(jnp.add, total, grads), loss, (-cotangent.logp, now)
+        total = mesh.keep_state(jax.tree.map(jnp.add, total, grads))
+        return total, loss, (-cotangent.logp, now)
 
     zeros = jax.tree.map(lambda p: _widened(jnp.zeros_like(p)), state.params)
+    zeros = mesh.keep_state(zeros)
     grads, loss, (coefficient, now) = microbatch.over_pieces(
         add, credits, batch, zeros, pieces
     )
@@ -116,7 +119,7 @@ def _of_whole(
     credits, algorithm_state, metrics = algorithm.weigh(credits, seen, state.algorithm)
     loss, cotangent = _at_statistics(algorithm, now, credits, batch)
     (grads,) = pull_back(cotangent)
-    grads = jax.tree.map(_widened, grads)
+    grads = mesh.keep_state(jax.tree.map(_widened, grads))
     return Gradient(
         grads, loss, -cotangent.logp, now, credits, algorithm_state, metrics
     )

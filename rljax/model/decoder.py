@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rljax import check
+from rljax import check, mesh
 from rljax.model import replay, transformer
 from rljax.model.config import DecoderConfig
 from rljax.model.projection import join_projections
@@ -29,8 +29,8 @@ def decoder_policy(
       temperature: of the policy itself: samples, log-probabilities, entropies, KLs and
         values, for sampler and learner alike. So what is trained is what is sampled,
         and a policy trained at T is to be used at T. Above 0; may be traced.
-      max_logits: float32 logits that scoring may hold at once, over the whole mesh;
-        beyond it, tokens are scored in chunks and their logits recomputed backward.
+      max_logits: float32 logits that scoring may hold at once on each device; beyond
+        it, tokens are scored in chunks and their logits recomputed backward.
       replay_routes: whether sampling records which experts computed each token, and
         scoring takes the recorded ones; see `rljax.model.replay`.
 
@@ -62,6 +62,7 @@ def decoder_policy(
         measure=functions.measure,
         decode_params=functions.decode_params,
         recorded=functions.recorded,
+        logits_params=functions.logits_params,
     )
 
 
@@ -86,9 +87,15 @@ class _DecoderFunctions:
         def cast(path, p):
             return p if path[-1].key == "scale" else p.astype(self.config.dtype)
 
-        params = transformer.by_group(jax.tree.map_with_path(cast, params), self.config)
+        params = mesh.gather(jax.tree.map_with_path(cast, params))
+        params = transformer.by_group(params, self.config)
+        if mesh.size(mesh.TENSOR) > 1:  # a split of joined ones would not fit theirs
+            return params
         layers = {k: join_projections(layer) for k, layer in params["layers"].items()}
         return {**params, "layers": layers}
+
+    def logits_params(self, params):
+        return {name: p for name, p in params.items() if name != "layers"}
 
     def prefill(self, params, prompts):
         grouped = transformer.by_group(params, self.config)
@@ -98,13 +105,15 @@ class _DecoderFunctions:
         keys = jax.tree.map(transformer.join_groups, keys)
         routes = routes if self.replay_routes else None
         prompt = PromptCache(keys, prompts.length, routes)
-        return self.logits(params, hidden), prompt
+        head = mesh.gather(self.logits_params(params), self.config.dtype)
+        return self.logits(head, hidden), prompt
 
     def init_cache(self, prompt, num_samples, max_tokens):
         def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
-            P, heads, _, D = x.shape
-            size = (P, heads * num_samples, max(max_tokens - 1, 1), D)
-            return jnp.zeros(size, x.dtype)
+            *before, heads, _, D = x.shape
+            size = (*before, heads * num_samples, max(max_tokens - 1, 1), D)
+            empty = jnp.zeros(size, x.dtype)
+            return mesh.keep(empty, "prompts", None, "heads") if x.ndim == 5 else empty
 
         routes = None
         if prompt.routes is not None:
@@ -155,6 +164,8 @@ class _DecoderFunctions:
 
     def logits(self, params, hidden):
         logits = self._apply(params, Decoder.logits, hidden)
+        between = (mesh.FREE,) * (logits.ndim - 2)
+        logits = mesh.keep(logits, "prompts", *between, "vocab")
         T = self.temperature
         is_one = not isinstance(T, jax.core.Tracer) and T == 1
         return logits if is_one else logits / T
@@ -163,7 +174,8 @@ class _DecoderFunctions:
         del reference
         states, own = self._states(params, prompts, samples)
         stats = score.token_stats(
-            lambda states: self.logits(params, states),
+            self.logits,
+            self.logits_params(params),
             states,
             samples,
             max_logits=self.max_logits,

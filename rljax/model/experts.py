@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rljax import mesh
 from rljax.model.config import DecoderConfig, Experts
 from rljax.model.dense import Dense
 from rljax.model.projection import gated
@@ -80,6 +81,17 @@ class Mixture(nn.Module):
         Returns:
           [rows, d_model], and the router's own choice [rows, K] of `Experts.dtype`.
         """
+        if mesh.size() == 1 or self.is_initializing():
+            return self.of_rows(x, given)
+        alone = self.clone(parent=None)
+
+        def of_device(*rows):  # sorted over the mesh, rows would go everywhere
+            return alone.apply(self.variables, *rows, method=Mixture.of_rows)
+
+        return mesh.by_rows(of_device, x, given)
+
+    def of_rows(self, x: jax.Array, given: jax.Array | None):
+        """The same, of rows that are all on one device."""
         e = self.experts
         logits = self.router(x).astype(jnp.float32)
         own = jax.lax.top_k(logits, e.num_chosen)[1]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import numerics
+from rljax import mesh, numerics
 from rljax.model import attention, attention_blocks, product, rotary
 from rljax.model.attention import KeyValue
 from rljax.model.block import Block
@@ -35,7 +35,8 @@ class PromptCache(NamedTuple):
     """What decoding reads of prompts, computed once and shared by the group.
 
     keys: a `KeyValue` per layer of a group, [P, N * H, S, D]: the heads of all N groups
-      lie side by side, so that those of one group are a slice.
+      lie side by side, so that those of one group are a slice. Where a mesh splits
+      heads they are an axis of their own, [P, N, H, S, D].
     length: i32[P] tokens.
     routes: [P, S, L, K], the experts that computed each token; None: not recorded.
     """
@@ -48,7 +49,8 @@ class PromptCache(NamedTuple):
 class Cache(NamedTuple):
     """The completions' own keys: a ring, so that rows may begin at any time.
 
-    keys: as a prompt's, [P, N * H * G, T - 1, D]; the last token is never fed.
+    keys: as a prompt's, [P, N * H * G, T - 1, D] or [P, N, H * G, T - 1, D]; the last
+      token is never fed.
     written: i32[] tokens fed so far, by any row.
     routes: [P, G, L, K], the experts that computed the last token; None: not recorded.
     """
@@ -109,10 +111,22 @@ class Decoder(nn.Module):
     def embed_tokens(self, tokens, read=None):
         """Flat rows; only where `read` holds must tokens be ids of the vocabulary."""
         c = self.config
-        if read is not None:
-            tokens = numerics.readable_ids(tokens, read, c.vocab_size)
-        x = self.embed(tokens.reshape(-1))
+        if read is None:  # decoding, whose parameters lie as it uses them
+            x = self.embed(tokens.reshape(-1))
+        else:
+            x = self._look_up(numerics.readable_ids(tokens, read, c.vocab_size))
+        x = mesh.keep(x, "rows", None)
         return x * jnp.asarray(c.d_model**0.5, x.dtype) if c.scale_embeddings else x
+
+    def _look_up(self, ids):
+        """As `nn.Embed` does; what is no id gives NaN."""
+        table = {"embed": {"embedding": self.embed.embedding.astype(self.config.dtype)}}
+
+        def look_up(params, ids):
+            return jnp.take(params["embed"]["embedding"], ids, axis=0)
+
+        x = mesh.by_prompts(look_up, table, ids)
+        return x.reshape(-1, x.shape[-1])
 
     def logits(self, hidden):
         """f32[..., V] from normalised hidden states [..., d_model]."""
@@ -148,6 +162,7 @@ class Decoder(nn.Module):
         per_layer: tuple | None = None,
         shared: tuple | None = None,
         given: jax.Array | None = None,
+        gathered: bool = False,
     ):
         """Takes activations through all layers.
 
@@ -160,6 +175,7 @@ class Decoder(nn.Module):
           per_layer: a tree [N, ...] per layer of a group; each layer gets its own part.
           shared: a tree per layer of a group, whole for that layer of all groups.
           given: [rows, L, K], experts instead of the routers' choices.
+          gathered: whether parameters lie on the mesh as products use them.
 
         Returns:
           x, and an `Output` per layer of a group, its arrays [N, ...].
@@ -174,6 +190,8 @@ class Decoder(nn.Module):
 
         @jax.jit  # so that layers side by side are traced and differentiated once
         def layer(x, n, m, params, own_part, shared_part, route):
+            params = params if gathered else mesh.gather(params, c.dtype)
+            x = mesh.keep(x, "rows", None)
             number = n * M + m
             rope, window = _rope_of(c, ropes, number), _window_of(c, number)
 
@@ -186,6 +204,8 @@ class Decoder(nn.Module):
 
         if c.remat:
             layer = jax.checkpoint(layer)
+        elif mesh.size() > 1:
+            layer = jax.checkpoint(layer, policy=mesh.unless_gathered)
 
         def group(x, inputs):
             n, params, own_parts, routes = inputs
@@ -257,7 +277,7 @@ class Decoder(nn.Module):
     def decode_step(self, tokens, t, prompt: PromptCache, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
-        S, U = prompt.keys[0].key.shape[2], cache.keys[0].key.shape[2]
+        S, U = prompt.keys[0].key.shape[-2], cache.keys[0].key.shape[-2]
         x = self.embed_tokens(tokens)
         position = (prompt.length + t)[:, None]
         ropes = self._rope(position, S + U)
@@ -268,7 +288,7 @@ class Decoder(nn.Module):
 
         def put(old, new):
             write = functools.partial(
-                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=2
+                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=-2
             )
             return jax.tree.map(write, old, new)
 
@@ -278,6 +298,8 @@ class Decoder(nn.Module):
             seen = attention.seen_of_prompt(in_prompt, position, window)
 
             def of_group(x):
+                if x.ndim == 5:
+                    return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
                 size = x.shape[1] // self.config.num_groups
                 return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
 
@@ -286,7 +308,9 @@ class Decoder(nn.Module):
             return attention.attend(q, *sets, style=self._scores), new
 
         caches = tuple(zip(prompt.keys, cache.keys, strict=True))
-        x, outputs = self.apply_layers(x, (P, G, 1), ropes, attend, shared=caches)
+        x, outputs = self.apply_layers(
+            x, (P, G, 1), ropes, attend, shared=caches, gathered=True
+        )
         new = tuple(output.attended for output in outputs)
         # XLA:CPU: layers only read the caches, which are written here, all at once and
         # in place. It copies caches that are written within the scan at each layer.
@@ -330,8 +354,14 @@ def _of_rows(routes: jax.Array | None) -> jax.Array | None:
 
 
 def join_groups(x):
-    """[N, P, H, ...] -> [P, N * H, ...]: the heads of all groups of layers."""
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+    """[N, P, H, ...] -> [P, N * H, ...]: the heads of all groups of layers.
+
+    XLA:CPU: an axis more makes it copy the cache. A mesh that splits heads needs it.
+    """
+    x = jnp.moveaxis(x, 0, 1)
+    if mesh.size(mesh.TENSOR) > 1:
+        return mesh.keep(x, "prompts", None, "heads")
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def layer_name(m: int) -> str:

@@ -31,6 +31,7 @@ class Policy(NamedTuple):
     recorded: (prompt or cache) -> arrays by name that the samples are to record of how
       tokens were computed: of a prompt's tokens [P, S, ...], of those that `decode` fed
       last [P, G, ...]. Most policies have nothing to record.
+    logits_params: params -> those that `logits` reads, as it takes them.
     """
 
     init: Callable[[jax.Array], Any]
@@ -42,3 +43,4 @@ class Policy(NamedTuple):
     measure: Measure
     decode_params: Callable[[Any], Any] = lambda params: params
     recorded: Callable[[Any], dict[str, jax.Array]] = lambda prompt_or_cache: {}
+    logits_params: Callable[[Any], Any] = lambda params: params

@@ -39,7 +39,7 @@ def against_reference(policy: Policy, *, max_logits: int = score.MAX_LOGITS) -> 
 
     Args:
       policy: scores both parameter sets; the reference's are `TrainState.reference`.
-      max_logits: float32 logits that may exist at once, over the whole mesh.
+      max_logits: float32 logits that may exist at once on each device.
 
     Returns:
       A measure function whose `extra` holds `divergences` by name. Each call costs a
@@ -58,14 +58,15 @@ def against_reference(policy: Policy, *, max_logits: int = score.MAX_LOGITS) -> 
         own = policy.hidden(params, prompts, samples)
         other = policy.hidden(reference, prompts, samples)
 
-        def stats(tokens, own, other):
-            logits = policy.logits(params, own)
+        def stats(params, tokens, own, other):
+            logits = policy.logits(params[0], own)
             known = numerics.logp_and_entropy(logits, tokens)
-            return known, divergences(logits, policy.logits(reference, other))
+            return known, divergences(logits, policy.logits(params[1], other))
 
         (logp, entropy), extra = score.in_chunks(
             stats,
-            lambda states: policy.logits(params, states),
+            lambda params, states: policy.logits(params[0], states),
+            (policy.logits_params(params), policy.logits_params(reference)),
             samples,
             own,
             other,

@@ -1,20 +1,22 @@
 """Scoring without ever holding all logits: token statistics chunk by chunk."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rljax import numerics
+from rljax import mesh, numerics
 from rljax.types import Samples, TokenStats
 
 MAX_LOGITS = 2**27
-"""Float32 logits that may exist at once, over the whole mesh."""
+"""Float32 logits that may exist at once on each device."""
 
 
 def token_stats(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
     states: jax.Array,
     samples: Samples,
     *,
@@ -23,46 +25,56 @@ def token_stats(
     """Log-probability and entropy of the samples' tokens.
 
     Args:
-      logits_fn: hidden states [..., D] -> logits f32[..., V].
+      logits_fn: (params, hidden states [..., D]) -> logits f32[..., V].
+      params: what `logits_fn` reads, a policy's `logits_params`.
       states: [P, G, T, D]; the state at t predicts completion token t.
-      max_logits: logits that may exist at once, over the whole mesh.
+      max_logits: logits that may exist at once on each device.
     """
 
-    def stats(tokens, states):
-        return numerics.logp_and_entropy(logits_fn(states), tokens)
+    def stats(params, tokens, states):
+        return numerics.logp_and_entropy(logits_fn(params, states), tokens)
 
-    logp, entropy = in_chunks(stats, logits_fn, samples, states, max_logits=max_logits)
+    logp, entropy = in_chunks(
+        stats, logits_fn, params, samples, states, max_logits=max_logits
+    )
     return TokenStats(logp=logp, entropy=entropy)
 
 
 def in_chunks(
     stats_fn: Callable[..., Any],
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
     samples: Samples,
     *states: jax.Array,
     max_logits: int,
 ):
     """Applies `stats_fn` to the tokens of each prompt, a chunk of them at a time.
 
-    Chunks run along the tokens of each prompt, never across prompts, so that sharding
-    the prompt axis leaves every chunk spread over all devices. The logits that
-    `stats_fn` makes exist for one chunk only; the backward pass makes them again.
+    Chunks run along the tokens of each prompt, never across prompts, so that every
+    device scores its own prompts: see `mesh.by_prompts`. The logits that `stats_fn`
+    makes exist for one chunk only; the backward pass makes them again.
 
     Args:
-      stats_fn: pure, (tokens i32[rows], states [rows, D] of each) -> tree of
+      stats_fn: pure, (params, tokens i32[rows], states [rows, D] of each) -> tree of
         [rows, ...]. Tokens outside the mask can be looked up, too.
-      logits_fn: hidden states [..., D] -> logits f32[..., V].
+      logits_fn: (params, hidden states [..., D]) -> logits f32[..., V].
+      params: what both read.
       *states: hidden states of one or several models, each [P, G, T, D].
-      max_logits: logits that may exist at once, over the whole mesh. If all logits are
-        fewer, there is one chunk, and the backward pass keeps what it needs.
+      max_logits: logits that may exist at once on each device. If all logits are fewer,
+        there is one chunk, and the backward pass keeps what it needs.
 
     Returns:
       The tree, each leaf [P, G, T, ...].
     """
-    logits = jax.eval_shape(logits_fn, states[0])
-    tokens = numerics.readable_ids(samples.tokens, samples.mask, logits.shape[-1])
-    num_chunks = -(-logits.size // max_logits)
-    return _by_chunks(stats_fn, num_chunks, tokens, *states)
+    num_ids = jax.eval_shape(logits_fn, params, states[0]).shape[-1]
+    tokens = numerics.readable_ids(samples.tokens, samples.mask, num_ids)
+
+    def of_device(params, tokens, *states):
+        num_chunks = -(-tokens.size * num_ids // (max_logits * mesh.size()))
+        stats = functools.partial(stats_fn, params)
+        return _by_chunks(stats, num_chunks, tokens, *states)
+
+    return mesh.by_prompts(of_device, params, tokens, *states)
 
 
 def _by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):

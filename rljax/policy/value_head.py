@@ -26,7 +26,7 @@ def with_value_head(
     Args:
       policy: the trunk; it is sampled from as before.
       d_model: width of its hidden states.
-      max_logits: float32 logits that scoring may hold at once, over the whole mesh.
+      max_logits: float32 logits that scoring may hold at once on each device.
       features_fn: applied to the hidden states; `jax.lax.stop_gradient` keeps the value
         loss out of the trunk.
     """
@@ -47,7 +47,8 @@ def with_value_head(
         trunk, head = params["policy"], params["value"]
         states = policy.hidden(trunk, prompts, samples)
         stats = score.token_stats(
-            lambda states: policy.logits(trunk, states),
+            policy.logits,
+            policy.logits_params(trunk),
             states,
             samples,
             max_logits=max_logits,
@@ -68,6 +69,9 @@ def with_value_head(
     def decode_params(params):
         return policy.decode_params(params["policy"])
 
+    def logits_params(params):
+        return {"policy": policy.logits_params(params["policy"])}
+
     return policy._replace(
         init=init,
         prefill=prefill,
@@ -75,4 +79,5 @@ def with_value_head(
         logits=logits,
         measure=measure,
         decode_params=decode_params,
+        logits_params=logits_params,
     )

@@ -177,7 +177,9 @@ def _sampler(settings: _Settings) -> Sampler:
     check.count("num_segments", num_segments, high=settings.max_tokens)
 
     def sample(params, prompts: Prompts, key):
-        return _sample(settings, num_segments, params, prompts, key)
+        with mesh.sampling():
+            prompts = mesh.constrain(prompts)
+            return mesh.constrain(_sample(settings, num_segments, params, prompts, key))
 
     return sample
 
@@ -215,7 +217,8 @@ def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, ke
 class _Layout(NamedTuple):
     """How the samples of a batch are spread: see `slots`.
 
-    num_devices: of the mesh; each takes as many prompts.
+    num_devices: parts that prompts are split into on the mesh; those devices that share
+      a part count as one.
     num_slots: of each device.
     num_rows: samples in a slot, all of one prompt.
     """
@@ -239,7 +242,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(num_prompts: int, num_samples: int, num_slots: int | None) -> _Layout:
-    num_devices = mesh.size()
+    num_devices = mesh.lanes()
     if num_slots is None:
         # A prompt's samples stay together, so that its keys are read once for all.
         layout = _Layout(num_devices, num_prompts // num_devices, num_samples)
@@ -249,9 +252,10 @@ def _layout(num_prompts: int, num_samples: int, num_slots: int | None) -> _Layou
     uneven = num_slots is not None and num_slots % num_devices
     if num_prompts % num_devices or layout.num_slots < 1 or uneven:
         raise ValueError(
-            f"the number of prompts and num_slots must be multiples of the mesh's"
-            f" {num_devices} devices, got {num_prompts} prompts and num_slots"
-            f" {num_slots}."
+            f"the number of prompts and num_slots must be multiples of {num_devices},"
+            " into which the mesh splits prompts, got"
+            f" {num_prompts} prompts and num_slots {num_slots}; change them, or take a"
+            " mesh of fewer devices."
         )
     return layout
 

@@ -4,21 +4,25 @@ import functools
 import json
 import sys
 
+import jax
 import pytest
 import tiny_program
 
+from rljax import mesh
+from rljax.model import decoder_policy
 from tpu import compile as tpu
+from tpu import model
 
 CONFIG = tiny_program.Config()
-K, P, S = CONFIG.steps_per_dispatch, CONFIG.num_prompts, CONFIG.prompt_tokens
+K, P = CONFIG.steps_per_dispatch, CONFIG.num_prompts
 
 
 @functools.cache
 def compiled(topology, config=CONFIG):
     pytest.importorskip("libtpu")
     program = tiny_program.program(config)
-    devices = tpu.find_devices(topology)
-    return tpu.compile_for(devices, program.fused(), program.state, program.prompts)
+    place = mesh.make(tpu.find_devices(topology))
+    return tpu.compile_on(place, mesh.PLAIN, program)
 
 
 @pytest.mark.slow
@@ -54,22 +58,9 @@ def test_memory_is_reported_and_donation_saves_the_state():
     assert 4 * 2816 < memory["outputs_in_arguments"] <= memory["outputs"]
     assert (report["steps_per_dispatch"], report["prompts_per_step"]) == (K, P)
     assert json.loads(json.dumps(report)) == report
-    tpu.show(report | {"experiment": "tiny", "topology": "v5e:2x2"})
-
-
-def test_collectives_are_counted_with_the_bytes_of_their_results():
-    # -start has operand and result in its shape: counting it too would give 3 x 16.
-    hlo = """
-      %s = (bf16[8]{0}, bf16[8]{0}) all-gather-start(%a), replica_groups={{0,1}}
-      %d = bf16[8]{0:T(128)S(1)} all-gather-done(%s)
-      ROOT %r = (pred[], /*index=1*/f8e4m3fn[4,2]{1,0}) all-reduce(%x, %y), to_apply=%f
-      %q = s32[] all-reduce(%z), metadata={op_name="jit(f)/while/body/reduce_sum"}
-      %n = f32[8] fusion(%all-reduce.1), calls=%all-to-all
-    """
-    assert tpu.collectives(hlo) == {
-        "all-gather": {"count": 1, "bytes": 16},
-        "all-reduce": {"count": 2, "bytes": 1 + 8 + 4},
-    }
+    tpu.show(
+        report | dict.fromkeys(("experiment", "model", "topology", "mesh"), "tiny")
+    )
 
 
 def test_an_unknown_topology_is_refused_with_examples():
@@ -90,16 +81,61 @@ def test_an_experiment_without_a_program_is_refused(name):
         tpu.main(["--experiment", name, "--topology", "v5e:2x2"])
 
 
+def made_for(num_devices, options, flags=(), shape=None):
+    experiment = "addition" if shape is None else "train"
+    made = tpu.find_experiment(experiment, list(flags), shape)
+    common = {"experiment": experiment, "topology": "v5e:2x2"}
+    return tpu.spread(
+        made, jax.devices()[:num_devices], tpu.Options(**common | options)
+    )
+
+
 def test_prompts_that_do_not_divide_are_refused_or_replaced():
-    prompts = tiny_program.program(CONFIG).prompts
-    with pytest.raises(ValueError, match=r"multiple of the 3 devices, got 8.*device 3"):
-        tpu.fit_prompts(prompts, 3)
-    fitted = tpu.fit_prompts(prompts, 3, per_device=5)
-    assert fitted.tokens.shape == (K, 15, S) and fitted.id.shape == (K, 15)
-    assert tpu.fit_prompts(prompts, 4).tokens == prompts.tokens
+    with pytest.raises(ValueError, match=r"64 prompts .*multiple of 3.*take data=1\."):
+        made_for(3, {})
+    made = made_for(3, {"prompts_per_device": 6, "prompt_tokens": 50})
+    assert made.batches().tokens.shape == (20, 18, 50)
+    assert made.batches().id.shape == (20, 18)
+    assert dict(made.mesh.shape) == {"data": 3}
 
 
 def test_flags_change_the_config_of_the_experiment():
-    program = tpu.find_program("addition", ["--num-prompts", "6", "--d-model", "32"])
-    assert program.prompts.tokens.shape[1] == 6
-    assert program.state.params["embed"]["embedding"].shape[1] == 32
+    flags = ["--num-prompts", "6", "--d-model", "32"]
+    made = tpu.find_experiment("addition", flags)
+    assert made.batches().tokens.shape[1] == 6
+    assert made.model.config.d_model == 32
+
+
+def test_a_known_shape_takes_the_place_of_the_model_and_large_ones_are_split():
+    made = made_for(8, {"mesh": "fsdp=4,tensor=2"}, shape="qwen2.5-0.5b")
+    program = made.program()
+    assert program.state.params["embed"]["embedding"].shape == (151936, 896)
+    assert (made.mesh.shape["fsdp"], made.layout.update) == (4, mesh.ONLY_PROMPTS)
+    assert made_for(8, {}, shape="qwen2.5-0.5b").mesh.shape["fsdp"] == 8
+    with pytest.raises(ValueError, match=r"2 key/value heads.*take data=4,tensor=2\."):
+        made_for(8, {"mesh": "tensor=4"}, shape="qwen2.5-0.5b")
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("qwen2.5-0.5b", 0.494),
+        ("qwen2.5-1.5b", 1.54),
+        ("qwen2.5-7b", 7.62),
+        ("qwen2.5-32b", 32.8),
+        ("qwen3-0.6b", 0.596),
+        ("qwen3-8b", 8.19),
+        ("llama-3.1-8b", 8.03),
+        ("llama-3.1-70b", 70.6),
+    ],
+)
+def test_known_shapes_have_the_parameters_that_their_cards_say(name, billions):
+    policy = decoder_policy(model.shape(name))
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    assert count / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_an_unknown_model_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"qwen3-8b.*got 'qwen9'"):
+        model.shape("qwen9")

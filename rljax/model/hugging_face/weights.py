@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import strict_json
+from rljax import mesh, processes, strict_json
 from rljax.model.config import DecoderConfig
 from rljax.model.hugging_face import tensors
 from rljax.model.hugging_face.family import Family
@@ -56,19 +56,22 @@ def read(
     parts, stored = checked(folder, config, family, stack)
     shapes = tensors.shapes(config)
     sizes = {path: x.shape for path, x in tensors.by_path(shapes).items()}
+    where = dict(zip(sizes, mesh.stored(shapes), strict=True))
     params: dict[str, jax.Array] = {}
     for name, stacked in parts.items():
         tensor = stored[name].get_tensor(name)
         for part in stacked:
             rows = tensor[part.start : part.start + part.shape[0]]
             if part.index:
-                if part.path not in params:
-                    params[part.path] = jnp.zeros(sizes[part.path], dtype)
-                whole = params[part.path]
+                whole = params.get(part.path)
+                if whole is None:
+                    size, place = sizes[part.path], where[part.path]
+                    whole = jnp.zeros(size, dtype, device=place)
                 whole = _put(whole, part.index, rows, transposed=part.transposed)
             else:
                 whole = _cast(rows, dtype=dtype, transposed=part.transposed)
             # Waiting: many tensors on their way would all be in memory.
+            whole = processes.put(whole, where[part.path])
             params[part.path] = jax.block_until_ready(whole)
     treedef = jax.tree.structure(shapes)
     return jax.tree.unflatten(treedef, [params[path] for path in sizes])

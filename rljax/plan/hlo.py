@@ -1,0 +1,167 @@
+"""What a compiled program moves between devices, and its largest arrays.
+
+Read off the text of an optimised HLO module, `compiled.as_text()`. XLA's own numbers
+count the body of a loop once; here it counts as often as it runs.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<shape>.*?) (?P<opcode>[a-z][\w-]*)\("
+)
+_ARRAY = re.compile(r"(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<sizes>[\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:to_apply|calls|body|true_computation|false_computation)=%?([\w.-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r"= [su]\d+\[\][^ ]* constant\((\d+)\)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_KINDS = {
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+}
+
+
+class Collective(NamedTuple):
+    """A collective operation of a program.
+
+    kind: as XLA names it, such as all-gather.
+    shape: of its result on one device, as XLA writes it.
+    bytes: of the result.
+    times: how often it runs; in a loop whose end depends on data, at most.
+    op_name: what of the traced code it comes from.
+    """
+
+    kind: str
+    shape: str
+    bytes: int
+    times: int
+    op_name: str
+
+
+class _Line(NamedTuple):
+    """An instruction: the shape of its result, its opcode, and all of its text."""
+
+    shape: str
+    opcode: str
+    text: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of an optimised HLO module, with trip counts."""
+    computations, entry = _computations(text)
+    found: list[Collective] = []
+
+    def walk(name: str, times: int) -> None:
+        for line in computations.get(name, ()):
+            kind = line.opcode.removesuffix("-done")  # `-start` has operands, too
+            if kind in _KINDS:
+                name_of = _OP_NAME.search(line.text)
+                op_name = name_of[1] if name_of else ""
+                size = num_bytes(line.shape)
+                found.append(Collective(kind, line.shape, size, times, op_name))
+            trips = times
+            if line.opcode == "while":
+                trips *= _trip_count(line, computations)
+            if kind not in _KINDS:  # a reduction's own computation moves nothing
+                for called in _called(line.text):
+                    walk(called, trips)
+
+    walk(entry, 1)
+    return found
+
+
+def by_kind(found: list[Collective]) -> dict[str, dict[str, int]]:
+    """How many of each kind run, and the bytes of their results."""
+    kinds: dict[str, collections.Counter] = {}
+    for one in found:
+        counter = kinds.setdefault(one.kind, collections.Counter())
+        counter.update(count=one.times, bytes=one.times * one.bytes)
+    return {kind: dict(kinds[kind]) for kind in sorted(kinds)}
+
+
+def arrays(text: str, min_bytes: int) -> dict[str, int]:
+    """Bytes of the arrays of a module on one device, by shape; of the large ones.
+
+    Arguments, results and temporaries; what a fusion keeps in registers is none.
+    """
+    computations, _ = _computations(text)
+    fused = {
+        called
+        for lines in computations.values()
+        for line in lines
+        if line.opcode == "fusion"
+        for called in _called(line.text)
+    }
+    found: dict[str, int] = {}
+    for name, lines in computations.items():
+        if name in fused:
+            continue
+        for line in lines:
+            for array in _ARRAY.finditer(line.shape):
+                if (size := _array_bytes(array)) >= min_bytes:
+                    found[array[0]] = size
+    return found
+
+
+def num_bytes(shape: str) -> int:
+    """Bytes of a shape, as XLA writes it; of a tuple those of its parts.
+
+    >>> num_bytes("(f32[2,3]{1,0:T(8,128)}, s32[]{:T(128)})")
+    28
+    """
+    return sum(map(_array_bytes, _ARRAY.finditer(shape)))
+
+
+def _array_bytes(array: re.Match) -> int:
+    bits = re.search(r"\d+", array["dtype"])  # f8e4m3fn has 8; pred has a byte
+    size = 8 if bits is None else int(bits[0])
+    return -(
+        -math.prod([size, *map(int, filter(None, array["sizes"].split(",")))]) // 8
+    )
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
+    """The instructions of each computation, and the name of the first one to run."""
+    found: dict[str, list[_Line]] = {}
+    entry = name = ""
+    for text_line in text.splitlines():
+        if (head := _COMPUTATION.match(text_line)) is not None:
+            name = head["name"]
+            found[name] = []
+            entry = name if head["entry"] else entry
+        elif name and (match := _INSTRUCTION.match(text_line)) is not None:
+            found[name].append(_Line(match["shape"], match["opcode"], text_line))
+    return found, entry
+
+
+def _called(text: str) -> Iterator[str]:
+    yield from _CALLED.findall(text)
+    for branches in _BRANCHES.findall(text):
+        yield from (branch.strip().lstrip("%") for branch in branches.split(","))
+
+
+def _trip_count(line: _Line, computations: dict[str, list[_Line]]) -> int:
+    """How often a loop runs; where XLA does not say, the largest constant that its
+    condition compares with; 1 if it has none."""
+    if (known := _TRIPS.search(line.text)) is not None:
+        return int(known[1])
+    bounds = [1]
+    waiting = _CONDITION.findall(line.text)
+    while waiting:
+        for inner in computations.get(waiting.pop(), ()):
+            bounds += map(int, _CONSTANT.findall(inner.text))
+            waiting += _called(inner.text)
+    return max(bounds)
