@@ -65,7 +65,11 @@ def experiment(c: "Config", model: Model, task: Task) -> Experiment:
 
 
 def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Experiment:
-    policy, around = transforms.around(c, model, value_head=bool(_VALUE & needs))
+    value_head = bool(_VALUE & needs)
+    policy, around = transforms.around(c, model, value_head=value_head)
+    free, _ = transforms.around(
+        transforms.without_replay(c), model, value_head=value_head
+    )
     whole = bool(_WHOLE & needs)
     reference = whole or "reference" in needs
     learns = learner(c, policy, algorithm, whole)
@@ -75,10 +79,10 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         model=model,
         task=task,
         act=program.actor(
-            policy,
+            free,
             samples(c, policy, model, "old" in needs),
             measure_old=policy.measure if _VALUE & needs else None,
-            teacher=privileged_teacher(policy) if "teacher" in needs else None,
+            teacher=privileged_teacher(free) if "teacher" in needs else None,
         ),
         learner=transforms.with_reference(c, learns) if reference else learns,
         verify=task.verify,

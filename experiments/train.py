@@ -148,6 +148,10 @@ class Config:
     reference_ema: float | None = None
     """Share of itself that the reference keeps each time, from 0 to below 1."""
 
+    # Mixtures of experts
+    replay_routes: bool = False
+    """The update computes each token by the experts that sampled it."""
+
     # Evaluation and checkpoints
     evaluate_every: int = 20
     """Training steps between evaluations."""

@@ -1,9 +1,10 @@
-"""The flags of policy transforms: LoRA, a value head, a reference that follows."""
+"""The flags of policies: LoRA, a value head, a reference that follows, replay."""
 
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from experiments import ranges
+from experiments import ranges, recipes
 from rljax.learn import Learner, reference
 from rljax.model import Model
 from rljax.model.hugging_face import adapter
@@ -22,6 +23,12 @@ def check(c: "Config") -> None:
         raise ValueError(
             f"--reference-ema {c.reference_ema} must come with --reference-every, got"
             " none; --reference-every 1 moves the reference after each training step."
+        )
+    if c.replay_routes and c.algorithm in recipes.STORED + recipes.MIXED:
+        raise ValueError(
+            "--replay-routes must have samples alone, got --algorithm"
+            f" {c.algorithm}, which learns from stored answers that nothing has routed;"
+            " leave the flag out."
         )
 
 
@@ -43,7 +50,10 @@ def around(
     c: "Config", model: Model, *, value_head: bool
 ) -> tuple[Policy, dict[str, Any]]:
     """The policy that is trained, and how an `Experiment` goes in and out of it."""
-    policy, spec = model.policy(c.temperature), lora_of(c)
+    require_experts(c, model)
+    policy = model.policy(c.temperature, replay_routes=c.replay_routes)
+    spec = lora_of(c)
+    require_apart(spec, model)
     if spec is not None:
         policy = lora.adapted(policy, spec)
     if value_head:
@@ -63,6 +73,29 @@ def around(
         parts["trains"] = _trains
         parts["save_also"] = lambda folder, state: _save(c, spec, folder, state)
     return policy, parts
+
+
+def require_experts(c: "Config", model: Model) -> None:
+    """Raises ValueError if routes are to be replayed of a model that has none."""
+    if c.replay_routes and model.config.experts is None:
+        raise ValueError(
+            "--replay-routes must have a --model that is a mixture of experts, got a"
+            " dense one; leave the flag out."
+        )
+
+
+def require_apart(spec: Lora | None, model: Model) -> None:
+    """Raises ValueError for adapters that PEFT's format cannot hold."""
+    if spec is not None and model.metadata is not None:
+        try:
+            adapter.require_apart(spec, model.metadata.config["model_type"])
+        except ValueError as error:
+            raise ValueError(f"--lora-targets: {error}") from error
+
+
+def without_replay(c: "Config") -> "Config":
+    """For policies that choose experts themselves: reference and teacher."""
+    return dataclasses.replace(c, replay_routes=False)
 
 
 def _trains(path: tuple[str, ...]) -> bool:

@@ -38,6 +38,7 @@ from rljax.algorithms.imitation import (
     sft,
 )
 from rljax.algorithms.maxrl import linear_r, log_failure, log_odds, maxrl, sqrt_r
+from rljax.algorithms.minirl import minirl
 from rljax.algorithms.pass_at_k import (
     pass_at_group,
     pass_at_k_training,
@@ -123,6 +124,7 @@ __all__ = [
     "log_odds",
     "luffy",
     "maxrl",
+    "minirl",
     "minpro",
     "mixture",
     "norm_grpo",

@@ -263,6 +263,9 @@ def _now_metrics(now, batch, first):
     metrics = {}
     if is_measured(now.entropy):
         metrics["policy/entropy_nats"] = numerics.masked_mean(now.entropy, mask)
+    if "router_mismatch" in now.extra:  # see rljax.model.replay
+        mismatch = numerics.masked_mean(now.extra["router_mismatch"], mask)
+        metrics["gap/router_mismatch"] = mismatch
     if not is_measured(batch.old):
         return metrics
     log_ratio = jnp.where(mask, now.logp - batch.old.logp, 0.0)

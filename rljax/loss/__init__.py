@@ -13,6 +13,7 @@ from rljax.loss.combine import (
     against_old,
     times_advantage,
     times_ratio,
+    unless_clipped,
 )
 from rljax.loss.kl import (
     chi_squared,
@@ -85,6 +86,7 @@ __all__ = [
     "token_ratio",
     "turn_ppo",
     "unclipped_ratio",
+    "unless_clipped",
     "value_loss",
     "with_behaviour_prob_one",
 ]

@@ -1,7 +1,10 @@
 """Loss functions from loss functions."""
 
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
 from rljax import check
-from rljax.loss.surrogate import token_ratio
+from rljax.loss.surrogate import is_clipped, token_ratio
 from rljax.types import LossFn
 
 
@@ -23,6 +26,31 @@ def against_behaviour(loss_fn: LossFn) -> LossFn:
     return lambda now, credit, rollout: loss_fn(
         now, credit, rollout.replace(old=rollout.samples.behaviour)
     )
+
+
+def unless_clipped(
+    loss_fn: LossFn, low: ArrayLike = 0.2, high: ArrayLike = 0.2
+) -> LossFn:
+    """The loss, but 0 where PPO would clip the ratio pi / pi_old.
+
+    That is where A > 0 and the ratio is above 1 + high, or A < 0 and it is below 1 -
+    low. A mask, not a bound: elsewhere the loss stays as it is.
+
+    Args:
+      low, high: distances of the bounds from 1.
+
+    Source: MiniRL, arXiv:2512.01374, eq. (7) (SECONDARY).
+    """
+    check.function("loss_fn", loss_fn, "now, credit, rollout")
+    check.number("low", low, low=0, high=1)
+    check.number("high", high, low=0)
+
+    def loss(now, credit, rollout):
+        ratio = token_ratio(now, rollout)
+        clipped = is_clipped(ratio, credit.advantage, low, high)
+        return jnp.where(clipped, 0.0, loss_fn(now, credit, rollout))
+
+    return loss
 
 
 def times_advantage(loss_fn: LossFn) -> LossFn:

@@ -177,19 +177,19 @@ def by_prompts(fn: Callable, params, *trees):
     )(params, *trees)
 
 
-def by_rows(fn: Callable, x: jax.Array) -> jax.Array:
-    """`fn(x)` of flat rows [rows, ...], each device on its own rows.
+def by_rows(fn: Callable, x: jax.Array, *others: jax.Array | None):
+    """`fn(x, *others)` of flat rows [rows, ...], each device on its own rows.
 
     Parameters that `fn` closes over are whole there, but for what `tensor` splits.
     """
     there = sizes()
     axes = tuple(a for a in rules().rows if there.get(a, 1) > 1)
     if not axes or len(x) % size(*axes):
-        return fn(x)
+        return fn(x, *others)
     spec = PartitionSpec(axes)
     return jax.shard_map(
         fn, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False
-    )(x)
+    )(x, *others)
 
 
 def _stored(path, x) -> PartitionSpec:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,17 @@ from rljax.model.dense import Dense
 from rljax.model.experts import Mixture
 from rljax.model.norm import Norm
 from rljax.model.projection import gated, project
+
+
+class Output(NamedTuple):
+    """What a layer gives beside its activations.
+
+    attended: the second output of its `attend_fn`.
+    choice: [rows, K], the experts that its router would choose; None without experts.
+    """
+
+    attended: Any
+    choice: jax.Array | None
 
 
 class Block(nn.Module):
@@ -55,6 +66,7 @@ class Block(nn.Module):
         shape: tuple[int, int, int],
         rope: jax.Array,
         attend_fn: Callable[[jax.Array, KeyValue], tuple[jax.Array, Any]],
+        given: jax.Array | None = None,
     ):
         """Applies the layer.
 
@@ -64,9 +76,10 @@ class Block(nn.Module):
           shape: (P, G, T), static.
           rope: rows of the rotary table, broadcastable to [P, H, G, T, 2, D].
           attend_fn: (q [P, H, G, R, T, D], own KeyValue) -> (out like q, output).
+          given: [P * G * T, K], experts instead of the router's choice.
 
         Returns:
-          The new x, and the second output of `attend_fn`.
+          The new x, and an `Output`.
         """
         del layer
         c = self.config
@@ -75,8 +88,13 @@ class Block(nn.Module):
         h, output = self.attention(h, shape, rope, attend_fn)
         x = x + (self.norm_attention_out(h) if after else h)
         h = self.norm_mlp(x) if before else x
-        h = gated(self, h, c.activation) if c.experts is None else self.experts(h)
-        return x + (self.norm_mlp_out(h) if after else h), output
+        choice = None
+        if c.experts is None:
+            h = gated(self, h, c.activation)
+        else:
+            h, choice = self.experts(h, given)
+        x = x + (self.norm_mlp_out(h) if after else h)
+        return x, Output(output, choice)
 
     def attention(self, h, shape, rope, attend_fn):
         """[P * G * T, d_model] of the same, and the second output of `attend_fn`."""

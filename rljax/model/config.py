@@ -42,6 +42,11 @@ class Experts(NamedTuple):
     normalised: bool = True
     shared_d_ff: int | None = None
 
+    @property
+    def dtype(self) -> Any:
+        """Of an expert's number, where it is recorded."""
+        return jnp.uint8 if self.num <= 256 else jnp.uint16
+
     def check(self):
         """Raises ValueError if a number is outside its range."""
         check.count("experts.num", self.num)

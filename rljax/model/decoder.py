@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, mesh
-from rljax.model import transformer
+from rljax.model import replay, transformer
 from rljax.model.config import DecoderConfig
 from rljax.model.projection import join_projections
+from rljax.model.replay import Routes
 from rljax.model.transformer import Cache, Decoder, PromptCache
 from rljax.policy import score
 from rljax.policy.base import Policy
@@ -19,6 +20,7 @@ def decoder_policy(
     *,
     temperature: jax.typing.ArrayLike = 1.0,
     max_logits: int = score.MAX_LOGITS,
+    replay_routes: bool = False,
 ) -> Policy:
     """The policy of a decoder: softmax(logits / temperature).
 
@@ -29,16 +31,27 @@ def decoder_policy(
         and a policy trained at T is to be used at T. Above 0; may be traced.
       max_logits: float32 logits that scoring may hold at once on each device; beyond
         it, tokens are scored in chunks and their logits recomputed backward.
+      replay_routes: whether sampling records which experts computed each token, and
+        scoring takes the recorded ones; see `rljax.model.replay`.
+
+    Raises:
+      ValueError: if an argument is out of range, or if there are no experts to replay.
     """
     check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
     check.count("max_logits", max_logits)
     check.number("temperature", temperature, low=0)
+    check.kind("replay_routes", replay_routes, bool, "True")
     if not isinstance(temperature, jax.core.Tracer) and temperature == 0:
         raise ValueError(
             "temperature must be above 0, got 0: a policy without chance has no policy"
             " gradient; for the most likely tokens use rljax.rollout.sample.greedy."
         )
-    functions = _DecoderFunctions(config, temperature, max_logits)
+    if replay_routes and config.experts is None:
+        raise ValueError(
+            "replay_routes must be given a mixture of experts, got a dense decoder,"
+            " which routes nothing; leave it out."
+        )
+    functions = _DecoderFunctions(config, temperature, max_logits, replay_routes)
     return Policy(
         init=functions.init,
         prefill=functions.prefill,
@@ -48,6 +61,7 @@ def decoder_policy(
         logits=functions.logits,
         measure=functions.measure,
         decode_params=functions.decode_params,
+        recorded=functions.recorded,
         logits_params=functions.logits_params,
     )
 
@@ -59,6 +73,7 @@ class _DecoderFunctions:
     config: DecoderConfig
     temperature: jax.typing.ArrayLike
     max_logits: int
+    replay_routes: bool
 
     def _apply(self, params, method, *args):
         return Decoder(self.config).apply({"params": params}, *args, method=method)
@@ -84,12 +99,14 @@ class _DecoderFunctions:
 
     def prefill(self, params, prompts):
         grouped = transformer.by_group(params, self.config)
-        hidden, keys = self._apply(
+        hidden, keys, routes = self._apply(
             grouped, Decoder.prefill, prompts.tokens, prompts.length
         )
         keys = jax.tree.map(transformer.join_groups, keys)
+        routes = routes if self.replay_routes else None
+        prompt = PromptCache(keys, prompts.length, routes)
         head = mesh.gather(self.logits_params(params), self.config.dtype)
-        return self.logits(head, hidden), PromptCache(keys, prompts.length)
+        return self.logits(head, hidden), prompt
 
     def init_cache(self, prompt, num_samples, max_tokens):
         def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
@@ -98,7 +115,11 @@ class _DecoderFunctions:
             empty = jnp.zeros(size, x.dtype)
             return mesh.keep(empty, "prompts", None, "heads") if x.ndim == 5 else empty
 
-        return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0))
+        routes = None
+        if prompt.routes is not None:
+            P, _, *of_token = prompt.routes.shape
+            routes = jnp.zeros((P, num_samples, *of_token), prompt.routes.dtype)
+        return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0), routes)
 
     def decode(self, decode_params, tokens, t, prompt, cache):
         hidden, cache = self._apply(
@@ -108,17 +129,28 @@ class _DecoderFunctions:
         logits = self.logits(decode_params, hidden.reshape(P * G, -1))
         return logits.reshape(P, G, -1), cache
 
+    def recorded(self, prompt_or_cache):
+        routes = prompt_or_cache.routes
+        return {} if routes is None else {replay.ROUTES: routes}
+
     def hidden(self, params, prompts, samples):
+        return self._states(params, prompts, samples)[0]
+
+    def _states(self, params, prompts, samples):
+        """(states [P, G, T, D], the routers' own choices, a `Routes`)."""
         tokens, mask = samples.tokens, samples.mask
+        given = Routes(None, None)
+        if self.replay_routes:
+            given = replay.recorded(prompts, samples)
         params = transformer.by_group(params, self.config)
-        first, keys = self._apply(
-            params, Decoder.prefill, prompts.tokens, prompts.length
+        first, keys, prompt_routes = self._apply(
+            params, Decoder.prefill, prompts.tokens, prompts.length, given.prompt
         )
         P, G, T = tokens.shape
         states = jnp.broadcast_to(first[:, None, None], (P, G, 1, first.shape[-1]))
         if T == 1:
-            return states
-        rest = self._apply(
+            return states, Routes(prompt_routes, None)
+        rest, routes = self._apply(
             params,
             Decoder.score,
             tokens[:, :, :-1],
@@ -126,8 +158,9 @@ class _DecoderFunctions:
             prompts.length,
             prompts.tokens.shape[1],
             keys,
+            given.completion,
         )
-        return jnp.concatenate([states, rest], 2)
+        return jnp.concatenate([states, rest], 2), Routes(prompt_routes, routes)
 
     def logits(self, params, hidden):
         logits = self._apply(params, Decoder.logits, hidden)
@@ -139,10 +172,15 @@ class _DecoderFunctions:
 
     def measure(self, params, prompts, samples, reference=None):
         del reference
-        return score.token_stats(
+        states, own = self._states(params, prompts, samples)
+        stats = score.token_stats(
             self.logits,
             self.logits_params(params),
-            self.hidden(params, prompts, samples),
+            states,
             samples,
             max_logits=self.max_logits,
         )
+        if not self.replay_routes:
+            return stats
+        mismatch = replay.mismatch(own, prompts, samples)
+        return stats.replace(extra={replay.MISMATCH: mismatch})

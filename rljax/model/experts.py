@@ -54,7 +54,8 @@ class Mixture(nn.Module):
     """sum_k weight_k expert_k(x), over the experts with the largest probabilities.
 
     The router's softmax goes over all experts, in float32. Its gradient comes through
-    the weights of the chosen ones; the choice has none.
+    the weights of the chosen ones; the choice has none. So it is with given experts,
+    too: routing replay replays the choice, the weights are the router's own.
     """
 
     config: DecoderConfig
@@ -71,31 +72,43 @@ class Mixture(nn.Module):
         if e.shared_d_ff is not None:
             self.shared = SharedExpert(c, e.shared_d_ff, self.out_init)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[rows, d_model] of x [rows, d_model]."""
+    def __call__(self, x: jax.Array, given: jax.Array | None = None):
+        """Computes rows x [rows, d_model].
+
+        Args:
+          given: [rows, K], experts to take instead of the router's choice; None: none.
+
+        Returns:
+          [rows, d_model], and the router's own choice [rows, K] of `Experts.dtype`.
+        """
         if mesh.size() == 1 or self.is_initializing():
-            return self.of_rows(x)
+            return self.of_rows(x, given)
         alone = self.clone(parent=None)
 
-        def of_device(x):  # sorted over the mesh, rows would go everywhere
-            return alone.apply(self.variables, x, method=Mixture.of_rows)
+        def of_device(*rows):  # sorted over the mesh, rows would go everywhere
+            return alone.apply(self.variables, *rows, method=Mixture.of_rows)
 
-        return mesh.by_rows(of_device, x)
+        return mesh.by_rows(of_device, x, given)
 
-    def of_rows(self, x: jax.Array) -> jax.Array:
+    def of_rows(self, x: jax.Array, given: jax.Array | None):
         """The same, of rows that are all on one device."""
         e = self.experts
-        probability = nn.softmax(self.router(x).astype(jnp.float32), -1)
-        weight, choice = jax.lax.top_k(probability, e.num_chosen)
+        logits = self.router(x).astype(jnp.float32)
+        own = jax.lax.top_k(logits, e.num_chosen)[1]
+        choice = own if given is None else given.astype(jnp.int32)
+        # Normalised: a softmax over the chosen, which given ones cannot make 0 / 0.
+        weight = logits if e.normalised else nn.softmax(logits, -1)
+        weight = jnp.take_along_axis(weight, choice, -1)
         if e.normalised:
-            weight = weight / jnp.sum(weight, -1, keepdims=True)
+            weight = nn.softmax(weight, -1)
         order = jnp.argsort(choice.reshape(-1))
         sizes = jnp.bincount(choice.reshape(-1), length=e.num).astype(jnp.int32)
         rows = x[order // e.num_chosen]
         out = gated(self, rows, self.config.activation, groups=(sizes,))
         out = out[jnp.argsort(order)].reshape(*choice.shape, -1)
         out = jnp.einsum("rkd,rk->rd", out, weight.astype(out.dtype))
-        return out if e.shared_d_ff is None else out + self.shared(x)
+        out = out if e.shared_d_ff is None else out + self.shared(x)
+        return out, own.astype(e.dtype)
 
 
 def _dense(c: DecoderConfig) -> Callable[..., Dense]:

@@ -43,9 +43,13 @@ class Model(NamedTuple):
     param_dtype: Any = jnp.float32
     save_dtype: Any = None
 
-    def policy(self, temperature: float = 1.0) -> Policy:
+    def policy(
+        self, temperature: float = 1.0, *, replay_routes: bool = False
+    ) -> Policy:
         """The decoder, whose logits are divided by the temperature, above 0."""
-        return decoder_policy(self.config, temperature=temperature)
+        return decoder_policy(
+            self.config, temperature=temperature, replay_routes=replay_routes
+        )
 
     @property
     def is_new(self) -> bool:

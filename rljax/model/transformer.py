@@ -38,10 +38,12 @@ class PromptCache(NamedTuple):
       lie side by side, so that those of one group are a slice. Where a mesh splits
       heads they are an axis of their own, [P, N, H, S, D].
     length: i32[P] tokens.
+    routes: [P, S, L, K], the experts that computed each token; None: not recorded.
     """
 
     keys: tuple[KeyValue, ...]
     length: jax.Array
+    routes: jax.Array | None = None
 
 
 class Cache(NamedTuple):
@@ -50,10 +52,12 @@ class Cache(NamedTuple):
     keys: as a prompt's, [P, N * H * G, T - 1, D] or [P, N, H * G, T - 1, D]; the last
       token is never fed.
     written: i32[] tokens fed so far, by any row.
+    routes: [P, G, L, K], the experts that computed the last token; None: not recorded.
     """
 
     keys: tuple[KeyValue, ...]
     written: jax.Array
+    routes: jax.Array | None = None
 
 
 class Decoder(nn.Module):
@@ -157,6 +161,7 @@ class Decoder(nn.Module):
         *,
         per_layer: tuple | None = None,
         shared: tuple | None = None,
+        given: jax.Array | None = None,
         gathered: bool = False,
     ):
         """Takes activations through all layers.
@@ -169,18 +174,22 @@ class Decoder(nn.Module):
             is the layer's, tokens, or None if no layer has one.
           per_layer: a tree [N, ...] per layer of a group; each layer gets its own part.
           shared: a tree per layer of a group, whole for that layer of all groups.
+          given: [rows, L, K], experts instead of the routers' choices.
           gathered: whether parameters lie on the mesh as products use them.
 
         Returns:
-          x, and the layers' outputs: a tree [N, ...] per layer of a group.
+          x, and an `Output` per layer of a group, its arrays [N, ...].
         """
         c, M = self.config, self.config.layers_per_group
         block = Block(c, parent=None)
         per_layer = (None,) * M if per_layer is None else per_layer
         shared = (None,) * M if shared is None else shared
+        routes = (None,) * M
+        if given is not None:
+            routes = tuple(jnp.moveaxis(given, 1, 0)[m::M] for m in range(M))
 
         @jax.jit  # so that layers side by side are traced and differentiated once
-        def layer(x, n, m, params, own_part, shared_part):
+        def layer(x, n, m, params, own_part, shared_part, route):
             params = params if gathered else mesh.gather(params, c.dtype)
             x = mesh.keep(x, "rows", None)
             number = n * M + m
@@ -189,7 +198,9 @@ class Decoder(nn.Module):
             def attend_here(q, own):
                 return attend_fn(q, own, window, n, own_part, shared_part)
 
-            return block.apply({"params": params}, x, number, shape, rope, attend_here)
+            return block.apply(
+                {"params": params}, x, number, shape, rope, attend_here, route
+            )
 
         if c.remat:
             layer = jax.checkpoint(layer)
@@ -197,21 +208,24 @@ class Decoder(nn.Module):
             layer = jax.checkpoint(layer, policy=mesh.unless_gathered)
 
         def group(x, inputs):
-            n, params, own_parts = inputs
+            n, params, own_parts, routes = inputs
             outputs = []
             for m in range(M):
-                own_params = params[layer_name(m)]
-                x, output = layer(x, n, m, own_params, own_parts[m], shared[m])
+                parts = own_parts[m], shared[m], routes[m]
+                x, output = layer(x, n, m, params[layer_name(m)], *parts)
                 outputs.append(output)
             return x, tuple(outputs)
 
         params = self.layers.variables["params"]
-        return jax.lax.scan(group, x, (jnp.arange(c.num_groups), params, per_layer))
+        inputs = (jnp.arange(c.num_groups), params, per_layer, routes)
+        return jax.lax.scan(group, x, inputs)
 
-    def prefill(self, tokens, length):
-        """Hidden state [P, d_model] after each prompt's last token, and its keys.
+    def prefill(self, tokens, length, given=None):
+        """Hidden state [P, d_model] after each prompt's last token, keys and routes.
 
-        The keys are a `KeyValue` [N, P, H, S, D] per layer of a group.
+        The keys are a `KeyValue` [N, P, H, S, D] per layer of a group. The routes are
+        [P, S, L, K], the routers' own choices also where others are `given`, alike;
+        None without experts.
         """
         P, S = tokens.shape
         x = self.embed_tokens(tokens, jnp.arange(S) < length[:, None])
@@ -221,14 +235,18 @@ class Decoder(nn.Module):
             del n, own_part, shared_part
             return self._attend_causally(q, own, window=window), own
 
-        x, keys = self.apply_layers(x, (P, 1, S), ropes, attend)
+        given = _of_rows(given)
+        x, outputs = self.apply_layers(x, (P, 1, S), ropes, attend, given=given)
         last = jnp.take_along_axis(
             x.reshape(P, S, -1), (length - 1)[:, None, None], axis=1
         )[:, 0]
-        return self.norm(last), keys
+        keys = tuple(output.attended for output in outputs)
+        return self.norm(last), keys, _routes(outputs, (P, S))
 
-    def score(self, tokens, mask, length, num_prompt_tokens, prompt_keys):
+    def score(self, tokens, mask, length, num_prompt_tokens, prompt_keys, given=None):
         """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt.
+
+        And the routes of these tokens, as `prefill` returns those of prompts.
 
         Tokens outside the mask are read, too (tool output); what is no id there is 0.
 
@@ -246,8 +264,15 @@ class Decoder(nn.Module):
             del n, shared_part
             return self._attend_causally(q, own, prompt, seen, window=window), None
 
-        x, _ = self.apply_layers(x, (P, G, T), ropes, attend, per_layer=prompt_keys)
-        return self.norm(x).reshape(P, G, T, -1)
+        x, outputs = self.apply_layers(
+            x,
+            (P, G, T),
+            ropes,
+            attend,
+            per_layer=prompt_keys,
+            given=_of_rows(given),
+        )
+        return self.norm(x).reshape(P, G, T, -1), _routes(outputs, (P, G, T))
 
     def decode_step(self, tokens, t, prompt: PromptCache, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
@@ -283,14 +308,16 @@ class Decoder(nn.Module):
             return attention.attend(q, *sets, style=self._scores), new
 
         caches = tuple(zip(prompt.keys, cache.keys, strict=True))
-        x, new = self.apply_layers(
+        x, outputs = self.apply_layers(
             x, (P, G, 1), ropes, attend, shared=caches, gathered=True
         )
+        new = tuple(output.attended for output in outputs)
         # XLA:CPU: layers only read the caches, which are written here, all at once and
         # in place. It copies caches that are written within the scan at each layer.
         keys = put(cache.keys, jax.tree.map(join_groups, new))
         hidden = self.norm(x).reshape(P, G, -1)
-        return hidden, Cache(keys, cache.written + 1)
+        routes = None if cache.routes is None else _routes(outputs, (P, G))
+        return hidden, Cache(keys, cache.written + 1, routes)
 
 
 def _rope_of(c: DecoderConfig, ropes, number):
@@ -310,6 +337,20 @@ def _window_of(c: DecoderConfig, number):
     if c.window is None or all(c.sliding):
         return c.window
     return jnp.asarray([c.window if s else _FAR for s in c.sliding])[number]
+
+
+def _routes(outputs, shape: tuple[int, ...]) -> jax.Array | None:
+    """[*shape, L, K] from the outputs of all layers; None without experts."""
+    if outputs[0].choice is None:
+        return None
+    choice = jnp.stack([output.choice for output in outputs], 1)  # [N, M, rows, K]
+    _, _, rows, K = choice.shape
+    return jnp.moveaxis(choice.reshape(-1, rows, K), 0, 1).reshape(*shape, -1, K)
+
+
+def _of_rows(routes: jax.Array | None) -> jax.Array | None:
+    """[rows, L, K] of [..., L, K]."""
+    return None if routes is None else routes.reshape(-1, *routes.shape[-2:])
 
 
 def join_groups(x):

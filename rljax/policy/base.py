@@ -28,6 +28,9 @@ class Policy(NamedTuple):
       completions' tokens; what sampler and learner compute agrees to rounding. A policy
       alone compares with no reference and ignores it.
     decode_params: params -> what `decode` reads of them, made once per rollout.
+    recorded: (prompt or cache) -> arrays by name that the samples are to record of how
+      tokens were computed: of a prompt's tokens [P, S, ...], of those that `decode` fed
+      last [P, G, ...]. Most policies have nothing to record.
     logits_params: params -> those that `logits` reads, as it takes them.
     """
 
@@ -39,4 +42,5 @@ class Policy(NamedTuple):
     logits: Callable[[Any, jax.Array], jax.Array]
     measure: Measure
     decode_params: Callable[[Any], Any] = lambda params: params
+    recorded: Callable[[Any], dict[str, jax.Array]] = lambda prompt_or_cache: {}
     logits_params: Callable[[Any], Any] = lambda params: params

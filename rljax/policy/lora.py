@@ -81,7 +81,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
       key: of the random numbers.
 
     Raises:
-      ValueError: if a target is not there.
+      ValueError: if a target is not there, or is one of each expert.
     """
     found = set()
 
@@ -89,6 +89,11 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
         if path[-1] not in spec.targets:
             return module
         found.add(path[-1])
+        if module["kernel"].ndim != 3:
+            raise ValueError(
+                f"targets must be matrices of the layers, got {path[-1]!r}, of which"
+                " each expert has one; leave it out."
+            )
         num_layers, width, out = module["kernel"].shape
         own = jax.random.fold_in(key, TARGETS.index(path[-1]))
         size, bound = (num_layers, width, spec.rank), width**-0.5

@@ -190,9 +190,11 @@ def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, ke
     logits, prompt = policy.prefill(params, prompts)
     check.stop_tokens(settings.stop_tokens, logits.shape[-1])
     queue, written = _begin(settings, layout, logits, prompts, key)
+    recorded = _of_rows(policy.recorded(prompt), settings.num_samples)
+    first = {name: _last(x, prompts.length) for name, x in recorded.items()}
 
     def out(x):  # with room for all tokens, the first one written
-        shape = (*x.shape[:2], settings.max_tokens, layout.num_rows)
+        shape = (*x.shape[:2], settings.max_tokens, *x.shape[2:])
         return jnp.zeros(shape, x.dtype).at[:, :, 0].set(x)
 
     work = slots.Work(
@@ -204,9 +206,12 @@ def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, ke
         num_slots=layout.num_slots,
         max_tokens=settings.max_tokens,
     )
-    out = jax.tree.map(out, written)
+    out = slots.Written(*jax.tree.map(out, (written, layout.rows(first))))
     decoded = slots.decode(work, out, num_segments=num_segments)
-    return _samples(settings, layout, num_prompts, decoded)
+    samples, old = _samples(settings, layout, num_prompts, decoded)
+    of_prompt = {f"prompt_{name}": x for name, x in recorded.items()}
+    behaviour = samples.behaviour.replace(row_extra=of_prompt)
+    return samples.replace(behaviour=behaviour), old
 
 
 class _Layout(NamedTuple):
@@ -311,13 +316,18 @@ def _choose(settings: _Settings, logits: jax.Array, items: slots.Items) -> slots
 def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.Decoded):
     """Samples and `old`, [P, G, ...], from what was written down by device."""
     P, G, T = num_prompts, settings.num_samples, settings.max_tokens
-    out = jax.tree.map(lambda x: jnp.moveaxis(x, 3, 2).reshape(P, G, T), decoded.out)
+
+    def by_sample(x):  # [devices, items, T, rows, ...]
+        return jnp.moveaxis(x, 3, 2).reshape(P, G, T, *x.shape[4:])
+
+    out, recorded = jax.tree.map(by_sample, decoded.out)
     old = TokenStats(logp=out["old"][0], entropy=out["old"][1])
     behaviour = old.replace(extra={"kept_mass": out["mask"].astype(jnp.float32)})
     if "behaviour" in out:
         logp, entropy = out["behaviour"]
         extra = {"kept_mass": out["kept"]}
         behaviour = TokenStats(logp=logp, entropy=entropy, extra=extra)
+    behaviour = behaviour.replace(extra=behaviour.extra | recorded)
     state = jax.tree.map(lambda x: x.reshape(P, G, *x.shape[3:]), decoded.states)
     finished = jnp.any(settings.is_stop(out["token"]) & out["mask"], -1)
     if settings.stop_strings is not None:
@@ -339,6 +349,20 @@ def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.D
         turn = state.turn
         samples = samples.replace(finished=turn.finished, environment=turn.state)
     return samples, old
+
+
+def _of_rows(recorded: dict[str, jax.Array], num: int) -> dict[str, jax.Array]:
+    """[P, G, S, ...] of what was recorded of prompts, [P, S, ...]."""
+
+    def repeat(x):
+        return jnp.broadcast_to(x[:, None], (len(x), num, *x.shape[1:]))
+
+    return jax.tree.map(repeat, recorded)
+
+
+def _last(x: jax.Array, length: jax.Array) -> jax.Array:
+    """[P, G, ...] of [P, G, S, ...], at each prompt's last token."""
+    return x[jnp.arange(len(length)), :, length - 1]
 
 
 def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.Array:

@@ -61,6 +61,17 @@ class Choice(NamedTuple):
     written: Any
 
 
+class Written(NamedTuple):
+    """What is written down of a token.
+
+    choice: of `choose_fn`, see `Choice.written`.
+    recorded: of the policy, see `Policy.recorded`: of the pass that predicted it.
+    """
+
+    choice: Any
+    recorded: dict[str, jax.Array]
+
+
 class Work(NamedTuple):
     """What stays the same while all items are decoded.
 
@@ -104,7 +115,7 @@ class Carry(NamedTuple):
     num_started: i32[devices] items that have, or had, a slot.
     prompt: what decoding reads of each slot's prompt, [devices, slots, ...].
     cache: the policy's.
-    out: tree [devices, items, T, rows], what has been written down.
+    out: a `Written` of arrays [devices, items, T, rows, ...].
     states: tree [devices, items, rows, ...], last states of items that left a slot.
     num_steps: i32[] how often all slots were decoded.
     """
@@ -113,26 +124,27 @@ class Carry(NamedTuple):
     num_started: jax.Array
     prompt: Any
     cache: Any
-    out: Any
+    out: Written
     states: Any
     num_steps: jax.Array
 
 
 class Decoded(NamedTuple):
-    """out: tree [devices, items, T, rows]. states: tree [devices, items, rows, ...],
-    each item's last. num_steps: i32[] how often all slots were decoded."""
+    """out: arrays [devices, items, T, rows, ...]. states: tree [devices, items, rows,
+    ...], each item's last. num_steps: i32[] how often all slots were decoded."""
 
-    out: Any
+    out: Written
     states: Any
     num_steps: jax.Array
 
 
-def decode(work: Work, out: Any, *, num_segments: int = 1) -> Decoded:
+def decode(work: Work, out: Written, *, num_segments: int = 1) -> Decoded:
     """Decodes all items to their ends.
 
     Args:
       work: what to decode, and by what.
-      out: tree [devices, items, T, rows] to write to; first tokens stand in it already.
+      out: arrays [devices, items, T, rows, ...] to write to; what belongs to first
+        tokens stands in them already.
       num_segments: number of cache sizes. Decoding starts with a small cache and goes
         on with larger ones, so early tokens read less; each size is compiled
         separately. Counts only if every item has a slot.
@@ -142,7 +154,7 @@ def decode(work: Work, out: Any, *, num_segments: int = 1) -> Decoded:
     return _decode_in_turns(work, out)
 
 
-def _decode_at_once(work: Work, out: Any, num_segments: int) -> Decoded:
+def _decode_at_once(work: Work, out: Written, num_segments: int) -> Decoded:
     """Every item has a slot: nothing is refilled, and the cache can grow."""
     sizes = numerics.equal_steps(work.max_tokens, num_segments)
     carry = _first_carry(work, out, sizes[0])
@@ -158,7 +170,7 @@ def _decode_at_once(work: Work, out: Any, num_segments: int) -> Decoded:
     return Decoded(carry.out, carry.items.state, carry.num_steps)
 
 
-def _decode_in_turns(work: Work, out: Any) -> Decoded:
+def _decode_in_turns(work: Work, out: Written) -> Decoded:
     """Items wait for slots: rounds of refilling and decoding."""
 
     def goes_on(carry):
@@ -170,7 +182,7 @@ def _decode_in_turns(work: Work, out: Any) -> Decoded:
     return Decoded(carry.out, states, carry.num_steps)
 
 
-def _first_carry(work: Work, out: Any, cache_tokens: int) -> Carry:
+def _first_carry(work: Work, out: Written, cache_tokens: int) -> Carry:
     num_devices, num_slots = len(work.queue.token), work.num_slots
     items = jax.tree.map(lambda x: x[:, :num_slots], work.queue)
     prompt = work.prompt
@@ -217,9 +229,12 @@ def _advance(work: Work, carry: Carry) -> Carry:
     )
     t = items.t + 1
     choice = work.choose_fn(logits, _without_devices(items._replace(t=t)))
-    choice = jax.tree.map(lambda x: x.reshape(*items.t.shape, *x.shape[1:]), choice)
-    zeros = jax.tree.map(jnp.zeros_like, choice.written)
-    written = _unless_done(items.done, zeros, choice.written)
+    written = Written(choice.written, work.policy.recorded(cache))
+    choice, written = jax.tree.map(
+        lambda x: x.reshape(*items.t.shape, *x.shape[1:]), (choice, written)
+    )
+    zeros = jax.tree.map(jnp.zeros_like, written)
+    written = _unless_done(items.done, zeros, written)
     # Past the end of the buffers nothing is written.
     place = jnp.where(items.idle, work.max_tokens, t)
     put = jax.vmap(lambda out, number, t, x: out.at[number, t].set(x, mode="drop"))

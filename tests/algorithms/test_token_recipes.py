@@ -28,6 +28,7 @@ RECIPES = {
     "icepop": algorithms.icepop,
     "justrl": algorithms.justrl,
     "kl_cov": algorithms.kl_cov,
+    "minirl": algorithms.minirl,
     "minpro": algorithms.minpro,
     "ppo": algorithms.ppo,
     "sapo": algorithms.sapo,
@@ -103,6 +104,31 @@ def test_dapo_by_hand():
     np.testing.assert_allclose(got[0], want, rtol=1e-5)
     # All right: no push, though lengths tell its rewards apart, nor room in the mean.
     np.testing.assert_array_equal(got[1], 0)
+
+
+def test_minirl_by_published_numbers():
+    # ../shared/papers/04, section 2: rewards 1 0 0 1 0 0 0 0 have mean 1/4, and every
+    # row the same four ratios to old and to the sampler. A bound in the place of the
+    # mask would push the first token of A = .75 by .75 * 1.284, and capping the ratio
+    # to old at 5 the last one by .75 alone. SECONDARY.
+    made = fakes.rollout(1, 8, 4, reward=[[1, 0, 0, 1, 0, 0, 0, 0]], length=[[4] * 8])
+
+    def stats(logp):
+        return made.current.replace(logp=jnp.broadcast_to(jnp.asarray(logp), (1, 8, 4)))
+
+    now, old = stats([-1, -0.5, -2, -0.1]), stats([-1.3, -0.5, -1.7, -0.1])
+    behaviour = stats([-1.25, -0.7, -1.8, -2.1])
+    samples = made.samples.replace(behaviour=behaviour)
+    made = made.replace(old=old, current=now, samples=samples)
+    got = 8 * pushed(algorithms.minirl(), made)[0]  # the mean runs over 8 responses
+    good, bad = [0, 0.916052, 0.614048, 3.75], [-0.321006, -0.305351, 0, -1.25]
+    want = [good if i in (0, 3) else bad for i in range(8)]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    method = algorithms.minirl()
+    credits, state, _ = method.credit(made, method.init())
+    credits, _, _ = method.weigh(credits, made, state)
+    objective = (2 * -2.061122 + 6 * 0.598682) / 8
+    assert float(method.loss(now, credits, made)) == pytest.approx(-objective, rel=1e-5)
 
 
 def test_twenty_entropys_divisors_differ_by_the_fraction_kept():

@@ -1,5 +1,6 @@
 """The flags of policy transforms: what they refuse, and a run that leaves adapters."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -9,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import train
+from experiments import assemble, problems, train
 from rljax import keys
-from rljax.model import hugging_face
+from rljax.model import Experts, hugging_face, language_model
 from rljax.model.hugging_face import adapter
 from rljax.policy import frozen, lora
 
@@ -29,6 +30,7 @@ def quick(**changes):
         ({"lora_rank": 0}, "--lora-rank must lie"),
         ({"lora_rank": 2, "lora_alpha": 0.0}, "--lora-alpha must"),
         ({"reference_ema": 0.9}, "must come with --reference-every"),
+        ({"replay_routes": True, "algorithm": "luffy"}, "--replay-routes must have"),
         ({"reference_every": 1, "reference_ema": 1.0}, "--reference-ema must"),
     ],
 )
@@ -40,6 +42,24 @@ def test_flags_that_fit_nothing_are_refused(changes, told):
 def test_a_reference_that_nobody_reads_cannot_follow():
     with pytest.raises(ValueError, match="--algorithm grpo reads none"):
         train.build(quick(reference_every=2))
+
+
+def test_routes_of_a_dense_model_cannot_be_replayed():
+    with pytest.raises(ValueError, match="--replay-routes must have a --model"):
+        train.build(quick(replay_routes=True))
+
+
+def test_the_update_replays_routes_and_the_reference_takes_its_own():
+    c = quick(replay_routes=True, algorithm="grpo_kl", lora_rank=2, lora_targets="q")
+    dense, task = problems.build(c, None)
+    config = dataclasses.replace(dense.config, experts=Experts(4, 2, d_ff=8))
+    made = assemble.experiment(c, language_model.new(config, dense.tokenizer), task)
+    step = made.program()
+    rollout = jax.eval_shape(step.act, step.state, step.batch())
+    assert rollout.samples.behaviour.extra["routes"].shape == (8, 4, 4, 1, 2)
+    assert rollout.reference.extra == {}
+    _, metrics = jax.eval_shape(step.run(), step.state, step.prompts)
+    assert "gap/router_mismatch" in metrics
 
 
 def test_adapters_and_a_value_head_are_what_is_trained():

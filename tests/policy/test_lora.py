@@ -47,6 +47,15 @@ def test_merging_by_hand():
     assert set(got["layers"]["q"]) == {"kernel"}
 
 
+def test_matrices_of_single_experts_are_no_targets():
+    layers = {
+        "experts": {"down": {"kernel": jnp.ones((2, 4, 3, 5))}}
+    }  # [L, E, in, out]
+    spec = Lora(rank=1, alpha=1, targets=("down",))
+    with pytest.raises(ValueError, match="'down', of which each expert has one"):
+        lora.with_adapters({"layers": layers}, spec, jax.random.key(0))
+
+
 def test_the_scale_is_over_the_rank_or_its_root():
     assert Lora(rank=16, alpha=32).scale == 2
     assert Lora(rank=16, alpha=32, rank_stabilised=True).scale == 8

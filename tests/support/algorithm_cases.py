@@ -77,6 +77,7 @@ CASES = {
     "log_odds": Case(a.log_odds()),
     "luffy": mixed(a.luffy(max_tokens=T)),
     "maxrl": Case(a.maxrl()),
+    "minirl": Case(a.minirl()),
     "minpro": Case(a.minpro()),
     "mixture": mixed(a.mixture(0.5)),
     "norm_grpo": Case(a.norm_grpo(1.0)),

@@ -56,6 +56,7 @@ ALL_LOSSES = {
     "minpro": loss.minpro(),
     "nll": loss.nll(),
     "unclipped_ratio": loss.unclipped_ratio(),
+    "unless_clipped": loss.unless_clipped(loss.cispo()),
     "reweighted(entropy_weight)": supervised.reweighted(
         loss.nll(), supervised.entropy_weight(0.5, -1.0)
     ),

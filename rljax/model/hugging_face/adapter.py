@@ -4,7 +4,8 @@
     adapter_model.safetensors    base_model.model.model.layers.0.self_attn.q_proj.
                                  lora_A.weight [r, in], lora_B.weight [out, r], ...
 
-For models whose files hold the projections apart (Llama, Qwen, Mistral, Gemma, OLMo).
+For targets that have a tensor of their own in the model's files. Phi-3 holds queries,
+keys and values in one, and gate and up: these are refused.
 """
 
 import os
@@ -20,6 +21,7 @@ import safetensors.numpy
 
 from rljax import strict_json
 from rljax.model.hugging_face import weights
+from rljax.model.hugging_face.family import FAMILIES
 from rljax.policy import lora
 from rljax.policy.lora import Lora
 
@@ -71,6 +73,7 @@ def save(
     spec: Lora,
     *,
     base_model: str | None = None,
+    model_type: str = "llama",
 ) -> None:
     """Writes a folder that `PeftModel.from_pretrained(base, path)` reads.
 
@@ -80,10 +83,12 @@ def save(
         tree are not read.
       spec: as they were made.
       base_model: name or path of the model below, for PEFT's `base_model_name_or_path`.
+      model_type: its family, as in its config.json.
 
     Raises:
-      ValueError: if `path` is taken.
+      ValueError: if `path` is taken, or as `require_apart`.
     """
+    require_apart(spec, model_type)
     target = pathlib.Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(
@@ -107,6 +112,18 @@ def save(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def require_apart(spec: Lora, model_type: str) -> None:
+    """Raises ValueError if a target is no tensor of its own in the family's files."""
+    fused = [name for name in spec.targets if name in FAMILIES[model_type].tensors]
+    if fused:
+        apart = [name for name in spec.targets if name not in fused] or ["o", "down"]
+        raise ValueError(
+            f"targets must have tensors of their own in the files of {model_type}, got"
+            f" {', '.join(fused)}, which they hold in one with others; adapt"
+            f" {', '.join(apart)}."
+        )
 
 
 def load(path: str | os.PathLike) -> tuple[Lora, dict[str, Any]]:
