@@ -16,7 +16,7 @@ question. Each stands at its place again, marked "XLA:CPU":
     config.unroll               up to 8 layers side by side
 """
 
-from rljax.model import hugging_face, language_model
+from rljax.model import hugging_face, language_model, shapes
 from rljax.model.config import DecoderConfig, Experts
 from rljax.model.decoder import decoder_policy
 from rljax.model.language_model import Model
@@ -38,4 +38,5 @@ __all__ = [
     "decoder_policy",
     "hugging_face",
     "language_model",
+    "shapes",
 ]
