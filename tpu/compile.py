@@ -36,15 +36,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 import experiments
-from experiments import assemble, problems, train
+from experiments import assemble, formats, problems, train
 from rljax import mesh
 from rljax.experiment import Experiment, on_devices
+from rljax.model import shapes
 from rljax.plan import cost as plan
 from rljax.plan import hlo
 from rljax.program import Program
 from rljax.run.phase import Stream
 from rljax.types import Prompts
-from tpu import model
 
 TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
 
@@ -125,16 +125,19 @@ def find_experiment(
     prog = f"python -m tpu.compile --experiment {experiment}"
     if shape is None:
         return module.build(tyro.cli(module.Config, args=flags, prog=prog))[-1]
-    decoder = model.shape(shape)
+    decoder = shapes.named(shape)
     if module is not train:
         raise ValueError(
             f"--model {shape} must go with --experiment train, got {experiment}; others"
             " have models of their own."
         )
-    few = train.Config(num_prompts=16, num_validation=8, num_test=8)
+    few = train.Config(
+        num_prompts=16, num_validation=8, num_test=8, dtype="bfloat16", remat="layers"
+    )
     config = tyro.cli(train.Config, default=few, args=flags, prog=prog)
     small, task = problems.build(config, None)
-    return assemble.experiment(config, small._replace(config=decoder), task)
+    made = formats.new(config, decoder, small.tokenizer)
+    return assemble.experiment(config, made, task)
 
 
 @dataclasses.dataclass(frozen=True)

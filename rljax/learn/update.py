@@ -132,7 +132,8 @@ def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
     num_passes, num_minibatches, _ = parts.repeats
     _require_divisible(rollout, num_minibatches, parts.pieces)
     before = state.algorithm
-    credits, after, credit_metrics = parts.algorithm.credit(rollout, before)
+    with jax.named_scope("credit"):
+        credits, after, credit_metrics = parts.algorithm.credit(rollout, before)
     usable = numerics.stays_finite(before, after)
     state = state.replace(algorithm=after)
 
@@ -146,7 +147,8 @@ def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
         step = _Step(found, metrics, usable, i // num_minibatches)
         return _take(step, state, parts.gate, parts.optimizer)
 
-    state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
+    with jax.named_scope("update"):
+        state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
     # If every step of this batch was refused, the algorithm's state is restored, as
     # well: one NaN in a running average would stay for the whole run.
     any_accepted = metrics["update/refused"] < 1
