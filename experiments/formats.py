@@ -2,8 +2,9 @@
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import jax
 import jax.numpy as jnp
 
 from rljax.model import DecoderConfig, Model, language_model
@@ -37,3 +38,12 @@ def _fields(c: "Config", *, remat: bool) -> dict[str, Any]:
     # Of layers side by side XLA may keep what remat should not.
     unroll = 1 if remat and c.unroll is None else c.unroll
     return {"dtype": jnp.dtype(c.dtype), "remat": remat, "unroll": unroll}
+
+
+def fast_dtype() -> Literal["float32", "bfloat16"]:
+    """bfloat16 where the machine has units for its products, else float32."""
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    described = pathlib.Path("/proc/cpuinfo")  # of Linux
+    has_units = described.is_file() and "amx_bf16" in described.read_text()
+    return "bfloat16" if has_units else "float32"

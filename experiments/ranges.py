@@ -78,6 +78,7 @@ RANGES = {
     "reference_ema": _number(low=0, below=1),
     "schedule_steps": _count(1, _STEPS),
     "evaluate_every": _count(1, _STEPS),
+    "num_train": _count(),
     "evaluation_samples": _count(),
     "num_validation": _count(),
     "num_test": _count(0),
