@@ -222,7 +222,8 @@ def _moved_share(old, new) -> jax.Array:
     """f32[]: share of the parameters that differ, as the optimiser knows them."""
     old, new = (jax.tree.leaves(master_weights.exact(*pair)) for pair in (old, new))
     moved = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(old, new, strict=True)]
-    return jnp.sum(jnp.stack(moved)) / sum(x.size for x in new)
+    # As a float: 8B parameters are more than 32 bits count.
+    return jnp.sum(jnp.stack(moved)) / float(sum(x.size for x in new))
 
 
 def _repeat(one, state, num_steps):

@@ -292,6 +292,15 @@ def matmul_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, i
     return (training, *widths), (sizes.num_rows, *widths)
 
 
+def num_elements(tree) -> int:
+    """Numbers in the arrays of a pytree, keys apart."""
+    return sum(
+        x.size
+        for x in jax.tree.leaves(tree)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
+
+
 def num_bytes(tree) -> int:
     """Bytes of the arrays of a pytree, or of what has their shapes."""
     return sum(
