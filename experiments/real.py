@@ -15,7 +15,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from experiments import cli, formats, optimizer, ranges
-from rljax import algorithms, data, evaluate, mesh, program
+from rljax import algorithms, data, evaluate, program
 from rljax.advantage import Algorithm
 from rljax.data import tokenizer
 from rljax.experiment import Experiment
@@ -142,7 +142,6 @@ def build(c: Config) -> list[Experiment]:
         seed=c.seed,
         checkpoint_every=c.checkpoint_every,
         keep=c.keep,
-        mesh=mesh.over_all(),
     )
     return [rl]
 

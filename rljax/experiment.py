@@ -206,6 +206,7 @@ def on_devices(
     limits = mesh.Limits(
         prompts=math.gcd(*map(_prompts_at_once, experiments)),
         heads=decoder.num_kv_heads,
+        experts=1 if decoder.experts is None else decoder.experts.num,
     )
     num_bytes = 4 * sum(x.size for x in jax.tree.leaves(params))
     made = mesh.choose(limits, sizes, num_bytes=num_bytes, devices=devices)

@@ -14,6 +14,7 @@ see `Layout`.
 from rljax.mesh.devices import LARGE, Limits, choose, make, parse, text
 from rljax.mesh.hints import (
     by_prompts,
+    by_rows,
     constrain,
     gather,
     keep,
@@ -59,6 +60,7 @@ __all__ = [
     "Limits",
     "Rules",
     "by_prompts",
+    "by_rows",
     "choose",
     "constrain",
     "copied",

@@ -168,6 +168,21 @@ def by_prompts(fn: Callable, params, *trees):
     )(params, *trees)
 
 
+def by_rows(fn: Callable, x: jax.Array) -> jax.Array:
+    """`fn(x)` of flat rows [rows, ...], each device on its own rows.
+
+    Parameters that `fn` closes over are whole there, but for what `tensor` splits.
+    """
+    there = sizes()
+    axes = tuple(a for a in rules().rows if there.get(a, 1) > 1)
+    if not axes or len(x) % size(*axes):
+        return fn(x)
+    spec = PartitionSpec(axes)
+    return jax.shard_map(
+        fn, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False
+    )(x)
+
+
 def _stored(path, x) -> PartitionSpec:
     names = logical_axes(path, x.ndim)
     return partition(layout().update, names, sizes(), x.shape)

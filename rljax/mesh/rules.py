@@ -99,6 +99,7 @@ def _of_module(name: str, rows: str, columns: str) -> dict[tuple, Names]:
         (name, "bias"): ("layers", columns),
         (name, "lora_a"): ("layers", rows, None),
         (name, "lora_b"): ("layers", None, columns),
+        (name, "kernel", 4): ("layers", "experts", rows, columns),
     }
 
 
@@ -108,6 +109,7 @@ def _of_module(name: str, rows: str, columns: str) -> dict[tuple, Names]:
 _PARAMETERS: dict[tuple, Names] = {
     ("embed", "embedding"): ("vocab", "embed"),
     ("head", "kernel"): ("embed", "vocab"),
+    ("router", "kernel"): ("layers", "embed", None),
 }
 for _name, _axes in _MATRICES.items():
     _PARAMETERS |= _of_module(_name, *_axes)
@@ -119,11 +121,13 @@ def logical_axes(path: tuple, ndim: int, *, of_one_layer: bool = False) -> Names
     Args:
       of_one_layer: whether the axis of layers may be missing.
     """
-    keys = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-    names = _PARAMETERS.get(tuple(keys[-2:]), ())
-    if of_one_layer and names[:1] == ("layers",) and ndim == len(names) - 1:
-        names = names[1:]
-    return names if len(names) == ndim else (None,) * ndim
+    keys = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)[-2:]
+    for names in (_PARAMETERS.get(keys, ()), _PARAMETERS.get((*keys, 4), ())):
+        if len(names) == ndim:
+            return names
+        if of_one_layer and names[:1] == ("layers",) and len(names) == ndim + 1:
+            return names[1:]
+    return (None,) * ndim
 
 
 def is_key(x: jax.Array) -> bool:

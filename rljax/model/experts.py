@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rljax import mesh
 from rljax.model.config import DecoderConfig, Experts
 from rljax.model.dense import Dense
 from rljax.model.projection import gated
@@ -72,6 +73,17 @@ class Mixture(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[rows, d_model] of x [rows, d_model]."""
+        if mesh.size() == 1 or self.is_initializing():
+            return self.of_rows(x)
+        alone = self.clone(parent=None)
+
+        def of_device(x):  # sorted over the mesh, rows would go everywhere
+            return alone.apply(self.variables, x, method=Mixture.of_rows)
+
+        return mesh.by_rows(of_device, x)
+
+    def of_rows(self, x: jax.Array) -> jax.Array:
+        """The same, of rows that are all on one device."""
         e = self.experts
         probability = nn.softmax(self.router(x).astype(jnp.float32), -1)
         weight, choice = jax.lax.top_k(probability, e.num_chosen)

@@ -28,13 +28,10 @@ def run(folder, monkeypatch, *, resume=False, **changes):
     """What the command line runs, on one device."""
     make = train.with_numbers("grpo", train.Config)
     config = make(algorithm="grpo", **SIZES | changes)
-
-    def build(config):
-        return [dataclasses.replace(one, mesh=None) for one in train.build(config)]
-
     flags = ["train", "--run-dir", str(folder), "--no-compilation-cache"]
+    flags += ["--mesh", "data=1"]
     monkeypatch.setattr(sys, "argv", flags + ["--resume"] * resume)
-    cli.main("train", build, config, config, "A run.")
+    cli.main("train", train.build, config, config, "A run.")
 
 
 def weights(folder):

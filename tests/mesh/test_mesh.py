@@ -130,11 +130,3 @@ def test_without_a_mesh_the_hints_do_nothing():
     assert mesh.constrain(tree) is tree
     with jax.set_mesh(mesh.make(jax.devices()[:1])):
         assert mesh.constrain(tree) is tree
-
-
-def test_prompts_are_split_along_the_given_axis_and_parameters_copied():
-    place = mesh.make()
-    split = mesh.shard_prompts(jnp.zeros((3, 16, 2)), place, axis=1)
-    assert split.sharding.shard_shape(split.shape) == (3, 2, 2)
-    whole = mesh.replicate(jnp.zeros((16, 2)), place)
-    assert whole.sharding.is_fully_replicated

@@ -18,6 +18,7 @@ from rljax import loss, mesh, program
 from rljax.advantage import Term, algorithm, chain, stateless
 from rljax.learn import update
 from rljax.model import DecoderConfig, decoder_policy
+from rljax.model.config import Experts
 from rljax.plan import hlo
 from rljax.rollout.sample import sampler
 from rljax.types import Verdict
@@ -50,17 +51,18 @@ def log_tokens(credit, rollout):
 
 
 @functools.cache
-def parts(num_slots=None, num_samples=4, **options):
+def parts(num_slots=None, num_samples=4, max_tokens=24, experts=None, **options):
     decoder = DecoderConfig(
         **{"vocab_size": 64, "num_layers": 3, "unroll": 1, "tie_embeddings": False},
         **{"d_model": 64, "d_ff": 256, "num_heads": 8, "num_kv_heads": 8},
         head_dim=8,
+        experts=experts,
     )
     policy = decoder_policy(decoder)
     sample = sampler(
         policy,
         num_samples=num_samples,
-        max_tokens=12,
+        max_tokens=max_tokens,
         stop_tokens=(0,),
         num_slots=num_slots,
     )
@@ -122,8 +124,8 @@ alone = functools.cache(functools.partial(train, None))
 
 
 @functools.cache
-def beginning():
-    return jax.device_get(fakes.jit(parts()[0].init)(jax.random.key(0)))
+def beginning(**options):
+    return jax.device_get(fakes.jit(parts(**options)[0].init)(jax.random.key(0)))
 
 
 def assert_as_on_one(sizes, layout, **options):
@@ -133,7 +135,7 @@ def assert_as_on_one(sizes, layout, **options):
     assert len(set(tokens)) == STEPS
     apart = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), params, want)
     assert max(jax.tree.leaves(apart)) < 1e-6
-    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), want, beginning())
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), want, beginning(**options))
     assert max(jax.tree.leaves(moved)) > 1e-3
     return flops / want_flops
 
@@ -163,6 +165,15 @@ def test_slots_and_microbatches_give_the_run_of_one_device():
     assert_as_on_one(sizes, mesh.PLAIN, num_slots=16, num_microbatches=2)
 
 
+@pytest.mark.slow
+def test_a_mixture_of_experts_gives_the_run_of_one_device():
+    # Sorted by expert over the mesh, and not on each device, rows would go everywhere
+    # and most work be done by all: a share of .66.
+    sizes = {"data": 2, "fsdp": 2, "expert": 2}
+    experts = Experts(num=4, num_chosen=2, d_ff=64)
+    assert 0.115 < assert_as_on_one(sizes, FULL, experts=experts) < 0.14
+
+
 def moved(step, part):
     """Bytes that collectives move in a part of the program, by kind."""
     found = [x for x in hlo.collectives(step.as_text()) if part in x.op_name]
@@ -173,7 +184,10 @@ def moved(step, part):
 def test_an_update_moves_no_activations():
     # Weights and gradients do not grow with the samples, activations do.
     few, many = (
-        moved(compiled({"fsdp": 4, "tensor": 2}, FULL, num_samples=n)[0], "jvp(")
+        moved(
+            compiled({"fsdp": 4, "tensor": 2}, FULL, num_samples=n, max_tokens=12)[0],
+            "jvp(",
+        )
         for n in (2, 4)
     )
     assert few == many
@@ -185,7 +199,7 @@ def test_decoding_moves_what_tensor_parallelism_asks_for_and_nothing_else():
     # Per token the embedding's rows and the outputs of attention and feed-forward of 3
     # layers, [4 rows, d_model]. A cache whose heads do not lie as the queries', or
     # weights that are gathered anew, are all-gathers for each token.
-    step, _, _ = compiled({"fsdp": 4, "tensor": 2}, FULL, num_samples=2)
+    step, _, _ = compiled({"fsdp": 4, "tensor": 2}, FULL, num_samples=2, max_tokens=12)
     found = moved(step, "decode_step")
     assert set(found) == {"all-reduce"}
     assert found["all-reduce"]["bytes"] == 11 * (1 + 2 * 3) * 4 * 64 * 4
@@ -195,7 +209,9 @@ def test_decoding_moves_what_tensor_parallelism_asks_for_and_nothing_else():
 def test_nothing_of_the_size_of_all_layers_is_whole_anywhere():
     # Kept for the backward pass, the gathered kernels of all layers would be 3 x 64 x
     # 256; sampling keeps a fourth of them on each device, an update one layer's.
-    step, state, _ = compiled({"fsdp": 2, "tensor": 4}, FULL, num_samples=2)
+    step, state, _ = compiled(
+        {"fsdp": 2, "tensor": 4}, FULL, num_samples=2, max_tokens=12
+    )
     largest = hlo.arrays(step.as_text(), min_bytes=0)
     whole = 3 * 64 * 256 * 4
     assert max(largest.values()) < 0.75 * whole, largest

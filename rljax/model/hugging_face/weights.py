@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -62,11 +63,10 @@ def read(
         for part in stacked:
             rows = tensor[part.start : part.start + part.shape[0]]
             if part.index:
-                if part.path not in params:
-                    params[part.path] = jnp.zeros(
-                        sizes[part.path], dtype, device=where[part.path]
-                    )
-                whole = params[part.path]
+                whole = params.get(part.path)
+                if whole is None:
+                    size, place = sizes[part.path], where[part.path]
+                    whole = jnp.zeros(size, dtype, device=place)
                 whole = _put(whole, part.index, rows, transposed=part.transposed)
             else:
                 whole = _cast(rows, dtype=dtype, transposed=part.transposed)
