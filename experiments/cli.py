@@ -11,9 +11,10 @@ from typing import Annotated, Any, NoReturn
 import jax
 import tyro
 
-from rljax import experiment, mesh
+from rljax import experiment, mesh, processes
 from rljax import program as step
 from rljax.plan import show
+from rljax.run import cluster
 
 # What a configuration, a file or a machine may be to blame for; memory that does not
 # suffice is JAX's own error.
@@ -130,17 +131,26 @@ def start(
     if launch.compilation_cache:
         use_compilation_cache()
     try:
-        if launch.plan:
-            if program is None:
-                raise ValueError(
-                    "--plan needs an experiment that says what it runs, which this one"
-                    " does not; pass program= to cli.start."
-                )
-            return show.show_plan(program, config)
-        run_dir = launch.run_dir or _default_folder(name, launch)
-        return main(config, run_dir, launch)
+        with cluster.joined():
+            return _started(name, main, program, config, launch)
     except _EXPECTED as error:
         fail(error)
+
+
+def _started(name, main, program, config, launch: Launch):
+    if launch.plan:
+        if program is None:
+            raise ValueError(
+                "--plan needs an experiment that says what it runs, which this one"
+                " does not; pass program= to cli.start."
+            )
+        return show.show_plan(program, config)
+
+    def folder() -> str:
+        return str(launch.run_dir or _default_folder(name, launch))
+
+    run_dir = processes.from_leader("the run folder's name", folder)
+    return main(config, pathlib.Path(run_dir), launch)
 
 
 def fail(error: BaseException) -> NoReturn:

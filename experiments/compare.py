@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from experiments import cli, compare_report, sweep, sweep_warm
 from experiments.sweep import Config
-from rljax import algorithms
+from rljax import algorithms, processes
 from rljax.advantage import Algorithm
 from rljax.run import run_dir as folder
 
@@ -89,6 +89,11 @@ def main(
             f" device, got {launch.mesh}; leave it out."
         )
     found = check(config)
+    if processes.count() > 1:
+        raise ValueError(
+            "a comparison must be one process, which writes all its files, got"
+            f" {processes.count()}; start it on one host."
+        )
     with folder.open_run(run_dir, config, resume=launch.resume) as run_dir:
         return compare(config, found, run_dir)
 

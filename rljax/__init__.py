@@ -7,7 +7,8 @@ A training step is a fixed dataflow,
 and the packages follow it. A package imports those of lower floors only
 (tests/test_imports.py holds the table):
 
-    1  types, layout, metric, numerics, check, keys, mesh, digest, strict_json
+    1  types, layout, metric, numerics, check, keys, processes, mesh, digest,
+       strict_json
                    what flows, and what everybody uses
     2  advantage   credit: transforms, terms, algorithms, reductions, controllers
        loss        functions per token, minimised

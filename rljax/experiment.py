@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import rich.console
 from jax.sharding import Mesh
 
-from rljax import digest, keys, mesh, program
+from rljax import digest, keys, mesh, processes, program
 from rljax.evaluate import Estimate, Evaluation, Stage, kept, pass_at_k, report
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.policy import frozen
 from rljax.run import run_dir as run_folder
-from rljax.run import shown, train
+from rljax.run import same, shown, train
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
@@ -169,10 +169,12 @@ def run(
         task = last.task
         problems = digest.fingerprint((task.train, task.validation, task.test))
         made_of = {**config, "problems": problems}
+        same.require_same_program(run_folder.plain(made_of))
         with run_folder.open_run(
             run_dir, made_of, resume=resume, may_change=may_change
         ) as folder:
-            kept.keep_origin(folder, last.model, last.program().state, last.export)
+            if processes.leads():
+                kept.keep_origin(folder, last.model, last.program().state, last.export)
             before = Before(folder)
             state = train.train(
                 phases(experiments, loops, before),
@@ -249,7 +251,7 @@ def phases(
     """
     last = len(experiments) - 1
     placing = experiments[last].mesh, experiments[last].layout
-    best = kept.Best(before.folder)
+    best = kept.Best(before.folder) if processes.leads() else None
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
@@ -262,8 +264,7 @@ def phases(
         before.write()  # what a full disk did not take
         metrics, completions = one.evaluation.validate(params)
         if index == last:
-            save = functools.partial(one.model.save, params=params)
-            best.offer(metrics, save, {"phase": one.name, "step": step})
+            _offer(best, one, metrics, params, step)
         return {**metrics, COMPLETIONS: [_record(c) for c in completions]}
 
     def begin(index):
@@ -288,6 +289,19 @@ def phases(
         )
         for i, one in enumerate(experiments)
     ]
+
+
+def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) -> None:
+    """Keeps the policy if it is the best one yet, which is for the leader to say."""
+    better = lambda: best is not None and best.is_beaten_by(metrics)  # noqa: E731
+
+    def offer(params):
+        save = functools.partial(one.model.save, params=params)
+        if best is not None:
+            best.offer(metrics, save, {"phase": one.name, "step": step})
+
+    if processes.from_leader("a better policy", better):
+        _written(params, offer)
 
 
 def _placing(
@@ -339,21 +353,21 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
     params = last.export(state)
-    if last.save_also is not None:
-        last.save_also(folder, state)
-    facts = {"phase": last.name, "step": last.num_steps}
-    save = functools.partial(last.model.save, params=params)
-    kept.put(folder, kept.LAST, save, facts)
+    _written((params, state), lambda whole: _save(last, folder, *whole))
     stages: dict[str, Stage] = {}
     completions, tables = [], []
     if last.evaluation.test is not None:
-        if (first := before.read()) is not None:
+        if processes.leads() and (first := before.read()) is not None:
             stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
         after = f"after {last.name}"
         print(f"testing the policy {after} ...", flush=True)
         stages[after], completions = last.evaluation.test(params)
         completions = [one._replace(stage=after) for one in completions]
         tables = last.evaluation.tables(stages)
+    found = {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
+    told = processes.from_leader("pass@1", lambda: found)
+    if not processes.leads():
+        return {name: Estimate(*values) for name, values in told.items()}
     try:
         path = report.write_report(
             folder, title=title, tables=tables, completions=completions
@@ -361,7 +375,26 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
     except OSError as error:  # a full disk must not take the tables with it
         path = f"none, {error}; a resumed run writes it"
     _show(folder, tables, completions, path)
-    return {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
+    return found
+
+
+def _written(arrays: Any, write: Callable[[Any], None]) -> None:
+    """The leader writes whole arrays, of which other processes may hold parts."""
+    if processes.count() > 1:
+        arrays = processes.fetch(arrays)
+    if processes.leads():
+        with mesh.alone():
+            write(arrays)
+
+
+def _save(last: Experiment, folder: pathlib.Path, params, state: TrainState) -> None:
+    """Writes the last policy and what goes with it."""
+    if last.save_also is not None:
+        last.save_also(folder, state)
+    facts = {"phase": last.name, "step": last.num_steps}
+    kept.put(
+        folder, kept.LAST, functools.partial(last.model.save, params=params), facts
+    )
 
 
 def _show(folder: pathlib.Path, tables, completions, report_path) -> None:

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from rljax import check, keys, mesh, metric, numerics
+from rljax import check, keys, mesh, metric, numerics, processes
 from rljax.advantage import solve_rate
+from rljax.layout import take
 from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.model import DecoderConfig
@@ -119,7 +120,10 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
-    """The same steps around a Python verifier of (prompts, samples), NumPy arrays."""
+    """The same steps around a Python verifier of (prompts, samples), NumPy arrays.
+
+    Of several processes each verifies its share of the prompts: see `shared`.
+    """
     if isinstance(verify, contextlib.AbstractContextManager):
         raise ValueError(
             f"verify must be a function, got the context manager {verify!r}; pass what"
@@ -140,8 +144,8 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
         rows = []
         for k in range(prompts.tokens.shape[0]):
             rollout = start(state, jax.tree.map(lambda x, k=k: x[k], prompts))
-            host = jax.device_get((rollout.prompts, rollout.samples))
-            verdict = verdict_of(verify, *host)
+            host = processes.fetch((rollout.prompts, rollout.samples))
+            verdict = shared(verify, *host)
             state, metrics = finish(state, rollout.replace(verdict=verdict))
             rows.append(metrics)
         return state, jax.tree.map(lambda *x: jnp.stack(x), *rows)
@@ -297,6 +301,27 @@ def verdict_of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
             _refuse(verify, field, value, shape)
         arrays[field] = array.astype(dtype)
     return Verdict(**arrays)
+
+
+def shared(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
+    """The verdict on NumPy arrays that all processes hold; each judges a share.
+
+    Every process gets the whole verdict, so verifiers may time out differently.
+    """
+    if processes.count() == 1:
+        return verdict_of(verify, prompts, samples)
+    rows = np.array_split(np.arange(len(prompts.id)), processes.count())
+    rows, mine = rows[processes.index()], {}
+    if len(rows):  # fewer prompts than processes leave some without
+        part = verdict_of(verify, take(prompts, rows), take(samples, rows))
+        mine = {field: getattr(part, field).tolist() for field in _VERDICT}
+    parts = [part for part in processes.gathered("verdicts", mine) if part]
+    return Verdict(
+        **{
+            field: np.concatenate([np.asarray(part[field], dtype) for part in parts])
+            for field, dtype in _VERDICT.items()
+        }
+    )
 
 
 _VERDICT = {"reward": "float32", "correct": "bool", "failed": "bool"}

@@ -18,7 +18,10 @@ LIBRARY = pathlib.Path(rljax.__file__).parent
 
 # Floor by floor: a package (or module) and what it imports beside the first floor,
 # which everybody may import and which imports itself alone.
-FIRST = "types layout metric numerics check keys mesh digest strict_json".split()  # noqa: SIM905
+FIRST = (
+    *("types", "layout", "metric", "numerics", "check", "keys"),
+    *("processes", "mesh", "digest", "strict_json"),
+)
 FLOORS = (
     dict.fromkeys(FIRST, ()),
     dict.fromkeys(("advantage", "loss", "policy", "verify", "data", "run"), ()),

@@ -33,8 +33,6 @@ def stream(
     seed: int,
     steps_per_dispatch: int = 1,
     map_fn: MapFn = _unchanged,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> "Stream":
     """The endless shuffled stream of training batches over a data set.
 
@@ -42,21 +40,19 @@ def stream(
     prompt comes twice in an epoch, and so none comes twice in a step, where its samples
     would be the same. The rows that are left at the end of an epoch (less than a step)
     are not used in it. A step depends on `seed` and its number alone, not on
-    steps_per_dispatch or processes.
+    steps_per_dispatch. Of several processes each gets the whole batch: which rows its
+    devices hold is for the mesh to say.
 
     Args:
       prompts: the data set, N rows of NumPy arrays.
-      num_prompts: prompts of one training step, over all processes; at most N.
+      num_prompts: prompts of one training step; at most N.
       seed: in [0, 2**32).
       steps_per_dispatch: `K`, the training steps of one item.
       map_fn: `(prompts [P, ...], rng) -> prompts`, applied to every step with a
         generator keyed by (seed, step), for instance to draw other demonstrations.
-      process_index, process_count: this host's place; it gets the process_index-th of
-        process_count equal blocks of every step, as
-        `jax.make_array_from_process_local_data` wants them.
 
     Returns:
-      An iterator over `Prompts` of NumPy arrays [K, num_prompts / process_count, ...].
+      An iterator over `Prompts` of NumPy arrays [K, num_prompts, ...].
       `get_state()` is a small JSON-able dict: the number of steps handed out and a
       fingerprint of `prompts`. A stream built from the same arguments continues exactly
       after `set_state(state)`, also with another steps_per_dispatch.
@@ -78,12 +74,9 @@ def stream(
             f"all arrays of prompts must have the same number of rows, got {size} and"
             f" {others}; build them together."
         )
-    _check_stream(size, num_prompts, process_index, process_count)
-    share = num_prompts // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
+    _check_stream(size, num_prompts)
     steps = grain.MapDataset.source(_Steps(size, num_prompts, seed))
     steps = steps.map(lambda rows: take(prompts, rows)).random_map(map_fn, seed=seed)
-    steps = steps.map(lambda step: take(step, mine))
     # No threads: an item costs the host a few ms, which the device's asynchrony hides,
     # and a verifier that forks must not find threads. Batching after to_iter_dataset
     # counts the state in steps, whatever K is.
@@ -138,15 +131,9 @@ class _Steps:
         return self._order(epoch)[start : start + self._num_prompts]
 
 
-def _check_stream(size, num_prompts, process_index, process_count):
+def _check_stream(size, num_prompts):
     if not 1 <= num_prompts <= size:
         raise ValueError(
             f"num_prompts must be in [1, {size}], the size of the data set, got"
             f" {num_prompts}; lower num_prompts or bring more problems."
-        )
-    if not 0 <= process_index < process_count or num_prompts % process_count:
-        raise ValueError(
-            "process_index must be in [0, process_count) and process_count divide"
-            f" num_prompts, got {process_index}, {process_count} and {num_prompts};"
-            " pass jax.process_index() and jax.process_count() and a multiple of it."
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from rljax import check, mesh, program
+from rljax import check, mesh, processes, program
 from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.policy import Policy
@@ -54,8 +54,8 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
     draw_only = jax.jit(draw)
 
     def judged_on_host(params, prompts):
-        samples = jax.device_get(draw_only(params, prompts))
-        return Answers(program.verdict_of(verify, prompts, samples).correct, samples)
+        samples = processes.fetch(draw_only(params, prompts))
+        return Answers(program.shared(verify, prompts, samples).correct, samples)
 
     return judged_on_host
 
@@ -91,7 +91,7 @@ def in_batches(
         count = -(-rows // width)
         index = np.resize(np.arange(rows), (count, width))
         parts = (jax.tree.map(lambda x, i=i: x[i], prompts) for i in index)
-        out = [jax.device_get(fn(params, part)) for part in _said(parts, count, doing)]
+        out = [processes.fetch(fn(params, part)) for part in _said(parts, count, doing)]
         keep = (slice(None),) * axis + (slice(rows),)
         return jax.tree.map(lambda *x: np.concatenate(x, axis)[keep], *out)
 

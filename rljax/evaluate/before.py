@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 
+from rljax import processes
 from rljax.evaluate.estimate import Stage
 from rljax.run import files
 
@@ -31,7 +32,7 @@ class Before:
 
     def write(self) -> None:
         """Writes down what waits, if something does; says when it begins to fail."""
-        if self._waiting is None:
+        if self._waiting is None or not processes.leads():
             return
         file = io.BytesIO()
         np.savez(file, correct=self._waiting.correct, greedy=self._waiting.greedy)

@@ -79,10 +79,13 @@ class Best:
         self._failing = False
         settled(run_dir, BEST)
 
+    def is_beaten_by(self, metrics: Mapping[str, float]) -> bool:
+        kept = facts_of(self._run_dir, BEST) or {}
+        return metrics["pass@1"] > kept.get("pass@1", -1.0)
+
     def offer(self, metrics: Mapping[str, float], save: Save, facts: Mapping) -> None:
         """Takes the policy if it is better; a full disk is told, and ends no run."""
-        kept = facts_of(self._run_dir, BEST) or {}
-        if metrics["pass@1"] <= kept.get("pass@1", -1.0):
+        if not self.is_beaten_by(metrics):
             return
         values = {"pass@1": float(metrics["pass@1"])}
         try:

@@ -13,6 +13,7 @@ see `Layout`.
 
 from rljax.mesh.devices import LARGE, Limits, choose, make, parse, text
 from rljax.mesh.hints import (
+    alone,
     by_prompts,
     by_rows,
     constrain,
@@ -59,6 +60,7 @@ __all__ = [
     "Layout",
     "Limits",
     "Rules",
+    "alone",
     "by_prompts",
     "by_rows",
     "choose",

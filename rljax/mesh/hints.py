@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from rljax import processes
+from rljax.mesh import devices
 from rljax.mesh.rules import (
     FREE,
     PLAIN,
@@ -37,6 +39,13 @@ def using(mesh: Mesh | None, layout: Layout = PLAIN) -> Iterator[None]:
         return
     with jax.set_mesh(mesh), _context((layout, False)):
         yield
+
+
+def alone() -> contextlib.AbstractContextManager:
+    """`with alone():` runs on a device of this process, whatever the others do."""
+    if processes.count() == 1:
+        return contextlib.nullcontext()
+    return using(devices.make(jax.local_devices()[:1]))
 
 
 @contextlib.contextmanager

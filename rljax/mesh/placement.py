@@ -3,6 +3,7 @@
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rljax import processes
 from rljax.mesh import hints
 from rljax.mesh.rules import PLAIN, Layout, logical_axes, partition
 
@@ -28,7 +29,7 @@ def place(tree, mesh: Mesh | None, layout: Layout = PLAIN):
     """Puts a state on the mesh as it is stored; without a mesh leaves it alone."""
     if mesh is None:
         return tree
-    return jax.device_put(tree, state_shardings(tree, mesh, layout))
+    return processes.put(tree, state_shardings(tree, mesh, layout))
 
 
 def stored(tree) -> list[NamedSharding | None]:
@@ -43,7 +44,7 @@ def shard_prompts(tree, mesh: Mesh | None, axis: int = 0, layout: Layout = PLAIN
     """Puts arrays on the mesh, split along `axis`; without a mesh leaves them alone."""
     if mesh is None:
         return tree
-    return jax.device_put(tree, prompt_sharding(mesh, axis, layout))
+    return processes.put(tree, prompt_sharding(mesh, axis, layout))
 
 
 def prompt_sharding(mesh: Mesh, axis: int = 0, layout: Layout = PLAIN) -> NamedSharding:
@@ -56,7 +57,7 @@ def replicate(tree, mesh: Mesh | None):
     """Puts arrays on every device of the mesh; without a mesh leaves them alone."""
     if mesh is None:
         return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return processes.put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def copied(tree, mesh: Mesh, layout: Layout = PLAIN, min_bytes: int = 2**20):

@@ -6,7 +6,9 @@ of every leaf is computed on the leaf's devices and saved beside the arrays. A r
 compares the leaves with their digests. So a kill, a full disk or a decaying one never
 gives other numbers back, and no checkpoint is read again after it was saved.
 
-Folders are `etils.epath` paths, so they may be in a bucket.
+Folders are `etils.epath` paths, so they may be in a bucket. Of several processes each
+writes and reads what its devices hold, in one folder that all of them see; the leader
+alone removes and renames.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from rljax import digest
+from rljax import digest, processes
 from rljax.run import checkpoint_folder
 from rljax.run.checkpoint_folder import Found
 
@@ -92,9 +94,7 @@ class Checkpoints:
             }
         )
         try:
-            if path.exists() and not checkpoint_folder.is_ours(path):
-                raise FileExistsError("what is there is not of this run; move it away")
-            checkpoint_folder.remove_unfinished(self._directory)
+            self._make_room(path)
             with _folders_at_once():  # the checkpointer keeps the context it is made in
                 self._orbax.save_checkpointables_async(
                     step,
@@ -104,13 +104,20 @@ class Checkpoints:
                     custom_metadata=beside,
                 )
         except OSError as error:
-            self._failed(path, error)
+            if processes.count() > 1:  # the others are waiting within orbax
+                raise
+            self._failed(path, str(error))
             return
         self._saving = path
 
     def poll(self) -> None:
-        """Reports on the running save if it has ended."""
-        if self._saving is not None and not self._orbax.is_saving_in_progress():
+        """Reports on the running save if it has ended.
+
+        Several processes would see the end at different steps; they `wait`.
+        """
+        if self._saving is None or processes.count() > 1:
+            return
+        if not self._orbax.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
@@ -118,28 +125,45 @@ class Checkpoints:
         if self._saving is None:
             return
         path, self._saving = self._saving, None
+        problem = None
         try:
             self._orbax.wait()
         except Exception as error:  # tensorstore has a full disk as a ValueError
-            if checkpoint_folder.saved(path) is None:
-                self._failed(path, error)
+            problem = str(error)
+        problems = [x for x in processes.gathered("a save", problem) if x is not None]
+        if problems:
+            whole = lambda: checkpoint_folder.saved(path) is not None  # noqa: E731
+            if not processes.from_leader("a save's end", whole):
+                self._failed(path, problems[0])
                 return
             self._orbax.reload()  # it is whole; only an older one was not removed
         self.latest = path
 
     def close(self) -> None:
-        self.wait()
-        if "_orbax" in self.__dict__:
-            self._orbax.close()
+        """Waits for the running save; not where only this of several processes ends."""
+        alone = processes.count() == 1
+        if alone or self._saving is None:
+            self.wait()
+            if "_orbax" in self.__dict__:
+                self._orbax.close()
         self._quiet.close()
 
-    def _failed(self, path: epath.Path, error: Exception) -> None:
-        with contextlib.suppress(OSError):
+    def _make_room(self, path: epath.Path) -> None:
+        """The leader removes what is in the way of a new checkpoint."""
+        if processes.leads():
+            if path.exists() and not checkpoint_folder.is_ours(path):
+                raise FileExistsError("what is there is not of this run; move it away")
             checkpoint_folder.remove_unfinished(self._directory)
+        processes.barrier("room for a checkpoint")
+
+    def _failed(self, path: epath.Path, problem: str) -> None:
+        if processes.leads():
+            with contextlib.suppress(OSError):
+                checkpoint_folder.remove_unfinished(self._directory)
         if "_orbax" in self.__dict__:
             self._orbax.reload()
         kept = "there is none yet" if self.latest is None else f"it is {self.latest}"
-        message = " ".join(str(error).split())[:300]
+        message = " ".join(problem.split())[:300]
         self._report(
             "checkpoint/failed",
             f"could not write to {path}: {message}; the last good checkpoint is kept"
@@ -149,8 +173,14 @@ class Checkpoints:
 
 def newest(directory: epath.PathLike) -> Found | None:
     """The newest complete checkpoint of a run; its arrays are not read."""
-    found = map(_found, checkpoint_folder.ours(epath.Path(directory)))
-    return next((one for one in found if one is not None), None)
+
+    def look() -> list[Any] | None:
+        found = map(_found, checkpoint_folder.ours(epath.Path(directory)))
+        one = next((one for one in found if one is not None), None)
+        return None if one is None else [str(one.path), one.info]
+
+    found = processes.from_leader("the newest checkpoint", look)
+    return None if found is None else Found(epath.Path(found[0]), found[1])
 
 
 def restore_newest(
@@ -162,7 +192,7 @@ def restore_newest(
     those that no longer hold what was saved to `<step>.corrupt`.
 
     Args:
-      directory: of the checkpoints; no other process may use it.
+      directory: of the checkpoints; no other run may use it.
       like: found -> the template that its state is restored to.
 
     Returns:
@@ -174,9 +204,9 @@ def restore_newest(
       OSError: if a checkpoint cannot be read now.
     """
     directory = epath.Path(directory)
-    checkpoint_folder.remove_unfinished(directory)
     corrupt: dict[epath.Path, str] = {}
-    for path in checkpoint_folder.ours(directory):
+    for path in processes.from_leader("checkpoints", lambda: _cleaned(directory)):
+        path = epath.Path(path)
         found = _found(path)
         try:
             if found is None:
@@ -185,6 +215,8 @@ def restore_newest(
         except Corrupt as error:
             corrupt[path] = str(error)
             continue
+        if not processes.leads():
+            return found, state, []
         return found, state, [_put_aside(*one) for one in corrupt.items()]
     others = checkpoint_folder.others(directory)
     unread = dict.fromkeys(others, "is of another run or version") | corrupt
@@ -244,13 +276,17 @@ def restore(path: epath.PathLike, like: Any) -> Any:
     _require_same(path, beside["leaves"], _describe(like))
     anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or anywhere), like)
+    loaded, problem = None, None
     try:
         loaded = orbax.load_checkpointables(path, {"state": placed})["state"]
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the machine's fault, not the file's
     except Exception as error:  # orbax and tensorstore have many names for it
         checkpoint_folder.require_readable(path)
-        raise Corrupt(" ".join(str(error).split())[:200]) from error
+        problem = " ".join(str(error).split())[:200]
+    problems = [x for x in processes.gathered("a restore", problem) if x is not None]
+    if problems:  # raised in all processes, whoever found it
+        raise Corrupt(problems[0])
     if _describe(loaded) != beside["leaves"]:  # a key as plain numbers, for one
         raise Corrupt("its leaves have changed since it was saved")
     changed = [
@@ -307,6 +343,12 @@ def _json(info: dict[str, Any]) -> dict[str, Any]:
             f"what a checkpoint holds beside the state must be JSON-able, but {error};"
             " let the stream's get_state() return numbers, strings, lists and dicts."
         ) from error
+
+
+def _cleaned(directory: epath.Path) -> list[str]:
+    """This run's checkpoints, newest first; what unfinished saves left is removed."""
+    checkpoint_folder.remove_unfinished(directory)
+    return [str(path) for path in checkpoint_folder.ours(directory)]
 
 
 def _found(path: epath.Path) -> Found | None:

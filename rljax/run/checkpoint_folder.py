@@ -9,10 +9,13 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
+
+from rljax import processes
 
 _METADATA, _COMPLETE = "_CHECKPOINT_METADATA", "commit_success.txt"  # orbax's names
 _WRITTEN = frozenset({"state", _METADATA, _COMPLETE})
@@ -98,6 +101,33 @@ def remove_unfinished(directory: epath.Path) -> None:
     incomplete = [path for path in ours(directory) if not _is_complete(path)]
     for path in unfinished + incomplete:
         path.rmtree(missing_ok=True)
+
+
+def require_shared(directory: epath.Path) -> None:
+    """Refuses a folder that is another one on the hosts of other processes.
+
+    Raises:
+      ValueError: with the first process that does not see what the leader wrote.
+    """
+    if processes.count() == 1:
+        return
+
+    def mark() -> str:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f".shared-{secrets.token_hex(8)}"
+        path.write_text("")
+        return path.name
+
+    path = directory / processes.from_leader("a shared folder", mark)
+    seen = processes.gathered("who sees the folder", path.exists())
+    if processes.leads():
+        path.unlink()
+    if not all(seen):
+        raise ValueError(
+            "all processes must see the same folder of checkpoints, but"
+            f" {processes.name(seen.index(False))} sees another {directory}; put it on"
+            " a file system that all hosts mount, or in a bucket (checkpoint_dir)."
+        )
 
 
 def require_readable(path: epath.Path) -> None:

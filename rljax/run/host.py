@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from etils import epath
 from rich.console import Console
 
-from rljax import check
+from rljax import check, processes
 from rljax.run import checkpoint, display, fault, record, stop
 from rljax.run.phase import Phase, check_phases
 from rljax.run.record import Record
@@ -69,6 +69,12 @@ class Host:
         if problem is not None:
             self.report("metrics/failed", f"{problem}; the run goes on")
 
+    def stop_by(self) -> signal.Signals | None:
+        """The signal that any process was sent; the same answer in all of them."""
+        by = self.stop_request.by
+        asked = processes.gathered("a request to stop", by)
+        return next((signal.Signals(one) for one in asked if one is not None), None)
+
     def report(self, name: str, message: str, **facts) -> None:
         """Records an event and shows it."""
         board = self.board
@@ -91,6 +97,10 @@ def open_host(options: Options, found: checkpoint.Found | None) -> Iterator[Host
     Args:
       found: the checkpoint that the run goes on from. Records after it are dropped.
     """
+    if not processes.leads():  # it writes no records and shows nothing
+        options = dataclasses.replace(
+            options, writers=(), console=Console(quiet=True, force_terminal=False)
+        )
     board, broken_lines = _rewound(options, found)
     step, seconds = -1, 0.0
     if found is not None:
@@ -99,8 +109,12 @@ def open_host(options: Options, found: checkpoint.Found | None) -> Iterator[Host
         screen = display.Display(board, options.console)
         stack.callback(screen.close)
         own = (
-            JsonLines(options.run_dir),
-            TensorBoard(options.run_dir, purge_step=step + 1),
+            (
+                JsonLines(options.run_dir),
+                TensorBoard(options.run_dir, purge_step=step + 1),
+            )
+            if processes.leads()
+            else ()
         )
         writers = Writers([*own, *options.writers])
         stack.callback(writers.close)
@@ -147,9 +161,11 @@ def _rewound(
     def keep(entry):
         return entry["step"] <= step and entry["phase"] in names
 
-    records, broken_lines = record.drop_after(options.run_dir / record.FILE, keep)
-    texts = options.run_dir / record.COMPLETIONS
-    broken_lines += record.drop_after(texts, keep)[1]
+    records, broken_lines = [], []
+    if processes.leads():
+        records, broken_lines = record.drop_after(options.run_dir / record.FILE, keep)
+        texts = options.run_dir / record.COMPLETIONS
+        broken_lines += record.drop_after(texts, keep)[1]
     board = display.Board(
         options.run_dir.name,
         last=options.offset(len(phases)),

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from rljax import strict_json
+from rljax import processes, strict_json
 from rljax.run import files, ownership
 
 _CONFIG = "config.json"
@@ -35,6 +35,8 @@ def open_run(
     may_change: Collection[str] = (),
 ) -> Iterator[pathlib.Path]:
     """Makes the folder of a run, or checks that it is this run's, and owns it inside.
+
+    Of several processes the leader does so, and the others wait for its word.
 
     Enter it before anything is built or compiled. With `resume`, a folder that does not
     exist, or in which nothing was saved yet, starts a new run.
@@ -56,9 +58,18 @@ def open_run(
         the config differs from the folder's, with the fields that must not.
     """
     run_dir = ownership.local(run_dir)
+    opened = _opened(run_dir, config, resume, may_change)
+    with processes.led("the run folder", opened):
+        yield run_dir
+
+
+@contextlib.contextmanager
+def _opened(
+    run_dir: pathlib.Path, config: Any, resume: bool, may_change: Collection[str]
+) -> Iterator[None]:
     if not (run_dir / ownership.FILE).exists():  # else its owner is named first
         _require_fitting(run_dir, resume)
-    config = _plain(config)
+    config = plain(config)
     with ownership.owned(run_dir):
         _require_fitting(run_dir, resume)
         for path in run_dir.iterdir():  # what a killed export of a policy left
@@ -70,7 +81,7 @@ def open_run(
         path = run_dir / _CONFIG
         if not path.exists() or path.read_bytes() != text:
             files.replace_file(path, text)
-        yield run_dir
+        yield
 
 
 def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
     """The configuration as it comes back from a file; infinities become text."""
     fields = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     return json.loads(json.dumps(fields, default=str), parse_constant=str)
@@ -148,7 +159,10 @@ def provenance() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     kinds = collections.Counter(device.device_kind for device in jax.devices())
+    names = [processes.name(i) for i in range(processes.count())]
+    together = {"processes": names} if len(names) > 1 else {}
     return {
+        **together,
         "command": shlex.join(
             [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
         ),

@@ -7,8 +7,10 @@ dispatch, the host waits for the device. A run is a list of phases in a folder:
     config.json  metrics.jsonl  completions.jsonl  tensorboard/  checkpoints/
 
 It can be killed at any moment and goes on from its newest checkpoint, bit for bit.
+Several processes run the same loop in step; the leader writes and shows.
 """
 
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -19,8 +21,16 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from rljax import metric
-from rljax.run import checkpoint, display, fault, ownership, pace, shown
+from rljax import digest, metric, processes
+from rljax.run import (
+    checkpoint,
+    checkpoint_folder,
+    display,
+    fault,
+    ownership,
+    pace,
+    shown,
+)
 from rljax.run.host import Host, Options, open_host
 from rljax.run.phase import COMPLETIONS, Metrics, Phase, phase_of, templates_of
 from rljax.run.writer import Writer
@@ -63,7 +73,8 @@ def train(
       max_refused: optimiser steps in a row that may be refused.
       checkpoint_dir: the folder of this run's checkpoints alone, which may be in a
         bucket (gs://...); None is `checkpoints` in the run folder.
-      writers: get the records, too, beside `metrics.jsonl` and `tensorboard/`.
+      writers: get the records, too, beside `metrics.jsonl` and `tensorboard/`; of
+        several processes, those of the leader.
       console: where to show progress.
 
     Returns:
@@ -89,7 +100,11 @@ def train(
         writers=writers,
         console=console,
     )
-    with ownership.ensured(folder):
+    with contextlib.ExitStack() as stack:
+        owned = ownership.ensured(folder)
+        stack.enter_context(processes.led("the owner of the run folder", owned))
+        processes.require_shared(state, "the state to train from")
+        checkpoint_folder.require_shared(options.checkpoint_dir)
         newest = checkpoint.newest(options.checkpoint_dir)
         templates, state = templates_of(phases, state, newest)  # frees its memory
         found, restored, corrupt = checkpoint.restore_newest(
@@ -98,6 +113,7 @@ def train(
         index, done = 0, 0
         if found is None:
             fault.require_finite(state)
+            _require_same(state)
         else:
             state = restored
             index, done = found.info["phase"], found.info["phase_step"]
@@ -109,9 +125,19 @@ def train(
                 state = _run_phase(host, i, state, done)
                 done = 0
             host.checkpoints.wait()
-            if host.stop_request.by is not None:
-                _stop(host, host.stop_request.by, host.board.step)
+            if (by := host.stop_by()) is not None:
+                _stop(host, by, host.board.step)
     return state
+
+
+def _require_same(state: TrainState) -> None:
+    """Refuses processes that begin with other numbers, such as other files' weights."""
+    if processes.count() > 1:
+        processes.require_same(
+            "the state to train from",
+            {leaf: found.digest for leaf, found in digest.examine(state).items()},
+            "Bring the same files to all hosts, and make the state of the same seed.",
+        )
 
 
 def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainState:
@@ -123,8 +149,8 @@ def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainSta
         before = host.options.phases[index - 1].evaluate if index else None
         if before is None:
             _evaluate(host, phase, state)
-    if host.stop_request.by is not None:
-        _stop(host, host.stop_request.by, offset + done)
+    if (by := host.stop_by()) is not None:
+        _stop(host, by, offset + done)
     speed = pace.Pace(host.clock)
     flying = None
     while done < phase.num_steps:
@@ -141,12 +167,14 @@ def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainSta
         evaluate = phase.evaluate is not None and (
             end or _crossed(start, done, phase.evaluate_every)
         )
-        if save or evaluate or host.stop_request.by is not None:
+        _require_same_prompts(phase, prompts)
+        stop_by = host.stop_by()
+        if save or evaluate or stop_by is not None:
             _record(host, speed, flying)
             flying = None
             if evaluate:
                 _evaluate(host, phase, state)
-            stop_by = host.stop_request.by
+                stop_by = host.stop_by()
             if save or stop_by is not None:
                 _save(host, index, done, state)
             if stop_by is not None:
@@ -154,6 +182,20 @@ def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainSta
             speed.restart()
         host.checkpoints.poll()
     return state
+
+
+def _require_same_prompts(phase: Phase, prompts: Prompts) -> None:
+    """Refuses processes whose streams differ, before anything of it is saved.
+
+    JAX takes host arrays for equal in all processes, and does not look: shares of a
+    batch would be trained on as if each were the whole one.
+    """
+    if processes.count() > 1:
+        processes.require_same(
+            f"the batch of phase {phase.name!r}",
+            {"its fingerprint": digest.fingerprint(prompts)},
+            "A stream gives the whole batch to every process; the mesh spreads it.",
+        )
 
 
 def _crossed(start: int, done: int, every: int) -> bool:
@@ -240,10 +282,13 @@ def _evaluate(host: Host, phase: Phase, state: TrainState) -> None:
 
 def _save(host: Host, index: int, done: int, state: TrainState) -> None:
     phase, step = host.options.phases[index], host.options.offset(index) + done
-    other = ownership.taken_over_by(host.options.run_dir)
+    run_dir = host.options.run_dir
+    other = processes.from_leader(
+        "the owner of the run folder", lambda: ownership.taken_over_by(run_dir)
+    )
     if other is not None:  # not a word into files that are another's
         raise fault.RunFault(
-            f"{host.options.run_dir} was taken over by {other}, so this run stops after"
+            f"{run_dir} was taken over by {other}, so this run stops after"
             f" step {step}; nothing of it is saved since {host.checkpoints.latest}"
         )
     problem = fault.not_finite(state)

@@ -302,39 +302,12 @@ def test_map_fn_draws_anew_at_every_step():
     assert len(set(noise)) == 20
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_processes_together_read_what_one_process_reads(process_count):
-    options = {"num_prompts": 8, "steps_per_dispatch": 2, "seed": 5}
-    whole = take(data.stream(rows(20), map_fn=with_noise, **options), 3)
-    parts = [
-        take(
-            data.stream(
-                rows(20),
-                map_fn=with_noise,
-                process_index=index,
-                process_count=process_count,
-                **options,
-            ),
-            3,
-        )
-        for index in range(process_count)
-    ]
-    for want, *shares in zip(whole, *parts, strict=True):
-        assert shares[0].id.shape == (2, 8 // process_count)
-        for name in ("answer", "noise"):
-            got = np.concatenate([s.data[name] for s in shares], axis=1)
-            np.testing.assert_array_equal(got, want.data[name])
-
-
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"num_prompts": 11}, r"num_prompts must be in \[1, 10\].* got 11"),
         ({"num_prompts": 0}, r"num_prompts must be in \[1, 10\].* got 0"),
         ({"num_prompts": 2, "steps_per_dispatch": 0}, "steps_per_dispatch .* got 0"),
-        ({"num_prompts": 3, "process_count": 2}, "divide num_prompts, got 0, 2 and 3"),
-        ({"num_prompts": 2, "process_index": 1}, "process_index must be in .* got 1"),
-        ({"num_prompts": 2, "process_count": 0}, "process_index must be in .* got 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_before_anything_runs(options, told):

@@ -31,8 +31,8 @@ def cache(tmp_path_factory):
 def start(cache, *flags, experiment="addition", **kwargs):
     env = dict(os.environ, XDG_CACHE_HOME=str(cache), JAX_PLATFORMS="cpu")
     # One device, as on a user's machine.
-    flags = os.environ["XLA_FLAGS"].split()
-    env["XLA_FLAGS"] = " ".join(flag for flag in flags if "device" not in flag)
+    ours = os.environ["XLA_FLAGS"].split()
+    env["XLA_FLAGS"] = " ".join(flag for flag in ours if "device" not in flag)
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{experiment}", *map(str, flags)],
         cwd=ROOT,

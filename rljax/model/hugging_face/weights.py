@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import mesh, strict_json
+from rljax import mesh, processes, strict_json
 from rljax.model.config import DecoderConfig
 from rljax.model.hugging_face import tensors
 from rljax.model.hugging_face.family import Family
@@ -71,7 +71,7 @@ def read(
             else:
                 whole = _cast(rows, dtype=dtype, transposed=part.transposed)
             # Waiting: many tensors on their way would all be in memory.
-            whole = jax.device_put(whole, where[part.path])
+            whole = processes.put(whole, where[part.path])
             params[part.path] = jax.block_until_ready(whole)
     treedef = jax.tree.structure(shapes)
     return jax.tree.unflatten(treedef, [params[path] for path in sizes])
