@@ -101,7 +101,8 @@ def _steps(job: Job) -> dict[str, str]:
         "setup": image(job),
         "run": f"kubectl apply --filename {beside(file)}",
         "watch": command("kubectl", "logs", pods, "--follow", "--tail=50"),
-        "resume": f'kubectl delete --ignore-not-found --filename {beside(file)}\n"$0" run',
+        "resume": f"kubectl delete --ignore-not-found --filename {beside(file)}"
+        '\n"$0" run',
         "delete": f"kubectl delete --filename {beside(file)}"
         + "\n"
         + command(
