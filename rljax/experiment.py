@@ -25,8 +25,8 @@ from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.policy import frozen
-from rljax.run import run_dir as run_folder
 from rljax.run import profiled, same, shown, train
+from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
