@@ -59,7 +59,7 @@ def by_arithmetic(
     rows = sizes.num_prompts * sizes.num_samples / pieces / num
     tokens = rows * sizes.max_tokens + sizes.prompt_tokens * rows / sizes.num_samples
     count = param_bytes / _itemsize(program.state.params)
-    sampling = roofline.parts(axes, mesh.TENSOR, mesh.EXPERT)
+    sampling = roofline.parts(axes, mesh.TENSOR)
     return Memory(
         state=cost.num_bytes(program.state) / stored,
         caches=sum(cost.cache_bytes(sizes)) / num,

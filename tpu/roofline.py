@@ -78,8 +78,8 @@ def work(
     # Forward once more, for what the backward pass computes again.
     again = 4 / 3 if sizes.decoder.remat else 1.0
     itemsize = jnp.dtype(sizes.decoder.dtype).itemsize
-    # Sampling splits weights over `tensor` and experts alone.
-    weights = itemsize * num_parameters / parts(axes, mesh.TENSOR, mesh.EXPERT)
+    # Sampling splits weights over `tensor` alone.
+    weights = itemsize * num_parameters / parts(axes, mesh.TENSOR)
     return Work(
         prefill_flops=flops.prompts / chips,
         decode_flops=flops.sampling / chips,
