@@ -78,8 +78,8 @@ RANGES = {
     "reference_ema": _number(low=0, below=1),
     "schedule_steps": _count(1, _STEPS),
     "evaluate_every": _count(1, _STEPS),
-    "num_train": _count(),
     "evaluation_samples": _count(),
+    "evaluation_batch": _count(),
     "num_validation": _count(),
     "num_test": _count(0),
     "checkpoint_every": _count(1, _STEPS),
@@ -192,8 +192,9 @@ def step(config: Any) -> None:
     multiple(config, "num_prompts", "num_minibatches", "num_microbatches")
     multiple(config, "num_samples", "num_lengths")
     tokens(config, "num_prompts", "num_samples", "max_tokens")
-    for held_out in ("num_validation", "num_test"):
-        tokens(config, held_out, "max_tokens")
+    for held_out in ("num_validation", "num_test", "evaluation_batch"):
+        if held_out in vars(config):
+            tokens(config, held_out, "max_tokens")
     product(config, 2**31 - 1, "a 32-bit counter", "num_steps", "num_minibatches")
 
 

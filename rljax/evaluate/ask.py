@@ -180,10 +180,8 @@ def held_out(
 
     def validate(params):
         answers = validation(params)
-        length = np.mean(np.sum(answers.samples.mask, -1))
-        found = estimate.summary(answers.correct, ks)
-        some = _completions(answers, task.validation, tokenizer, 8)
-        return found | {"length_mean": float(length)}, some
+        found = estimate.summary(answers.correct, ks) | _lengths(answers)
+        return found, _completions(answers, task.validation, tokenizer, 8)
 
     def test(params):
         answers = test_sampled(params)
@@ -207,6 +205,21 @@ def held_out(
         programs["evaluation, greedy"] = (fns[1], batch)
     tested = test if len(task.test.id) else None
     return Evaluation(validate, tested, tables, programs if in_graph else {})
+
+
+def _lengths(answers: Answers) -> dict[str, float]:
+    """How long completions are, how many end, and how many of these are right.
+
+    A policy that only learns to stop in time raises the second, and not the third.
+    """
+    ended = np.asarray(answers.samples.finished)
+    found = {
+        "length_mean": float(np.mean(np.sum(answers.samples.mask, -1))),
+        "finished_share": float(np.mean(ended)),
+    }
+    if np.any(ended):
+        found["right_of_finished"] = float(np.mean(answers.correct[ended]))
+    return found
 
 
 def _completions(

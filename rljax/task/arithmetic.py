@@ -1,11 +1,9 @@
-"""Small sums, differences and products, plain and in words, for a chat model.
+"""Small sums, differences and products for a chat model that talks instead.
 
-    What is 17 + 24? Reply with the number only.
-    Mia has 17 coins and buys 24 more. How many coins does Mia have now? Reply ...
+    What is 17 + 4? Reply with the number only.
 
-A problem is an operation and two numbers, whatever the order, the names or the wording:
-held out are such pairs, so that 7 * 8, 8 * 7 and eight boxes of seven pens are all
-trained on or all tested.
+A problem is an operation and two numbers, whatever their order: held out are such
+pairs, so that 7 * 8 and 8 * 7 are both trained on or both tested.
 """
 
 import itertools
@@ -31,7 +29,6 @@ class Operation(NamedTuple):
     fn: what it computes.
     numbers: that are its operands.
     ordered: whether the larger operand comes first; else both orders are asked.
-    words: texts of a word problem; its names and things are `NAMES` and `THINGS`.
     """
 
     name: str
@@ -39,7 +36,6 @@ class Operation(NamedTuple):
     fn: Callable[[int, int], int]
     numbers: range
     ordered: bool
-    words: tuple[str, ...]
 
     def pairs(self) -> list[tuple[int, int]]:
         """All pairs of operands, the larger one first."""
@@ -51,47 +47,13 @@ class Operation(NamedTuple):
 
 
 OPERATIONS = (
-    Operation(
-        "sums",
-        "+",
-        operator.add,
-        range(2, 31),
-        False,
-        (
-            "{name} has {a} {things} and buys {b} more. How many {things} does {name}"
-            " have now?",
-            "There are {a} {things} on the table and {b} in the box. How many {things}"
-            " are there in all?",
-        ),
-    ),
-    Operation(
-        "differences",
-        "-",
-        operator.sub,
-        range(2, 31),
-        True,
-        (
-            "{name} has {a} {things} and gives away {b}. How many {things} are left?",
-            "There were {a} {things} in the box. {name} took {b} of them. How many"
-            " {things} are in the box now?",
-        ),
-    ),
-    Operation(
-        "products",
-        "*",
-        operator.mul,
-        range(2, 16),
-        False,
-        (
-            "{name} has {a} boxes with {b} {things} each. How many {things} is that?",
-            "There are {a} tables with {b} {things} on each. How many {things} are"
-            " there in all?",
-        ),
-    ),
+    Operation("sums", "+", operator.add, range(2, 21), False),
+    Operation("differences", "-", operator.sub, range(2, 21), True),
+    Operation("products", "*", operator.mul, range(2, 13), False),
 )
-NAMES = ("Anna", "Ben", "Lily", "Mia", "Sam", "Tom")
-THINGS = ("apples", "books", "cards", "coins", "eggs", "pens")
 ENDING = " Reply with the number only."
+HELD_OUT = (1 / 9, 1 / 3)
+"""Shares of the pairs of each operation, for validation and for the test."""
 
 
 class Question(NamedTuple):
@@ -109,77 +71,46 @@ class Splits(NamedTuple):
     test: list[Question]
 
 
-def splits(
-    seed: int = 0, *, num_train: int, num_validation: int, num_test: int
-) -> Splits:
-    """Draws the questions; each kind, plain or in words, is asked as often.
-
-    A held-out pair of numbers is asked twice: plain, and in words.
+def splits(seed: int = 0) -> Splits:
+    """All questions; the pairs of each operation are dealt to the three parts.
 
     Args:
-      seed: of the draw; keep it over the seeds of a run, so that test stays test.
-      num_train, num_validation, num_test: questions, multiples of 6, the kinds.
-
-    Raises:
-      ValueError: for other numbers, or if more is held out than half of the pairs.
+      seed: of the deal; keep it over the seeds of a run, so that test stays test.
     """
-    kinds = 2 * len(OPERATIONS)
-    sizes = (num_train, num_validation, num_test)
-    each = [size // kinds for size in sizes]
-    most = min(len(op.pairs()) for op in OPERATIONS) // 2
-    if any(size % kinds or size < kinds for size in sizes) or sum(each[1:]) > most:
-        raise ValueError(
-            f"num_train, num_validation and num_test must be multiples of {kinds}, the"
-            f" kinds of questions, and the latter two at most {most * kinds} together,"
-            f" got {num_train}, {num_validation} and {num_test}; change them."
-        )
     rng = np.random.default_rng(seed)
     out = Splits([], [], [])
     for operation in OPERATIONS:
         pairs = rng.permutation(operation.pairs())
-        ends = np.cumsum(each[1:])
+        ends = np.cumsum([round(share * len(pairs)) for share in HELD_OUT])
         validation, test, train = np.split(pairs, ends)
-        train = train[np.arange(each[0]) % len(train)]
         for part, rows in zip(out, (train, validation, test), strict=True):
-            part.extend(_questions(operation, rows.tolist(), rng))
+            part.extend(_questions(operation, rows.tolist()))
     return out
 
 
-def _questions(operation: Operation, pairs, rng) -> Iterator[Question]:
+def _questions(operation: Operation, pairs) -> Iterator[Question]:
     for a, b in pairs:
-        answer = str(operation.fn(a, b))
-        plain = f"What is {{a}} {operation.sign} {{b}}?"
-        for kind, texts in (("", (plain,)), (" in words", operation.words)):
-            first, second = (a, b) if operation.ordered else rng.permutation([a, b])
-            text = rng.choice(texts).format(
-                a=first, b=second, name=rng.choice(NAMES), things=rng.choice(THINGS)
-            )
-            problem = data.Problem(text + ENDING, answer)
-            yield Question(problem, operation.name + kind)
+        size = "one digit" if a < 10 else "two digits"
+        orders = {(a, b)} if operation.ordered else {(a, b), (b, a)}
+        for first, second in sorted(orders):
+            text = f"What is {first} {operation.sign} {second}?" + ENDING
+            answer = str(operation.fn(first, second))
+            yield Question(data.Problem(text, answer), f"{operation.name}, {size}")
 
 
 def task(
-    model: Model,
-    *,
-    num_train: int,
-    num_validation: int,
-    num_test: int,
-    max_prompt_tokens: int,
-    chat: data.Chat | None = None,
+    model: Model, *, max_prompt_tokens: int, chat: data.Chat | None = None
 ) -> Task:
     """The questions as prompts of a model, judged by the completion's last number.
 
     Args:
-      num_train, num_validation, num_test: as in `splits`.
       max_prompt_tokens: must hold every question.
       chat: how a question becomes a turn of a chat; None: it is the whole prompt.
 
     Raises:
-      ValueError: if a question is too long, or as `splits` does.
+      ValueError: if a question is too long.
     """
-    parts = splits(
-        num_train=num_train, num_validation=num_validation, num_test=num_test
-    )
+    parts = splits()
     questions = [question for part in parts for question in part]
     prompts, report = data.encode_prompts(
         [question.problem for question in questions],

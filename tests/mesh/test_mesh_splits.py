@@ -51,7 +51,7 @@ def log_tokens(credit, rollout):
 
 
 @functools.cache
-def parts(num_slots=None, num_samples=4, max_tokens=24, experts=None, **options):
+def parts(num_slots=None, num_samples=8, max_tokens=24, experts=None, **options):
     decoder = DecoderConfig(
         **{"vocab_size": 64, "num_layers": 3, "unroll": 1, "tie_embeddings": False},
         **{"d_model": 64, "d_ff": 256, "num_heads": 8, "num_kv_heads": 8},
