@@ -1,6 +1,7 @@
 """Networks behind the `Policy` interface. flax lives here and nowhere else.
 
-`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`. A new
+`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`. `shapes`
+names known models without their weights. A new
 part of a network belongs here, a new family of Hugging Face models into `hugging_face`.
 Nothing here knows rewards, advantages or losses.
 
