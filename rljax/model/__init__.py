@@ -1,9 +1,9 @@
 """Networks behind the `Policy` interface. flax lives here and nowhere else.
 
-`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`. `shapes`
-names known models without their weights. A new
-part of a network belongs here, a new family of Hugging Face models into `hugging_face`.
-Nothing here knows rewards, advantages or losses.
+`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`.
+`shapes` names known models without their weights. A new part of a network belongs here,
+a new family of Hugging Face models into `hugging_face`. Nothing here knows rewards,
+advantages or losses.
 
 Choices that were measured on XLA:CPU alone, for the first profile of an accelerator to
 question. Each stands at its place again, marked "XLA:CPU":
