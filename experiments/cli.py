@@ -48,6 +48,9 @@ class Launch:
     mesh: str | None = None
     """Devices along the axes data, fsdp, expert and tensor: data=2,fsdp=4,tensor=2. By
     default all devices, or as many as divide the prompts."""
+    profile: bool = False
+    """Write a trace of the second and third dispatch into `profile` in the run folder;
+    xprof shows it, its scopes sample, prefill, decode, verify, credit and update."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
     quick."""
@@ -82,6 +85,7 @@ def main(
             title=text.splitlines()[0],
             resume=launch.resume,
             may_change=free & numbers.keys(),
+            profile=launch.profile,
         )
 
     start(name, run, default, quick, lambda c: build(c)[-1].program(), text)

@@ -25,8 +25,8 @@ from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.policy import frozen
+from rljax.run import profiled, same, shown, train
 from rljax.run import run_dir as run_folder
-from rljax.run import same, shown, train
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
@@ -141,6 +141,7 @@ def run(
     title: str = "A run",
     resume: bool = False,
     may_change: Collection[str] = (),
+    profile: bool = False,
 ) -> dict[str, Estimate]:
     """Runs experiments one after the other; each begins with the parameters before it.
 
@@ -153,6 +154,7 @@ def run(
       title: of the report.
       resume: go on from the newest checkpoint of the folder.
       may_change: numbers of `config` that a resumed run need not share.
+      profile: write a trace of a few dispatches into `profile` in the folder.
 
     Returns:
       pass@1 on the test problems, by stage; nothing if there are none.
@@ -176,8 +178,11 @@ def run(
             if processes.leads():
                 kept.keep_origin(folder, last.model, last.program().state, last.export)
             before = Before(folder)
+            stages = phases(experiments, loops, before)
+            if profile:
+                stages = profiled.last_traced(stages, folder / "profile")
             state = train.train(
-                phases(experiments, loops, before),
+                stages,
                 _start(experiments[0], last),
                 folder,
                 checkpoint_every=last.checkpoint_every,

@@ -106,7 +106,8 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
         state = mesh.keep_state(state)
         rollout = act(state, mesh.constrain(prompts))
         if verify is not None:
-            verdict = verdict_of(verify, rollout.prompts, rollout.samples)
+            with jax.named_scope("verify"):
+                verdict = verdict_of(verify, rollout.prompts, rollout.samples)
             rollout = rollout.replace(verdict=verdict)
         state, metrics = learner.learn(state, mesh.constrain(rollout))
         return mesh.keep_state(state), metrics | rollout_metrics(rollout)

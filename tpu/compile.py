@@ -6,57 +6,47 @@ python -m tpu.compile --experiment train --model qwen3-8b --topology v5p:2x2x4 \
 
 Further flags change numbers of the experiment's config (--num-prompts 512). Needs
 libtpu, but no TPU. The experiment is a module of `experiments` with a function
-build(config) -> experiments; the last one is compiled.
+build(config) -> experiments; the last one is compiled. For GPUs (h100:8), and with
+--arithmetic, nothing is compiled: the plan's arithmetic alone says what it takes.
 
-XLA counts the body of a loop once, and so do FLOPs and bytes accessed here: they are
-about one of the K training steps, and one token of the sampler's loop. Collectives are
-counted as often as they run, in the sampler's loop at most.
+XLA counts the body of a loop once, and so do its FLOPs and bytes accessed here: they
+are about one of the K training steps, and one token of the sampler's loop. Collectives
+are counted as often as they run, in the sampler's loop at most.
 """
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
-import pkgutil
 import sys
 import time
 from typing import Any
 
 import jax
-import numpy as np
-import rich.console
-import rich.table
 import tyro
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-import experiments
-from experiments import assemble, problems, train
 from rljax import mesh
-from rljax.experiment import Experiment, on_devices
+from rljax.experiment import Experiment
 from rljax.plan import cost as plan
 from rljax.plan import hlo
-from rljax.program import Program
-from rljax.run.phase import Stream
-from rljax.types import Prompts
-from tpu import model
-
-TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x8", "v6e:4x4")
+from rljax.program import Program, Sizes
+from tpu import chips, memory, report, roofline, subject
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What to compile for what."""
 
-    experiment: str
+    experiment: str = "train"
     """Module of `experiments` that has a `Config` and a `build`."""
     topology: str
-    """TPU type and shape of the slice, such as v5e:4x4 or v5p:4x4x8."""
+    """Kind and shape of the slice, such as v5e:4x4 or v5p:4x4x8; h100:8 for GPUs."""
     mesh: str | None = None
     """Devices along the axes of the mesh, data=2,fsdp=4,tensor=2; by default all along
     data, or fsdp for large models."""
@@ -66,8 +56,14 @@ class Options:
     """Tokens of a prompt, instead of the experiment's."""
     prompts_per_device: int | None = None
     """Prompts per step and device, instead of the number of the experiment."""
+    arithmetic: bool = False
+    """Compile nothing."""
     json: pathlib.Path | None = None
     """File to write the report to."""
+
+
+class DoesNotFit(ValueError):
+    """The program needs more memory than a chip has; the text says what would fit."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -78,16 +74,7 @@ def main(args: list[str] | None = None) -> None:
         Options, args=args, description=__doc__, return_unknown_args=True
     )
     try:
-        devices = find_devices(options.topology)
-        made = find_experiment(options.experiment, flags, options.model)
-        made = spread(made, devices, options)
-        report = {
-            "experiment": options.experiment,
-            "model": options.model,
-            "topology": options.topology,
-            "mesh": mesh.text(made.mesh),
-        }
-        report |= compile_on(made.mesh, made.layout, made.program())
+        found = plan_for(options, flags)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
@@ -95,88 +82,93 @@ def main(args: list[str] | None = None) -> None:
             f"error: {error}\n(jax {jax.__version__}, libtpu {libtpu_version()}: an"
             " INTERNAL error means that these do not fit; jax[tpu] pins a libtpu.)"
         )
-    show(report)
+    report.show(found)
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    if not found["fits"]:
+        sys.exit(f"error: {found['refusal']}")
 
 
-def find_experiment(
-    experiment: str, flags: list[str], shape: str | None = None
-) -> Experiment:
-    """The experiment, or its last stage.
-
-    Args:
-      flags: of its configuration.
-      shape: a known model instead of its own, for `train`.
+def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
+    """The report on an experiment: numbers by name, as JSON takes them; in bytes.
 
     Raises:
-      ValueError: if there is no such experiment or model, or it has no `build`.
+      ValueError: for what cannot be compiled; `DoesNotFit` if the compiler says that a
+        chip has too little memory, or the state alone takes more.
     """
-    names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__))
-    module = None
-    if experiment in names:
-        module = importlib.import_module(f"experiments.{experiment}")
-    if module is None or "build" not in vars(module):
-        raise ValueError(
-            "--experiment must name a module of experiments/ with a function"
-            " build(config) -> list[rljax.experiment.Experiment], got"
-            f" {experiment!r}; there are {', '.join(names)}."
-        )
-    prog = f"python -m tpu.compile --experiment {experiment}"
-    if shape is None:
-        return module.build(tyro.cli(module.Config, args=flags, prog=prog))[-1]
-    decoder = model.shape(shape)
-    if module is not train:
-        raise ValueError(
-            f"--model {shape} must go with --experiment train, got {experiment}; others"
-            " have models of their own."
-        )
-    few = train.Config(num_prompts=16, num_validation=8, num_test=8)
-    config = tyro.cli(train.Config, default=few, args=flags, prog=prog)
-    small, task = problems.build(config, None)
-    return assemble.experiment(config, small._replace(config=decoder), task)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Resized:
-    """A stream of other sizes, whose values nobody reads: P prompts of S tokens."""
-
-    stream: Stream
-    num_prompts: int | None
-    num_tokens: int | None
-
-    def __next__(self) -> Prompts:
-        batch = next(self.stream)
-        K, P, S = batch.tokens.shape
-        rows = np.arange(P if self.num_prompts is None else self.num_prompts) % P
-        batch = jax.tree.map(lambda x: x[:, rows], batch)
-        tokens = np.zeros((K, len(rows), self.num_tokens or S), batch.tokens.dtype)
-        return batch.replace(tokens=tokens)
-
-    def get_state(self):
-        return self.stream.get_state()
-
-    def set_state(self, state):
-        self.stream.set_state(state)
-
-
-def spread(made: Experiment, devices: list[jax.Device], options: Options) -> Experiment:
-    """The experiment on a mesh of all the devices, its prompts of the sizes asked for.
-
-    Raises:
-      ValueError: if the mesh does not divide the devices, prompts or heads.
-    """
+    place = chips.parse(options.topology)
+    compiles = place.is_tpu and not options.arithmetic
+    devices = find_devices(options.topology) if compiles else stand_ins(place.num_chips)
     per_device = options.prompts_per_device
-    num_prompts = None if per_device is None else per_device * len(devices)
-    stream = _Resized(made.prompts, num_prompts, options.prompt_tokens)
-    made = dataclasses.replace(made, prompts=stream)
-    if len(devices) == 1:
-        return dataclasses.replace(made, mesh=mesh.make(devices))
-    sizes = {} if options.mesh is None else mesh.parse(options.mesh)
-    if options.mesh is None:
-        num_bytes = plan.num_bytes(made.model.shapes())
-        sizes = {mesh.FSDP if num_bytes > mesh.LARGE else mesh.DATA: len(devices)}
-    return on_devices([made], sizes, devices)[0]
+    made = subject.spread(
+        subject.find_experiment(options.experiment, flags, options.model),
+        devices,
+        sizes=options.mesh,
+        num_prompts=None if per_device is None else per_device * place.num_chips,
+        prompt_tokens=options.prompt_tokens,
+    )
+    program = made.program()
+    sizes = program.sizes()
+    assert made.mesh is not None  # `spread` makes one even of a single chip
+    axes = dict(made.mesh.shape)
+    param_bytes = plan.num_bytes(program.state.params)
+    needed = memory.by_arithmetic(program, sizes, axes, param_bytes)
+    compiled: dict[str, Any] = {}
+    if compiles:
+        if needed.state > place.chip.hbm_gib * memory.GIB:
+            how = "for the state alone, before it was compiled"
+            raise DoesNotFit(memory.refusal(program, sizes, place, needed.state, how))
+        compiled = _compiled(made, program, sizes, place)
+    peak = compiled["memory_per_device"]["peak"] if compiled else needed.peak
+    fits = bool(peak <= place.chip.hbm_gib * memory.GIB)
+    how = "the compiler's peak" if compiled else "by arithmetic"
+    return {
+        "experiment": options.experiment,
+        "model": options.model,
+        "topology": options.topology,
+        "mesh": mesh.text(made.mesh),
+        "devices": place.num_chips,
+        "hbm_per_device": place.chip.hbm_gib * memory.GIB,
+        "fits": fits,
+        "refusal": "" if fits else memory.refusal(program, sizes, place, peak, how),
+        "steps_per_dispatch": program.prompts.tokens.shape[0],
+        **report.sizes_of(sizes, param_bytes, program),
+        "memory_by_arithmetic": {**needed._asdict(), "peak": needed.peak},
+        **compiled,
+        **report.times(sizes, program, place, axes, compiled),
+    }
+
+
+def _compiled(
+    made: Experiment, program: Program, sizes: Sizes, place: chips.Slice
+) -> dict[str, Any]:
+    try:
+        return compile_on(made.mesh, made.layout, program)
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        needed = place.chip.hbm_gib * memory.GIB
+        how = "or more, says the compiler"
+        advice = memory.refusal(program, sizes, place, needed, how)
+        raise DoesNotFit(f"{advice}\n{text[:2000]}") from error
+
+
+def stand_ins(num: int) -> list[jax.Device]:
+    """So many devices of this machine's CPU, for a mesh that nothing runs on.
+
+    Raises:
+      ValueError: if jax has begun with fewer.
+    """
+    with contextlib.suppress(RuntimeError):  # jax has begun
+        jax.config.update("jax_num_cpu_devices", num)
+    devices = jax.devices("cpu")
+    if len(devices) < num:
+        raise ValueError(
+            f"jax must begin with {num} CPU devices, got {len(devices)}; call this in a"
+            " process of its own."
+        )
+    return devices[:num]
 
 
 def find_devices(topology: str) -> list[jax.Device]:
@@ -202,7 +194,7 @@ def find_devices(topology: str) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             "--topology must be a TPU type and shape that libtpu knows, such as"
-            f" {', '.join(TOPOLOGIES)}, got {topology!r}: {error}"
+            f" {', '.join(chips.known())}, got {topology!r}: {error}"
         ) from error
 
 
@@ -230,17 +222,19 @@ def compile_on(
     cost: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()
     text = compiled.as_text() or ""
-    num_steps, num_prompts = program.prompts.tokens.shape[:2]
+    found = hlo.collectives(text)
+    num_steps = program.prompts.tokens.shape[0]
     return {
         "device_kind": place.devices.flat[0].device_kind,
-        "devices": place.size,
-        "steps_per_dispatch": num_steps,
-        "prompts_per_step": num_prompts,
         "memory_per_device": plan.compiled_memory(compiled)
         | {"peak": memory.peak_memory_in_bytes},
         "flops_per_device": cost["flops"],
         "bytes_accessed_per_device": cost["bytes accessed"],
-        "collectives": hlo.by_kind(hlo.collectives(text)),
+        "collectives": hlo.by_kind(found),
+        "link_bytes_per_step": {
+            phase: size / num_steps
+            for phase, size in roofline.received(found, place.size).items()
+        },
         "copied_to_every_device": mesh.copied(program.state, place, layout),
         "largest_arrays": largest(text),
         "lower_seconds": round(lower_seconds, 2),
@@ -279,39 +273,6 @@ def _sharded(tree, shardings):
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         tree,
         shardings,
-    )
-
-
-def show(report: dict[str, Any]) -> None:
-    """Prints the report as a table."""
-    table = rich.table.Table(
-        title=f"{report['model'] or report['experiment']} on {report['devices']} x"
-        f" {report['device_kind']} ({report['topology']}, {report['mesh']})"
-    )
-    table.add_column("")
-    table.add_column("per device", justify="right")
-    for name, size in report["memory_per_device"].items():
-        table.add_row(f"memory: {name.replace('_', ' ')}", f"{size / 2**20:,.1f} MiB")
-    table.add_section()
-    table.add_row("FLOPs", f"{report['flops_per_device'] / 1e9:,.3f} G")
-    accessed = report["bytes_accessed_per_device"] / 2**20
-    table.add_row("bytes accessed", f"{accessed:,.1f} MiB")
-    for kind, number in report["collectives"].items():
-        size = f"{number['bytes'] / 2**20:,.3f} MiB"
-        table.add_row(f"{kind}: {number['count']} per dispatch", size)
-    table.add_section()
-    for shape, size in report["largest_arrays"].items():
-        table.add_row(f"array {shape}", f"{size / 2**20:,.1f} MiB")
-    table.add_section()
-    table.add_row("compile time", f"{report['compile_seconds']:.1f} s")
-    console = rich.console.Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"A dispatch is {report['steps_per_dispatch']} training steps of"
-        f" {report['prompts_per_step']} prompts. FLOPs and bytes accessed count every"
-        " loop body once: one training step, one token of the sampler's loop."
-        " Collectives count each turn, up to the longest completion. What a chip must"
-        " hold is the peak."
     )
 
 

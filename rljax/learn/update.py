@@ -132,7 +132,8 @@ def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
     num_passes, num_minibatches, _ = parts.repeats
     _require_divisible(rollout, num_minibatches, parts.pieces)
     before = state.algorithm
-    credits, after, credit_metrics = parts.algorithm.credit(rollout, before)
+    with jax.named_scope("credit"):
+        credits, after, credit_metrics = parts.algorithm.credit(rollout, before)
     usable = numerics.stays_finite(before, after)
     state = state.replace(algorithm=after)
 
@@ -146,7 +147,8 @@ def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
         step = _Step(found, metrics, usable, i // num_minibatches)
         return _take(step, state, parts.gate, parts.optimizer)
 
-    state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
+    with jax.named_scope("update"):
+        state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
     # If every step of this batch was refused, the algorithm's state is restored, as
     # well: one NaN in a running average would stay for the whole run.
     any_accepted = metrics["update/refused"] < 1
@@ -220,7 +222,8 @@ def _moved_share(old, new) -> jax.Array:
     """f32[]: share of the parameters that differ, as the optimiser knows them."""
     old, new = (jax.tree.leaves(master_weights.exact(*pair)) for pair in (old, new))
     moved = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(old, new, strict=True)]
-    return jnp.sum(jnp.stack(moved)) / sum(x.size for x in new)
+    # As a float: 8B parameters are more than 32 bits count.
+    return jnp.sum(jnp.stack(moved)) / float(sum(x.size for x in new))
 
 
 def _repeat(one, state, num_steps):

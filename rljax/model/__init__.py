@@ -1,8 +1,9 @@
 """Networks behind the `Policy` interface. flax lives here and nowhere else.
 
-`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`. A new
-part of a network belongs here, a new family of Hugging Face models into `hugging_face`.
-Nothing here knows rewards, advantages or losses.
+`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`.
+`shapes` names known models without their weights. A new part of a network belongs here,
+a new family of Hugging Face models into `hugging_face`. Nothing here knows rewards,
+advantages or losses.
 
 Choices that were measured on XLA:CPU alone, for the first profile of an accelerator to
 question. Each stands at its place again, marked "XLA:CPU":
@@ -16,7 +17,7 @@ question. Each stands at its place again, marked "XLA:CPU":
     config.unroll               up to 8 layers side by side
 """
 
-from rljax.model import hugging_face, language_model
+from rljax.model import hugging_face, language_model, shapes
 from rljax.model.config import DecoderConfig, Experts
 from rljax.model.decoder import decoder_policy
 from rljax.model.language_model import Model
@@ -38,4 +39,5 @@ __all__ = [
     "decoder_policy",
     "hugging_face",
     "language_model",
+    "shapes",
 ]

@@ -145,7 +145,12 @@ def decoder_flops(sizes: Sizes) -> Flops:
 def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
     """Weights that multiply each token: of all layers, and of the output head."""
     heads = c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    return c.num_layers * c.d_model * (heads + 3 * c.d_ff), c.d_model * c.vocab_size
+    width, routes = c.d_ff, 0
+    if c.experts is not None:
+        chosen, shared = c.experts.num_chosen, c.experts.shared_d_ff or 0
+        width, routes = chosen * c.experts.d_ff + shared, c.experts.num
+    layer = c.d_model * (heads + 3 * width + routes)
+    return c.num_layers * layer, c.d_model * c.vocab_size
 
 
 def traced_flops(program: Program, sizes: Sizes) -> Flops:
@@ -242,7 +247,7 @@ def memory(program: Program, sizes: Sizes, compiled) -> Memory:
         temporaries=measured["temporaries"],
         code=measured["code"],
         gradients=parameters,
-        cache=sum(_cache_bytes(sizes)),
+        cache=sum(cache_bytes(sizes)),
         logits=4 * max(min(logits, MAX_LOGITS), rows * c.vocab_size),
     )
 
@@ -262,13 +267,13 @@ def compiled_memory(compiled) -> dict[str, int]:
 def bytes_decoded(program: Program, sizes: Sizes) -> float:
     """Bytes that the sampler's loop reads: at each turn all parameters, the keys and
     values of the prompts, once per group or slot, and those of the tokens so far."""
-    prompts, own = _cache_bytes(sizes)
+    prompts, own = cache_bytes(sizes)
     each = num_bytes((program.state.params, program.state.frozen)) + prompts
     turns = (sizes.max_tokens - 1) * each + own * sizes.max_tokens / 2
     return sizes.num_rounds * turns
 
 
-def _cache_bytes(sizes: Sizes) -> tuple[int, int]:
+def cache_bytes(sizes: Sizes) -> tuple[int, int]:
     """Keys and values of all rows: of their prompts, and of their own tokens."""
     c = sizes.decoder
     each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
@@ -285,6 +290,15 @@ def matmul_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, i
     widths = (sizes.decoder.d_model, sizes.decoder.d_ff)
     training = max(1, rows * sizes.max_tokens // pieces)
     return (training, *widths), (sizes.num_rows, *widths)
+
+
+def num_elements(tree) -> int:
+    """Numbers in the arrays of a pytree, keys apart."""
+    return sum(
+        x.size
+        for x in jax.tree.leaves(tree)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
 
 
 def num_bytes(tree) -> int:

@@ -177,7 +177,7 @@ def _sampler(settings: _Settings) -> Sampler:
     check.count("num_segments", num_segments, high=settings.max_tokens)
 
     def sample(params, prompts: Prompts, key):
-        with mesh.sampling():
+        with mesh.sampling(), jax.named_scope("sample"):
             prompts = mesh.constrain(prompts)
             return mesh.constrain(_sample(settings, num_segments, params, prompts, key))
 
@@ -187,7 +187,8 @@ def _sampler(settings: _Settings) -> Sampler:
 def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, key):
     num_prompts, policy = prompts.tokens.shape[0], settings.policy
     layout = _layout(num_prompts, settings.num_samples, settings.num_slots)
-    logits, prompt = policy.prefill(params, prompts)
+    with jax.named_scope("prefill"):
+        logits, prompt = policy.prefill(params, prompts)
     check.stop_tokens(settings.stop_tokens, logits.shape[-1])
     queue, written = _begin(settings, layout, logits, prompts, key)
     recorded = _of_rows(policy.recorded(prompt), settings.num_samples)
@@ -207,7 +208,8 @@ def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, ke
         max_tokens=settings.max_tokens,
     )
     out = slots.Written(*jax.tree.map(out, (written, layout.rows(first))))
-    decoded = slots.decode(work, out, num_segments=num_segments)
+    with jax.named_scope("decode"):
+        decoded = slots.decode(work, out, num_segments=num_segments)
     samples, old = _samples(settings, layout, num_prompts, decoded)
     of_prompt = {f"prompt_{name}": x for name, x in recorded.items()}
     behaviour = samples.behaviour.replace(row_extra=of_prompt)

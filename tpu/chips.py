@@ -1,0 +1,148 @@
+"""What chips can do, what slices of them there are, and what they cost.
+
+Rates and sizes are the vendors' peaks per chip: Google's pages of TPU v5e, v5p and v6e
+and NVIDIA's data sheet of the H100 SXM. Prices are list prices and change: check them.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+PRICES = "on demand, United States, as remembered of 2025: a list price, check it"
+
+
+class Chip(NamedTuple):
+    """One chip.
+
+    tflops: peak of bfloat16 products, 1e12 FLOP/s.
+    hbm_gib: memory that a program may fill, GiB; of a TPU what libtpu lets it.
+    hbm_gb_per_s: bandwidth of the memory, 1e9 bytes/s.
+    link_gb_per_s: what it receives from its two neighbours along one axis of the torus,
+      1e9 bytes/s; of a GPU from the others of its machine.
+    dollars: per chip and hour; None: nobody lists one price.
+    accelerator: the name that Google's API has before the size; "" for a GPU.
+    cores: that this size counts per chip.
+    runtime: version of the software of a TPU VM.
+    gke: label of the nodes in GKE, and their machine types by chips per host.
+    zone: one of those that have it.
+    """
+
+    tflops: float
+    hbm_gib: float
+    hbm_gb_per_s: float
+    link_gb_per_s: float
+    dollars: float | None
+    accelerator: str = ""
+    cores: int = 1
+    runtime: str = ""
+    gke: tuple[str, str] = ("", "")
+    zone: str = ""
+
+
+# Links: both directions of all ports together are 400, 1200 and 800 GB/s; one axis of
+# two (v5p: three) has half (a third) of them, half of that inward.
+CHIPS = {
+    "v5e": Chip(
+        *(197.0, 15.75, 819.0, 100.0, 1.20),
+        accelerator="v5litepod",
+        runtime="v2-alpha-tpuv5-lite",
+        gke=("tpu-v5-lite-podslice", "ct5lp-hightpu-{}t"),
+        zone="us-west4-a",
+    ),
+    "v5p": Chip(
+        *(459.0, 95.0, 2765.0, 200.0, 4.20),
+        accelerator="v5p",
+        cores=2,
+        runtime="v2-alpha-tpuv5",
+        gke=("tpu-v5p-slice", "ct5p-hightpu-{}t"),
+        zone="us-east5-a",
+    ),
+    "v6e": Chip(
+        *(918.0, 31.25, 1638.0, 200.0, 2.70),
+        accelerator="v6e",
+        runtime="v2-alpha-tpuv6e",
+        gke=("tpu-v6e-slice", "ct6e-standard-{}t"),
+        zone="us-east5-b",
+    ),
+    "h100": Chip(989.0, 79.0, 3350.0, 450.0, None),
+}
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SHAPES = {
+    "v5e": _FLAT,
+    "v6e": _FLAT,
+    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+    "h100": ("1", "2", "4", "8"),
+}
+
+
+class Slice(NamedTuple):
+    """Chips that belong together.
+
+    kind: a key of `CHIPS`. shape: chips along each axis, such as 2x4.
+    """
+
+    kind: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.shape}"
+
+    @property
+    def chip(self) -> Chip:
+        """What each of its chips can do."""
+        return CHIPS[self.kind]
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether libtpu can compile for it."""
+        return bool(self.chip.accelerator)
+
+    @property
+    def num_chips(self) -> int:
+        """How many there are."""
+        return math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def chips_per_host(self) -> int:
+        """Of one machine: up to 8 chips of a small slice share one, else 4 do."""
+        if self.kind == "v5p":
+            return 4
+        return self.num_chips if self.num_chips <= 8 else 4
+
+    @property
+    def num_hosts(self) -> int:
+        """Machines, each of which runs a process."""
+        return self.num_chips // self.chips_per_host
+
+    @property
+    def accelerator_type(self) -> str:
+        """As Google's API names it: v5litepod-8, v5p-32."""
+        return f"{self.chip.accelerator}-{self.num_chips * self.chip.cores}"
+
+    @property
+    def dollars_per_hour(self) -> float | None:
+        """List price of all chips; see `PRICES`."""
+        price = self.chip.dollars
+        return None if price is None else price * self.num_chips
+
+
+def known() -> list[str]:
+    """The slices there are, small ones first."""
+    return [str(Slice(kind, s)) for kind, shapes in SHAPES.items() for s in shapes]
+
+
+def parse(topology: str) -> Slice:
+    """The slice that a text such as v5e:2x4 or h100:8 names.
+
+    Raises:
+      ValueError: if it is none of those there are.
+    """
+    if topology not in known():
+        family = re.split(r"[:-]", topology)[0]
+        near = [t for t in known() if t.startswith(f"{family}:")]
+        raise ValueError(
+            f"--topology must be one of {', '.join(near or known())}, got"
+            f" {topology!r}; take one of these."
+        )
+    return Slice(*topology.split(":"))

@@ -1,0 +1,62 @@
+"""A managed job of SkyPilot (pip install skypilot): it starts again elsewhere.
+
+Source: SkyPilot's specification of YAML files.
+"""
+
+from tpu.target.job import Job, beside, command, script
+
+_TASK = """\
+{head}
+name: {name}
+workdir: .
+resources:
+  accelerators: {accelerators}{arguments}
+  use_spot: {spot}
+  job_recovery:
+    max_restarts_on_errors: 3
+file_mounts:
+  /runs:
+    source: {bucket}
+    mode: MOUNT_CACHED
+setup: |
+  {setup}
+run: |
+  {run}
+"""
+
+
+def files(job: Job) -> dict[str, str]:
+    """The task, and a script: run, watch, resume, delete."""
+    place = job.place
+    if place.num_hosts > 1:
+        raise ValueError(
+            f"--via skypilot must have a --topology of one host, got {place} of"
+            f" {place.num_hosts}; take --via queued, xpk or jobset."
+        )
+    accelerators, arguments = f"H100:{place.num_chips}", ""
+    setup = "make install && .venv/bin/python -m pip install 'jax[cuda13]'"
+    if place.is_tpu:
+        accelerators = f"tpu-{place.accelerator_type}"
+        arguments = "\n  accelerator_args:\n    runtime_version: "
+        arguments += place.chip.runtime
+        setup = "tpu/setup.sh"
+    task = _TASK.format(
+        head=job.comments(),
+        name=job.name,
+        accelerators=accelerators,
+        arguments=arguments,
+        spot=str(job.spot).lower(),
+        bucket=job.bucket,
+        setup=setup,
+        run=job.begun(f"/runs/{job.name}"),
+    )
+    file = f"{job.name}.yaml"
+    launch = f"sky jobs launch --yes --name={job.name} {beside(file)}"
+    cancel = command("sky", "jobs", "cancel", "--yes", f"--name={job.name}")
+    steps = {
+        "run": launch,  # creates, sets up, and resumes what is taken away
+        "watch": command("sky", "jobs", "logs", f"--name={job.name}"),
+        "resume": f"{cancel}\n{launch}",
+        "delete": cancel,
+    }
+    return {file: task, f"{job.name}.sh": script(job, steps)}
