@@ -1,17 +1,12 @@
 """Tests run on the CPU as 8 devices; what is compiled is kept on the disk."""
 
-import importlib.metadata
 import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "")
-# Most of the tests' time is compilation. The passes left out here take a tenth of it,
-# the newer code generator half of it; the older one runs slower and rounds otherwise.
-# XLA dies of a flag that it does not know, and 0.11 has the newer one alone.
+# Most of the tests' time is compilation; the passes left out here take a tenth of it.
 flags += " --xla_llvm_disable_expensive_passes=true"
-if importlib.metadata.version("jaxlib").startswith(("0.9.", "0.10.")):
-    flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 # Each collective blocks a thread. With fewer threads than devices, as on a small
 # machine, 8 devices deadlock.

@@ -25,6 +25,7 @@ import pytest
 from rljax import advantage as adv
 from rljax import algorithms, loss, model, program, verify
 from rljax.learn import gate, update
+from rljax.policy import lora
 from rljax.rollout import mixed
 from rljax.types import Source
 
@@ -70,7 +71,7 @@ FITS = {
     "config": CONFIG,
     "constant": 0.5,
     "controller": adv.ema(0.1),
-    "decay": 2,
+    "decay": 0.5,
     "divergence_fn": adv.importance.k3,
     "fn": lambda *arguments: arguments[0],
     "gates": gate.all_of(),
@@ -90,6 +91,8 @@ FITS = {
     "judge": lambda text, answer, finished: finished,
     "level": 0.5,
     "prompts": fakes.prompts(),
+    "rates": (1.0, 0.5),
+    "reference_update": lambda step, reference, params: params,
     "row_weight_fn": lambda rollout: 1.0,
     "sample": mixed.stored_answers(),
     "samplers": mixed.stored_answers(),
@@ -101,6 +104,7 @@ FITS = {
     "num_samples": 4,
     "scale_fn": lambda *arguments: arguments[0],
     "sources": Source.OWN,
+    "spec": lora.Lora(rank=2, alpha=4),
     "statistic_fn": adv.importance.geometric,
     "weight_fn": loss.supervised.unit,
     "success_fn": lambda group: 1.0,
@@ -145,6 +149,7 @@ RIGHT = {
     ("constant", "value"): {"a list"},
     ("controlled", "make"): {"a factory", "a loss's factory"},
     ("controlled_algorithm", "make"): {"a factory", "a loss's factory"},
+    ("scale_by_layer", "rates"): {"a list"},
     ("top_entropy", "divisor_fn"): {"a factory", "a loss's factory"},
 }
 

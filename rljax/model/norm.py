@@ -20,7 +20,7 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c, wide = self.config, x.astype(jnp.float32)
         initial = nn.initializers.constant(1 - c.norm_offset)
-        scale = self.param("scale", initial, x.shape[-1:])
+        scale = self.param("scale", initial, x.shape[-1:], jnp.float32)
         if c.norm_offset:
             scale = scale.astype(jnp.float32) + c.norm_offset
         square = jnp.mean(jnp.square(wide), -1, keepdims=True)

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rljax import check
+from rljax import check, keys
 from rljax.policy.base import Policy
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -95,7 +95,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
                 " each expert has one; leave it out."
             )
         num_layers, width, out = module["kernel"].shape
-        own = jax.random.fold_in(key, TARGETS.index(path[-1]))
+        own = keys.at(key, TARGETS.index(path[-1]))
         size, bound = (num_layers, width, spec.rank), width**-0.5
         a = jax.random.uniform(own, size, jnp.float32, -bound, bound)
         return {**module, A: a, B: jnp.zeros((num_layers, spec.rank, out))}

@@ -38,6 +38,8 @@ def scale_by_layer(rates: Sequence[float]) -> optax.GradientTransformation:
     Raises:
       ValueError: when traced, if there are not as many rates as layers.
     """
+    if not isinstance(rates, Sequence) or isinstance(rates, str):
+        check.refuse("rates", "be a list of numbers, one of each layer", rates)
     for rate in rates:
         check.number("rates", rate, low=0)
     factors = jnp.asarray(rates, jnp.float32)

@@ -180,7 +180,11 @@ def bigram_measure(params, prompts, samples, reference=None) -> TokenStats:
     # Nothing but scoring is asked of it.
     policy = Policy(
         **dict.fromkeys(Policy._fields),
-    )._replace(hidden=hidden, logits=lambda params, h: h @ params["logits"])
+    )._replace(
+        hidden=hidden,
+        logits=lambda params, h: h @ params["logits"],
+        logits_params=lambda params: params,
+    )
     now = against_reference(policy)(params, prompts, samples, reference)
     states = hidden(params, prompts, samples)
     value = states @ params["value"]

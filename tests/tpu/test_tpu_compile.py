@@ -160,19 +160,19 @@ def test_the_scopes_of_the_phases_are_in_the_program():
         program.fused().lower(program.state, program.prompts).as_text(debug_info=True)
     )
     for phase in ("sample", *roofline.PHASES):
-        assert f"/{phase}" in text, phase
+        assert f"{phase}/" in text, phase
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_compiled():
-    # 70B in float32 with two moments is 847 GB; v5e:2x2 has 63.
-    made = made_for(4, shape="llama-3.1-70b")
+    # 8B in float32 with two moments is 96 GB; v5e:2x2 has 63.
+    made = made_for(4, ["--remat", "layers"], shape="llama-3.1-8b")
     program = made.program()
     place, sizes = chips.parse("v5e:2x2"), program.sizes()
-    axes, size = {"fsdp": 4}, 4 * 70_553_706_496
+    axes, size = {"fsdp": 4}, 4 * 8_030_261_248
     needed = memory.by_arithmetic(program, sizes, axes, size)
     assert needed.state == pytest.approx(3 * size / 4, rel=1e-3)
     text = memory.refusal(program, sizes, place, needed.state, "state")
-    assert "15.75 GiB on v5e:2x2, but it needs 197.1 GiB (state)" in text
+    assert "15.75 GiB on v5e:2x2, but it needs 22.4 GiB (state)" in text
     assert "v5p:2x2x4" in text and "v5e:2x4," not in text
 
 
