@@ -91,6 +91,8 @@ FITS = {
     "judge": lambda text, answer, finished: finished,
     "level": 0.5,
     "prompts": fakes.prompts(),
+    "rate_fn": lambda names: 1.0,
+    "penalty_fn": lambda params: 0.0,
     "rates": (1.0, 0.5),
     "reference_update": lambda step, reference, params: params,
     "row_weight_fn": lambda rollout: 1.0,
