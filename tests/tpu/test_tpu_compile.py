@@ -31,7 +31,6 @@ def test_four_chips_share_the_work_and_one_does_it_all():
     # few tokens the work on parameters, which is each chip's own, would count.
     config = tiny_program.Config(num_samples=8, max_tokens=8)
     one, four = compiled("v5e:1x1", config), compiled("v5e:2x2", config)
-    assert (one["devices"], four["devices"]) == (1, 4)
     assert four["flops_per_device"] / one["flops_per_device"] == pytest.approx(
         1 / 4, rel=0.25
     )
@@ -40,11 +39,11 @@ def test_four_chips_share_the_work_and_one_does_it_all():
 @pytest.mark.slow
 def test_gradients_meet_in_an_all_reduce_and_one_chip_needs_none():
     # A layer has 7 matrices of 16 x 16 or 16 x 32 and the embedding one of 16 x 16:
-    # their gradients, 2,816 float32, are the least that has to travel.
+    # their gradients, 2,816 float32, are the least that has to travel in each step.
     assert compiled("v5e:1x1")["collectives"] == {}
     reduced = compiled("v5e:2x2")["collectives"]["all-reduce"]
     assert reduced["count"] >= 1
-    assert 4 * 2816 <= reduced["bytes"] < 2 * 4 * 2816
+    assert 4 * 2816 <= reduced["bytes"] / K < 2 * 4 * 2816
 
 
 @pytest.mark.slow
