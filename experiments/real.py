@@ -159,8 +159,8 @@ def make_model(c: Config) -> Model:
     if c.model == "tiny":
         return language_model.new(_TINY, tokenizer.character_tokenizer(_CHARACTERS))
     folder = pretrained.smollm2() if c.model == "smollm2" else pathlib.Path(c.model)
-    # XLA:CPU widens what bfloat16 layers keep for the backward pass, all of it at each
-    # layer (14 against 8 CPU ms a token); so nothing is kept.
+    # On a CPU bfloat16 layers that keep nothing for the backward pass were faster: 8
+    # against 14 CPU ms a token. Why is not known.
     narrow = c.dtype == "bfloat16"
     model = language_model.load(folder, dtype=jnp.dtype(c.dtype), remat=narrow)
     print(f"{folder}: {language_model.describe(model)}; activations in {c.dtype}")

@@ -16,16 +16,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import rich.console
 from jax.sharding import Mesh
 
 from rljax import digest, keys, mesh, processes, program
-from rljax.evaluate import Estimate, Evaluation, Stage, kept, pass_at_k, report
+from rljax.evaluate import (
+    Estimate,
+    Evaluation,
+    Stage,
+    farewell,
+    kept,
+    pass_at_k,
+    report,
+)
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.policy import frozen
-from rljax.run import profiled, same, shown, train
+from rljax.run import profiled, same, train
 from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
@@ -270,7 +277,7 @@ def phases(
         metrics, completions = one.evaluation.validate(params)
         if index == last:
             _offer(best, one, metrics, params, step)
-        return {**metrics, COMPLETIONS: [_record(c) for c in completions]}
+        return {**metrics, COMPLETIONS: [c.record() for c in completions]}
 
     def begin(index):
         one, previous = experiments[index], experiments[index - 1]
@@ -279,7 +286,7 @@ def phases(
             key = keys.stream(state.key, keys.Stream.PHASE, index)
             return one.begin(previous.export(state), key)
 
-        return _in_shards(enter, *placing)
+        return mesh.in_shards(enter, *placing)
 
     return [
         Phase(
@@ -317,24 +324,6 @@ def _placing(
     )
 
 
-def _in_shards(begin: Callable, devices: Mesh | None, layout: mesh.Layout) -> Callable:
-    """`begin` as a program that puts each device's part of the new state there."""
-    if devices is None:
-        return jax.jit(begin, donate_argnums=0)
-
-    def run(*args):
-        state = jax.eval_shape(begin, *args)
-        where = mesh.state_shardings(state, devices, layout)
-        return jax.jit(begin, donate_argnums=0, out_shardings=where)(*args)
-
-    return run
-
-
-def _record(found: report.Completion) -> dict[str, Any]:
-    fields = ("prompt", "text", "answer", "correct")
-    return {name: getattr(found, name) for name in fields}
-
-
 def _start(first: Experiment, last: Experiment) -> TrainState:
     """The state of the first stage; the model's parameters are consumed by it.
 
@@ -351,7 +340,7 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
             params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
         return first.begin(params, keys.stream(key, keys.Stream.PHASE, 0))
 
-    return _in_shards(begin, last.mesh, last.layout)(read)
+    return mesh.in_shards(begin, last.mesh, last.layout)(read)
 
 
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
@@ -379,7 +368,7 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
         )
     except OSError as error:  # a full disk must not take the tables with it
         path = f"none, {error}; a resumed run writes it"
-    _show(folder, tables, completions, path)
+    farewell.show(folder, tables, completions, path)
     return found
 
 
@@ -399,23 +388,4 @@ def _save(last: Experiment, folder: pathlib.Path, params, state: TrainState) -> 
     facts = {"phase": last.name, "step": last.num_steps}
     kept.put(
         folder, kept.LAST, functools.partial(last.model.save, params=params), facts
-    )
-
-
-def _show(folder: pathlib.Path, tables, completions, report_path) -> None:
-    """The tables, some completions with their verdicts, and where everything lies."""
-    console = rich.console.Console(highlight=False)
-    for sample in completions[:6]:
-        console.print(shown.completion(_record(sample)), markup=False)
-    for table in tables:
-        console.print(f"\n{table}", markup=False)
-    best = kept.facts_of(folder, kept.BEST)
-    if best is not None:
-        best = f"{folder / kept.BEST}, after step {best['step']}"
-    console.print(
-        f"\nrun folder: {folder} (config, metrics, completions, tensorboard,"
-        " checkpoints)"
-        f"\npolicy, a Hugging Face folder: {folder / kept.LAST}"
-        f"\nthe best on validation: {best}\nreport: {report_path}",
-        markup=False,
     )

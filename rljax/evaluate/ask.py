@@ -10,6 +10,7 @@ import numpy as np
 from rljax import check, mesh, processes, program
 from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
+from rljax.layout import take
 from rljax.policy import Policy
 from rljax.rollout.sample import greedy, sampler
 from rljax.rollout.stop_string import StopStrings
@@ -90,7 +91,7 @@ def in_batches(
         width = -(-min(size, largest or rows) // devices) * devices
         count = -(-rows // width)
         index = np.resize(np.arange(rows), (count, width))
-        parts = (jax.tree.map(lambda x, i=i: x[i], prompts) for i in index)
+        parts = (take(prompts, i) for i in index)
         out = [processes.fetch(fn(params, part)) for part in _said(parts, count, doing)]
         keep = (slice(None),) * axis + (slice(rows),)
         return jax.tree.map(lambda *x: np.concatenate(x, axis)[keep], *out)
@@ -199,7 +200,7 @@ def held_out(
     index = np.resize(
         np.arange(len(task.validation.id)), min(batch_size, batches["largest"])
     )
-    batch = jax.tree.map(lambda x: x[index], task.validation)
+    batch = take(task.validation, index)
     programs = {"evaluation, sampled": (fns[0], batch)}
     if len(task.test.id):
         programs["evaluation, greedy"] = (fns[1], batch)

@@ -32,6 +32,11 @@ class Completion(NamedTuple):
     correct: bool
     verdict: str = ""
 
+    def record(self) -> dict[str, str | bool]:
+        """As the run folder and the display have it."""
+        fields = ("prompt", "text", "answer", "correct")
+        return {name: getattr(self, name) for name in fields}
+
 
 _COLORS = ("#2563eb", "#dc6803", "#0d9488", "#9333ea", "#db2777", "#65a30d")
 

@@ -28,6 +28,7 @@ from rljax.mesh.hints import (
 )
 from rljax.mesh.placement import (
     copied,
+    in_shards,
     place,
     prompt_sharding,
     replicate,
@@ -67,6 +68,7 @@ __all__ = [
     "constrain",
     "copied",
     "gather",
+    "in_shards",
     "keep",
     "keep_state",
     "lanes",

@@ -1,5 +1,7 @@
 """Arrays put on a mesh, and where those of a state lie."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -23,6 +25,22 @@ def state_shardings(tree, mesh: Mesh, layout: Layout = PLAIN):
         return NamedSharding(mesh, partition(layout.update, names, mesh.shape, x.shape))
 
     return jax.tree.map_with_path(sharding, tree)
+
+
+def in_shards(begin: Callable, mesh: Mesh | None, layout: Layout = PLAIN) -> Callable:
+    """`begin` as a program that puts each device's part of the new state there.
+
+    Its first argument is donated.
+    """
+    if mesh is None:
+        return jax.jit(begin, donate_argnums=0)
+
+    def run(*args):
+        state = jax.eval_shape(begin, *args)
+        where = state_shardings(state, mesh, layout)
+        return jax.jit(begin, donate_argnums=0, out_shardings=where)(*args)
+
+    return run
 
 
 def place(tree, mesh: Mesh | None, layout: Layout = PLAIN):

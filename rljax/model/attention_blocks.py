@@ -80,8 +80,8 @@ def _forward(B, cap, q, sets, window):
     def rows(inputs):
         i, qi = inputs
 
-        def more(j, carry, keys):
-            top, total, out = carry
+        def more(j, carry, n):
+            keys, (top, total, out) = sets[n], carry
             kj, vj = _cut(keys, j, B)
             scores = _scores(qi, kj, cap, _visible(keys, i, j, B, qi, window))
             new = jnp.maximum(top, jnp.max(scores, -1))
@@ -106,8 +106,8 @@ def _backward(B, cap, residuals, grad):
     def rows(found, inputs):
         i, qi, gi, log_sum_i, delta_i = inputs
 
-        def pull(j, carry, keys, n):
-            dq, found = carry
+        def pull(j, carry, n):
+            keys, (dq, found) = sets[n], carry
             kj, vj = _cut(keys, j, B)
             scores = _scores(qi, kj, cap, _visible(keys, i, j, B, qi, window))
             p = jnp.exp(scores - log_sum_i[..., None])
@@ -121,10 +121,7 @@ def _backward(B, cap, residuals, grad):
             return dq + _values(push, kj), found
 
         carry = jnp.zeros(qi.shape, jnp.float32), found
-        for n, keys in enumerate(sets):
-            own = functools.partial(pull, keys=keys, n=n)
-            carry = jax.lax.fori_loop(*_reach(keys, i, B, window), own, carry)
-        dq, found = carry
+        dq, found = _over_keys(pull, carry, sets, i, B, window)
         return found, dq.astype(qi.dtype)
 
     zeros = tuple(
@@ -145,9 +142,9 @@ _attend.defvjp(_forward, _backward)
 
 
 def _over_keys(step, carry, sets, i, B, window):
-    """Folds `step(j, carry, keys)` over all blocks that block i of queries may see."""
-    for keys in sets:
-        own = functools.partial(step, keys=keys)
+    """Folds `step(j, carry, n)` over the blocks j of keys n that queries i may see."""
+    for n, keys in enumerate(sets):
+        own = functools.partial(step, n=n)
         carry = jax.lax.fori_loop(*_reach(keys, i, B, window), own, carry)
     return carry
 

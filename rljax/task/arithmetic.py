@@ -11,14 +11,13 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from rljax import data, verify
+from rljax.layout import take
 from rljax.model import Model
 from rljax.task.base import Task
 from rljax.task.problems import text_of
-from rljax.types import Prompts
 
 
 class Operation(NamedTuple):
@@ -125,7 +124,7 @@ def task(
         )
     ends = np.cumsum([0, *map(len, parts)])
     train, validation, test = (
-        rows(prompts, slice(start, end)) for start, end in itertools.pairwise(ends)
+        take(prompts, slice(start, end)) for start, end in itertools.pairwise(ends)
     )
     return Task(
         train,
@@ -134,8 +133,3 @@ def task(
         verify=verify.last_number(text_of(model)),
         group=("questions", np.array([question.kind for question in parts.test])),
     )
-
-
-def rows(prompts: Prompts, index) -> Prompts:
-    """Some of the prompts."""
-    return jax.tree.map(lambda x: x[index], prompts)

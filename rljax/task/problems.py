@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from rljax import data, verify
 from rljax.data import control_token, held_out, token_ids
 from rljax.data.problem import Question, Tokens
+from rljax.layout import take
 from rljax.model import Model
 from rljax.task.base import Task
 from rljax.types import Prompts
@@ -87,8 +87,7 @@ def split(
     except ValueError as error:
         raise ValueError(f"{error} Or lower num_validation or num_test.") from error
     train, validation, test_part = (
-        jax.tree.map(lambda x, rows=rows: x[rows], prompts)
-        for rows in (train, validation, tested)
+        take(prompts, rows) for rows in (train, validation, tested)
     )
     return Parts(train, validation, test_part, (*notes, str(parts)))
 

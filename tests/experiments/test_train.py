@@ -12,23 +12,15 @@ import algorithm_cases
 import jax
 import numpy as np
 import pytest
+from hugging_face_folders import TRAINABLE as CONFIG
 
 from experiments import assemble, problems, recipes, train
 from rljax.data import tokenizer
-from rljax.model import DecoderConfig, decoder_policy, hugging_face
+from rljax.model import decoder_policy, hugging_face
 from rljax.types import Samples
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = tokenizer.character_tokenizer("0123456789+=")  # "0" is 2, "+" 12, "=" 13
-CONFIG = DecoderConfig(
-    vocab_size=20,
-    num_layers=1,
-    d_model=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    d_ff=16,
-)
 
 
 @pytest.fixture

@@ -6,21 +6,13 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from hugging_face_folders import TRAINABLE as CONFIG
 
 from experiments import assemble, problems, train
 from rljax.data import tokenizer
-from rljax.model import DecoderConfig, decoder_policy, hugging_face
+from rljax.model import decoder_policy, hugging_face
 
 WORDS = tokenizer.character_tokenizer("0123456789+=\nuse:")  # "0" is 2, "\n" is 14
-CONFIG = DecoderConfig(
-    vocab_size=20,
-    num_layers=1,
-    d_model=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    d_ff=16,
-)
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[:3] if m.role == 'user' else '=' }}:"
     "{{ m.content }}\n{% endfor %}{% if quick %}=={% endif %}"

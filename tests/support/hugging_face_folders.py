@@ -22,6 +22,18 @@ SMALL = DecoderConfig(
 )
 
 
+TRAINABLE = DecoderConfig(
+    vocab_size=20,
+    num_layers=1,
+    d_model=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    d_ff=16,
+)
+"""Of the folders that `experiments.train` is tried on."""
+
+
 def small_params(config=SMALL):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(decoder_policy(config).init, jax.random.key(1))
