@@ -136,6 +136,7 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
         num_minibatches=c.num_minibatches,
         num_microbatches=c.num_microbatches,
         num_lengths=c.num_lengths,
+        num_group_parts=c.num_group_parts,
     )
     if c.draw_prompts is None:
         return made

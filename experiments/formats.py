@@ -37,7 +37,12 @@ def new(
 def _fields(c: "Config", *, remat: bool) -> dict[str, Any]:
     # Of layers side by side XLA may keep what remat should not.
     unroll = 1 if remat and c.unroll is None else c.unroll
-    return {"dtype": jnp.dtype(c.dtype), "remat": remat, "unroll": unroll}
+    return {
+        "dtype": jnp.dtype(c.dtype),
+        "attention": c.attention,
+        "remat": remat,
+        "unroll": unroll,
+    }
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:

@@ -63,6 +63,7 @@ RANGES = {
     "num_minibatches": _count(),
     "num_microbatches": _count(),
     "num_lengths": _count(),
+    "num_group_parts": _count(),
     "num_slots": _count(),
     "unroll": _count(),
     "learning_rate": _RATE,
@@ -190,7 +191,8 @@ def step(config: Any) -> None:
     require(config)
     multiple(config, "num_steps", "steps_per_dispatch")
     multiple(config, "num_prompts", "num_minibatches", "num_microbatches")
-    multiple(config, "num_samples", "num_lengths")
+    parts = [n for n in ("num_lengths", "num_group_parts") if n in vars(config)]
+    multiple(config, "num_samples", *parts)
     tokens(config, "num_prompts", "num_samples", "max_tokens")
     for held_out in ("num_validation", "num_test", "evaluation_batch"):
         if held_out in vars(config):

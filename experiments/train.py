@@ -78,6 +78,9 @@ class Config:
     # Number formats and memory
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; sums, logits and losses are float32."""
+    attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = "auto"
+    """Of prompts and of training: all scores at once, blocks of them, or a kernel,
+    splash on TPUs, cudnn on GPUs. auto: whole for up to 1,024 tokens, else blocks."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of parameters; those in bfloat16 have float32 copies in the optimiser's state."""
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -118,7 +121,10 @@ class Config:
     num_microbatches: int = 1
     """Pieces of a minibatch that are in memory at once."""
     num_lengths: int = 1
-    """Further pieces by length; divides --num-samples."""
+    """Further pieces by length."""
+    num_group_parts: int = 1
+    """Further pieces along the samples; times --num-lengths a divisor of
+    --num-samples."""
     num_slots: int | None = None
     """Completions sampled at a time; None: all at once."""
     learning_rate: float = 1e-6

@@ -170,6 +170,12 @@ class Sizes(NamedTuple):
     num_passes: int = 1
     num_minibatches: int = 1
     num_microbatches: int = 1
+    num_group_parts: int = 1
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of a rollout batch, one of which is in memory at once."""
+        return self.num_minibatches * self.num_microbatches * self.num_group_parts
 
     @property
     def num_rounds(self) -> float:
@@ -250,6 +256,7 @@ class Program(NamedTuple):
             num_passes=repeats.num_passes,
             num_minibatches=repeats.num_minibatches,
             num_microbatches=repeats.num_microbatches,
+            num_group_parts=repeats.num_group_parts,
         )
 
 

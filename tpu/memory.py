@@ -55,8 +55,7 @@ def by_arithmetic(
     c, num = sizes.decoder, roofline.num_chips(axes)
     itemsize = jnp.dtype(c.dtype).itemsize
     stored = roofline.parts(axes, mesh.FSDP, mesh.EXPERT, mesh.TENSOR)
-    pieces = sizes.num_minibatches * sizes.num_microbatches
-    rows = sizes.num_prompts * sizes.num_samples / pieces / num
+    rows = sizes.num_prompts * sizes.num_samples / sizes.num_pieces / num
     tokens = rows * sizes.max_tokens + sizes.prompt_tokens * rows / sizes.num_samples
     count = param_bytes / _itemsize(program.state.params)
     sampling = roofline.parts(axes, mesh.TENSOR)

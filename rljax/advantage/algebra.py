@@ -79,14 +79,19 @@ class Term:
     advantage: chain run once per rollout batch; empty by default.
     weighting: chain run once per optimiser step on its whole minibatch; contains
       exactly one reduction and may read `rollout.current`.
-    loss_fn: minimised, f32[P, G, T] or [P, G, 1], local to a row.
+    loss_fn: minimised, f32[P, G, T] or [P, G, 1].
+    local: whether a row's loss and gradient depend on that row alone, as every loss of
+      this library's do. False for one that compares rows: it is then right in pieces of
+      a minibatch, too, for a forward pass more.
     """
 
     advantage: AdvantageTransform = dataclasses.field(default_factory=chain)
     weighting: AdvantageTransform
     loss_fn: LossFn
+    local: bool = True
 
     def __post_init__(self):
+        check.kind("local of Term", self.local, bool, "False")
         check.function("loss_fn of Term", self.loss_fn, "now, credit, rollout")
         for name in ("advantage", "weighting"):
             transform = vars(self)[name]
@@ -100,12 +105,14 @@ class Algorithm(NamedTuple):
     credit: (rollout, state) -> (credits, state, metrics), once per rollout batch.
     weigh: (credits, minibatch, state) -> (credits, state, metrics), per optimiser step.
     loss: (now, credits, minibatch) -> f32[], a plain sum over tokens and terms.
+    local: whether the loss of pieces adds up to that of the minibatch.
     """
 
     init: Callable[[], Any]
     credit: Callable[[Rollout, Any], tuple[tuple[Credit, ...], Any, dict]]
     weigh: Callable[[tuple[Credit, ...], Rollout, Any], tuple]
     loss: Callable[[TokenStats, tuple[Credit, ...], Rollout], jax.Array]
+    local: bool = True
 
 
 class AlgorithmState(NamedTuple):
@@ -193,7 +200,7 @@ def algorithm(**terms: Term) -> Algorithm:
             total += jnp.sum(jnp.where(c.weighs, c.weight * value, 0.0))
         return total
 
-    return Algorithm(init, credit, weigh, loss)
+    return Algorithm(init, credit, weigh, loss, all(term.local for term in parts))
 
 
 def _run_chains(kind: str, terms: dict[str, Term], credits, rollout: Rollout, states):

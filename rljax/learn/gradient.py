@@ -3,7 +3,9 @@
 The loss is differentiated at the token statistics, which gives one number per token.
 The model only pulls these numbers back to its parameters, one piece of the minibatch
 after the other. So the gradient is the sum over pieces for every method, also where
-weights compare tokens of different pieces.
+weights compare tokens of different pieces. Losses are local to their rows. One that is
+not says so (`Term.local`), and is differentiated at the statistics of the whole
+minibatch, which a forward pass of its own measures first.
 """
 
 from collections.abc import Callable
@@ -86,24 +88,57 @@ def of_minibatch(
     if pieces == Pieces():
         return _of_whole(forward, algorithm, credits, batch, state)
     seen = batch
-    if reads_current(algorithm, credits, batch, state.algorithm):
+    reads = reads_current(algorithm, credits, batch, state.algorithm)
+    if reads or not algorithm.local:
         current = _current(forward, pieces, batch, state.params, fits)
         seen = batch.replace(current=current)
     credits, algorithm_state, metrics = algorithm.weigh(credits, seen, state.algorithm)
+    grads, loss, (coefficient, now) = _of_pieces(
+        forward, algorithm, credits, seen, state.params, pieces
+    )
+    return Gradient(grads, loss, coefficient, now, credits, algorithm_state, metrics)
 
-    def add(credits, rows, total):
-        now, pull_back = jax.vjp(lambda p: forward(p, rows), state.params)
-        loss, cotangent = _at_statistics(algorithm, now, credits, rows)
+
+def _of_pieces(
+    forward: Forward,
+    algorithm: Algorithm,
+    credits: tuple[Credit, ...],
+    batch: Rollout,
+    params: Any,
+    pieces: Pieces,
+):
+    """The gradient, the loss, and (coefficient, statistics) of the whole minibatch.
+
+    Args:
+      batch: with `current`, if the algorithm's losses are not local.
+    """
+    # `cut` is what goes into pieces beside the batch; of it and a piece's statistics
+    # `push` makes the piece's loss and their derivatives.
+    if algorithm.local:
+        begin, cut = 0.0, credits
+
+        def push(now, credits, rows):
+            return _at_statistics(algorithm, now, credits, rows)
+
+    else:
+        begin, cut = _at_statistics(algorithm, batch.current, credits, batch)
+
+        def push(now, cotangent, rows):
+            del now, rows
+            return jnp.zeros(()), cotangent
+
+    def add(part, rows, total):
+        now, pull_back = jax.vjp(lambda p: forward(p, rows), params)
+        loss, cotangent = push(now, part, rows)
         (grads,) = pull_back(cotangent)
         total = mesh.keep_state(jax.tree.map(jnp.add, total, grads))
         return total, loss, (-cotangent.logp, now)
 
-    zeros = jax.tree.map(lambda p: _widened(jnp.zeros_like(p)), state.params)
-    zeros = mesh.keep_state(zeros)
-    grads, loss, (coefficient, now) = microbatch.over_pieces(
-        add, credits, batch, zeros, pieces
+    zeros = jax.tree.map(lambda p: _widened(jnp.zeros_like(p)), params)
+    grads, loss, arrays = microbatch.over_pieces(
+        add, cut, batch.without("current"), mesh.keep_state(zeros), pieces
     )
-    return Gradient(grads, loss, coefficient, now, credits, algorithm_state, metrics)
+    return grads, begin + loss, arrays
 
 
 def _of_whole(

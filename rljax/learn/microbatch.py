@@ -1,11 +1,11 @@
 """Microbatches: pieces of a minibatch whose activations exist at once.
 
-A piece holds some of the prompts. If `lengths` is above 1, it also holds only some of
-each prompt's samples. Each group is then sorted by length and cut into `lengths` parts,
-so that short samples are not padded to the longest. T is cut as well: there are
-`lengths` sizes, and each piece is computed up to the smallest one that holds it. Each
-size is compiled. A loss function is local to its row, so the sum over pieces is the
-gradient of the whole.
+A piece holds some of the prompts, and of each prompt some of its samples: groups are
+cut into `groups * lengths` parts. If `lengths` is above 1, each group is sorted by
+length first, so that short samples are not padded to the longest. T is then cut as
+well: there are `lengths` sizes, and each piece is computed up to the smallest one that
+holds it. Each size is compiled. A loss function is local to its row, so the sum over
+pieces is the gradient of the whole; `gradient` says what is done where one is not.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from rljax import mesh, numerics
 from rljax.layout import over_tokens
-from rljax.types import Credit, Prompts, Rollout
+from rljax.types import Prompts, Rollout
 
 
 class Pieces(NamedTuple):
@@ -25,10 +25,17 @@ class Pieces(NamedTuple):
 
     num: pieces along the prompts.
     lengths: parts of each group by length, and sizes of T.
+    groups: further parts of each group.
     """
 
     num: int = 1
     lengths: int = 1
+    groups: int = 1
+
+    @property
+    def of_group(self) -> int:
+        """Parts of each group."""
+        return self.lengths * self.groups
 
 
 def split(tree, num: int):
@@ -48,7 +55,7 @@ def merge(tree):
 
 def over_pieces(
     fn: Callable,
-    credits: tuple[Credit, ...],
+    credits: Any,
     batch: Rollout,
     start: Any,
     pieces: Pieces,
@@ -58,20 +65,19 @@ def over_pieces(
     Args:
       fn: its arrays are [P, G, T, ...], of the piece it is given; bare arrays and core
         types.
-      credits, batch: what is cut into pieces. Cut to a size is what has a token axis,
-        see `layout.over_tokens`.
+      credits, batch: what is cut into pieces; the credits may be any core types. Cut to
+        a size is what has a token axis, see `layout.over_tokens`.
       start: the first carry.
 
     Returns:
       The last carry, the numbers summed over pieces, and the arrays of the whole batch
       [P, G, T, ...]; beyond a piece's size they are 0.
     """
-    num, num_lengths = pieces
     mask = batch.samples.mask
     T = mask.shape[-1]
-    sizes = numerics.equal_steps(T, num_lengths)
-    order = _by_length(mask, num) if num_lengths > 1 else None
-    parts = _cut(_sort((credits, batch), order), num, num_lengths)
+    sizes = numerics.equal_steps(T, pieces.lengths)
+    order = _by_length(mask, pieces.num) if pieces.lengths > 1 else None
+    parts = _cut(_sort((credits, batch), order), pieces.num, pieces.of_group)
 
     def upto(size, carry, part):
         carry, numbers, arrays = fn(*_resize(part, T, size), carry)
@@ -85,7 +91,7 @@ def over_pieces(
         return jax.lax.switch(fits, branches, carry, part)
 
     carry, (numbers, arrays) = jax.lax.scan(one_piece, start, parts)
-    arrays = _join(arrays, num, num_lengths)
+    arrays = _join(arrays, pieces.num, pieces.of_group)
     if order is not None:
         arrays = _sort(arrays, jnp.argsort(order))
     return carry, jax.tree.map(lambda x: jnp.sum(x, 0), numbers), arrays

@@ -21,13 +21,21 @@ from rljax.learn.gradient import Gradient
 from rljax.learn.microbatch import Pieces
 from rljax.types import Credit, Measure, Rollout, TrainState, is_measured
 
+_FAR = 0.1
+"""Nats between the sampler's log-probability of a token and the learner's, beyond which
+`gap/sampler_learner_far_share` counts it: a tenth of its probability."""
+
 
 class Repeats(NamedTuple):
-    """How often a learner goes over a rollout, and in how many pieces."""
+    """How often a learner goes over a rollout, and in how many pieces.
+
+    num_group_parts: parts of each group, those by length among them.
+    """
 
     num_passes: int = 1
     num_minibatches: int = 1
     num_microbatches: int = 1
+    num_group_parts: int = 1
 
 
 class Learner(NamedTuple):
@@ -53,6 +61,7 @@ def learner(
     num_minibatches: int = 1,
     num_microbatches: int = 1,
     num_lengths: int = 1,
+    num_group_parts: int = 1,
 ) -> Learner:
     """Makes the learning half of a training step.
 
@@ -73,6 +82,8 @@ def learner(
       num_microbatches: pieces of a minibatch whose activations exist at once.
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
+      num_group_parts: further pieces of each, along the samples of a group. For devices
+        that one prompt's samples would fill. Compile time does not grow with it.
 
     Raises:
       ValueError: if an argument is out of range; when traced, if the rollout's prompts
@@ -89,13 +100,15 @@ def learner(
     check.count("num_minibatches", num_minibatches)
     check.count("num_microbatches", num_microbatches)
     check.count("num_lengths", num_lengths)
+    check.count("num_group_parts", num_group_parts)
+    pieces = Pieces(num_microbatches, num_lengths, num_group_parts)
     parts = _Parts(
         measure=measure,
         algorithm=algorithm,
         optimizer=master_weights.master_weights(optimizer),
         gate=all_of() if gate is None else gate,
-        repeats=Repeats(num_passes, num_minibatches, num_microbatches),
-        pieces=Pieces(num_microbatches, num_lengths),
+        repeats=Repeats(num_passes, num_minibatches, num_microbatches, pieces.of_group),
+        pieces=pieces,
     )
     return Learner(
         functools.partial(_init, parts), functools.partial(_learn, parts), parts.repeats
@@ -129,7 +142,7 @@ def _init(parts: _Parts, params, key, reference=None, frozen=None) -> TrainState
 
 def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
     """(state, metrics) after all optimiser steps on one rollout."""
-    num_passes, num_minibatches, _ = parts.repeats
+    num_passes, num_minibatches = parts.repeats[:2]
     _require_divisible(rollout, num_minibatches, parts.pieces)
     before = state.algorithm
     with jax.named_scope("credit"):
@@ -273,14 +286,24 @@ def _now_metrics(now, batch, first):
         return metrics
     log_ratio = jnp.where(mask, now.logp - batch.old.logp, 0.0)
     gap = jnp.abs(log_ratio)
-    # Before the first optimiser step both are one policy: what differs is rounding.
-    return metrics | {
-        "gap/sampler_learner_max": metric.Max(jnp.where(first, jnp.max(gap), 0.0)),
-        "gap/sampler_learner_mean": metric.Max(
-            jnp.where(first, numerics.masked_mean(gap, mask), 0.0)
-        ),
-        "policy/kl_old_nats": numerics.masked_mean(_k3(log_ratio), mask),
+    far = (gap > _FAR).astype(jnp.float32)
+    found = {
+        "max": jnp.max(gap),
+        "mean": numerics.masked_mean(gap, mask),
+        "far_share": numerics.masked_mean(far, mask),
     }
+    # Before the first optimiser step both are one policy: what differs is rounding.
+    gaps = {
+        f"gap/sampler_learner_{name}": metric.Max(jnp.where(first, value, 0.0))
+        for name, value in found.items()
+    }
+    return (
+        metrics
+        | gaps
+        | {
+            "policy/kl_old_nats": numerics.masked_mean(_k3(log_ratio), mask),
+        }
+    )
 
 
 def _k3(log_ratio):
@@ -310,8 +333,9 @@ def _require_divisible(rollout: Rollout, num_minibatches: int, pieces: Pieces) -
             f" num_microbatches = {parts}, got {P} prompts per rollout;"
             " change one of them."
         )
-    if G % pieces.lengths:
+    if G % pieces.of_group:
+        named = "num_lengths" if pieces.groups == 1 else "num_lengths * num_group_parts"
         raise ValueError(
-            f"the number of samples per prompt must be a multiple of num_lengths ="
-            f" {pieces.lengths}, got {G}; change one of them."
+            f"the number of samples per prompt must be a multiple of {named} ="
+            f" {pieces.of_group}, got {G}; change one of them."
         )

@@ -14,6 +14,7 @@ see `Layout`.
 from rljax.mesh.devices import LARGE, Limits, choose, make, parse, text
 from rljax.mesh.hints import (
     alone,
+    by_heads,
     by_prompts,
     by_rows,
     constrain,
@@ -21,6 +22,7 @@ from rljax.mesh.hints import (
     keep,
     keep_state,
     lanes,
+    parts,
     sampling,
     size,
     unless_gathered,
@@ -62,6 +64,7 @@ __all__ = [
     "Limits",
     "Rules",
     "alone",
+    "by_heads",
     "by_prompts",
     "by_rows",
     "choose",
@@ -75,6 +78,7 @@ __all__ = [
     "logical_axes",
     "make",
     "parse",
+    "parts",
     "place",
     "prompt_sharding",
     "replicate",

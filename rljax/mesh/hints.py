@@ -85,7 +85,12 @@ def size(*axes: str) -> int:
 
 def lanes() -> int:
     """How many parts prompts are split into."""
-    return size(*rules().prompts)
+    return parts("prompts")
+
+
+def parts(name: str) -> int:
+    """Into how many parts the rules in use split this logical axis."""
+    return size(*getattr(rules(), name))
 
 
 def keep(x: jax.Array, *names) -> jax.Array:
@@ -175,6 +180,28 @@ def by_prompts(fn: Callable, params, *trees):
         axis_names=set(axes),
         check_vma=False,
     )(params, *trees)
+
+
+def by_heads(fn: Callable, *trees):
+    """`fn(*trees)` of arrays [P, H, ...] and [P], each device on its own part.
+
+    For kernels, which the compiler cannot split. Axes of the mesh that do not divide
+    prompts or heads compute the same.
+    """
+    if size() == 1:
+        return fn(*trees)
+
+    def spec(x):
+        return partition(rules(), ("prompts", "heads")[: x.ndim], sizes(), x.shape)
+
+    specs = jax.tree.map(spec, trees)
+    return jax.shard_map(
+        fn,
+        in_specs=specs,
+        out_specs=jax.tree.leaves(specs)[0],
+        axis_names=set(sizes()),
+        check_vma=False,
+    )(*trees)
 
 
 def by_rows(fn: Callable, x: jax.Array, *others: jax.Array | None):

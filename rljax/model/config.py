@@ -24,6 +24,7 @@ _CHOICES = {
     "qk_norm": (None, "head", "all"),
     "norms": ("before", "after", "both"),
     "activation": ("silu", "gelu_tanh"),
+    "attention": ("auto", "whole", "blocks", "splash", "cudnn"),
 }
 
 
@@ -88,9 +89,11 @@ class DecoderConfig:
     unroll: layers that are compiled side by side; divides num_layers. All of them is
       the fastest to run (XLA:CPU), 1 compiles in a time that does not grow with depth.
       None takes all of up to 8 layers, and 1 of more.
-    attention_block: tokens of a block in the attention of prompts and of training,
-      whose scores exist for one pair of blocks at a time, with the same result. None
-      takes blocks of 512 for more than 1,024 tokens, and all scores at once for less.
+    attention: how that of prompts and of training is computed: "auto", "whole",
+      "blocks", "splash" on TPUs, "cudnn" on GPUs; see `rljax.model.causal`. All are
+      equal but for rounding.
+    attention_block: tokens of a block where scores exist for one pair of blocks at a
+      time; None: 512. Given, "auto" takes blocks for any number of tokens.
     remat: whether the backward pass computes the inside of each layer again instead of
       keeping it: memory of the layers' inputs alone, for a third more arithmetic. For
       deep models, with unroll=1: of layers side by side XLA may still keep it.
@@ -125,6 +128,7 @@ class DecoderConfig:
     initializer_std: float = 0.02
     dtype: Any = jnp.float32
     unroll: int | None = None
+    attention: str = "auto"
     attention_block: int | None = None
     remat: bool = False
 

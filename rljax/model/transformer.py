@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import mesh, numerics
-from rljax.model import attention, attention_blocks, product, rotary
+from rljax.model import attention, causal, product, rotary
 from rljax.model.attention import KeyValue
 from rljax.model.block import Block
 from rljax.model.config import DecoderConfig
@@ -142,16 +142,6 @@ class Decoder(nn.Module):
     def _scores(self) -> attention.Scores:
         return attention.Scores(self.config.query_scalar, self.config.attention_cap)
 
-    def _attend_causally(self, q, *keys, window):
-        """All scores at once, or a block of them at a time where there are many."""
-        block, T = self.config.attention_block, q.shape[-2]
-        if block is None and T <= 2 * attention_blocks.BLOCK:
-            attend = attention.attend_causally
-        else:
-            block = attention_blocks.BLOCK if block is None else block
-            attend = functools.partial(attention_blocks.attend_in_blocks, block=block)
-        return attend(q, *keys, window=window, style=self._scores)
-
     def apply_layers(
         self,
         x: jax.Array,
@@ -233,7 +223,7 @@ class Decoder(nn.Module):
 
         def attend(q, own, window, n, own_part, shared_part):
             del n, own_part, shared_part
-            return self._attend_causally(q, own, window=window), own
+            return causal.attend(self.config, q, own, window=window), own
 
         given = _of_rows(given)
         x, outputs = self.apply_layers(x, (P, 1, S), ropes, attend, given=given)
@@ -262,7 +252,8 @@ class Decoder(nn.Module):
 
         def attend(q, own, window, n, prompt, shared_part):
             del n, shared_part
-            return self._attend_causally(q, own, prompt, seen, window=window), None
+            keys = own, prompt, seen
+            return causal.attend(self.config, q, *keys, window=window), None
 
         x, outputs = self.apply_layers(
             x,

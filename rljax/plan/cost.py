@@ -236,9 +236,8 @@ def memory(program: Program, sizes: Sizes, compiled) -> Memory:
     state = program.state
     c, measured = sizes.decoder, compiled_memory(compiled)
     parameters, optimizer = num_bytes(state.params), num_bytes(state.optimizer)
-    pieces = sizes.num_minibatches * sizes.num_microbatches
     rows = sizes.num_prompts * sizes.num_samples
-    logits = rows * sizes.max_tokens // pieces * c.vocab_size
+    logits = rows * sizes.max_tokens // sizes.num_pieces * c.vocab_size
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
@@ -286,9 +285,8 @@ def cache_bytes(sizes: Sizes) -> tuple[int, int]:
 def matmul_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(rows, width, width) of the matrix products of training, and of decoding."""
     rows = sizes.num_prompts * sizes.num_samples
-    pieces = sizes.num_minibatches * sizes.num_microbatches
     widths = (sizes.decoder.d_model, sizes.decoder.d_ff)
-    training = max(1, rows * sizes.max_tokens // pieces)
+    training = max(1, rows * sizes.max_tokens // sizes.num_pieces)
     return (training, *widths), (sizes.num_rows, *widths)
 
 

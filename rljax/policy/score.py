@@ -60,8 +60,9 @@ def in_chunks(
       logits_fn: (params, hidden states [..., D]) -> logits f32[..., V].
       params: what both read.
       *states: hidden states of one or several models, each [P, G, T, D].
-      max_logits: logits that may exist at once on each device. If all logits are fewer,
-        there is one chunk, and the backward pass keeps what it needs.
+      max_logits: logits that may exist at once on each device; those of one token of
+        each of its prompts always do. If all logits are fewer, there is one chunk, and
+        the backward pass keeps what it needs.
 
     Returns:
       The tree, each leaf [P, G, T, ...].
@@ -70,16 +71,18 @@ def in_chunks(
     tokens = numerics.readable_ids(samples.tokens, samples.mask, num_ids)
 
     def of_device(params, tokens, *states):
-        num_chunks = -(-tokens.size * num_ids // (max_logits * mesh.size()))
-        stats = functools.partial(stats_fn, params)
-        return _by_chunks(stats, num_chunks, tokens, *states)
+        # Prompts are those of this device; what else the mesh splits are logits.
+        of_token = tokens.shape[0] * -(-num_ids // mesh.parts("vocab"))
+        most = max(1, max_logits // of_token)
+        return _by_chunks(functools.partial(stats_fn, params), most, tokens, *states)
 
     return mesh.by_prompts(of_device, params, tokens, *states)
 
 
-def _by_chunks(stats_fn: Callable, num_chunks: int, *arrays: jax.Array):
-    """`stats_fn` of arrays [P, G, T, ...] in `num_chunks` chunks."""
+def _by_chunks(stats_fn: Callable, most: int, *arrays: jax.Array):
+    """`stats_fn` of arrays [P, G, T, ...], `most` tokens of each prompt at once."""
     P, G, T = arrays[0].shape[:3]
+    num_chunks = -(-G * T // most)
     size = -(-G * T // num_chunks)
 
     def apply(*parts):  # each [P, size, ...]; rows are flat for the matrix products

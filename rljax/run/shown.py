@@ -59,7 +59,7 @@ class Shown(NamedTuple):
 _MASSES = "Gradient masses m_S and m_F"
 _CONTROLLED = "Controlled alpha and delta"
 _REFUSED = "Refused updates and failed verdicts"
-_GAP = "Sampler against learner (nats, largest gap)"
+_GAP = "Sampler against learner (gap in nats, share of tokens beyond 0.1)"
 
 SHOWN = (
     Shown(

@@ -13,6 +13,7 @@ from rljax import loss
 from rljax.advantage import Term, algorithm
 
 METRICS = {
+    "gap/sampler_learner_far_share",
     "gap/sampler_learner_max",
     "gap/sampler_learner_mean",
     "mass/clipped_share",
@@ -59,6 +60,22 @@ def test_the_gap_is_taken_before_the_first_step_only():
     assert float(metrics["gap/sampler_learner_max"].value) == pytest.approx(
         0.125, abs=1e-5
     )
+    assert float(metrics["gap/sampler_learner_far_share"].value) == 1
+
+
+def test_the_share_of_far_tokens_is_one_of_tokens_in_the_mask():
+    # 3 tokens of 8 prompts x 2 x 4 are 0.2 nats off, one more outside the mask.
+    now = fakes.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
+    mask = jnp.ones_like(ROLLOUT.samples.mask).at[0, 0, 3].set(False)
+    off = jnp.zeros(mask.shape).at[0, 0].set(0.2).at[1, 1, 1].set(-0.09)
+    rows = ROLLOUT.replace(
+        samples=ROLLOUT.samples.replace(mask=mask),
+        old=now.replace(logp=now.logp + off),
+    )
+    state, learn = learner(fade())
+    _, metrics = learn(state, rows)
+    share = float(metrics["gap/sampler_learner_far_share"].value)
+    assert share == pytest.approx(3 / 63, abs=1e-6)
 
 
 def test_masses_are_those_of_the_coefficients():

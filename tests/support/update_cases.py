@@ -88,7 +88,9 @@ def quantile(name="current"):
     )
 
 
-def gradient(policy, method, num_micro, rollout, params, first=False, lengths=1):
+def gradient(
+    policy, method, num_micro, rollout, params, first=False, lengths=1, groups=1
+):
     """(gradient, coefficient, metrics) of one optimiser step."""
 
     @fakes.jit
@@ -97,7 +99,7 @@ def gradient(policy, method, num_micro, rollout, params, first=False, lengths=1)
         state = learner.init(params, KEY)
         credits, algorithm_state, _ = method.credit(rollout, state.algorithm)
         state = state.replace(algorithm=algorithm_state)
-        pieces = Pieces(num_micro, lengths)
+        pieces = Pieces(num_micro, lengths, groups)
         found = of_minibatch(
             policy.measure, method, pieces, credits, rollout, state, first
         )

@@ -1,0 +1,118 @@
+"""Causal attention by jax's splash kernel, for TPUs: no score is ever in memory.
+
+A row's keys are a copy of its prompt's and then its own. So the prompt's keys and
+values exist once per sample of the group, not once, and their gradients are summed over
+the copies: G S more of both beside the G T that are there anyhow. (The kernel returns a
+logarithm of sums, with which prompt and completion could be attended to apart. But it
+has no gradient for that.)
+
+The kernel is told a static mask, so that it skips blocks that nobody sees, and segment
+ids, which hide the padding of prompts. Symbols as in `attention`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+)
+
+from rljax import mesh
+from rljax.model.attention import PLAIN, KeyValue, Scores
+
+BLOCK = 512
+"""Tokens of a tile, at most; a multiple of 128, the width of a TPU's vectors."""
+
+_LANES = 128
+
+
+def attend_by_splash(
+    q: jax.Array,
+    own: KeyValue,
+    prompt: KeyValue | None = None,
+    prompt_mask: jax.Array | None = None,
+    *,
+    window: int | None = None,
+    style: Scores = PLAIN,
+) -> jax.Array:
+    """`attention.attend_causally`, with the same arguments, but a static window.
+
+    Each device of a mesh calls the kernel for its own prompts and heads.
+
+    Returns:
+      [P, H, G, R, T, D] in q's dtype; scores and their sums are float32.
+    """
+    P, H, G, _, T, D = q.shape
+    scalar = D if style.scalar is None else style.scalar
+    scaled = q * jnp.asarray(scalar**-0.5, q.dtype)
+    own = KeyValue(*(x.reshape(P, H, G, T, D) for x in own))
+    length = jnp.zeros(P, jnp.int32)
+    if prompt is None or prompt_mask is None:
+        prompt = KeyValue(*(jnp.zeros((P, H, 0, D), x.dtype) for x in own))
+    else:
+        length = jnp.sum(prompt_mask, -1, dtype=jnp.int32)
+    of_device = functools.partial(_of_device, window, style.cap)
+    return mesh.by_heads(of_device, scaled, own, prompt, length)
+
+
+def _of_device(window, cap, q, own: KeyValue, prompt: KeyValue, length):
+    P, H, G, R, T, D = q.shape
+    S = prompt.key.shape[2]
+    block = min(BLOCK, _up(T, _LANES))
+    num_queries = _up(T, block)
+    num_keys = _up(S + num_queries, block)
+
+    def joined(shared, own):  # [P, G, H, keys, D]
+        if window is not None:  # ages are places apart: no gap before the completion
+            shared = jax.vmap(functools.partial(jnp.roll, axis=-2))(shared, S - length)
+        shared = jnp.broadcast_to(shared[:, :, None], (P, H, G, S, D))
+        x = jnp.concatenate([shared, own], 3).swapaxes(1, 2)
+        return _padded(x, num_keys)
+
+    rows = _padded(q.swapaxes(1, 2).reshape(P, G, H * R, T, D), num_queries)
+    place = jnp.arange(num_keys)
+    there = place < length[:, None]
+    if window is not None:
+        there = place >= S - length[:, None]
+    ids = kernel.SegmentIds(  # queries see what has their id
+        q=jnp.zeros((P, num_queries), jnp.int32),
+        kv=jnp.where(there | (place >= S), 0, 1),
+    )
+    fn = _kernel(H * R, (num_queries, num_keys), S, window, cap, block)
+    of_prompt = jax.vmap(fn, (0, 0, 0, None))
+    keys = jax.tree.map(joined, prompt, own)
+    out: Any = jax.vmap(of_prompt)(rows, *keys, ids)
+    return out[..., :T, :].reshape(P, G, H, R, T, D).swapaxes(1, 2)
+
+
+def _kernel(num_heads, shape, before, window, cap, block):
+    """Attention of one row: query i stands at key `before` + i."""
+    mask = masks.CausalMask(shape, before)
+    if window is not None:
+        mask = masks.LocalMask(shape, (window - 1, 0), before)
+    return kernel.make_splash_mha_single_device(
+        masks.MultiHeadMask([mask] * num_heads),
+        block_sizes=kernel.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        attn_logits_soft_cap=cap,
+    )
+
+
+def _padded(x, num):
+    width = [(0, 0)] * (x.ndim - 2) + [(0, num - x.shape[-2]), (0, 0)]
+    return jnp.pad(x, width)
+
+
+def _up(num, unit):
+    return -(-num // unit) * unit

@@ -1,0 +1,108 @@
+"""Groups cut into parts: the same step, for a device that one prompt would fill."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_lengths import BY_LENGTH, WIDE, long_and_short
+from update_cases import (
+    DECODER,
+    ROLLOUT,
+    TABLE,
+    fade,
+    gradient,
+    learner,
+    parameters,
+)
+
+from rljax import advantage as adv
+from rljax import mesh
+from rljax.advantage import Term, algorithm
+
+
+@pytest.mark.parametrize("method", BY_LENGTH.values(), ids=BY_LENGTH)
+@pytest.mark.parametrize(("num_micro", "lengths", "groups"), [(1, 1, 4), (4, 2, 2)])
+def test_parts_of_groups_add_up(method, num_micro, lengths, groups):
+    params = parameters(WIDE)
+    rollout = long_and_short(WIDE, params)
+    want = gradient(WIDE, method, 1, rollout, params)
+    got = gradient(
+        WIDE, method, num_micro, rollout, params, lengths=lengths, groups=groups
+    )
+    chex.assert_trees_all_close(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_group_parts": 2},
+        {"num_microbatches": 2, "num_group_parts": 2, "num_minibatches": 2},
+    ],
+)
+def test_a_step_in_parts_of_groups_is_the_step(options):
+    minibatches = options.get("num_minibatches", 1)
+    optimizer = optax.sgd(0.1, momentum=0.9)  # Adam would divide rounding by rounding
+    state, learn = learner(fade(), optimizer, num_minibatches=minibatches)
+    want = learn(state, ROLLOUT)
+    state, learn = learner(fade(), optimizer, **options)
+    chex.assert_trees_all_close(learn(state, ROLLOUT), want, atol=1e-5)
+
+
+def test_a_piece_holds_a_part_of_the_group_at_its_whole_length():
+    params = parameters(WIDE)
+    seen = []
+
+    def measure(params, prompts, samples, reference=None):
+        jax.debug.callback(lambda x: seen.append(x.shape), samples.tokens)
+        return WIDE.measure(params, prompts, samples)
+
+    policy = WIDE._replace(measure=measure)
+    rollout = long_and_short(WIDE, params)
+    gradient(policy, fade(), 2, rollout, params, groups=4)
+    jax.effects_barrier()
+    assert seen == [(4, 1, 16)] * 8
+
+
+def test_parts_of_the_groups_of_a_decoder_on_a_mesh():
+    params = parameters(DECODER)
+    rollout = long_and_short(DECODER, params)
+    want = gradient(DECODER, fade(), 1, rollout, params)
+    devices = mesh.make()
+    with mesh.using(devices):
+        sharded = mesh.shard_prompts(rollout, devices)
+        copies = mesh.replicate(params, devices)
+        got = gradient(DECODER, fade(), 1, sharded, copies, groups=4)
+    got, want = jax.device_get((got, want))
+    chex.assert_trees_all_close(got, want, atol=2e-6, rtol=1e-5)
+
+
+def loss_of_the_surprising(now, credit, rollout):
+    """Tokens less likely than the batch's mean: what a row pushes depends on others."""
+    del credit, rollout
+    return -now.logp * (now.logp < jnp.mean(now.logp))
+
+
+def compares_rows(**options):
+    term = Term(weighting=adv.token_mean(), loss_fn=loss_of_the_surprising, **options)
+    return algorithm(policy=term)
+
+
+@pytest.mark.parametrize("pieces", [(4, 1), (1, 2), (2, 2)])
+def test_a_loss_that_compares_rows_adds_up_where_it_says_so(pieces):
+    # Taken as local, each piece has a mean of its own, and no error tells.
+    params = parameters(TABLE)
+    num_micro, groups = pieces
+    want = gradient(TABLE, compares_rows(), 1, ROLLOUT, params)
+    wrong = gradient(TABLE, compares_rows(), num_micro, ROLLOUT, params, groups=groups)
+    assert np.max(np.abs(wrong[1] - want[1])) > 1e-2
+    told = compares_rows(local=False)
+    got = gradient(TABLE, told, num_micro, ROLLOUT, params, groups=groups)
+    chex.assert_trees_all_close(got, want, atol=1e-6)
+
+
+def test_a_group_must_divide_into_parts():
+    state, learn = learner(fade(), num_lengths=2, num_group_parts=3)
+    with pytest.raises(ValueError, match=r"num_lengths \* num_group_parts = 6, got 2"):
+        learn(state, ROLLOUT)
