@@ -123,7 +123,8 @@ def controlled_algorithm(
         )
         return total
 
-    return Algorithm(init, credit, weigh, loss)
+    local = make(controller.init()[0]).local
+    return Algorithm(init, credit, weigh, loss, local)
 
 
 def _require_independent(fn: Callable[[Any], jax.Array], value) -> None:

@@ -39,10 +39,14 @@ def attend_by_splash(
     *,
     window: int | None = None,
     style: Scores = PLAIN,
+    interpret: bool = False,
 ) -> jax.Array:
     """`attention.attend_causally`, with the same arguments, but a static window.
 
     Each device of a mesh calls the kernel for its own prompts and heads.
+
+    Args:
+      interpret: whether jax interprets the kernel, slowly, on any device.
 
     Returns:
       [P, H, G, R, T, D] in q's dtype; scores and their sums are float32.
@@ -56,11 +60,11 @@ def attend_by_splash(
         prompt = KeyValue(*(jnp.zeros((P, H, 0, D), x.dtype) for x in own))
     else:
         length = jnp.sum(prompt_mask, -1, dtype=jnp.int32)
-    of_device = functools.partial(_of_device, window, style.cap)
+    of_device = functools.partial(_of_device, window, style.cap, interpret)
     return mesh.by_heads(of_device, scaled, own, prompt, length)
 
 
-def _of_device(window, cap, q, own: KeyValue, prompt: KeyValue, length):
+def _of_device(window, cap, interpret, q, own: KeyValue, prompt: KeyValue, length):
     P, H, G, R, T, D = q.shape
     S = prompt.key.shape[2]
     block = min(BLOCK, _up(T, _LANES))
@@ -83,14 +87,15 @@ def _of_device(window, cap, q, own: KeyValue, prompt: KeyValue, length):
         q=jnp.zeros((P, num_queries), jnp.int32),
         kv=jnp.where(there | (place >= S), 0, 1),
     )
-    fn = _kernel(H * R, (num_queries, num_keys), S, window, cap, block)
+    shape = num_queries, num_keys
+    fn = _kernel(H * R, shape, S, window, cap=cap, block=block, interpret=interpret)
     of_prompt = jax.vmap(fn, (0, 0, 0, None))
     keys = jax.tree.map(joined, prompt, own)
     out: Any = jax.vmap(of_prompt)(rows, *keys, ids)
     return out[..., :T, :].reshape(P, G, H, R, T, D).swapaxes(1, 2)
 
 
-def _kernel(num_heads, shape, before, window, cap, block):
+def _kernel(num_heads, shape, before, window, *, cap, block, interpret):
     """Attention of one row: query i stands at key `before` + i."""
     mask = masks.CausalMask(shape, before)
     if window is not None:
@@ -106,6 +111,7 @@ def _kernel(num_heads, shape, before, window, cap, block):
             block_kv_dq=block,
         ),
         attn_logits_soft_cap=cap,
+        interpret=interpret,
     )
 
 

@@ -165,7 +165,8 @@ def test_sizes_are_those_of_the_parts():
         prompt_tokens=5, num_samples=4, max_tokens=3, num_minibatches=2
     )
     found = tiny_program.program(config).sizes()
-    assert found[1:] == (8, 4, 5, 3, 32, 1, 2, 1)
+    assert found[1:] == (8, 4, 5, 3, 32, 1, 2, 1, 1)
+    assert found.num_pieces == 2
 
 
 def test_the_logits_limit_is_the_decoders():
