@@ -5,7 +5,6 @@ does, with jax's own implementation of the same function in its place, and what 
 lowered for CUDA calls it.
 """
 
-import contextlib
 import functools
 
 import chex
@@ -14,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from test_attention_blocks import D, G, H, P, R, inputs, out_and_gradients, textbook
 
 from rljax import mesh
-from rljax.model import DecoderConfig, attention, causal
+from rljax.model import DecoderConfig, attention, attention_splash, causal
 from rljax.model.attention import Scores
 from rljax.model.attention_cudnn import attend_by_cudnn
 from rljax.model.attention_splash import attend_by_splash
@@ -29,23 +27,22 @@ CASES = [
     (21, 13, {"window": 6}),  # prompts of 1 and of 13 tokens: the window's end differs
     (21, 13, {"window": 1}),  # each token sees itself alone
 ]
-CAPPED = [
-    (21, 13, {"style": Scores(scalar=3.0, cap=1.5)}),
-    (21, 13, {"window": 3, "style": Scores(cap=2.0)}),
-]
+
+interpreted = functools.partial(attend_by_splash, interpret=True)
 
 
-def interpreted():
-    return pltpu.force_tpu_interpret_mode()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("num_tokens", "prompt_tokens", "options"), CASES + CAPPED)
+@pytest.mark.parametrize(
+    ("num_tokens", "prompt_tokens", "options"),
+    [
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES),
+        pytest.param(21, 13, {"style": Scores(3.0, 1.5)}, marks=pytest.mark.slow),
+        (21, 13, {"window": 3, "style": Scores(cap=2.0)}),
+    ],
+)
 def test_splash_is_one_softmax(num_tokens, prompt_tokens, options):
     sizes = num_tokens, prompt_tokens
     want = out_and_gradients(textbook, *sizes, **options)
-    with interpreted():
-        got = out_and_gradients(attend_by_splash, *sizes, **options)
+    got = out_and_gradients(interpreted, *sizes, **options)
     chex.assert_trees_all_close(got, want, atol=3e-6)
 
 
@@ -53,13 +50,11 @@ def test_splash_is_one_softmax(num_tokens, prompt_tokens, options):
 def test_splash_of_several_tiles_is_one_softmax():
     # 2 tiles of queries and 3 of keys; a tile that is skipped wrongly would show.
     want = out_and_gradients(textbook, 530, 200)
-    with interpreted():
-        got = out_and_gradients(attend_by_splash, 530, 200)
+    got = out_and_gradients(interpreted, 530, 200)
     chex.assert_trees_all_close(got, want, atol=1e-5)
     near = {"window": 40}
     want = out_and_gradients(textbook, 530, 200, **near)
-    with interpreted():
-        got = out_and_gradients(attend_by_splash, 530, 200, **near)
+    got = out_and_gradients(interpreted, 530, 200, **near)
     chex.assert_trees_all_close(got, want, atol=1e-5)
 
 
@@ -68,8 +63,7 @@ def test_splash_in_bfloat16_is_as_near_to_exact_as_the_whole_matrix_is():
     exact, narrow = inputs(40, 13), inputs(40, 13, jnp.bfloat16)
     want = textbook(*exact)
     whole = fakes.jit(attention.attend_causally)(*narrow)
-    with interpreted():
-        got = fakes.jit(attend_by_splash)(*narrow)
+    got = fakes.jit(interpreted)(*narrow)
     assert got.dtype == jnp.bfloat16
     error = jnp.max(jnp.abs(got - want))
     assert error < 1.5 * jnp.max(jnp.abs(whole - want)), (error, whole)
@@ -78,8 +72,8 @@ def test_splash_in_bfloat16_is_as_near_to_exact_as_the_whole_matrix_is():
 @pytest.mark.slow
 def test_splash_on_a_mesh_runs_on_each_devices_own_prompts_and_heads():
     want = out_and_gradients(textbook, 21, 13)
-    with mesh.using(mesh.make(jax.devices()[:4], data=2, tensor=2)), interpreted():
-        got = out_and_gradients(attend_by_splash, 21, 13)
+    with mesh.using(mesh.make(jax.devices()[:4], data=2, tensor=2)):
+        got = out_and_gradients(interpreted, 21, 13)
     got, want = jax.device_get((got, want))
     chex.assert_trees_all_close(got, want, atol=3e-6)
 
@@ -148,15 +142,13 @@ def test_auto_takes_blocks_where_there_are_many_scores():
     "kind", ["blocks", pytest.param("splash", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("slides", [True, False])
-def test_a_layer_may_slide_beside_one_that_does_not(kind, slides):
+def test_a_layer_may_slide_beside_one_that_does_not(monkeypatch, kind, slides):
     # Layers are one scan, in which a window is traced. That of a kernel is not.
+    monkeypatch.setattr(attention_splash, "attend_by_splash", interpreted)
     c = config(attention=kind, window=4, sliding=(True, False))
     arrays = inputs(9, 5)
-    context = interpreted() if kind == "splash" else contextlib.nullcontext()
-    with context:
-        got = fakes.jit(lambda window: causal.attend(c, *arrays, window=window))(
-            jnp.int32(4 if slides else 2**30)
-        )
+    attend = fakes.jit(lambda window: causal.attend(c, *arrays, window=window))
+    got = attend(jnp.int32(4 if slides else 2**30))
     want = textbook(*arrays, window=4 if slides else None)
     assert got.shape == (P, H, G, R, 9, D)
     np.testing.assert_allclose(got, want, atol=3e-6)
