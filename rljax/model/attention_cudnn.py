@@ -77,21 +77,22 @@ def attend_by_cudnn(
 def _of_device(attend, q, own: KeyValue, prompt: KeyValue, length):
     P, H, G, R, T, D = q.shape
     S = prompt.key.shape[2]
+    U = S + T + (S + T) % 2  # in training jax refuses odd lengths
 
     def sequence(x, begin):  # x [P, H, G, ..., T, D] behind each prompt's last token
         return jax.vmap(_put)(begin, x, length)
 
-    def joined(shared, own):  # [P * G, S + T, H, D]
+    def joined(shared, own):  # [P * G, U, H, D]
         copies = jnp.broadcast_to(shared[:, :, None], (P, H, G, S, D))
-        begin = jnp.pad(copies, [(0, 0)] * 3 + [(0, T), (0, 0)])
-        return sequence(own, begin).transpose(0, 2, 3, 1, 4).reshape(-1, S + T, H, D)
+        begin = jnp.pad(copies, [(0, 0)] * 3 + [(0, U - S), (0, 0)])
+        return sequence(own, begin).transpose(0, 2, 3, 1, 4).reshape(-1, U, H, D)
 
-    queries = sequence(q, jnp.zeros((P, H, G, R, S + T, D), q.dtype))
-    queries = queries.transpose(0, 2, 4, 1, 3, 5).reshape(P * G, S + T, H * R, D)
+    queries = sequence(q, jnp.zeros((P, H, G, R, U, D), q.dtype))
+    queries = queries.transpose(0, 2, 4, 1, 3, 5).reshape(P * G, U, H * R, D)
     key, value = jax.tree.map(joined, prompt, own)
     num = jnp.repeat(length + T, G)
     out = attend(queries, key, value, query_seq_lengths=num, key_value_seq_lengths=num)
-    out = out.reshape(P, G, S + T, H, R, D).transpose(0, 3, 1, 4, 2, 5)
+    out = out.reshape(P, G, U, H, R, D).transpose(0, 3, 1, 4, 2, 5)
     return jax.vmap(functools.partial(_take, num=T))(out, length)
 
 

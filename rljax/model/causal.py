@@ -7,8 +7,12 @@
     auto    whole for up to 1,024 tokens and blocks for more, on every device
 
 Nothing takes a kernel by itself: no chip was there to run one on. Tests hold splash to
-`attention.attend_causally` in jax's interpreter of TPU kernels and compile it for a
-TPU; what they do for cuDNN stands in `attention_cudnn`.
+the textbook's formula in jax's interpreter of kernels and compile it for a TPU; what
+they do for cuDNN stands in `attention_cudnn`.
+
+Temporaries of one layer, forward and backward, compiled for a v5p: 1 prompt of 2,048
+tokens, 4 samples of 8,191, 32 query and 8 key/value heads of 128. whole: 24.0 GiB;
+blocks: 1.6; splash: 1.2 (libtpu 0.0.42.1).
 """
 
 import functools

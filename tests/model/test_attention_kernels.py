@@ -107,8 +107,8 @@ def test_what_is_lowered_for_cuda_calls_cudnn_forward_and_backward(monkeypatch):
     text = lowered_for_cuda(monkeypatch)
     assert "__cudnn$fmhaSoftmax(" in text and "__cudnn$fmhaSoftmaxBackward(" in text
     assert '"PADDING_CAUSAL"' in text.replace("\\22", '"')
-    # No array holds scores: 53 x 53 of them for each of the 12 query heads of a row.
-    assert "53x53x" not in text
+    # No array holds scores: 53 tokens, and one for jax, which refuses odd numbers.
+    assert "54x4x8x" in text and "54x54x" not in text
     assert '"sliding_window_length": 5' in lowered_for_cuda(
         monkeypatch, window=5
     ).replace("\\22", '"')
