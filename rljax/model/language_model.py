@@ -119,8 +119,8 @@ def load(
       param_dtype: of the parameters in training, whatever the files hold.
       save_dtype: of those that `Model.save` writes; None is what config.json says the
         files hold.
-      **formats: fields of `DecoderConfig` that change no size: `dtype`, `remat`,
-        `unroll`.
+      **formats: fields of `DecoderConfig` that change no size: `attention`, `dtype`,
+        `remat`, `unroll`.
 
     Raises:
       ValueError: naming the file and the key or tensor, if the configuration, the

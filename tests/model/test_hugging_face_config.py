@@ -242,6 +242,13 @@ def test_yarn_is_read_with_the_papers_attention_factor():
     assert got.rope_scaling == YarnScaling(4.0, 64, 1.5, fast_turns=8, whole=False)
 
 
+def test_how_a_decoder_computes_is_no_part_of_its_configuration():
+    # Compared with the family's, each would be refused when a policy is saved.
+    how = {"attention": "splash", "attention_block": 64, "remat": True, "unroll": 1}
+    changed = dataclasses.replace(SMALL, dtype="bfloat16", **how)
+    assert config_json.entries(changed) == config_json.entries(SMALL)
+
+
 def test_an_adapter_is_named_as_such(folder):
     (folder / "config.json").rename(folder / "adapter_config.json")
     with pytest.raises(ValueError, match="is a LoRA adapter to one"):

@@ -212,7 +212,7 @@ def _written(model_type: str, config: DecoderConfig) -> dict[str, Any]:
 
 def _computed(config: DecoderConfig) -> dict[str, Any]:
     """What a configuration says of the numbers, not of how they are computed."""
-    how = ("dtype", "unroll", "remat")
+    how = ("attention", "attention_block", "dtype", "remat", "unroll")
     return {k: v for k, v in vars(config).items() if k not in how}
 
 
