@@ -1,4 +1,4 @@
-"""The check of an accelerator's attention passes what is right and tells what is not."""
+"""The check of attention kernels passes what is right and tells what is not."""
 
 import functools
 
