@@ -1,6 +1,9 @@
 """The gap between sampler and learner, by dtype: real weights, the whole distribution.
 
-python -m benchmarks.sampler_gap --model DIR [--prompts 4] [--samples 4] [--tokens 64]
+RLJAX_SMOLLM2=DIR python -m benchmarks.sampler_gap [--prompts 4] [--samples 4] \\
+    [--tokens 64]
+
+DIR is a folder of SmolLM2-135M-Instruct, or --model another.
 
 Both compute the log-probability of every sampled token, with the same parameters: the
 sampler one token at a time from its cache, the learner all at once. What differs is
@@ -11,6 +14,7 @@ Random bits are the same in all rows, so dtypes sample the same text until one d
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -47,18 +51,18 @@ KINDS = (("float32", "whole"), ("bfloat16", "whole"), ("bfloat16", "blocks"))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--model", default=os.environ.get("RLJAX_SMOLLM2"))
     parser.add_argument("--prompts", type=int, default=len(TEXTS))
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args()
     if not 0 < args.prompts <= len(TEXTS):
         sys.exit(f"--prompts must be from 1 to {len(TEXTS)}, got {args.prompts}.")
-    rows = []
+    if args.model is None:
+        sys.exit("RLJAX_SMOLLM2 or --model must name a folder of a model; set one.")
+    folder, rows = pathlib.Path(args.model), []
     for dtype, attention in KINDS:
-        model = language_model.load(
-            args.model, dtype=jnp.dtype(dtype), attention=attention
-        )
+        model = language_model.load(folder, dtype=jnp.dtype(dtype), attention=attention)
         encoded = prompts(model, TEXTS[: args.prompts])
         found = gaps(
             model.config,
@@ -68,7 +72,7 @@ def main() -> None:
             max_tokens=args.tokens,
         )
         rows.append((dtype, attention, found.size, *numbers(found)))
-        body = f"{args.model.name}, nats.\n\n{results.table(HEAD, rows)}"
+        body = f"{folder.name}, nats.\n\n{results.table(HEAD, rows)}"
         results.write("sampler_gap", "The gap of sampler and learner", body, rows)
 
 

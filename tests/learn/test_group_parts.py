@@ -1,6 +1,7 @@
 """Groups cut into parts: the same step, for a device that one prompt would fill."""
 
 import chex
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from update_cases import (
 from rljax import advantage as adv
 from rljax import mesh
 from rljax.advantage import Term, algorithm
+from rljax.learn import update
 
 
 @pytest.mark.parametrize("method", BY_LENGTH.values(), ids=BY_LENGTH)
@@ -80,6 +82,23 @@ def test_parts_of_the_groups_of_a_decoder_on_a_mesh():
         got = gradient(DECODER, fade(), 1, sharded, copies, groups=4)
     got, want = jax.device_get((got, want))
     chex.assert_trees_all_close(got, want, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_group_of_one_prompt_takes_the_memory_of_a_part():
+    # Without parts the activations of all 8 samples exist at once.
+    rows = fakes.rollout(1, 8, 256).replace(prompts=fakes.prompts(1))
+    params = jax.eval_shape(DECODER.init, jax.random.key(0))
+
+    def temporaries(groups):
+        made = update.learner(
+            DECODER.measure, fade(), optax.sgd(0.1), num_group_parts=groups
+        )
+        state = jax.eval_shape(made.init, params, jax.random.key(0))
+        step = jax.jit(made.learn).lower(state, rows.without("current")).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < temporaries(1) / 3
 
 
 def spread(now, credit, rollout):
