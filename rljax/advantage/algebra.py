@@ -105,14 +105,14 @@ class Algorithm(NamedTuple):
     credit: (rollout, state) -> (credits, state, metrics), once per rollout batch.
     weigh: (credits, minibatch, state) -> (credits, state, metrics), per optimiser step.
     loss: (now, credits, minibatch) -> f32[], a plain sum over tokens and terms.
-    local: whether the loss of pieces adds up to that of the minibatch.
+    local: () -> whether the loss of pieces adds up to that of the minibatch.
     """
 
     init: Callable[[], Any]
     credit: Callable[[Rollout, Any], tuple[tuple[Credit, ...], Any, dict]]
     weigh: Callable[[tuple[Credit, ...], Rollout, Any], tuple]
     loss: Callable[[TokenStats, tuple[Credit, ...], Rollout], jax.Array]
-    local: bool = True
+    local: Callable[[], bool] = lambda: True
 
 
 class AlgorithmState(NamedTuple):
@@ -200,7 +200,10 @@ def algorithm(**terms: Term) -> Algorithm:
             total += jnp.sum(jnp.where(c.weighs, c.weight * value, 0.0))
         return total
 
-    return Algorithm(init, credit, weigh, loss, all(term.local for term in parts))
+    def local():
+        return all(term.local for term in parts)
+
+    return Algorithm(init, credit, weigh, loss, local)
 
 
 def _run_chains(kind: str, terms: dict[str, Term], credits, rollout: Rollout, states):

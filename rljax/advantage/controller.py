@@ -123,7 +123,9 @@ def controlled_algorithm(
         )
         return total
 
-    local = make(controller.init()[0]).local
+    def local():
+        return make(controller.init()[0]).local()
+
     return Algorithm(init, credit, weigh, loss, local)
 
 

@@ -89,7 +89,7 @@ def of_minibatch(
         return _of_whole(forward, algorithm, credits, batch, state)
     seen = batch
     reads = reads_current(algorithm, credits, batch, state.algorithm)
-    if reads or not algorithm.local:
+    if reads or not algorithm.local():
         current = _current(forward, pieces, batch, state.params, fits)
         seen = batch.replace(current=current)
     credits, algorithm_state, metrics = algorithm.weigh(credits, seen, state.algorithm)
@@ -114,7 +114,7 @@ def _of_pieces(
     """
     # `cut` is what goes into pieces beside the batch; of it and a piece's statistics
     # `push` makes the piece's loss and their derivatives.
-    if algorithm.local:
+    if algorithm.local():
         begin, cut = 0.0, credits
 
         def push(now, credits, rows):

@@ -83,7 +83,8 @@ def learner(
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
       num_group_parts: further pieces of each, along the samples of a group. For devices
-        that one prompt's samples would fill. Compile time does not grow with it.
+        that one prompt's samples would fill. Compile time does not grow with it, but
+        each part computes its prompt again.
 
     Raises:
       ValueError: if an argument is out of range; when traced, if the rollout's prompts

@@ -125,6 +125,16 @@ def test_a_loss_that_compares_rows_adds_up_where_it_says_so(pieces):
     chex.assert_trees_all_close(got, want, atol=1e-6)
 
 
+def test_a_controlled_algorithm_is_as_local_as_what_is_controlled():
+    for local in (True, False):
+        made = adv.controlled_algorithm(
+            lambda value, local=local: compares_rows(local=local),
+            adv.ema(0.1),
+            lambda credits, rollout: 1.0,
+        )
+        assert made.local() == local
+
+
 def test_a_group_must_divide_into_parts():
     state, learn = learner(fade(), num_lengths=2, num_group_parts=3)
     with pytest.raises(ValueError, match=r"num_lengths \* num_group_parts = 6, got 2"):
