@@ -200,10 +200,7 @@ def algorithm(**terms: Term) -> Algorithm:
             total += jnp.sum(jnp.where(c.weighs, c.weight * value, 0.0))
         return total
 
-    def local():
-        return all(term.local for term in parts)
-
-    return Algorithm(init, credit, weigh, loss, local)
+    return Algorithm(init, credit, weigh, loss, lambda: all(t.local for t in parts))
 
 
 def _run_chains(kind: str, terms: dict[str, Term], credits, rollout: Rollout, states):
