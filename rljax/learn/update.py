@@ -82,9 +82,8 @@ def learner(
       num_microbatches: pieces of a minibatch whose activations exist at once.
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
-      num_group_parts: further pieces of each, along the samples of a group. For devices
-        that one prompt's samples would fill. Compile time does not grow with it, but
-        each part computes its prompt again.
+      num_group_parts: further pieces of each, along the samples of a group, for devices
+        that one group would fill. Each computes its prompt again.
 
     Raises:
       ValueError: if an argument is out of range; when traced, if the rollout's prompts
@@ -111,9 +110,8 @@ def learner(
         repeats=Repeats(num_passes, num_minibatches, num_microbatches, pieces.of_group),
         pieces=pieces,
     )
-    return Learner(
-        functools.partial(_init, parts), functools.partial(_learn, parts), parts.repeats
-    )
+    init, learn = (functools.partial(fn, parts) for fn in (_init, _learn))
+    return Learner(init, learn, parts.repeats)
 
 
 class _Parts(NamedTuple):
