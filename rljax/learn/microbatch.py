@@ -1,11 +1,12 @@
 """Microbatches: pieces of a minibatch whose activations exist at once.
 
 A piece holds some of the prompts, and of each prompt some of its samples: groups are
-cut into `groups * lengths` parts. If `lengths` is above 1, each group is sorted by
-length first, so that short samples are not padded to the longest. T is then cut as
-well: there are `lengths` sizes, and each piece is computed up to the smallest one that
-holds it. Each size is compiled. A loss function is local to its row, so the sum over
-pieces is the gradient of the whole; `gradient` says what is done where one is not.
+cut into `groups * lengths` parts, each of which computes its prompt again. If `lengths`
+is above 1, each group is sorted by length first, so that short samples are not padded
+to the longest. T is then cut as well: there are `lengths` sizes, and each piece is
+computed up to the smallest one that holds it. Each size is compiled. A loss function is
+local to its row, so the sum over pieces is the gradient of the whole; `gradient` says
+what is done where one is not.
 """
 
 import functools

@@ -82,8 +82,7 @@ def learner(
       num_microbatches: pieces of a minibatch whose activations exist at once.
       num_lengths: further pieces of each, by length, so that short completions are not
         computed up to T; see `microbatch`. Compile time grows with it.
-      num_group_parts: further pieces of each, along the samples of a group, for devices
-        that one group would fill. Each computes its prompt again.
+      num_group_parts: further pieces, along the samples of a group; see `microbatch`.
 
     Raises:
       ValueError: if an argument is out of range; when traced, if the rollout's prompts
