@@ -96,10 +96,15 @@ def planned(model: str, topology: str, lengths: tuple[int, int, int]) -> Row | N
 
 
 def write(found: dict[str, Any]) -> None:
-    """The file and the page, rows in the order of the list."""
+    """The file and the page, rows in the order of the list, with today's arithmetic."""
     order = {row.name: i for i, row in enumerate(rows())}
     names = sorted(found, key=lambda name: order.get(name, len(order)))
     found = {name: found[name] for name in names}
+    for row in rows():
+        if row.name in found:
+            least = row.arithmetic()
+            least = {**least._asdict(), "peak": least.peak}
+            found[row.name]["memory_by_arithmetic"] = least
     (DOCS / "atlas.json").write_text(json.dumps(found, indent=1) + "\n")
     missing = [row for row in rows() if row.name not in found]
     too_large = [of for of in grid() if planned(*of) is None]

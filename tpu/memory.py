@@ -40,7 +40,8 @@ class Memory(NamedTuple):
       format.
     gradients: while updating, one set of them for microbatches, and one of each
       backward pass, over prompts and over completions.
-    ends: embedding and head, whole on each chip, and their gradients, in float32.
+    head: its gradient, whole on each chip, in float32.
+    ends: that and the embedding's, and both gathered; not while layers are computed.
     inputs: of all layers, kept for the backward pass.
     layer: what one layer computes again, and its gradients.
     logits: those that are held at once, and their gradients.
@@ -50,6 +51,7 @@ class Memory(NamedTuple):
     caches: float
     weights: float
     gradients: float
+    head: float
     ends: float
     inputs: float
     layer: float
@@ -59,8 +61,9 @@ class Memory(NamedTuple):
     def peak(self) -> float:
         """The larger half of the step, beside the state."""
         sampling = self.caches + self.weights
-        updating = self.gradients + self.ends + self.inputs
-        return self.state + max(sampling, updating + max(self.layer, self.logits))
+        layers = self.head + self.inputs + self.layer
+        updating = self.gradients + max(layers, self.ends + self.logits)
+        return self.state + max(sampling, updating)
 
 
 def of_program(program: Program) -> Stored:
@@ -89,34 +92,29 @@ def by_arithmetic(sizes: Sizes, axes: Mapping[str, int], stored: Stored) -> Memo
     sampling = roofline.parts(axes, mesh.TENSOR)
     sets = 2 + (pieces > 1)
     logits = 4 * min(rows * sizes.max_tokens * c.vocab_size, cost.MAX_LOGITS)
+    head = 0 if num == 1 else 4 * c.vocab_size * c.d_model
+    layer = tokens * itemsize * _layer(c)
+    inputs = tokens * itemsize * c.d_model if c.remat else layer / 2
     return Memory(
         state=stored.state_bytes / split,
         caches=sum(cost.cache_bytes(sizes)) / num,
         weights=stored.parameters * itemsize / sampling,
         gradients=sets * stored.parameter_bytes / split,
-        ends=0.0 if num == 1 else _ends(c),
-        inputs=c.num_layers * tokens * c.d_model * itemsize * (1 if c.remat else 0)
-        + (0 if c.remat else c.num_layers * _layer(c, tokens) / 2),
-        layer=_layer(c, tokens),
+        head=head,
+        ends=2 * head * (1 if c.tie_embeddings else 2),
+        inputs=c.num_layers * inputs,
+        layer=layer,
         logits=2 * logits,
     )
 
 
-def _ends(c: DecoderConfig) -> float:
-    """Embedding and head, gathered, and their gradients."""
-    return 2 * 4 * c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
-
-
-def _layer(c: DecoderConfig, tokens: float) -> float:
-    """What a layer keeps for its backward pass, and as much of gradients."""
+def _layer(c: DecoderConfig) -> float:
+    """Numbers of a token that exist at once in the backward pass of a layer."""
     heads = c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    width = 3 * c.d_ff
+    width = c.d_ff
     if c.experts is not None:
-        width = 3 * (
-            c.experts.num_chosen * c.experts.d_ff + (c.experts.shared_d_ff or 0)
-        )
-    itemsize = jnp.dtype(c.dtype).itemsize
-    return 2 * tokens * itemsize * (heads + width + 4 * c.d_model)
+        width = c.experts.num_chosen * c.experts.d_ff + (c.experts.shared_d_ff or 0)
+    return 4 * width + 4 * c.d_model + heads
 
 
 def fitting(sizes: Sizes, stored: Stored, kind: str) -> Iterator[str]:

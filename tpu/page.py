@@ -19,7 +19,8 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
 _KINDS += ("collective-permute",)
 _PHASES = ("prefill", "decode", "update")
 _MEMORY = ("arguments", "temporaries", "code", "peak")
-_ARITHMETIC = ("state", "caches", "weights", "gradients", "ends", "inputs", "layer")
+_ARITHMETIC = ("state", "caches", "weights", "gradients", "head", "ends", "inputs")
+_ARITHMETIC += ("layer", "logits")
 
 
 def text(
@@ -78,8 +79,7 @@ def _step(one):
 _WHERE = (
     *_MEMORY,
     "by arithmetic: peak (off by)",
-    *(f"{part}" for part in _ARITHMETIC),
-    "logits",
+    *_ARITHMETIC,
 )
 
 
@@ -93,7 +93,7 @@ def _where(one):
     measured, least = one["memory_per_device"], one["memory_by_arithmetic"]
     yield from (f"{measured[part] / _GIB:.2f}" for part in _MEMORY)
     yield f"{least['peak'] / _GIB:.2f} ({_off(one):+.0%})"
-    yield from (f"{least[part] / _GIB:.2f}" for part in (*_ARITHMETIC, "logits"))
+    yield from (f"{least[part] / _GIB:.2f}" for part in _ARITHMETIC)
 
 
 def _error(did) -> str:

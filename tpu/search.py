@@ -62,6 +62,12 @@ class Row(NamedTuple):
         }
         return [word for k, v in flags.items() for word in (f"--{k}", str(v))]
 
+    def arithmetic(self) -> memory.Memory:
+        """What a chip must hold, by arithmetic."""
+        sizes = self.sizes()
+        stored = memory.of_shape(sizes.decoder)
+        return memory.by_arithmetic(sizes, mesh.parse(self.mesh), stored)
+
     def sizes(self) -> Sizes:
         """The sizes of the step."""
         decoder = dataclasses.replace(
