@@ -2,7 +2,7 @@
 
 python -m tpu.compile --experiment addition --topology v5e:4x4 [--json FILE]
 python -m tpu.compile --experiment train --model qwen3-8b --topology v5p:2x2x4 \\
-    --mesh fsdp=4,tensor=4 --prompt-tokens 2048 --max-tokens 8192 --num-prompts 16
+    --mesh fsdp=16 --prompt-tokens 2048 --max-tokens 8192 --num-prompts 16
 
 Further flags change numbers of the experiment's config (--num-prompts 512). Needs
 libtpu, but no TPU. The experiment is a module of `experiments` with a function
