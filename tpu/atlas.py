@@ -84,6 +84,7 @@ def grid() -> list[tuple[str, str, tuple[int, int, int]]]:
     ]
 
 
+@functools.cache
 def planned(model: str, topology: str, lengths: tuple[int, int, int]) -> Row | None:
     """The step to compile; None if none fits by arithmetic."""
     prompts = max(16, chips.parse(topology).num_chips)

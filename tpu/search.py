@@ -8,6 +8,7 @@ after the other until one does fit.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -64,9 +65,8 @@ class Row(NamedTuple):
 
     def arithmetic(self) -> memory.Memory:
         """What a chip must hold, by arithmetic."""
-        sizes = self.sizes()
-        stored = memory.of_shape(sizes.decoder)
-        return memory.by_arithmetic(sizes, mesh.parse(self.mesh), stored)
+        axes = mesh.parse(self.mesh)
+        return memory.by_arithmetic(self.sizes(), axes, _stored(self.model))
 
     def sizes(self) -> Sizes:
         """The sizes of the step."""
@@ -169,7 +169,7 @@ def fitting(
     In the order of `prompts`; of one batch the fastest first, collectives aside.
     """
     place = chips.parse(topology)
-    stored = memory.of_shape(shapes.named(model))
+    stored = _stored(model)
     common = samples, prompt_tokens, max_tokens
     for num in prompts:
         found = []
@@ -195,6 +195,11 @@ def fitting(
                 found.append((time.step, pieces, len(axes), row, needed))
         for seconds, _, _, row, needed in sorted(found, key=lambda one: one[:3]):
             yield row, needed, seconds
+
+
+@functools.cache
+def _stored(model: str) -> memory.Stored:
+    return memory.of_shape(shapes.named(model))
 
 
 def _meshes(num: int) -> Iterator[dict[str, int]]:
