@@ -88,7 +88,10 @@ def main(
             profile=launch.profile,
         )
 
-    start(name, run, default, quick, lambda c: build(c)[-1].program(), text)
+    def planned(config: Any, sizes: str | None) -> step.Program:
+        return on_devices(build(config), sizes)[-1].program()
+
+    start(name, run, default, quick, planned, text)
 
 
 def on_devices(
@@ -106,7 +109,7 @@ def start(
     main: Callable[..., Any],
     default: Any,
     quick: Any,
-    program: Callable[[Any], step.Program] | None = None,
+    program: Callable[[Any, str | None], step.Program] | None = None,
     text: str | None = None,
 ):
     """Parses the command line and calls `main(config, run_dir, launch)`.
@@ -115,7 +118,7 @@ def start(
       name: the experiment's, for the default run folder.
       default: its config, a flat frozen dataclass of numbers.
       quick: the config that --quick starts from; further flags change it.
-      program: config -> what it is going to run, for --plan.
+      program: (config, --mesh) -> what it is going to run, for --plan.
       text: what --help says; None takes the docstring of `main`.
     """
     config = quick if "--quick" in sys.argv else default
@@ -148,7 +151,7 @@ def _started(name, main, program, config, launch: Launch):
                 "--plan needs an experiment that says what it runs, which this one"
                 " does not; pass program= to cli.start."
             )
-        return show.show_plan(program, config)
+        return show.show_plan(lambda config: program(config, launch.mesh), config)
 
     def folder() -> str:
         return str(launch.run_dir or _default_folder(name, launch))

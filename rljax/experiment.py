@@ -126,6 +126,8 @@ class Experiment:
                 name: (fn, (decoder, _shapes(asked)))
                 for name, (fn, asked) in self.evaluation.programs.items()
             },
+            place=self.mesh,
+            layout=self.layout,
         )
 
     def batches(self) -> Prompts:

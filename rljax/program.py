@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.sharding import Mesh
 
 from rljax import check, keys, mesh, metric, numerics, processes
 from rljax.advantage import solve_rate
@@ -191,7 +192,8 @@ class Program(NamedTuple):
     decoder: configuration of the policy.
     glue: `fused` or `split`, (act, learner, verify) -> run.
     others: what else the run compiles, such as its evaluations: a function by name, and
-      the shapes of its arguments.
+      the shapes of its arguments, parameters and a batch.
+    place, layout: the mesh that all of it is spread over; None is the default device.
     """
 
     act: Act
@@ -202,6 +204,12 @@ class Program(NamedTuple):
     decoder: DecoderConfig
     glue: Callable[..., Run] = fused
     others: Mapping[str, tuple[Callable, tuple]] = MappingProxyType({})
+    place: Mesh | None = None
+    layout: mesh.Layout = mesh.PLAIN
+
+    @property
+    def num_devices(self) -> int:
+        return 1 if self.place is None else self.place.size
 
     def run(self) -> Run:
         """The loop; each call makes a new one, which compiles anew."""
@@ -215,19 +223,25 @@ class Program(NamedTuple):
         """The verifier, or what stands for one that cannot be traced."""
         return _silent if self.glue is split else self.verify
 
-    def compile(self, name: str | None = None):
-        """Compiled for the default device, to read off what it takes, not to run it.
+    def lower(self, name: str | None = None) -> jax.stages.Lowered:
+        """Lowered for the mesh, or for the default device.
 
         Args:
           name: of one of the others; None is the step.
         """
-        if name is None:
-            lowered = self.fused().lower(self.state, self.prompts)
-        else:
-            fn, shapes = self.others[name]
-            lowered = jax.jit(fn).lower(*shapes)
+        on = self.place, self.layout
+        with mesh.using(*on):
+            if name is None:
+                prompts = mesh.shapes.split(self.prompts, *on, axis=1)
+                return self.fused().lower(mesh.shapes.stored(self.state, *on), prompts)
+            fn, (params, batch) = self.others[name]
+            batch = mesh.shapes.raised(batch, self.num_devices)
+            return jax.jit(fn).lower(mesh.shapes.stored(params, *on), batch)
+
+    def compile(self, name: str | None = None) -> jax.stages.Compiled:
+        """As `lower`, compiled: to read off what it takes, not to run it."""
+        lowered, options = self.lower(name), dict[str, bool | str]()
         # On a CPU, LLVM takes most of the time, and changes nothing of what is read.
-        options: dict[str, bool | str] = {}
         if jax.default_backend() == "cpu":
             options["xla_backend_optimization_level"] = "0"
         return lowered.compile(options)

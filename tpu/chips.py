@@ -1,14 +1,21 @@
 """What chips can do, what slices of them there are, and what they cost.
 
-Rates and sizes are the vendors' peaks per chip: Google's pages of TPU v5e, v5p and v6e
-and NVIDIA's data sheet of the H100 SXM. Prices are list prices and change: check them.
+Rates are the vendors' peaks per chip. Of TPUs they are those of Google's pages,
+docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read 2026-11: 197, 459 and 918
+TFLOP/s in bfloat16; 819, 2765 and 1638 GB/s; links of 400, 1200 and 800 GB/s, both
+directions of all ports together). Those of the H100 SXM, 989 TFLOP/s and 3.35 TB/s, are
+quoted the same by others, such as NVLink's 900 GB/s; its data sheet was not read.
+
+Prices of v5p and v6e are those of SkyPilot's catalog, which Google's billing API fills
+(skypilot-org/skypilot-catalog, catalogs/v8/gcp/vms.csv: us-east5, on demand, $4.20 and
+$2.70; spot was at 40 and 45 % of it). The price of v5e is from memory. They change.
 """
 
 import math
 import re
 from typing import NamedTuple
 
-PRICES = "on demand, United States, as remembered of 2025: a list price, check it"
+PRICES = "on demand, United States, list price of 2025: check it"
 
 
 class Chip(NamedTuple):

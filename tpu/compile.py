@@ -2,7 +2,7 @@
 
 python -m tpu.compile --experiment addition --topology v5e:4x4 [--json FILE]
 python -m tpu.compile --experiment train --model qwen3-8b --topology v5p:2x2x4 \\
-    --mesh fsdp=4,tensor=4 --prompt-tokens 2048 --max-tokens 8192 --num-prompts 16
+    --mesh fsdp=16 --prompt-tokens 2048 --max-tokens 8192 --num-prompts 16
 
 Further flags change numbers of the experiment's config (--num-prompts 512). Needs
 libtpu, but no TPU. The experiment is a module of `experiments` with a function
@@ -19,6 +19,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import sys
@@ -29,13 +30,11 @@ import jax
 import tyro
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh
 
 from rljax import mesh
-from rljax.experiment import Experiment
 from rljax.plan import cost as plan
 from rljax.plan import hlo
-from rljax.program import Program, Sizes
+from rljax.program import Program
 from tpu import chips, memory, report, roofline, subject
 
 
@@ -60,10 +59,6 @@ class Options:
     """Compile nothing."""
     json: pathlib.Path | None = None
     """File to write the report to."""
-
-
-class DoesNotFit(ValueError):
-    """The program needs more memory than a chip has; the text says what would fit."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -92,9 +87,10 @@ def main(args: list[str] | None = None) -> None:
 def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
     """The report on an experiment: numbers by name, as JSON takes them; in bytes.
 
+    What does not fit has `refusal`, and of the compiler nothing.
+
     Raises:
-      ValueError: for what cannot be compiled; `DoesNotFit` if the compiler says that a
-        chip has too little memory, or the state alone takes more.
+      ValueError: for what cannot be compiled.
     """
     place = chips.parse(options.topology)
     compiles = place.is_tpu and not options.arithmetic
@@ -108,50 +104,45 @@ def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
         prompt_tokens=options.prompt_tokens,
     )
     program = made.program()
-    sizes = program.sizes()
+    sizes, stored = program.sizes(), memory.of_program(program)
     assert made.mesh is not None  # `spread` makes one even of a single chip
-    axes = dict(made.mesh.shape)
-    param_bytes = plan.num_bytes(program.state.params)
-    needed = memory.by_arithmetic(program, sizes, axes, param_bytes)
+    axes, has = dict(made.mesh.shape), place.chip.hbm_gib * memory.GIB
+    arithmetic = memory.by_arithmetic(sizes, axes, stored)
     compiled: dict[str, Any] = {}
-    if compiles:
-        if needed.state > place.chip.hbm_gib * memory.GIB:
-            how = "for the state alone, before it was compiled"
-            raise DoesNotFit(memory.refusal(program, sizes, place, needed.state, how))
-        compiled = _compiled(made, program, sizes, place)
-    peak = compiled["memory_per_device"]["peak"] if compiled else needed.peak
-    fits = bool(peak <= place.chip.hbm_gib * memory.GIB)
-    how = "the compiler's peak" if compiled else "by arithmetic"
+    needed, how = arithmetic.peak, "by arithmetic"
+    if compiles and arithmetic.state > has:
+        needed, how = arithmetic.state, "for the state alone, before it was compiled"
+    elif compiles:
+        compiled, how = _compiled(program)
+        needed = compiled["memory_per_device"]["peak"] if compiled else math.inf
+    fits = bool(needed <= has)
+    refusal = "" if fits else memory.refusal(sizes, stored, place, needed, how)
     return {
         "experiment": options.experiment,
         "model": options.model,
         "topology": options.topology,
         "mesh": mesh.text(made.mesh),
         "devices": place.num_chips,
-        "hbm_per_device": place.chip.hbm_gib * memory.GIB,
+        "hbm_per_device": has,
         "fits": fits,
-        "refusal": "" if fits else memory.refusal(program, sizes, place, peak, how),
+        "refusal": refusal,
         "steps_per_dispatch": program.prompts.tokens.shape[0],
-        **report.sizes_of(sizes, param_bytes, program),
-        "memory_by_arithmetic": {**needed._asdict(), "peak": needed.peak},
+        **report.sizes_of(sizes, stored),
+        "memory_by_arithmetic": {**arithmetic._asdict(), "peak": arithmetic.peak},
         **compiled,
         **report.times(sizes, program, place, axes, compiled),
     }
 
 
-def _compiled(
-    made: Experiment, program: Program, sizes: Sizes, place: chips.Slice
-) -> dict[str, Any]:
+def _compiled(program: Program) -> tuple[dict[str, Any], str]:
+    """The report of the compiler and where it comes from; none if it gives up for lack
+    of memory, with its words."""
     try:
-        return compile_on(made.mesh, made.layout, program)
+        return compile_on(program), "the compiler's peak"
     except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed = place.chip.hbm_gib * memory.GIB
-        how = "or more, says the compiler"
-        advice = memory.refusal(program, sizes, place, needed, how)
-        raise DoesNotFit(f"{advice}\n{text[:2000]}") from error
+        return {}, f"the compiler gives up: {str(error)[:2000]}"
 
 
 def stand_ins(num: int) -> list[jax.Device]:
@@ -198,24 +189,19 @@ def find_devices(topology: str) -> list[jax.Device]:
         ) from error
 
 
-def compile_on(
-    place: Mesh | None, layout: mesh.Layout, program: Program
-) -> dict[str, Any]:
-    """Compiles a program for a mesh and reads off what XLA knows of it.
+def compile_on(program: Program) -> dict[str, Any]:
+    """Compiles a program for its mesh and reads off what XLA knows of it.
 
     Args:
-      place: a mesh of devices of `find_devices`; it divides the prompts.
+      program: on a mesh of devices of `find_devices`, which divides its prompts.
 
     Returns:
       The report: numbers by name, as JSON takes them; sizes in bytes.
     """
+    place = program.place
     assert place is not None  # `spread` makes one even of a single chip
-    state = _sharded(program.state, mesh.state_shardings(program.state, place, layout))
-    where = mesh.prompt_sharding(place, axis=1, layout=layout)
-    prompts = _sharded(program.prompts, jax.tree.map(lambda _: where, program.prompts))
     start = time.perf_counter()
-    with mesh.using(place, layout):
-        lowered = program.fused().lower(state, prompts)
+    lowered = program.lower()
     lower_seconds = time.perf_counter() - start
     with _no_compilation_cache():
         compiled = lowered.compile()
@@ -235,7 +221,7 @@ def compile_on(
             phase: size / num_steps
             for phase, size in roofline.received(found, place.size).items()
         },
-        "copied_to_every_device": mesh.copied(program.state, place, layout),
+        "copied_to_every_device": mesh.copied(program.state, place, program.layout),
         "largest_arrays": largest(text),
         "lower_seconds": round(lower_seconds, 2),
         "compile_seconds": round(time.perf_counter() - start - lower_seconds, 2),
@@ -266,14 +252,6 @@ def _no_compilation_cache():
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         compilation_cache.reset_cache()
-
-
-def _sharded(tree, shardings):
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        tree,
-        shardings,
-    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from rljax.plan import cost
 from rljax.program import Program, Sizes
 from tpu import roofline
 from tpu.chips import Slice
+from tpu.memory import Stored
 
 _CLOSING = (
     "A dispatch is {steps_per_dispatch} training steps of {prompts_per_step} prompts of"
@@ -21,7 +22,7 @@ _CLOSING = (
 )
 
 
-def sizes_of(sizes: Sizes, param_bytes: int, program: Program) -> dict[str, Any]:
+def sizes_of(sizes: Sizes, stored: Stored) -> dict[str, Any]:
     """The sizes of a step, and of the model."""
     return {
         "prompts_per_step": sizes.num_prompts,
@@ -29,8 +30,8 @@ def sizes_of(sizes: Sizes, param_bytes: int, program: Program) -> dict[str, Any]
         "prompt_tokens": sizes.prompt_tokens,
         "max_tokens": sizes.max_tokens,
         "num_microbatches": sizes.num_minibatches * sizes.num_microbatches,
-        "num_parameters": cost.num_elements(program.state.params),
-        "parameter_bytes": param_bytes,
+        "num_parameters": stored.parameters,
+        "parameter_bytes": stored.parameter_bytes,
     }
 
 

@@ -18,7 +18,7 @@ from rljax.plan.hlo import Collective
 from rljax.program import Sizes
 from tpu.chips import Chip
 
-PHASES = ("prefill", "decode", "verify", "credit", "update")
+PHASES = ("sample", "prefill", "decode", "verify", "credit", "update")
 
 
 class Shares(NamedTuple):

@@ -9,8 +9,10 @@ see `Layout`.
     devices    which devices make a mesh, and what does not fit on one
     hints      in traced code: where an array is to lie; without a mesh they do nothing
     placement  arrays put on a mesh, and the shardings of a state
+    shapes     the same of shapes, to compile for a mesh: `mesh.shapes.stored(...)`
 """
 
+from rljax.mesh import shapes
 from rljax.mesh.devices import LARGE, Limits, choose, make, parse, text
 from rljax.mesh.hints import (
     alone,
@@ -83,6 +85,7 @@ __all__ = [
     "prompt_sharding",
     "replicate",
     "sampling",
+    "shapes",
     "shard_prompts",
     "size",
     "state_shardings",

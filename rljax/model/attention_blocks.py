@@ -77,6 +77,10 @@ def _attend(B, cap, q, sets, window):
 
 
 def _forward(B, cap, q, sets, window):
+    # Masks do not depend on the layer. Tied to its queries, or a scan over layers
+    # computes them all beforehand: 8 GiB for 16 samples of 8,192 tokens and 32 heads.
+    q, sets = jax.lax.optimization_barrier((q, sets))
+
     def rows(inputs):
         i, qi = inputs
 

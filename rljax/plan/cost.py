@@ -3,7 +3,8 @@
 The arithmetic is that of a decoder: a multiply-add counts 2, and only matrix products
 count. It is what must be computed at the least: attention over the tokens so far, each
 prompt once. What the program does compute is counted in its traced form; a difference
-is work on padding, or done twice.
+is work on padding, or done twice. On a mesh each device does its part of it, where
+prompts divide evenly.
 
 Symbols: `K` training steps per dispatch, `L` layers, `H` query heads of width `Dh`.
 """
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from rljax import mesh
 from rljax import program as step
 from rljax.model import DecoderConfig
 from rljax.program import Program, Sizes
@@ -34,6 +36,10 @@ class Flops(NamedTuple):
     prompts: float
     sampling: float
     training: float
+
+    def over(self, devices: int) -> "Flops":
+        """The part of one of so many devices."""
+        return Flops(*(each / devices for each in self))
 
 
 class Memory(NamedTuple):
@@ -58,7 +64,7 @@ class Memory(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What the machine does, measured: FLOP/s at two shapes, and bytes/s."""
+    """What a device does, measured: FLOP/s at two shapes, and bytes/s."""
 
     training: float
     decoding: float
@@ -66,8 +72,9 @@ class Rates(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a training step takes.
+    """What a training step takes of a device.
 
+    devices: of the mesh.
     arithmetic: at the least. traced: in the traced program.
     loops_counted_once: FLOPs of one dispatch with every loop body counted once: (all
       operations, from the compiler; matrix products, from the jaxpr).
@@ -75,6 +82,7 @@ class Plan(NamedTuple):
     """
 
     sizes: Sizes
+    devices: int
     num_parameters: int
     arithmetic: Flops
     traced: Flops
@@ -98,14 +106,16 @@ def plan_step(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
       compiled: `program.compile()`.
       rates: measured at the shapes of `matmul_shapes`.
     """
-    arithmetic = decoder_flops(sizes)
+    devices = program.num_devices
+    arithmetic = decoder_flops(sizes).over(devices)
     run = jax.make_jaxpr(program.fused())(program.state, program.prompts)
     params = jax.tree.leaves((program.state.params, program.state.frozen))
     return Plan(
         sizes=sizes,
+        devices=devices,
         num_parameters=sum(x.size for x in params),
         arithmetic=arithmetic,
-        traced=traced_flops(program, sizes),
+        traced=traced_flops(program, sizes).over(devices),
         loops_counted_once=(
             float(compiled.cost_analysis()["flops"]),
             float(sum(count_matmul_flops(run.jaxpr, repeat=lambda length: 1))),
@@ -232,11 +242,15 @@ def num_loops(jaxpr: core.Jaxpr) -> int:
 
 
 def memory(program: Program, sizes: Sizes, compiled) -> Memory:
-    """Where the memory goes; shapes say what the state and its copies take."""
-    state = program.state
+    """Where the memory of a device goes; shapes say what the state and its copies
+    take."""
+    state, devices = program.state, program.num_devices
     c, measured = sizes.decoder, compiled_memory(compiled)
-    parameters, optimizer = num_bytes(state.params), num_bytes(state.optimizer)
-    rows = sizes.num_prompts * sizes.num_samples
+    parameters, optimizer = (
+        mesh.shapes.device_bytes(part, program.place, program.layout)
+        for part in (state.params, state.optimizer)
+    )
+    rows = sizes.num_prompts * sizes.num_samples // devices
     logits = rows * sizes.max_tokens // sizes.num_pieces * c.vocab_size
     return Memory(
         parameters=parameters,
@@ -246,7 +260,7 @@ def memory(program: Program, sizes: Sizes, compiled) -> Memory:
         temporaries=measured["temporaries"],
         code=measured["code"],
         gradients=parameters,
-        cache=sum(cache_bytes(sizes)),
+        cache=sum(cache_bytes(sizes)) // devices,
         logits=4 * max(min(logits, MAX_LOGITS), rows * c.vocab_size),
     )
 
@@ -264,10 +278,13 @@ def compiled_memory(compiled) -> dict[str, int]:
 
 
 def bytes_decoded(program: Program, sizes: Sizes) -> float:
-    """Bytes that the sampler's loop reads: at each turn all parameters, the keys and
-    values of the prompts, once per group or slot, and those of the tokens so far."""
-    prompts, own = cache_bytes(sizes)
-    each = num_bytes((program.state.params, program.state.frozen)) + prompts
+    """Bytes that the sampler's loop of a device reads: at each turn all parameters that
+    `tensor` does not split, the keys and values of the prompts, once per group or slot,
+    and those of the tokens so far."""
+    axes = {} if program.place is None else program.place.shape
+    prompts, own = (size / program.num_devices for size in cache_bytes(sizes))
+    parameters = num_bytes((program.state.params, program.state.frozen))
+    each = parameters / axes.get(mesh.TENSOR, 1) + prompts
     turns = (sizes.max_tokens - 1) * each + own * sizes.max_tokens / 2
     return sizes.num_rounds * turns
 

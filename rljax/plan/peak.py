@@ -9,7 +9,8 @@ from rljax.program import Program
 
 
 class Peak(NamedTuple):
-    """Bytes that a run takes at its largest.
+    """Bytes that a run takes at its largest: of one device, or where the devices are
+    this host's, of all that are in this process.
 
     process: what this process takes that is no array: Python, libraries, tokenizer,
       problems, and what compiling left behind. 0 on a device of its own.
@@ -37,16 +38,20 @@ def peak(program: Program, step: cost.Memory, *, on_host: bool) -> Peak:
     """The memory of a run.
 
     Args:
-      step: of a training step.
+      step: of a training step, on a device.
       on_host: whether the device's memory is this process's.
     """
+    devices = 1
+    if on_host and program.place is not None:
+        devices = len(program.place.local_devices)
     state = step.parameters + step.optimizer + step.rest
     programs = {"training": step.total - state}
     for name in program.others:
         found = cost.compiled_memory(program.compile(name))
         programs[name] = found["temporaries"] + found["outputs"] + found["code"]
+    programs = {name: devices * size for name, size in programs.items()}
     copy = cost.num_bytes(program.state) if on_host else 0
-    return Peak(resident() if on_host else 0, state, copy, programs)
+    return Peak(resident() if on_host else 0, devices * state, copy, programs)
 
 
 def resident() -> int:

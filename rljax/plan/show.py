@@ -38,10 +38,10 @@ def show_plan(
     *,
     free: int | None = None,
 ) -> cost.Plan:
-    """Prints the plan of a training step, and of a run's memory, on the default device.
+    """Prints the plan of a training step, and of a run's memory, on a device.
 
     Args:
-      program: config -> the program.
+      program: config -> the program; of the devices of its mesh, or the default one.
       free: bytes that the device has; by default what is free there.
 
     Raises:
@@ -50,13 +50,16 @@ def show_plan(
     built = program(config)
     compiled = built.compile()
     sizes = built.sizes()
-    found = cost.plan_step(built, sizes, compiled, measure_rates(sizes))
+    rates = measure_rates(sizes)
+    if _on_host():  # whose devices share its cores
+        rates = cost.Rates(*(rate / built.num_devices for rate in rates))
+    found = cost.plan_step(built, sizes, compiled, rates)
     free = machine.free_memory(jax.devices()[0]) if free is None else free
     console = rich.console.Console(highlight=False)
     largest = peaks.peak(built, found.memory, on_host=_on_host())
     for table in (
         work_table(found),
-        memory_table(found.memory),
+        memory_table(found.memory, found.devices),
         peak_table(largest, free),
     ):
         console.print(table)
@@ -87,7 +90,7 @@ def work_table(found: cost.Plan) -> rich.table.Table:
     s = found.sizes
     table = rich.table.Table(
         title=f"A training step: {s.num_prompts} prompts of {s.prompt_tokens} x"
-        f" {s.num_samples} samples x {s.max_tokens} tokens"
+        f" {s.num_samples} samples x {s.max_tokens} tokens{_each(found.devices)}"
     )
     table.add_column("")
     for name in ("GFLOP at the least", "in the program", "ms at best"):
@@ -102,13 +105,17 @@ def work_table(found: cost.Plan) -> rich.table.Table:
     return table
 
 
+def _each(devices: int) -> str:
+    return "" if devices == 1 else f", each of {devices} devices"
+
+
 def _work(least, traced, seconds):
     return f"{least / 1e9:,.3f}", f"{traced / 1e9:,.3f}", f"{1e3 * seconds:,.2f}"
 
 
-def memory_table(memory: cost.Memory) -> rich.table.Table:
+def memory_table(memory: cost.Memory, devices: int = 1) -> rich.table.Table:
     """Where the memory of a training step goes."""
-    table = rich.table.Table(title="Memory of a training step")
+    table = rich.table.Table(title=f"Memory of a training step{_each(devices)}")
     table.add_column("")
     table.add_column("MiB", justify="right")
     for name, label in _PARTS.items():

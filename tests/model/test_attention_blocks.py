@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from rljax.model import attention
 from rljax.model.attention import KeyValue, Scores
@@ -137,3 +138,28 @@ def test_memory_grows_with_the_number_of_tokens_and_not_with_its_square():
         return made.memory_analysis().temp_size_in_bytes
 
     assert temporaries(1024) < 2.5 * temporaries(512)
+
+
+def test_a_scan_over_layers_keeps_no_masks():
+    # Masks are the same in all layers, so that a scan's derivative computed them before
+    # it, for all pairs of blocks, heads and samples: 8 GiB at the shape of an 8B.
+    q, own, prompt, seen = inputs(24, 16)
+
+    def total(q, own, prompt):
+        def layer(x, _):
+            return x + attend_in_blocks(x, own, prompt, seen, block=8), None
+
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), q, length=3)[0])
+
+    traced = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(q, own, prompt)
+    assert 0 < largest_mask(traced.jaxpr) <= P * H * G * R * 8 * 8
+
+
+def largest_mask(jaxpr):
+    """Elements of the largest array of booleans in a traced program."""
+    found = [
+        x.aval.size for eqn in jaxpr.eqns for x in eqn.outvars if x.aval.dtype == bool
+    ]
+    for eqn in jaxpr.eqns:
+        found += map(largest_mask, core.jaxprs_in_params(eqn.params))
+    return max(found, default=0)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import tiny_program
 
+from rljax import mesh
 from rljax.plan import cost, peak
 
 
@@ -31,6 +32,17 @@ def test_the_largest_program_counts_beside_process_state_and_copy():
     assert found.process > 2**26  # Python and JAX themselves
     rest = found.state + found.copy + found.programs["evaluation"]
     assert found.wanted == rest and found.total == rest + found.process
+
+
+def test_the_devices_of_a_host_share_its_memory():
+    # 8 simulated devices take 8 times what one of them says, evaluations, too.
+    program = made()._replace(place=mesh.make(fsdp=8))
+    step = cost.memory(program, program.sizes(), program.compile())
+    found = peak.peak(program, step, on_host=True)
+    alone = peak.peak(program, step, on_host=False)
+    assert found.state == 8 * alone.state
+    assert found.programs == {n: 8 * size for n, size in alone.programs.items()}
+    assert found.copy == cost.num_bytes(program.state)  # written once
 
 
 def test_a_device_of_its_own_holds_neither_the_process_nor_the_copy():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 import tiny_program
 
+from rljax import mesh
 from rljax.model import decoder_policy
 from rljax.plan import cost
 
@@ -116,6 +117,25 @@ def test_memory_by_hand():
         - measured["outputs_in_arguments"]
     )
     assert memory.temporaries > memory.cache  # it lives through the sampler's loop
+
+
+def test_on_a_mesh_all_is_of_one_device():
+    # Of 8 devices along fsdp each has an eighth of the 2,816 weights and all three
+    # norms of 16, of the moments the same, and an eighth of the rows: their keys,
+    # their logits, their work. A plan of one device would say 8 times that.
+    _, whole = made()
+    program = tiny_program.program(CONFIG)._replace(place=mesh.make(fsdp=8))
+    found = cost.plan_step(program, whole.sizes, program.compile(), whole.rates)
+    assert found.devices == 8
+    assert found.memory.parameters == 4 * (2816 // 8 + 48)
+    assert found.memory.optimizer == 2 * found.memory.parameters + 4
+    assert found.memory.cache == whole.memory.cache / 8
+    assert found.memory.logits == whole.memory.logits / 8
+    assert found.arithmetic == whole.arithmetic.over(8)
+    assert sum(found.traced) == pytest.approx(sum(whole.traced) / 8)
+    # While decoding, parameters are whole on each device, and are read.
+    read = 3 * (4 * 2864 + 128 * 24 / 8) + 2 * 128 * 48 / 8
+    assert cost.bytes_decoded(program, found.sizes) == read
 
 
 @pytest.mark.slow

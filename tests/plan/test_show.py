@@ -7,10 +7,16 @@ import pytest
 import tiny_program
 
 from experiments import cli
+from rljax import mesh
 from rljax.plan import cost, peak, show
 
 BIG = tiny_program.Config(num_prompts=64, max_tokens=16, num_samples=8)
 RATES = cost.Rates(1e9, 1e9, 1e9)
+
+
+def planned(config, sizes):
+    assert sizes is None
+    return tiny_program.program(config)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +68,7 @@ def test_the_flag_runs_nothing_and_leaves_no_file(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     flags = ["tiny", "--plan", "--no-compilation-cache", "--num-prompts", "16"]
     monkeypatch.setattr(sys, "argv", flags)
-    cli.start("tiny", main, BIG, BIG, tiny_program.program)
+    cli.start("tiny", main, BIG, BIG, planned)
     assert "16 prompts of 3" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -71,7 +77,7 @@ def test_the_flag_exits_with_an_error_where_it_does_not_fit(monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["tiny", "--plan", "--no-compilation-cache"])
     monkeypatch.setattr(show.machine, "free_memory", lambda device: 2**15)
     with pytest.raises(SystemExit, match=r"error: .* MiB, and 0\.0 are free"):
-        cli.start("tiny", lambda *_: None, BIG, BIG, tiny_program.program)
+        cli.start("tiny", lambda *_: None, BIG, BIG, planned)
     assert "Memory" in capsys.readouterr().out  # the table comes first
 
 
@@ -79,3 +85,16 @@ def test_an_experiment_that_does_not_say_what_it_runs_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tiny", "--plan", "--no-compilation-cache"])
     with pytest.raises(SystemExit, match="program="):
         cli.start("tiny", lambda *_: None, BIG, BIG)
+
+
+def test_the_flag_plans_for_the_mesh_that_is_asked_for(monkeypatch, capsys):
+    def planned(config, sizes):
+        program = tiny_program.program(config)
+        return program._replace(place=mesh.make(**mesh.parse(sizes)))
+
+    flags = ["tiny", "--plan", "--no-compilation-cache", "--mesh", "data=8"]
+    monkeypatch.setattr(sys, "argv", flags)
+    cli.start("tiny", lambda *_: None, BIG, BIG, planned)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "16 tokens, each of 8 devices" in out
+    assert "Memory of a training step, each of 8 devices" in out

@@ -1,0 +1,54 @@
+"""What a search proposes, in which order, and that the compiler has the last word."""
+
+import pytest
+
+from tpu import chips, memory, search
+
+
+def found(prompts, **changes):
+    common = {"model": "qwen2.5-0.5b", "topology": "v5e:2x4", "samples": 8}
+    common |= {"prompt_tokens": 512, "max_tokens": 1024}
+    return list(search.fitting(**common | changes, prompts=prompts))
+
+
+def test_what_is_proposed_fits_and_divides():
+    proposed = found([128, 64, 32])
+    sizes = [row.prompts for row, *_ in proposed]
+    assert sizes == sorted(sizes, reverse=True)
+    limit = chips.parse("v5e:2x4").chip.hbm_gib * memory.GIB
+    for row, needed, _ in proposed:
+        assert needed <= limit
+        # 2 key/value heads: tensor=4 would have to copy them.
+        assert row.mesh in ("fsdp=8", "fsdp=4,tensor=2")
+        assert row.prompts // row.microbatches % 4 == 0
+    # Of one batch the fastest first: nothing computed again, then fewest pieces.
+    kinds = [row.remat for row, *_ in proposed if row.prompts == 32]
+    assert kinds == sorted(kinds, reverse=True) and kinds[-1] == "layers"
+
+
+def test_longer_completions_leave_room_for_less():
+    short = {(row.mesh, row.microbatches, row.remat) for row, *_ in found([64])}
+    long = found([64], max_tokens=8192, prompt_tokens=2048, samples=16)
+    assert {(row.mesh, row.microbatches, row.remat) for row, *_ in long} < short
+
+
+def test_the_compiler_has_the_last_word(monkeypatch, capsys):
+    # 64 prompts do not fit in fewer than 4 pieces, says this compiler, 128 not at all.
+    tried = []
+
+    def compile_row(row, *more):
+        tried.append(row)
+        return {"fits": row.prompts < 128 and row.prompts // row.microbatches <= 16}
+
+    monkeypatch.setattr(search, "compiled", compile_row)
+    taken = search.search(search.Options())
+    assert (taken.prompts, taken.microbatches) == (64, 4)
+    assert tried[0].prompts == 128
+    assert "--num-prompts 64" in capsys.readouterr().out
+
+
+def test_nothing_that_fits_is_an_error_that_says_what_to_do():
+    with pytest.raises(
+        ValueError, match=r"qwen2\.5-32b must fit v5e:2x4.*larger slice"
+    ):
+        search.search(search.Options(model="qwen2.5-32b"))

@@ -1,0 +1,150 @@
+"""The page of the atlas, from reports of `tpu.compile`."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from tpu.search import Row
+
+_HEAD = """\
+# Atlas
+
+What a training step takes on TPUs, by XLA's compiler for chips that are not there:
+FADE, AdamW in float32, activations in bfloat16, layers computed again backward. Written
+by `python -m tpu.atlas` from `atlas.json`, which a later run adds rows to. Times are
+estimates at the shares of peak rates that `tpu/roofline.py` names, nothing overlaps,
+and none was ever measured. "By arithmetic" is `tpu/memory.py`, which compiles nothing.
+"""
+_GIB = 2**30
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+_KINDS += ("collective-permute",)
+_PHASES = ("prefill", "decode", "update")
+_MEMORY = ("arguments", "temporaries", "code", "peak")
+_ARITHMETIC = ("state", "caches", "weights", "gradients", "head", "ends", "inputs")
+_ARITHMETIC += ("layer", "logits")
+
+
+def text(
+    found: Iterable[Mapping[str, Any]],
+    missing: Collection[Row],
+    too_large: Collection[tuple[str, str, tuple[int, int, int]]],
+) -> str:
+    """The page.
+
+    Args:
+      found: reports. missing: steps that were not compiled. too_large: model, slice,
+        and samples, prompt and completion tokens of what does not fit by arithmetic.
+    """
+    found = list(found)
+    did = [one for one in found if "memory_per_device" in one]
+    parts = [_HEAD, _table(_STEP, found, _step)]
+    parts += ["## Memory of a chip, GiB\n", _table(_WHERE, did, _where), _error(did)]
+    parts += ["## Seconds of a step, by phase\n", _table(_TIME, did, _time)]
+    parts += ["## Collectives of a chip and step, GB\n", _table(_MOVED, did, _moved)]
+    parts += ["## Not compiled\n", _list(missing, too_large)]
+    return "\n".join(part for part in parts if part)
+
+
+def _table(columns, found, line) -> str:
+    head = f"| model, slice, mesh | {' | '.join(columns)} |\n"
+    head += "|---" * (1 + len(columns)) + "|\n"
+    rows = (" | ".join([_name(one), *map(str, line(one))]) for one in found)
+    return head + "".join(f"| {row} |\n" for row in rows)
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    """One that stays unique on the page."""
+    size = f"{one['prompts_per_step']} x {one['num_samples']}"
+    tokens = f"{one['prompt_tokens']} + {one['max_tokens']}"
+    return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens})"
+
+
+_STEP = ("microbatches", "peak, GiB of", "step, s", "tokens/s", "compiling, s")
+
+
+def _step(one):
+    limit = one["hbm_per_device"] / _GIB
+    pieces, expected = one["num_microbatches"], one["roofline"]["expected"]
+    if "memory_per_device" not in one:
+        return pieces, f"more than {limit:g}: NO", "", "", ""
+    peak = one["memory_per_device"]["peak"] / _GIB
+    return (
+        pieces,
+        f"{peak:.1f} of {limit:g}" + ("" if one["fits"] else ": NO"),
+        f"{expected['step_seconds']:.2f}",
+        f"{expected['tokens_per_second']:,.0f}",
+        f"{one['compile_seconds']:.0f}",
+    )
+
+
+_WHERE = (
+    *_MEMORY,
+    "by arithmetic: peak (off by)",
+    *_ARITHMETIC,
+)
+
+
+def _off(one) -> float:
+    """By what share of XLA's peak arithmetic is above it."""
+    least = one["memory_by_arithmetic"]["peak"]
+    return least / one["memory_per_device"]["peak"] - 1
+
+
+def _where(one):
+    measured, least = one["memory_per_device"], one["memory_by_arithmetic"]
+    yield from (f"{measured[part] / _GIB:.2f}" for part in _MEMORY)
+    yield f"{least['peak'] / _GIB:.2f} ({_off(one):+.0%})"
+    yield from (f"{least[part] / _GIB:.2f}" for part in _ARITHMETIC)
+
+
+def _error(did) -> str:
+    if not did:
+        return ""
+    off = sorted(_off(one) for one in did)
+    return (
+        f"Arithmetic was off by {off[0]:+.0%} to {off[-1]:+.0%} of the compiler's peak,"
+        f" in {len(did)} rows.\n"
+    )
+
+
+_TIME = (*_PHASES, "collectives", "of them in the update", "step at peak rates")
+
+
+def _time(one):
+    expected = one["roofline"]["expected"]["seconds"]
+    moved = {k: v for k, v in expected.items() if k.startswith("collectives")}
+    yield from (f"{expected[phase]:.2f}" for phase in _PHASES)
+    yield f"{sum(moved.values()):.2f}"
+    yield f"{moved.get('collectives: update', 0.0):.2f}"
+    yield f"{one['roofline']['at_peak']['step_seconds']:.2f}"
+
+
+_MOVED = (*_KINDS, "received")
+
+
+def _moved(one):
+    steps = one["steps_per_dispatch"]
+    for kind in _KINDS:
+        of = one["collectives"].get(kind)
+        yield (
+            f"{of['count'] / steps:,.0f}: {of['bytes'] / steps / 1e9:.1f}" if of else ""
+        )
+    yield f"{sum(one['link_bytes_per_step'].values()) / 1e9:.1f}"
+
+
+def _list(missing, too_large) -> str:
+    lines = [f"- {model}, {where}: {_of(*of)}" for model, where, of in too_large]
+    found = "Nothing is known of these but what arithmetic says.\n\nIt fits by it:\n\n"
+    found += "".join(
+        f"- {row.model}, {row.topology}, {row.mesh}, {row.prompts} x"
+        f" {_of(row.samples, row.prompt_tokens, row.max_tokens)},"
+        f" {row.microbatches} microbatches\n"
+        for row in missing
+    )
+    if lines:
+        found += "\nIt does not, with a prompt per chip or 16:\n\n"
+        found += "\n".join(lines) + "\n"
+    return found
+
+
+def _of(samples: int, prompt_tokens: int, max_tokens: int) -> str:
+    return f"{samples} x ({prompt_tokens} + {max_tokens})"
