@@ -1,14 +1,15 @@
-"""The flags of policies: LoRA, a value head, a reference that follows, replay."""
+"""The flags of policies: LoRA, a value head, references, replay, int8 rollouts."""
 
 import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 from experiments import ranges, recipes
+from rljax.advantage import Algorithm, importance
 from rljax.learn import Learner, reference
 from rljax.model import Model
 from rljax.model.hugging_face import adapter
-from rljax.policy import Policy, lora, with_value_head
+from rljax.policy import Policy, int8_decoding, lora, with_value_head
 from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
@@ -24,12 +25,36 @@ def check(c: "Config") -> None:
             f"--reference-ema {c.reference_ema} must come with --reference-every, got"
             " none; --reference-every 1 moves the reference after each training step."
         )
-    if c.replay_routes and c.algorithm in recipes.STORED + recipes.MIXED:
+    stored = c.algorithm in recipes.STORED + recipes.MIXED
+    if stored and c.replay_routes:
         raise ValueError(
             "--replay-routes must have samples alone, got --algorithm"
             f" {c.algorithm}, which learns from stored answers that nothing has routed;"
             " leave the flag out."
         )
+    if stored and rolls_in_int8(c):
+        raise ValueError(
+            "--rollout-weights int8 must have samples alone, got --algorithm"
+            f" {c.algorithm}, which learns from stored answers of which nobody knows"
+            " how likely they were; leave the flag out."
+        )
+
+
+def rolls_in_int8(c: "Config") -> bool:
+    """Whether the sampler is by design not the policy."""
+    return c.rollout_weights == "int8"
+
+
+def sampled(c: "Config", policy: Policy) -> Policy:
+    """What the sampler draws from, of the policy that is trained."""
+    return int8_decoding(policy) if rolls_in_int8(c) else policy
+
+
+def corrected(c: "Config", algorithm: Algorithm) -> Algorithm:
+    """The recipe, which then also weighs by how far the sampler is from the policy."""
+    if rolls_in_int8(c) and c.algorithm not in recipes.CORRECTING:
+        return importance.corrected(algorithm)
+    return algorithm
 
 
 def lora_of(c: "Config") -> Lora | None:

@@ -52,6 +52,22 @@ def test_tis_truncates_each_tokens_ratio():
     np.testing.assert_allclose(coefficient, want, rtol=1e-5)
 
 
+def test_any_algorithm_weighs_by_the_ratio_after_its_own_weighting():
+    # Row 1 of TWO has 3 tokens, row 2 has 2: a mean over rows gives 1/6 and 1/4 a token.
+    plain = algorithms.grpo()
+    made = importance.corrected(plain)
+    credits, state, metrics = made.credit(TWO.rollout, made.init())
+    credits, _, _ = made.weigh(credits, TWO.rollout, state)
+    w = np.exp(np.array(ROWS)) * [[1 / 6] * 3, [1 / 4, 1 / 4, 0]]
+    np.testing.assert_allclose(credits[0].weight[0], w, rtol=1e-5)
+    assert float(metrics["mismatch/gap_max"].value) == pytest.approx(1.0)
+    credits, state, metrics = plain.credit(TWO.rollout, plain.init())
+    assert "mismatch/gap_max" not in metrics
+    cut = importance.corrected(plain, adv.weigh_by_importance(importance.truncate(1.2)))
+    credits, _, _ = cut.weigh(credits, TWO.rollout, state)
+    assert float(credits[0].weight[0, 0, 2]) == pytest.approx(1.2 / 6)
+
+
 def test_the_sequence_form_truncates_the_product():
     whole = adv.weigh_by_importance(importance.untouched, importance.per_sequence)
     np.testing.assert_allclose(weights(SMALL, whole), [5] * 3, rtol=1e-5)
