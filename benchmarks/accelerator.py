@@ -106,8 +106,8 @@ def main() -> None:
             body = note + results.table(HEAD, rows)
             if large:  # a stopped run leaves its rows
                 results.write("accelerator", "Accelerator", body, rows)
-    if not large:
-        print(body)
+            else:
+                print(body)
 
 
 def decoding(config: DecoderConfig, bandwidth: float, rounds: int):

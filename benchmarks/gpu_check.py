@@ -47,7 +47,9 @@ def stages(model: str, folder: str, quick: bool) -> list[Stage]:
     return [
         Stage("the device's numbers", ["benchmarks.device_numbers"], 90),
         Stage("train --quick", [*train, f"{folder}/train"], 60),
-        Stage("train --quick, PPO", [*train, f"{folder}/ppo", "--algorithm", "ppo"], 60),
+        Stage(
+            "train --quick, PPO", [*train, f"{folder}/ppo", "--algorithm", "ppo"], 60
+        ),
         Stage(
             "train --quick, a verifier in Python",
             [*train, f"{folder}/python", "--verifier", "python"],
@@ -66,7 +68,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     # Asked in a process that ends: on a GPU whoever asks takes most of its memory.
-    asked = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=',')"
+    asked = (
+        "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=',')"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, cwd=ROOT
     )

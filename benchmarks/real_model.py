@@ -17,6 +17,7 @@ minutes. Needs trl, and up to 16 GiB. Adds to real_model.json and writes real_mo
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -25,6 +26,8 @@ import subprocess
 import sys
 import tempfile
 from typing import IO, Any
+
+import numpy as np
 
 from benchmarks import results
 from experiments import cli, optimizer, real
@@ -101,6 +104,10 @@ def main() -> None:
 def described(config: real.Config) -> dict[str, Any]:
     """What both trainers read: numbers, rates, and the questions in rljax's order."""
     (experiment,) = real.build(config)
+    if (metadata := experiment.model.metadata) is None:
+        raise ValueError(
+            f"--model must be a folder, which TRL can load, got {config.model!r}."
+        )
     train = arithmetic.splits().train  # comes first among the ids of the prompts
     rate = optimizer.linear_decay(config.learning_rate, config.num_steps)
     rows = [
@@ -110,8 +117,8 @@ def described(config: real.Config) -> dict[str, Any]:
     ]
     return {
         "config": dataclasses.asdict(config),
-        "folder": str(experiment.model.metadata.folder),
-        "rates": [float(rate(step)) for step in range(config.num_steps)],
+        "folder": str(metadata.folder.absolute()),
+        "rates": [np.asarray(rate(i)).item() for i in range(config.num_steps)],
         "questions": [{"question": p.question, "answer": p.answer} for p in rows],
     }
 
@@ -119,21 +126,19 @@ def described(config: real.Config) -> dict[str, Any]:
 def steps(kind: str, work: dict[str, Any], count: int):
     """After every step, those of each trainer so far; the trainers take turns."""
     rows: dict[str, list] = {name: [] for name in PEERS}
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         path = pathlib.Path(folder) / "work.json"
         path.write_text(json.dumps(work))
-        peers = {
-            name: Peer(name, kind, path, open(path.with_name(name), "w+"))
-            for name in PEERS
-        }
-        try:
-            for _ in range(count):
-                for name, peer in peers.items():
-                    rows[name].append(peer.step())
-                yield rows
-        finally:
-            for peer in peers.values():
-                peer.close()
+        peers = {}
+        for name in PEERS:
+            log = stack.enter_context(open(path.with_name(name), "w+"))
+            peers[name] = Peer(name, kind, path, log)
+            stack.callback(peers[name].close)
+        for _ in range(count):
+            for name, peer in peers.items():
+                rows[name].append(peer.step())
+            yield rows
 
 
 def text(found: dict[str, dict[str, list]]) -> str:

@@ -92,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     work = json.loads(args.work.read_text())
     out, sys.stdout = sys.stdout, sys.stderr  # whoever prints, prints elsewhere
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(work["config"]["seed"])
     like = args.kind == "like for like"
     Trainer.rates = work["rates"] if like else None

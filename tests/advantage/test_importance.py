@@ -53,7 +53,7 @@ def test_tis_truncates_each_tokens_ratio():
 
 
 def test_any_algorithm_weighs_by_the_ratio_after_its_own_weighting():
-    # Row 1 of TWO has 3 tokens, row 2 has 2: a mean over rows gives 1/6 and 1/4 a token.
+    # The rows of TWO have 3 and 2 tokens: a mean over rows gives each 1/6 and 1/4.
     plain = algorithms.grpo()
     made = importance.corrected(plain)
     credits, state, metrics = made.credit(TWO.rollout, made.init())

@@ -31,7 +31,10 @@ def quick(**changes):
         ({"lora_rank": 2, "lora_alpha": 0.0}, "--lora-alpha must"),
         ({"reference_ema": 0.9}, "must come with --reference-every"),
         ({"replay_routes": True, "algorithm": "luffy"}, "--replay-routes must have"),
-        ({"rollout_weights": "int8", "algorithm": "gft"}, "--rollout-weights int8 must"),
+        (
+            {"rollout_weights": "int8", "algorithm": "gft"},
+            "--rollout-weights int8 must",
+        ),
         ({"reference_every": 1, "reference_ema": 1.0}, "--reference-ema must"),
     ],
 )

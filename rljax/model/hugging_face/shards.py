@@ -99,7 +99,7 @@ def _block(
 
 
 def _slice(tensor: Any, part: Part, axes: list[slice]) -> np.ndarray:
-    """Of a tensor in a file, the numbers of some axes of a part, as the part has them."""
+    """Of a tensor in a file, some axes of a part, as the part has them."""
     rows, *others = axes[::-1] if part.transposed else axes
     rows = slice(rows.start + part.start, rows.stop + part.start)
     found = tensor[(rows, *others)]
