@@ -38,6 +38,7 @@ FAST = (
     "gemma3",
     "qwen2_moe",
 )
+NARROW_FAST = ("llama_grouped", "gemma3")
 
 
 @pytest.fixture(
@@ -185,7 +186,13 @@ def test_half_precision_weights_load_and_save_exactly(tmp_path, name):
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["llama_grouped", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in NARROW_FAST))
+        for name in MODELS
+    ],
+)
 def test_bfloat16_is_as_near_to_float32_as_it_is_in_torch(tmp_path, name):
     # The same rounded weights, computed in float32 and in bfloat16: our error is 0.9 of
     # torch's for Llama.
