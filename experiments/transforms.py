@@ -78,7 +78,7 @@ def around(
     require_experts(c, model)
     policy = model.policy(c.temperature, replay_routes=c.replay_routes)
     spec = lora_of(c)
-    require_apart(spec, model)
+    require_whole(spec, model)
     if spec is not None:
         policy = lora.adapted(policy, spec)
     if value_head:
@@ -96,7 +96,7 @@ def around(
     parts: dict[str, Any] = {"enter_fn": enter, "export_fn": export}
     if spec is not None:
         parts["trains"] = _trains
-        parts["save_also"] = lambda folder, state: _save(c, spec, folder, state)
+        parts["save_also"] = lambda folder, state: _save(c, spec, model, folder, state)
     return policy, parts
 
 
@@ -109,11 +109,11 @@ def require_experts(c: "Config", model: Model) -> None:
         )
 
 
-def require_apart(spec: Lora | None, model: Model) -> None:
+def require_whole(spec: Lora | None, model: Model) -> None:
     """Raises ValueError for adapters that PEFT's format cannot hold."""
     if spec is not None and model.metadata is not None:
         try:
-            adapter.require_apart(spec, model.metadata.config["model_type"])
+            adapter.require_whole(spec, model.metadata.config["model_type"])
         except ValueError as error:
             raise ValueError(f"--lora-targets: {error}") from error
 
@@ -127,13 +127,17 @@ def _trains(path: tuple[str, ...]) -> bool:
     return lora.is_adapter(path) or path[0] == "value"
 
 
-def _save(c, spec: Lora, run_dir: pathlib.Path, state: TrainState) -> None:
+def _save(
+    c, spec: Lora, model: Model, run_dir: pathlib.Path, state: TrainState
+) -> None:
     """The adapters, beside the policy, which is merged."""
     folder = run_dir / "adapters"
     if not folder.exists():  # a finished run that was resumed has them
         base = None if c.model is None else str(c.model)
         adapters = state.params.get("policy", state.params)
-        adapter.save(folder, adapters, spec, base_model=base)
+        named = {} if model.metadata is None else model.metadata.config
+        kind = named.get("model_type", "llama")
+        adapter.save(folder, adapters, spec, base_model=base, model_type=kind)
 
 
 def with_reference(c: "Config", learner: Learner) -> Learner:
