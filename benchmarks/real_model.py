@@ -6,8 +6,8 @@ The task, sizes and learning rate are those of `experiments.real`; both learn fr
 same questions in the same order, by the model's own chat template, and one trainer
 steps while the other waits. Two kinds of runs:
 
-- like for like: float32, GRPO, pieces of a quarter of the batch; optimiser, schedule
-  and clipping have the same numbers.
+- like for like: float32, GRPO, the batch in as many pieces; optimiser, schedule and
+  clipping have the same numbers.
 - as used: rljax what `experiments.real` does (FADE, bfloat16 where the CPU has units
   for it), TRL its defaults (bfloat16 autocast, gradient checkpointing, DAPO's loss, a
   rate that falls linearly from the first step).
@@ -35,7 +35,6 @@ from rljax.task import arithmetic
 
 KINDS = ("like for like", "as used")
 PEERS = ("trl", "rljax")  # in the order of their turns
-PIECES = 4  # of a batch, each of which is in memory at once
 NAME = "real_model"
 
 
@@ -78,22 +77,27 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2", help="a chat model's folder")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=16, help="per step")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument(
-        "--trl-pieces", type=int, default=PIECES, help="TRL's gradient accumulation"
+        "--trl-pieces", type=int, help="of a batch, instead of as many as rljax's"
     )
     args = parser.parse_args()
     kinds = args.kinds.split(",")
     if unknown := sorted({*kinds} - {*KINDS}):
         sys.exit(f"--kinds knows {', '.join(KINDS)}, got {', '.join(unknown)}")
     config = real.Config(
-        model=args.model, num_steps=args.steps, num_microbatches=PIECES
+        model=args.model,
+        num_steps=args.steps,
+        num_prompts=args.prompts,
     )
     try:
-        work = described(config) | {"trl_pieces": args.trl_pieces}
+        work = described(config)
     except ValueError as error:
         cli.fail(error)
     path = results.HERE / f"{NAME}.json"
+    if args.trl_pieces is not None:
+        work["trl_pieces"] = args.trl_pieces
     found = json.loads(path.read_text())["results"] if path.exists() else {}
     for kind in kinds:
         for rows in steps(kind, work, args.steps):
@@ -117,6 +121,7 @@ def described(config: real.Config) -> dict[str, Any]:
     ]
     return {
         "config": dataclasses.asdict(config),
+        "trl_pieces": config.num_microbatches,
         "folder": str(metadata.folder.absolute()),
         "rates": [np.asarray(rate(i)).item() for i in range(config.num_steps)],
         "questions": [{"question": p.question, "answer": p.answer} for p in rows],
