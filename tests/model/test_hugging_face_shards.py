@@ -1,5 +1,6 @@
 """Weights that go from files straight to the devices that hold them."""
 
+import contextlib
 import tracemalloc
 
 import jax
@@ -9,6 +10,7 @@ from hugging_face_folders import small_params
 
 from rljax import mesh
 from rljax.model import DecoderConfig, hugging_face
+from rljax.model.hugging_face import family, shards, tensors, weights
 
 CONFIG = DecoderConfig(
     vocab_size=4096,
@@ -30,12 +32,17 @@ def wide(tmp_path_factory):
     return folder, params
 
 
-def loaded(folder, **sizes):
-    """The parameters on a mesh, and the most that the host held meanwhile, bytes."""
-    with mesh.using(mesh.make(**sizes) if sizes else None):
-        hugging_face.load(folder)  # what the first call imports and traces
+def read(folder, **sizes):
+    """The parameters by path, and the most that the host held meanwhile, bytes."""
+    shapes = tensors.shapes(CONFIG)
+    sizes_of = tensors.by_path(shapes)
+    with contextlib.ExitStack() as stack:
+        kind = family.named("llama")
+        parts, stored = weights.checked(folder, CONFIG, kind, stack)
+        with mesh.using(mesh.make(**sizes)):
+            where = dict(zip(sizes_of, mesh.stored(shapes), strict=True))
         tracemalloc.start()
-        _, params = hugging_face.load(folder)
+        params = shards.read(sizes_of, where, parts, stored, np.dtype("float32"))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     return params, peak
@@ -44,30 +51,22 @@ def loaded(folder, **sizes):
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 8}])
 def test_the_host_holds_a_shard_and_a_slice_of_a_tensor(wide, sizes):
     folder, want = wide
-    got, peak = loaded(folder, **sizes)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-    parts = [
-        part.data.nbytes for x in jax.tree.leaves(got) for part in x.addressable_shards
-    ]
+    got, peak = read(folder, **sizes)
+    want = tensors.by_path(want)
+    assert got.keys() == want.keys()
+    for path, x in got.items():
+        np.testing.assert_array_equal(x, want[path])
     # Whole parameters on their way would be 4 MiB of an embedding or of 4 layers, and
     # all parts of one at once as much.
-    largest = max(parts)
+    largest = max(s.data.nbytes for x in got.values() for s in x.addressable_shards)
     tensor = 4 * CONFIG.vocab_size * CONFIG.d_model
     assert peak <= min(1.2 * tensor, 1.2 * largest + 2**18) + largest
 
 
 def test_loading_compiles_nothing(wide, compilations):
-    folder, _ = wide
-    loaded(folder, fsdp=8)
-    loaded(folder)
-    assert compilations == []
-
-
-def test_a_run_may_donate_loaded_parameters(wide):
-    # Where they share memory with the host, a donated buffer is copied, or worse.
     folder, want = wide
-    got, _ = loaded(folder)
-    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(got)]
-    moved = jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)(got)
-    assert {x.unsafe_buffer_pointer() for x in jax.tree.leaves(moved)} == {*places}
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y + 1), moved, want)
+    for devices in (None, mesh.make(fsdp=8)):
+        with mesh.using(devices):
+            _, got = hugging_face.load(folder)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert compilations == []

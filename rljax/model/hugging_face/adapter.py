@@ -107,7 +107,9 @@ def save(
             a, b = (
                 [np.asarray(x[leaf][i]).T for x in parts] for leaf in (lora.A, lora.B)
             )
-            tensors[_tensor(i, module, "lora_A")] = np.concatenate(a)
+            # safetensors writes memory as it lies, which may be transposed.
+            joined = np.ascontiguousarray(np.concatenate(a))
+            tensors[_tensor(i, module, "lora_A")] = joined
             tensors[_tensor(i, module, "lora_B")] = _diagonal(b)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)

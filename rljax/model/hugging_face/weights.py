@@ -178,8 +178,9 @@ def _check_tensors(
 def _equal(stored, first: str, second: str) -> bool:
     """Whether two tensors of the files are, some rows of them in memory at a time."""
     slices = [stored[name].get_slice(name) for name in (first, second)]
-    rows = range(0, slices[0].get_shape()[0], 4096)
-    return all(np.array_equal(*(x[i : i + 4096] for x in slices)) for i in rows)
+    count = slices[0].get_shape()[0]
+    rows = [slice(i, min(i + 4096, count)) for i in range(0, count, 4096)]
+    return all(np.array_equal(*(x[some] for x in slices)) for some in rows)
 
 
 def check_params(config: DecoderConfig, params) -> None:
