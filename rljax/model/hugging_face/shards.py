@@ -5,6 +5,7 @@ tensors, and is there no longer than it takes to go to its device. Beside it the
 holds one slice. Nothing is compiled.
 """
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -80,7 +81,9 @@ def _placed(
 def _put(values: np.ndarray, device: jax.Device | None) -> jax.Array:
     # Copied, since a run donates its parameters, and waited for: many on their way
     # would all be on the host.
-    return jax.block_until_ready(jax.device_put(values, device, may_alias=False))
+    there = jax.block_until_ready(jax.device_put(values, device, may_alias=False))
+    gc.collect(0)  # in which JAX lets go of the host's arrays; else it keeps a few
+    return there
 
 
 def _block(
