@@ -221,7 +221,9 @@ def test_bfloat16_is_as_near_to_float32_as_it_is_in_torch(tmp_path, name):
         np.sqrt(np.mean((got - exact) ** 2))
         for got in (np.asarray(logits(params)), of_torch(torch.bfloat16))
     )
-    assert 0 < ours < 1.5 * theirs < 0.1 * np.std(exact), (ours, theirs, np.std(exact))
+    # Rounded routers choose other experts for some tokens.
+    limit = (0.1 if config.experts is None else 0.2) * np.std(exact)
+    assert 0 < ours < 1.5 * theirs < limit, (ours, theirs, limit)
 
 
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="no shared models")
