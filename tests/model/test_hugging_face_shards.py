@@ -56,12 +56,12 @@ def test_the_host_holds_a_shard_and_a_slice_of_a_tensor(wide, sizes):
     assert got.keys() == want.keys()
     for path, x in got.items():
         np.testing.assert_array_equal(x, want[path])
-    # JAX lets go of one or two of the last shards late. Whole parameters on their way
-    # would be 4 MiB of an embedding or of 4 layers, and all parts of one as much.
+    # A shard and a slice of a file. JAX lets go of what it has copied some time later:
+    # each in memory of its own would be up to all 20 MiB.
     largest = max(s.data.nbytes for x in got.values() for s in x.addressable_shards)
     tensor = 4 * CONFIG.vocab_size * CONFIG.d_model
     assert peak <= 1.2 * tensor + largest
-    assert peak <= 4 * largest + 2**18
+    assert peak <= 2.2 * largest + 2**18
 
 
 def test_loading_compiles_nothing(wide, compilations):

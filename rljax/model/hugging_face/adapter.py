@@ -198,15 +198,15 @@ def load(
         )
     layers: dict[str, dict] = {}
     for module, rank in ranks.items():
-        both = [
+        a, b = (
             _stacked(file, tensors, num_layers, module, factor, rank)
             for factor in _FACTORS
-        ]
+        )
         names = _FUSED.get(module, _TARGETS[module.split(".")[1]])
         if len(names) > 1:
-            layers |= _parted(file, *both, names, spec.rank, config)
+            layers |= _parted(file, a, b, names, spec.rank, config)
         else:
-            layers[names[0]] = dict(zip(_FACTORS.values(), both, strict=True))
+            layers[names[0]] = {lora.A: a, lora.B: b}
     return spec, {"layers": jax.tree.map(jnp.asarray, layers)}
 
 
@@ -316,7 +316,8 @@ def _spec(entries: dict[str, Any], file: pathlib.Path) -> tuple[Lora, dict[str, 
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: r and lora_alpha must be numbers: {error}") from None
-    known = {**{m: (n,) for n, m in _MODULES.items()}, **_FUSED}
+    known: dict[str, tuple[str, ...]] = {m: (n,) for n, m in _MODULES.items()}
+    known |= _FUSED
     chosen = {m: names for m, names in known.items() if m.split(".")[1] in leaves}
     whole = _entries(spec, None, chosen)
     for key in ("rank_pattern", "alpha_pattern"):

@@ -1,11 +1,11 @@
 """Parameters read from files straight to the devices that hold them.
 
 Each device's part of a parameter is put together on the host, of slices of the files'
-tensors, and is there no longer than it takes to go to its device. Beside it the host
-holds one slice. Nothing is compiled.
+tensors, in memory that the next one uses again. Beside it the host holds one slice.
+Nothing is compiled.
 """
 
-import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,52 +46,52 @@ def read(
     for name, stacked in parts.items():
         for part in stacked:
             pieces[part.path].append(Piece(part, stored[name], name))
+    numbers = [math.prod(_of_one(x.shape, where[path])) for path, x in shapes.items()]
+    memory = np.empty(max(numbers), dtype)
 
     def parameter(path):
         shape = shapes[path].shape
-        return _placed(
-            shape, where[path], lambda index: _block(index, shape, pieces[path], dtype)
-        )
+
+        def put(index, devices):
+            values = _block(index, shape, pieces[path], memory)
+            # Copied: the memory is used again. Waited for: what is there is copied.
+            there = [jax.device_put(values, x, may_alias=False) for x in devices]
+            return jax.block_until_ready(there)
+
+        return _placed(shape, where[path], put)
 
     return {path: parameter(path) for path in shapes}
+
+
+def _of_one(shape: tuple[int, ...], sharding: Sharding | None) -> tuple[int, ...]:
+    """Of the part that one device has."""
+    return shape if sharding is None else sharding.shard_shape(shape)
 
 
 def _placed(
     shape: tuple[int, ...],
     sharding: Sharding | None,
-    block: Callable[[Index], np.ndarray],
+    put: Callable[[Index, list], list[jax.Array]],
 ) -> jax.Array:
-    """An array of the blocks that its devices hold, made one after the other."""
+    """An array of parts, one after the other; `put` brings one to some devices."""
     if sharding is None:
-        whole = tuple(slice(0, size) for size in shape)
-        return _put(block(whole), None)
-    holders: dict[tuple, list[tuple[jax.Device, Index]]] = {}
+        return put(tuple(slice(0, size) for size in shape), [None])[0]
+    holders: dict[tuple, tuple[Index, list]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         index = () if index is None else index
         bounds = tuple((s.start, s.stop) for s in index)
-        holders.setdefault(bounds, []).append((device, index))
-    arrays = []
-    for same in holders.values():
-        values = block(same[0][1])
-        arrays += [_put(values, device) for device, _ in same]
-        del values  # before the next is made
+        holders.setdefault(bounds, (index, []))[1].append(device)
+    arrays = [x for holder in holders.values() for x in put(*holder)]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _put(values: np.ndarray, device: jax.Device | None) -> jax.Array:
-    # Copied, since a run donates its parameters, and waited for: many on their way
-    # would all be on the host.
-    there = jax.block_until_ready(jax.device_put(values, device, may_alias=False))
-    gc.collect(0)  # in which JAX lets go of the host's arrays; else it keeps a few
-    return there
-
-
 def _block(
-    index: Index, shape: tuple[int, ...], pieces: Sequence[Piece], dtype: np.dtype
+    index: Index, shape: tuple[int, ...], pieces: Sequence[Piece], memory: np.ndarray
 ) -> np.ndarray:
-    """The numbers of a parameter that an index selects."""
+    """The numbers of a parameter that an index selects, at the memory's beginning."""
     ranges = [range(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
-    out = np.empty([len(r) for r in ranges], dtype)
+    size = [len(r) for r in ranges]
+    out = memory[: math.prod(size)].reshape(size)
     for part, file, tensor in pieces:
         depth = len(part.index)
         if all(i in r for i, r in zip(part.index, ranges, strict=False)):
