@@ -45,7 +45,7 @@ _TARGETS = {
     **{module.split(".")[1]: (name,) for name, module in _MODULES.items()},
     **{module.split(".")[1]: names for module, names in _FUSED.items()},
 }
-_FACTORS = {"lora_A": lora.A, "lora_B": lora.B}
+_FACTORS = ("lora_A", "lora_B")
 _NAME = re.compile(
     r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.(lora_[AB])\.weight"
 )
