@@ -12,6 +12,7 @@ import decimal
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def main() -> None:
     questions = arithmetic.splits().test[: args.problems]
     try:
         stages = {
-            "rljax": by_rljax(args.folder, len(questions), args.samples),
+            "rljax": by_rljax(args.folder, range(len(questions)), args.samples),
             "transformers": by_transformers(args.folder, questions, args.samples),
         }
     except (ValueError, OSError) as error:
@@ -64,8 +65,8 @@ def distance(stages: dict[str, np.ndarray]) -> float:
     return float(np.mean(apart) / error) if error else 0.0
 
 
-def by_rljax(folder: pathlib.Path, count: int, num_samples: int) -> np.ndarray:
-    """bool[P, n]: the verdicts on the first test questions, sampled by rljax."""
+def by_rljax(folder: pathlib.Path, rows: Sequence[int], num_samples: int) -> np.ndarray:
+    """bool[P, n]: the verdicts on these of the test questions, sampled by rljax."""
     c = real.Config()
     model = language_model.load(folder)
     chat = data.Chat()
@@ -78,7 +79,7 @@ def by_rljax(folder: pathlib.Path, count: int, num_samples: int) -> np.ndarray:
     )
     answers = ask.in_batches(
         jax.jit(ask.ask(sample, task.verify)),
-        take(task.test, slice(count)),
+        take(task.test, np.array(rows)),
         BATCH,
         doing="rljax",
     )

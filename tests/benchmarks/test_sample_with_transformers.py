@@ -21,10 +21,10 @@ def test_a_saved_policy_is_right_as_often_when_transformers_samples_it(tmp_path)
     # One-digit sums, which the untrained model answers one time in six. Samples of
     # another distribution (a temperature of 0.5, top-k of 50 by default) would answer
     # twice as often.
-    questions = [q for q in arithmetic.splits().test if q.kind == "sums, one digit"]
     every = arithmetic.splits().test
-    places = [every.index(question) for question in questions]
-    ours = sample_with_transformers.by_rljax(folder, max(places) + 1, 8)[places]
+    rows = [i for i, question in enumerate(every) if question.kind == "sums, one digit"]
+    questions = [every[i] for i in rows]
+    ours = sample_with_transformers.by_rljax(folder, rows, 8)
     theirs = sample_with_transformers.by_transformers(folder, questions, 8)
     assert 0.02 < np.mean(ours) < 0.5
     stages = {"rljax": ours, "transformers": theirs}
