@@ -47,20 +47,28 @@ def read(
         for part in stacked:
             pieces[part.path].append(Piece(part, stored[name], name))
     numbers = [math.prod(_of_one(x.shape, where[path])) for path, x in shapes.items()]
-    memory = np.empty(max(numbers), dtype)
+    # From its second number on: of what is not aligned no device can keep the memory.
+    memory = np.empty(1 + max(numbers), dtype)[1:]
 
     def parameter(path):
         shape = shapes[path].shape
 
         def put(index, devices):
             values = _block(index, shape, pieces[path], memory)
-            # Copied: the memory is used again. Waited for: what is there is copied.
-            there = [jax.device_put(values, x, may_alias=False) for x in devices]
-            return jax.block_until_ready(there)
+            return [_copied(values, device) for device in devices]
 
         return _placed(shape, where[path], put)
 
     return {path: parameter(path) for path in shapes}
+
+
+def _copied(values: np.ndarray, device: jax.Device | None) -> jax.Array:
+    """The numbers on a device, in memory of its own."""
+    there = jax.block_until_ready(jax.device_put(values, device))
+    on_host = next(iter(there.devices())).platform == "cpu"
+    if on_host and there.unsafe_buffer_pointer() == values.ctypes.data:
+        return jax.device_put(values.copy(), device)
+    return there
 
 
 def _of_one(shape: tuple[int, ...], sharding: Sharding | None) -> tuple[int, ...]:
