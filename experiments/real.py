@@ -56,6 +56,9 @@ class Config:
     learning_rate: float = 3e-5  # peak; after 10 optimiser steps linear to 10 %
     gradient_clip: float = 1.0  # largest global norm of a gradient
     entropy_target: float | None = None  # FADE's H*, nats; None: half of the first
+    ema_rate: float = 0.2
+    """Of FADE's averages, a fraction. The paper's 0.02 remembers 50 steps, more than
+    this run has, so that its schedule would hardly move."""
 
     # Evaluation and checkpoints
     evaluate_every: int = 20  # training steps between evaluations
@@ -141,7 +144,9 @@ def build(c: Config) -> list[Experiment]:
 def method(c: Config) -> Algorithm:
     """The algorithm that is compared, each with the numbers of its recipe."""
     made = {
-        "fade": lambda: algorithms.fade(entropy_target=c.entropy_target),
+        "fade": lambda: algorithms.fade(
+            entropy_target=c.entropy_target, ema_rate=c.ema_rate
+        ),
         "grpo": algorithms.grpo,
         "dr_grpo": lambda: algorithms.dr_grpo(max_tokens=c.max_tokens),
         "power": lambda: algorithms.power(2.0),
