@@ -102,7 +102,8 @@ def main() -> None:
     for kind in kinds:
         for rows in steps(kind, work, args.steps):
             found[kind] = rows
-            results.write(NAME, "A real model, beside TRL", text(found), found)
+            body = f"{text(found)}\n\n{schedules(work['rates'])}"
+            results.write(NAME, "A real model, beside TRL", body, found)
 
 
 def described(config: real.Config) -> dict[str, Any]:
@@ -149,6 +150,18 @@ def steps(kind: str, work: dict[str, Any], count: int):
 def text(found: dict[str, dict[str, list]]) -> str:
     """A table of each kind, and its learning curves."""
     return "\n\n".join(f"## {kind}\n\n{section(rows)}" for kind, rows in found.items())
+
+
+def schedules(rates: list[float]) -> str:
+    """Why one kind's curves are not the other's: how far the first steps go."""
+    count, first = len(rates), min(5, len(rates))
+    ours = sum(rates[:first]) / max(rates) if max(rates) else 0.0
+    default = sum(1 - i / count for i in range(first))
+    return (
+        f"The rates of the first {first} of {count} steps add up to {ours:.2f} peaks by"
+        " rljax's schedule, which climbs from 0, and which both have like for like; by"
+        f" TRL's default, which begins at its peak and falls to 0, to {default:.2f}."
+    )
 
 
 def section(rows: dict[str, list]) -> str:

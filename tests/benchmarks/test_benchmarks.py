@@ -65,6 +65,12 @@ def test_steps_of_two_trainers_are_compared_round_by_round():
     assert "| 3 | 0.500 | 0.500 | 1.000 | 1.000 | 0.250 | 0.250 |" in told
 
 
+def test_schedules_are_compared_by_the_sum_of_their_rates():
+    # Up in 2 of 4 steps: (0 + .5 + 1 + .5) against TRL's 1 + .75 + .5 + .25.
+    told = real_model.schedules([0.0, 5e-6, 1e-5, 5e-6])
+    assert "first 4 of 4 steps add up to 2.00 peaks" in told and "to 2.50." in told
+
+
 def test_a_stage_that_fails_or_hangs_is_told_and_ends(capsys):
     bad = gpu_check.Stage("bad", ["benchmarks.nothing"], 60)
     assert gpu_check.run(bad, 60) == "== bad ended with 1"
