@@ -66,7 +66,13 @@ def test_the_update_replays_routes_and_the_reference_takes_its_own():
     assert "gap/router_mismatch" in metrics
 
 
-@pytest.mark.parametrize("algorithm", ["fade", "icepop", "ppo"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "fade",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("icepop", "ppo")),
+    ],
+)
 def test_a_sampler_in_int8_is_measured_reported_and_corrected(algorithm):
     (made,) = train.build(quick(algorithm=algorithm, rollout_weights="int8"))
     step = made.program()
