@@ -6,6 +6,7 @@
 #   make test-all [ARGS="-m slow"]        all tests; they run every notebook, too
 #   make lint                             ruff and pyrefly
 #   make quick                            every experiment at tiny size, and every glue
+#   make gpu-check                        ten minutes on a GPU: it runs, and how fast
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -28,8 +29,8 @@ KINDS := "--algorithm ppo" "--algorithm gft" "--verifier python" "--draw-prompts
   "--algorithm grpo_kl --num-passes 2 --num-minibatches 2 --num-microbatches 2 \
   --target-kl 0.1 --gradient-gate 0.5"
 
-.PHONY: train train-real smollm2 test test-all lint quick install install-dev \
-  install-real clean
+.PHONY: train train-real smollm2 test test-all lint quick gpu-check install \
+  install-dev install-real clean
 
 train: install
 	@$(RUN) -m experiments.addition $(ARGS)
@@ -61,6 +62,10 @@ quick: install
 	  echo "== experiments/train.py --quick $$kind"; \
 	  $(RUN) -m experiments.train --quick $$kind || exit 1; \
 	done
+
+# On a GPU, whose jax[cuda13] must be in .venv.
+gpu-check: install-real
+	@$(RUN) -m benchmarks.gpu_check $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

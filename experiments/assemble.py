@@ -43,7 +43,7 @@ def experiment(c: "Config", model: Model, task: Task) -> Experiment:
     numbers = vars(c).get("numbers")  # absent: the recipe's defaults
     numbers = recipes.numbers_of(c.algorithm)() if numbers is None else numbers
     shared = {"max_tokens": c.max_tokens, "num_samples": c.num_samples}
-    algorithm = recipes.make(c.algorithm, numbers, shared)
+    algorithm = transforms.corrected(c, recipes.make(c.algorithm, numbers, shared))
     needs: set[str] = set()
     while True:
         made = _assemble(c, model, task, algorithm, needs)
@@ -73,6 +73,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     whole = bool(_WHOLE & needs)
     reference = whole or "reference" in needs
     learns = learner(c, policy, algorithm, whole)
+    measures = bool(_VALUE & needs) or transforms.rolls_in_int8(c)
     in_python = c.verifier == "python"
     rows = (c.draw_prompts or c.num_prompts) * c.num_samples
     return Experiment(
@@ -80,8 +81,8 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         task=task,
         act=program.actor(
             free,
-            samples(c, policy, model, "old" in needs),
-            measure_old=policy.measure if _VALUE & needs else None,
+            samples(c, transforms.sampled(c, policy), model, "old" in needs),
+            measure_old=policy.measure if measures else None,
             teacher=privileged_teacher(free) if "teacher" in needs else None,
         ),
         learner=transforms.with_reference(c, learns) if reference else learns,

@@ -27,6 +27,11 @@ MIXED = ("chord", "gac", "gft", "hpt", "luffy", "mixture", "srft")
 GREEDY = ("remax",)
 # Those that learn from the policy itself, told the solution.
 TEACHER = ("dasd",)
+# Those that correct a sampler which is not the policy themselves.
+CORRECTING = (
+    *("tis", "icepop", "sequence_mask", "geometric_rejection", "sequence_mask_tis"),
+    *("truncated_reinforce", "minirl"),
+)
 # Those that need another learner or act than an experiment of files has.
 IN_PYTHON = {"lfu": "rljax.learn.consistency", "uft": "rljax.rollout.hint"}
 

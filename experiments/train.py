@@ -85,6 +85,10 @@ class Config:
     """Of parameters; those in bfloat16 have float32 copies in the optimiser's state."""
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the saved policy; None: as the folder of --model says of itself."""
+    rollout_weights: Literal["exact", "int8"] = "exact"
+    """Of the layers, as each decode step reads them. int8: a quarter of the bytes; the
+    samples' scores are measured again, the difference is reported as mismatch/..., and
+    tokens weigh by it, at most twice (TIS)."""
     remat: Literal["none", "layers"] | None = None
     """layers: the inside of each layer is computed again backward, for memory. None:
     layers with --model, none without."""

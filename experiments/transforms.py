@@ -1,14 +1,15 @@
-"""The flags of policies: LoRA, a value head, a reference that follows, replay."""
+"""The flags of policies: LoRA, a value head, references, replay, int8 rollouts."""
 
 import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 from experiments import ranges, recipes
+from rljax.advantage import Algorithm, importance
 from rljax.learn import Learner, reference
 from rljax.model import Model
 from rljax.model.hugging_face import adapter
-from rljax.policy import Policy, lora, with_value_head
+from rljax.policy import Policy, int8_decoding, lora, with_value_head
 from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
@@ -24,12 +25,36 @@ def check(c: "Config") -> None:
             f"--reference-ema {c.reference_ema} must come with --reference-every, got"
             " none; --reference-every 1 moves the reference after each training step."
         )
-    if c.replay_routes and c.algorithm in recipes.STORED + recipes.MIXED:
+    stored = c.algorithm in recipes.STORED + recipes.MIXED
+    if stored and c.replay_routes:
         raise ValueError(
             "--replay-routes must have samples alone, got --algorithm"
             f" {c.algorithm}, which learns from stored answers that nothing has routed;"
             " leave the flag out."
         )
+    if stored and rolls_in_int8(c):
+        raise ValueError(
+            "--rollout-weights int8 must have samples alone, got --algorithm"
+            f" {c.algorithm}, which learns from stored answers of which nobody knows"
+            " how likely they were; leave the flag out."
+        )
+
+
+def rolls_in_int8(c: "Config") -> bool:
+    """Whether the sampler is by design not the policy."""
+    return c.rollout_weights == "int8"
+
+
+def sampled(c: "Config", policy: Policy) -> Policy:
+    """What the sampler draws from, of the policy that is trained."""
+    return int8_decoding(policy) if rolls_in_int8(c) else policy
+
+
+def corrected(c: "Config", algorithm: Algorithm) -> Algorithm:
+    """The recipe, which then also weighs by how far the sampler is from the policy."""
+    if rolls_in_int8(c) and c.algorithm not in recipes.CORRECTING:
+        return importance.corrected(algorithm)
+    return algorithm
 
 
 def lora_of(c: "Config") -> Lora | None:
@@ -53,7 +78,7 @@ def around(
     require_experts(c, model)
     policy = model.policy(c.temperature, replay_routes=c.replay_routes)
     spec = lora_of(c)
-    require_apart(spec, model)
+    require_whole(spec, model)
     if spec is not None:
         policy = lora.adapted(policy, spec)
     if value_head:
@@ -71,7 +96,7 @@ def around(
     parts: dict[str, Any] = {"enter_fn": enter, "export_fn": export}
     if spec is not None:
         parts["trains"] = _trains
-        parts["save_also"] = lambda folder, state: _save(c, spec, folder, state)
+        parts["save_also"] = lambda folder, state: _save(c, spec, model, folder, state)
     return policy, parts
 
 
@@ -84,11 +109,11 @@ def require_experts(c: "Config", model: Model) -> None:
         )
 
 
-def require_apart(spec: Lora | None, model: Model) -> None:
+def require_whole(spec: Lora | None, model: Model) -> None:
     """Raises ValueError for adapters that PEFT's format cannot hold."""
     if spec is not None and model.metadata is not None:
         try:
-            adapter.require_apart(spec, model.metadata.config["model_type"])
+            adapter.require_whole(spec, model.metadata.config["model_type"])
         except ValueError as error:
             raise ValueError(f"--lora-targets: {error}") from error
 
@@ -102,13 +127,17 @@ def _trains(path: tuple[str, ...]) -> bool:
     return lora.is_adapter(path) or path[0] == "value"
 
 
-def _save(c, spec: Lora, run_dir: pathlib.Path, state: TrainState) -> None:
+def _save(
+    c, spec: Lora, model: Model, run_dir: pathlib.Path, state: TrainState
+) -> None:
     """The adapters, beside the policy, which is merged."""
     folder = run_dir / "adapters"
     if not folder.exists():  # a finished run that was resumed has them
         base = None if c.model is None else str(c.model)
         adapters = state.params.get("policy", state.params)
-        adapter.save(folder, adapters, spec, base_model=base)
+        named = {} if model.metadata is None else model.metadata.config
+        kind = named.get("model_type", "llama")
+        adapter.save(folder, adapters, spec, base_model=base, model_type=kind)
 
 
 def with_reference(c: "Config", learner: Learner) -> Learner:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rljax import check, numerics
-from rljax.advantage.algebra import AdvantageTransform, stateless
+from rljax.advantage.algebra import AdvantageTransform, Algorithm, stateless
 from rljax.metric import Max
 from rljax.types import Rollout
 
@@ -244,3 +244,30 @@ def log_mismatch() -> AdvantageTransform:
         return credit.log(**{f"mismatch/{k}": v for k, v in found.items()})
 
     return stateless(apply)
+
+
+def corrected(
+    algorithm: Algorithm, transform: AdvantageTransform | None = None
+) -> Algorithm:
+    """The algorithm, whose weights a correction changes last; logs the mismatch.
+
+    For recipes that correct nothing themselves, where the sampler is by design not the
+    policy. `old` must be measured: `program.actor(measure_old=)`.
+
+    Args:
+      transform: stateless, after every term's reduction; None is
+        `weigh_by_importance()`.
+    """
+    chosen = weigh_by_importance() if transform is None else transform
+
+    def credit(rollout, state):
+        credits, state, metrics = algorithm.credit(rollout, state)
+        logged, _ = log_mismatch().update(credits[0], rollout, ())
+        return credits, state, metrics | logged.metrics
+
+    def weigh(credits, rollout, state):
+        credits, state, metrics = algorithm.weigh(credits, rollout, state)
+        credits = tuple(chosen.update(c, rollout, ())[0] for c in credits)
+        return jax.lax.stop_gradient(credits), state, metrics
+
+    return algorithm._replace(credit=credit, weigh=weigh)

@@ -70,21 +70,26 @@ class Model(NamedTuple):
             self.config,
             params,
             tokenizer=self._tokenizer_saved(),
-            metadata=self.metadata,
+            metadata=self._metadata_saved(),
         )
 
     def describe(self, path: pathlib.Path) -> None:
         """Writes all that `save` would but the weights, into a folder that is there."""
         dtypes = dict.fromkeys(("dtype", "torch_dtype"), self._dtype_saved())
-        tokenizer = self._tokenizer_saved()
-        entries = folder.config_entries(
-            self.config, tokenizer, self.metadata, extra=dtypes
-        )
-        folder.write_beside(path, entries, tokenizer, self.metadata)
+        tokenizer, metadata = self._tokenizer_saved(), self._metadata_saved()
+        entries = folder.config_entries(self.config, tokenizer, metadata, extra=dtypes)
+        folder.write_beside(path, entries, tokenizer, metadata)
 
     def _dtype_saved(self) -> str:
         dtype = self.param_dtype if self.save_dtype is None else self.save_dtype
         return jnp.dtype(dtype).name
+
+    def _metadata_saved(self) -> Metadata | None:
+        if self.metadata is None:
+            return None
+        return hugging_face_metadata.with_stop_strings(
+            self.metadata, self.stop_strings, self.stop_tokens
+        )
 
     def _tokenizer_saved(self) -> "PreTrainedTokenizerBase | None":
         return self.tokenizer if self.metadata is None else None

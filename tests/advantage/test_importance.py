@@ -52,6 +52,30 @@ def test_tis_truncates_each_tokens_ratio():
     np.testing.assert_allclose(coefficient, want, rtol=1e-5)
 
 
+def test_any_algorithm_weighs_by_the_ratio_after_its_own_weighting():
+    # The rows of TWO have 3 and 2 tokens: a mean over rows gives each 1/6 and 1/4.
+    plain = algorithms.grpo()
+    at_most = adv.weigh_by_importance(importance.truncate(1.2))
+    cases = (importance.corrected(plain), importance.corrected(plain, at_most), plain)
+
+    @fakes.jit
+    def both(rollout):
+        found = []
+        for made in cases:
+            credits, state, metrics = made.credit(rollout, made.init())
+            found.append((made.weigh(credits, rollout, state)[0][0].weight[0], metrics))
+        return found
+
+    shares = np.array([[1 / 6] * 3, [1 / 4, 1 / 4, 0]])
+    ratios = np.exp(np.array(ROWS))
+    (tis, metrics), (cut, _), (own, without) = both(TWO.rollout)
+    np.testing.assert_allclose(tis, np.minimum(ratios, 2) * shares, rtol=1e-5)
+    np.testing.assert_allclose(cut, np.minimum(ratios, 1.2) * shares, rtol=1e-5)
+    np.testing.assert_allclose(own * np.ones((2, 3)), shares, rtol=1e-5)
+    assert float(metrics["mismatch/gap_max"].value) == pytest.approx(1.0)
+    assert "mismatch/gap_max" not in without
+
+
 def test_the_sequence_form_truncates_the_product():
     whole = adv.weigh_by_importance(importance.untouched, importance.per_sequence)
     np.testing.assert_allclose(weights(SMALL, whole), [5] * 3, rtol=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import endurance, growth, results, workload
+from benchmarks import endurance, gpu_check, growth, real_model, results, workload
 
 
 def test_growth_is_told_from_noise_and_outliers():
@@ -49,3 +49,32 @@ def test_tables_show_four_digits():
     assert results.table(["a", "b"], [(1, 2.34567)]) == (
         "| a | b |\n| --- | --- |\n| 1 | 2.346 |"
     )
+
+
+def test_steps_of_two_trainers_are_compared_round_by_round():
+    def taken(*seconds):
+        same = {"tokens": 40, "peak_mb": 900, "ready_s": 3.0, "reward": 0.5}
+        same |= {"finished": 1.0, "entropy": 0.25}
+        return [same | {"seconds": s} for s in seconds]
+
+    # The first step compiles: with it the medians would be 6 and 2, the ratio 2 too.
+    told = real_model.section({"trl": taken(10, 4, 6), "rljax": taken(9, 2, 2)})
+    assert "| trl | 5.00 (4.00, 6.00) | 40 | 900 | 13 |" in told
+    assert "| rljax | 2.00 (2.00, 2.00) | 40 | 900 | 12 |" in told
+    assert "median 2.50, 2.00 to 3.00" in told
+    assert "| 3 | 0.500 | 0.500 | 1.000 | 1.000 | 0.250 | 0.250 |" in told
+
+
+def test_schedules_are_compared_by_the_sum_of_their_rates():
+    # Up in 2 of 4 steps: (0 + .5 + 1 + .5) against TRL's 1 + .75 + .5 + .25.
+    told = real_model.schedules([0.0, 5e-6, 1e-5, 5e-6])
+    assert "first 4 of 4 steps add up to 2.00 peaks" in told and "to 2.50." in told
+
+
+def test_a_stage_that_fails_or_hangs_is_told_and_ends(capsys):
+    bad = gpu_check.Stage("bad", ["benchmarks.nothing"], 60)
+    assert gpu_check.run(bad, 60) == "== bad ended with 1"
+    endless = gpu_check.Stage("endless", ["http.server", "0"], 1)
+    assert gpu_check.run(endless, 1) == "== endless did not end within 1 s"
+    assert gpu_check.run(endless._replace(keeps=True), 1) is None
+    assert "No module named benchmarks.nothing" in capsys.readouterr().out

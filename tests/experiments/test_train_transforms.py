@@ -31,6 +31,10 @@ def quick(**changes):
         ({"lora_rank": 2, "lora_alpha": 0.0}, "--lora-alpha must"),
         ({"reference_ema": 0.9}, "must come with --reference-every"),
         ({"replay_routes": True, "algorithm": "luffy"}, "--replay-routes must have"),
+        (
+            {"rollout_weights": "int8", "algorithm": "gft"},
+            "--rollout-weights int8 must",
+        ),
         ({"reference_every": 1, "reference_ema": 1.0}, "--reference-ema must"),
     ],
 )
@@ -60,6 +64,31 @@ def test_the_update_replays_routes_and_the_reference_takes_its_own():
     assert rollout.reference.extra == {}
     _, metrics = jax.eval_shape(step.run(), step.state, step.prompts)
     assert "gap/router_mismatch" in metrics
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "fade",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("icepop", "ppo")),
+    ],
+)
+def test_a_sampler_in_int8_is_measured_reported_and_corrected(algorithm):
+    (made,) = train.build(quick(algorithm=algorithm, rollout_weights="int8"))
+    step = made.program()
+    state = jax.jit(made.begin)(made.model.init(jax.random.key(0)), jax.random.key(1))
+    _, metrics = step.run()(state, next(made.prompts))
+    # Without `measure_old` the sampler's own scores would stand for the policy's, and
+    # their distance would be 0. A recipe that corrects logs under its term's name.
+    (gap,) = [m for name, m in metrics.items() if name.endswith("mismatch/gap_max")]
+    assert 1e-5 < float(gap.value[0]) < 1
+    (exact,) = train.build(quick(algorithm=algorithm))
+    assert not [n for n in exact_metrics(exact) if n == "mismatch/gap_max"]
+
+
+def exact_metrics(made):
+    step = made.program()
+    return jax.eval_shape(step.run(), step.state, step.prompts)[1]
 
 
 def test_adapters_and_a_value_head_are_what_is_trained():

@@ -38,6 +38,7 @@ FAST = (
     "gemma3",
     "qwen2_moe",
 )
+NARROW_FAST = ("llama_grouped", "gemma3")
 
 
 @pytest.fixture(
@@ -185,7 +186,13 @@ def test_half_precision_weights_load_and_save_exactly(tmp_path, name):
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["llama_grouped", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in NARROW_FAST))
+        for name in MODELS
+    ],
+)
 def test_bfloat16_is_as_near_to_float32_as_it_is_in_torch(tmp_path, name):
     # The same rounded weights, computed in float32 and in bfloat16: our error is 0.9 of
     # torch's for Llama.
@@ -193,11 +200,12 @@ def test_bfloat16_is_as_near_to_float32_as_it_is_in_torch(tmp_path, name):
     model = torch_model(name).bfloat16()
     model.save_pretrained(tmp_path)
     prompts, samples = batch()
+    plain = {"attn_implementation": "eager"}
+    if hasattr(model.config, "num_experts"):  # torch's own wants rows of 16 bytes
+        plain["experts_implementation"] = "eager"
 
     def of_torch(dtype):
-        made = type(model).from_pretrained(
-            tmp_path, dtype=dtype, attn_implementation="eager"
-        )
+        made = type(model).from_pretrained(tmp_path, dtype=dtype, **plain)
         with torch.no_grad():
             return torch_logits(made, prompts, samples).float().numpy()
 
@@ -213,7 +221,9 @@ def test_bfloat16_is_as_near_to_float32_as_it_is_in_torch(tmp_path, name):
         np.sqrt(np.mean((got - exact) ** 2))
         for got in (np.asarray(logits(params)), of_torch(torch.bfloat16))
     )
-    assert 0 < ours < 1.5 * theirs < 0.1 * np.std(exact), (ours, theirs, np.std(exact))
+    # Rounded routers choose other experts for some tokens.
+    limit = (0.1 if config.experts is None else 0.2) * np.std(exact)
+    assert 0 < ours < 1.5 * theirs < limit, (ours, theirs, limit)
 
 
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="no shared models")

@@ -1,5 +1,7 @@
 """A model before training: new or of a folder, and where its parameters are."""
 
+import json
+
 import chex
 import jax
 import pytest
@@ -62,3 +64,25 @@ def test_a_model_comes_back_with_its_folders_files(folder, tmp_path):
     name = "tokenizer.json"
     assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
     assert language_model.describe(again) == "a completion ends with <end> (1)"
+
+
+def test_texts_that_ended_completions_in_training_are_saved(folder, tmp_path):
+    # From the folder alone they would go on: generate reads them in its own file.
+    found = language_model.load(folder)._replace(stop_strings=("\n=", "use:"))
+    found.save(tmp_path / "policy", found.init(None))
+    file = tmp_path / "policy" / "generation_config.json"
+    # Without the ids nothing else would end them: they are in this file or nowhere.
+    want = {"eos_token_id": [1], "stop_strings": ["\n=", "use:"]}
+    assert json.loads(file.read_text()) == want
+    again = language_model.load(tmp_path / "policy")
+    assert again.stop_strings == ("\n=", "use:")
+    # Whose file says so already keeps it, byte by byte.
+    file.write_text('{"top_p": 0.9, "stop_strings": "use:"}')
+    again = language_model.load(tmp_path / "policy")
+    again.save(tmp_path / "same", again.init(None))
+    assert (tmp_path / "same" / file.name).read_bytes() == file.read_bytes()
+    changed = again._replace(stop_strings=("end",))
+    (tmp_path / "other").mkdir()
+    changed.describe(tmp_path / "other")
+    said = json.loads((tmp_path / "other" / file.name).read_text())
+    assert said == {"top_p": 0.9, "stop_strings": ["end"]}

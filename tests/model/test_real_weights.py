@@ -3,6 +3,7 @@
 RLJAX_SMOLLM2 and RLJAX_GEMMA3: folders of SmolLM2-135M-Instruct and of Gemma 3 270M.
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hugging_face_models import torch_logp
+from hugging_face_models import torch_logits, torch_logp
 
 from rljax.data import tokenizer
 from rljax.model import decoder_policy, hugging_face
@@ -20,6 +21,12 @@ from rljax.types import Prompts, Samples
 pytestmark = pytest.mark.slow
 
 NUM_TOKENS = 20
+NUM_PROMPT = 8
+LONG = (
+    "The river rises in the hills, runs past three mills and a ruined abbey, and comes"
+    " to the sea near a town that once built ships. In spring it floods the meadows;"
+    " in a dry summer children cross it on stones. What is 7 * 8? It is 56."
+)
 TEXTS = ("The capital of France is", "Once upon a time there was a")
 
 
@@ -28,6 +35,47 @@ def folder(request):
     if request.param not in os.environ:
         pytest.skip(f"{request.param} names no folder of the model")
     return pathlib.Path(os.environ[request.param])
+
+
+def test_bfloat16_is_as_near_to_float32_as_it_is_in_torch(folder):
+    # Activations rounded once more than torch rounds them would show in thirty layers.
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    words = tokenizer.load_tokenizer(folder)
+    rows = np.asarray(words(LONG)["input_ids"], np.int32)[None]
+    prompts = Prompts(
+        tokens=jnp.asarray(rows[:, :NUM_PROMPT]),
+        length=jnp.asarray([NUM_PROMPT]),
+        id=jnp.arange(1),
+    )
+    tokens = jnp.asarray(rows[:, None, NUM_PROMPT:])
+    samples = Samples(
+        tokens=tokens,
+        mask=jnp.ones(tokens.shape, bool),
+        source=jnp.zeros((1, 1), jnp.int32),
+        finished=jnp.ones((1, 1), bool),
+    )
+
+    def of_torch(dtype):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager"
+        )
+        with torch.no_grad():
+            logits = torch_logits(model.eval(), prompts, samples).float()
+            index = torch.tensor(np.asarray(tokens, np.int64))[..., None]
+            return logits.log_softmax(-1).gather(-1, index)[..., 0].numpy()
+
+    config, params = hugging_face.load(folder)
+    narrow = decoder_policy(dataclasses.replace(config, dtype=jnp.bfloat16))
+    exact = of_torch(torch.float32)
+    ours = np.asarray(jax.jit(narrow.measure)(params, prompts, samples).logp)
+    ours, theirs = (
+        float(np.sqrt(np.mean((got - exact) ** 2)))
+        for got in (ours, of_torch(torch.bfloat16))
+    )
+    print(f"{folder}: off by {ours:.4f} nats in bfloat16, torch by {theirs:.4f}")
+    assert 0 < ours < 1.5 * theirs < 0.5
 
 
 def test_text_and_probabilities_are_those_of_transformers(folder):

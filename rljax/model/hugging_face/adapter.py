@@ -4,8 +4,9 @@
     adapter_model.safetensors    base_model.model.model.layers.0.self_attn.q_proj.
                                  lora_A.weight [r, in], lora_B.weight [out, r], ...
 
-For targets that have a tensor of their own in the model's files. Phi-3 holds queries,
-keys and values in one, and gate and up: these are refused.
+Phi-3 holds queries, keys and values in one tensor, and gate and up: PEFT has one
+adapter for it, of which the factors A are shared. Ours have one each, and are written
+as one adapter of their ranks' sum, whose B is block-diagonal: the same product.
 """
 
 import os
@@ -15,11 +16,13 @@ import secrets
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from rljax import strict_json
+from rljax.model.config import DecoderConfig
 from rljax.model.hugging_face import weights
 from rljax.model.hugging_face.family import FAMILIES
 from rljax.policy import lora
@@ -37,8 +40,12 @@ _MODULES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-_TARGETS = {module.split(".")[1]: name for name, module in _MODULES.items()}
-_FACTORS = {"lora_A": lora.A, "lora_B": lora.B}
+_FUSED = {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "up")}
+_TARGETS = {
+    **{module.split(".")[1]: (name,) for name, module in _MODULES.items()},
+    **{module.split(".")[1]: names for module, names in _FUSED.items()},
+}
+_FACTORS = ("lora_A", "lora_B")
 _NAME = re.compile(
     r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.(lora_[AB])\.weight"
 )
@@ -50,8 +57,6 @@ _PLAIN = {
     "fan_in_fan_out": False,
     "use_dora": False,
     "lora_bias": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
     "modules_to_save": None,
     "layers_to_transform": None,
     "layer_replication": None,
@@ -86,9 +91,9 @@ def save(
       model_type: its family, as in its config.json.
 
     Raises:
-      ValueError: if `path` is taken, or as `require_apart`.
+      ValueError: if `path` is taken, or as `require_whole`.
     """
-    require_apart(spec, model_type)
+    modules = _modules(spec, model_type)
     target = pathlib.Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(
@@ -96,40 +101,73 @@ def save(
             " choose another, or remove it first."
         )
     tensors = {}
-    for name in spec.targets:
-        for factor, leaf in _FACTORS.items():
-            stacked = np.asarray(adapters["layers"][name][leaf])
-            for i, one in enumerate(stacked):
-                tensors[_tensor(i, name, factor)] = np.ascontiguousarray(one.T)
+    for module, names in modules.items():
+        parts = [adapters["layers"][name] for name in names]
+        for i in range(len(parts[0][lora.A])):
+            a, b = (
+                [np.asarray(x[leaf][i]).T for x in parts] for leaf in (lora.A, lora.B)
+            )
+            # safetensors writes memory as it lies, which may be transposed.
+            joined = np.ascontiguousarray(np.concatenate(a))
+            tensors[_tensor(i, module, "lora_A")] = joined
+            tensors[_tensor(i, module, "lora_B")] = _diagonal(b)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
         safetensors.numpy.save_file(
             tensors, partial / WEIGHTS, metadata={"format": "pt"}
         )
-        weights.write_json(partial / CONFIG, _entries(spec, base_model))
+        weights.write_json(partial / CONFIG, _entries(spec, base_model, modules))
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def require_apart(spec: Lora, model_type: str) -> None:
-    """Raises ValueError if a target is no tensor of its own in the family's files."""
-    fused = [name for name in spec.targets if name in FAMILIES[model_type].tensors]
-    if fused:
-        apart = [name for name in spec.targets if name not in fused] or ["o", "down"]
-        raise ValueError(
-            f"targets must have tensors of their own in the files of {model_type}, got"
-            f" {', '.join(fused)}, which they hold in one with others; adapt"
-            f" {', '.join(apart)}."
-        )
+def require_whole(spec: Lora, model_type: str) -> None:
+    """Raises ValueError for targets of which the family's files hold more in one."""
+    _modules(spec, model_type)
 
 
-def load(path: str | os.PathLike) -> tuple[Lora, dict[str, Any]]:
+def _modules(spec: Lora, model_type: str) -> dict[str, tuple[str, ...]]:
+    """The modules of a family that are adapted, each with the targets in it."""
+    fused = FAMILIES[model_type].tensors
+    found: dict[str, tuple[str, ...]] = {}
+    for name in lora.TARGETS:
+        module = fused.get(name, _MODULES[name])
+        if name not in spec.targets or module in found:
+            continue
+        names = _FUSED.get(module, (name,))
+        if apart := [n for n in names if n not in spec.targets]:
+            raise ValueError(
+                f"targets must name all of {', '.join(names)} or none, since the files"
+                f" of {model_type} hold them in one tensor, got no {', '.join(apart)};"
+                " add or leave out."
+            )
+        found[module] = names
+    return found
+
+
+def _diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    """The matrix with these blocks [out, rank] on its diagonal."""
+    rank = blocks[0].shape[1]
+    rows = [
+        np.pad(x, ((0, 0), (i * rank, (len(blocks) - 1 - i) * rank)))
+        for i, x in enumerate(blocks)
+    ]
+    return np.ascontiguousarray(np.concatenate(rows))
+
+
+def load(
+    path: str | os.PathLike, config: DecoderConfig | None = None
+) -> tuple[Lora, dict[str, Any]]:
     """The adapters in a local folder: `spec, adapters = load(path)`, in float32.
 
-    Put them beside their base with `frozen.joined(adapters, params)`.
+    Put them beside their base with `frozen.joined(adapters, params)`. Where PEFT's have
+    one factor A for several targets, each gets a copy, and they part in training.
+
+    Args:
+      config: of the base; needed for adapters of tensors that hold several matrices.
 
     Raises:
       ValueError: naming the file, if it is missing or broken, if adapters are of a kind
@@ -137,7 +175,7 @@ def load(path: str | os.PathLike) -> tuple[Lora, dict[str, Any]]:
         missing, unexpected or of a wrong shape.
     """
     folder = pathlib.Path(path)
-    spec = _spec(strict_json.read_file(folder / CONFIG), folder / CONFIG)
+    spec, ranks = _spec(strict_json.read_file(folder / CONFIG), folder / CONFIG)
     file = folder / WEIGHTS
     try:
         tensors = safetensors.numpy.load_file(file)
@@ -147,46 +185,89 @@ def load(path: str | os.PathLike) -> tuple[Lora, dict[str, Any]]:
         (int(m[1]) for m in map(_NAME.fullmatch, tensors) if m), default=0
     )
     expected = {
-        _tensor(i, name, factor)
+        _tensor(i, module, factor)
         for i in range(num_layers)
-        for name in spec.targets
+        for module in ranks
         for factor in _FACTORS
     }
     if differ := sorted(expected ^ tensors.keys()):
         raise ValueError(
-            f"{file}: must hold both factors of {', '.join(spec.targets)} in each of"
+            f"{file}: must hold both factors of {', '.join(ranks)} in each of"
             f" {num_layers} layers, but these are missing or not expected:"
             f" {', '.join(differ[:4])}; {CONFIG} belongs to other adapters."
         )
-    layers = {
-        name: {
-            leaf: _stacked(file, tensors, num_layers, name, factor, spec.rank)
-            for factor, leaf in _FACTORS.items()
-        }
-        for name in spec.targets
-    }
-    return spec, {"layers": layers}
+    layers: dict[str, dict] = {}
+    for module, rank in ranks.items():
+        a, b = (
+            _stacked(file, tensors, num_layers, module, factor, rank)
+            for factor in _FACTORS
+        )
+        names = _FUSED.get(module, _TARGETS[module.split(".")[1]])
+        if len(names) > 1:
+            layers |= _parted(file, a, b, names, spec.rank, config)
+        else:
+            layers[names[0]] = {lora.A: a, lora.B: b}
+    return spec, {"layers": jax.tree.map(jnp.asarray, layers)}
 
 
-def _tensor(layer: int, name: str, factor: str) -> str:
-    return f"base_model.model.model.layers.{layer}.{_MODULES[name]}.{factor}.weight"
+def _tensor(layer: int, module: str, factor: str) -> str:
+    return f"base_model.model.model.layers.{layer}.{module}.{factor}.weight"
 
 
-def _stacked(file, tensors, num_layers: int, name: str, factor: str, rank: int):
-    parts = [tensors[_tensor(i, name, factor)] for i in range(num_layers)]
+def _stacked(file, tensors, num_layers: int, module: str, factor: str, rank: int):
+    parts = [tensors[_tensor(i, module, factor)] for i in range(num_layers)]
     shapes = {x.shape for x in parts}
     axis = 0 if factor == "lora_A" else 1
     if len(shapes) > 1 or parts[0].ndim != 2 or parts[0].shape[axis] != rank:
         raise ValueError(
-            f"{file}: {factor} of {_MODULES[name]} must have rank {rank} along axis"
-            f" {axis}, in all layers alike, got {sorted(shapes)}; {CONFIG} belongs to"
-            " other adapters."
+            f"{file}: {factor} of {module} must have rank {rank} along axis {axis}, in"
+            f" all layers alike, got {sorted(shapes)}; {CONFIG} belongs to other"
+            " adapters."
         )
-    return jnp.stack([x.T.astype(np.float32) for x in parts])
+    return np.stack([x.T.astype(np.float32) for x in parts])
 
 
-def _entries(spec: Lora, base_model: str | None) -> dict[str, Any]:
+def _parted(file, a, b, names, rank: int, config: DecoderConfig | None):
+    """One adapter of several targets, a [L, in, R] and b [L, R, out], taken apart."""
+    if config is None:
+        raise ValueError(
+            f"{file}: {', '.join(names)} have one adapter, to be taken apart by their"
+            " widths, got no config; pass that of the base."
+        )
+    width = config.num_kv_heads * config.head_dim
+    widths = {
+        **{"q": config.num_heads * config.head_dim, "k": width, "v": width},
+        **{"gate": config.d_ff, "up": config.d_ff},
+    }
+    ends = np.cumsum([widths[name] for name in names])
+    columns = np.split(b, ends[:-1], axis=-1)
+    found = {}
+    for i, (name, own) in enumerate(zip(names, columns, strict=True)):
+        rows = slice(None)
+        if a.shape[-1] > rank:  # a rank for each
+            rows = slice(i * rank, (i + 1) * rank)
+            others = np.delete(own, np.arange(own.shape[1])[rows], axis=1)
+            if np.any(others):
+                raise ValueError(
+                    f"{file}: of {len(names)} times the rank lora_B must be"
+                    " block-diagonal, as rljax writes it, got other numbers; merge"
+                    " these adapters with peft and load the whole model."
+                )
+        found[name] = {lora.A: a[..., rows], lora.B: own[:, rows]}
+    if ends[-1] != b.shape[-1]:
+        raise ValueError(
+            f"{file}: lora_B must have {ends[-1]} rows, those of {', '.join(names)},"
+            f" got {b.shape[-1]}; the adapters are of another model."
+        )
+    return found
+
+
+def _entries(
+    spec: Lora, base_model: str | None, modules: dict[str, tuple[str, ...]]
+) -> dict[str, Any]:
     """What PEFT reads of adapter_config.json; the rest has defaults there."""
+    several = {m.split(".")[1]: len(names) for m, names in modules.items()}
+    several = {leaf: count for leaf, count in several.items() if count > 1}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -194,7 +275,9 @@ def _entries(spec: Lora, base_model: str | None) -> dict[str, Any]:
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "use_rslora": spec.rank_stabilised,
-        "target_modules": [_MODULES[name].split(".")[1] for name in spec.targets],
+        "target_modules": [module.split(".")[1] for module in modules],
+        "rank_pattern": {leaf: spec.rank * n for leaf, n in several.items()},
+        "alpha_pattern": {leaf: _alpha(spec, n) for leaf, n in several.items()},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -203,7 +286,13 @@ def _entries(spec: Lora, base_model: str | None) -> dict[str, Any]:
     }
 
 
-def _spec(entries: dict[str, Any], file: pathlib.Path) -> Lora:
+def _alpha(spec: Lora, count: int) -> float:
+    """What keeps the scale at so many times the rank."""
+    return spec.alpha * (count**0.5 if spec.rank_stabilised else count)
+
+
+def _spec(entries: dict[str, Any], file: pathlib.Path) -> tuple[Lora, dict[str, int]]:
+    """What the adapters are, and the rank of each module's."""
     for key, plain in _PLAIN.items():
         got = entries.get(key, plain)
         if got != plain and got:  # PEFT writes null, {} and [] for none
@@ -211,15 +300,15 @@ def _spec(entries: dict[str, Any], file: pathlib.Path) -> Lora:
                 f"{file}: {key} must be {plain!r}, the plain form of LoRA, got {got!r};"
                 " merge these adapters with peft and load the whole model."
             )
-    modules = entries.get("target_modules")
-    if not isinstance(modules, list) or not set(modules) <= set(_TARGETS):
+    leaves = entries.get("target_modules")
+    if not isinstance(leaves, list) or not set(leaves) <= set(_TARGETS):
         raise ValueError(
             f"{file}: target_modules must be a list of {', '.join(_TARGETS)}, got"
-            f" {modules!r}; merge these adapters with peft and load the whole model."
+            f" {leaves!r}; merge these adapters with peft and load the whole model."
         )
-    targets = {_TARGETS[module] for module in modules}
+    targets = {name for leaf in leaves for name in _TARGETS[leaf]}
     try:
-        return Lora(
+        spec = Lora(
             rank=entries["r"],
             alpha=float(entries["lora_alpha"]),
             rank_stabilised=bool(entries.get("use_rslora")),
@@ -227,3 +316,16 @@ def _spec(entries: dict[str, Any], file: pathlib.Path) -> Lora:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: r and lora_alpha must be numbers: {error}") from None
+    known: dict[str, tuple[str, ...]] = {m: (n,) for n, m in _MODULES.items()}
+    known |= _FUSED
+    chosen = {m: names for m, names in known.items() if m.split(".")[1] in leaves}
+    whole = _entries(spec, None, chosen)
+    for key in ("rank_pattern", "alpha_pattern"):
+        got = entries.get(key) or {}
+        if got not in ({}, whole[key]):
+            raise ValueError(
+                f"{file}: {key} must be {{}}, or {whole[key]}, got {got!r}; merge these"
+                " adapters with peft and load the whole model."
+            )
+    pattern = entries.get("rank_pattern") or {}
+    return spec, {m: pattern.get(m.split(".")[1], spec.rank) for m in chosen}

@@ -4,6 +4,7 @@ The configuration's other keys, how to generate and to chat, and the licence. No
 computed with them, but whoever loads the trained policy needs them as before.
 """
 
+import json
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,6 +143,27 @@ def stop_strings(metadata: Metadata) -> tuple[str, ...]:
                 f" {text!r}; take the file published with the weights."
             )
     return tuple(dict.fromkeys(texts))
+
+
+def with_stop_strings(
+    metadata: Metadata, texts: tuple[str, ...], stops: tuple[int, ...]
+) -> Metadata:
+    """What a policy hands on that was trained to end at these texts.
+
+    transformers' `generate` needs its `tokenizer` argument for them. Where they are the
+    folder's own, nothing changes.
+
+    Args:
+      stops: the tokens that end a completion, for a folder without a
+        generation_config.json: whose file names none has none.
+    """
+    if texts == stop_strings(metadata):
+        return metadata
+    said = metadata.generation if metadata.generation else {"eos_token_id": [*stops]}
+    generation = {**said, "stop_strings": [*texts]}
+    content = json.dumps(generation, indent=2, sort_keys=True) + "\n"
+    files = {**metadata.files, GENERATION: content.encode()}
+    return metadata._replace(generation=generation, files=files)
 
 
 def max_positions(metadata: Metadata) -> int | None:

@@ -5,21 +5,19 @@ be, and their shapes, `tensors` says.
 """
 
 import contextlib
-import functools
 import json
 import pathlib
 import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rljax import mesh, processes, strict_json
+from rljax import mesh, strict_json
 from rljax.model.config import DecoderConfig
-from rljax.model.hugging_face import tensors
+from rljax.model.hugging_face import shards, tensors
 from rljax.model.hugging_face.family import Family
 from rljax.model.hugging_face.metadata import CONFIG
 from rljax.model.hugging_face.tensors import EMBED, HEAD, Part
@@ -44,8 +42,7 @@ def read(
 ) -> dict[str, Any]:
     """The parameters that `decoder_policy(config)` takes, from the folder's files.
 
-    One tensor at a time is in memory beside them: parameters of all layers are
-    allocated once, and filled in place.
+    Each lies where the mesh in use has it: `shards` says what that takes of the host.
 
     Args:
       stack: closes the files when it is left.
@@ -55,40 +52,11 @@ def read(
     """
     parts, stored = checked(folder, config, family, stack)
     shapes = tensors.shapes(config)
-    sizes = {path: x.shape for path, x in tensors.by_path(shapes).items()}
+    sizes = tensors.by_path(shapes)
     where = dict(zip(sizes, mesh.stored(shapes), strict=True))
-    params: dict[str, jax.Array] = {}
-    for name, stacked in parts.items():
-        tensor = stored[name].get_tensor(name)
-        for part in stacked:
-            rows = tensor[part.start : part.start + part.shape[0]]
-            if part.index:
-                whole = params.get(part.path)
-                if whole is None:
-                    size, place = sizes[part.path], where[part.path]
-                    whole = jnp.zeros(size, dtype, device=place)
-                whole = _put(whole, part.index, rows, transposed=part.transposed)
-            else:
-                whole = _cast(rows, dtype=dtype, transposed=part.transposed)
-            # Waiting: many tensors on their way would all be in memory.
-            whole = processes.put(whole, where[part.path])
-            params[part.path] = jax.block_until_ready(whole)
+    params = shards.read(sizes, where, parts, stored, dtype)
     treedef = jax.tree.structure(shapes)
     return jax.tree.unflatten(treedef, [params[path] for path in sizes])
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="transposed")
-def _put(whole, index, rows, transposed):
-    """The donated parameter with one part of it written."""
-    part = (rows.T if transposed else rows).astype(whole.dtype)
-    part = part.reshape((1,) * len(index) + part.shape)
-    start = (*index, *(0,) * (whole.ndim - len(index)))
-    return jax.lax.dynamic_update_slice(whole, part, start)
-
-
-@functools.partial(jax.jit, static_argnames=("dtype", "transposed"))
-def _cast(rows, dtype, transposed):
-    return (rows.T if transposed else rows).astype(dtype)
 
 
 def checked(
@@ -195,7 +163,7 @@ def _check_tensors(
     unexpected = {x for x in stored.keys() - expected.keys() if not _REDUNDANT.match(x)}
     if config.tie_embeddings and head in unexpected:
         unexpected.remove(head)
-        if not np.array_equal(*(stored[x].get_tensor(x) for x in (head, embed))):
+        if not _equal(stored, head, embed):
             raise ValueError(
                 f"{source}: {head} must equal {embed} because tie_word_embeddings is"
                 f" true, but they differ; set it to false in {CONFIG}."
@@ -205,6 +173,14 @@ def _check_tensors(
             f"{source}: holds tensors that the decoder has no place for:"
             f" {_some(sorted(unexpected))}; this is another model than {CONFIG} says."
         )
+
+
+def _equal(stored, first: str, second: str) -> bool:
+    """Whether two tensors of the files are, some rows of them in memory at a time."""
+    slices = [stored[name].get_slice(name) for name in (first, second)]
+    count = slices[0].get_shape()[0]
+    rows = [slice(i, min(i + 4096, count)) for i in range(0, count, 4096)]
+    return all(np.array_equal(*(x[some] for x in slices)) for some in rows)
 
 
 def check_params(config: DecoderConfig, params) -> None:

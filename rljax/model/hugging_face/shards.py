@@ -1,0 +1,117 @@
+"""Parameters read from files straight to the devices that hold them.
+
+Each device's part of a parameter is put together on the host, of slices of the files'
+tensors, in memory that the next one uses again. Beside it the host holds one slice.
+Nothing is compiled.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from rljax.model.hugging_face.tensors import Part
+
+Index = tuple[slice, ...]
+
+
+class Piece(NamedTuple):
+    """A part of a parameter, the open file that holds it, and its tensor there."""
+
+    part: Part
+    file: Any
+    tensor: str
+
+
+def read(
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    where: Mapping[str, Sharding | None],
+    parts: Mapping[str, Sequence[Part]],
+    stored: Mapping[str, Any],
+    dtype: np.dtype,
+) -> dict[str, jax.Array]:
+    """Path -> parameter.
+
+    Args:
+      shapes: of the parameters, by path.
+      where: they are to lie; None is the default device.
+      parts: of each tensor, by its name.
+      stored: tensor name -> the open safetensors file that holds it.
+      dtype: of the parameters, whatever the files hold.
+    """
+    pieces: dict[str, list[Piece]] = {path: [] for path in shapes}
+    for name, stacked in parts.items():
+        for part in stacked:
+            pieces[part.path].append(Piece(part, stored[name], name))
+    numbers = [math.prod(_of_one(x.shape, where[path])) for path, x in shapes.items()]
+    # From its second number on: of what is not aligned no device can keep the memory.
+    memory = np.empty(1 + max(numbers), dtype)[1:]
+
+    def parameter(path):
+        shape = shapes[path].shape
+
+        def put(index, devices):
+            values = _block(index, shape, pieces[path], memory)
+            return [_copied(values, device) for device in devices]
+
+        return _placed(shape, where[path], put)
+
+    return {path: parameter(path) for path in shapes}
+
+
+def _copied(values: np.ndarray, device: jax.Device | None) -> jax.Array:
+    """The numbers on a device, in memory of its own."""
+    there = jax.block_until_ready(jax.device_put(values, device))
+    on_host = next(iter(there.devices())).platform == "cpu"
+    if on_host and there.unsafe_buffer_pointer() == values.ctypes.data:
+        return jax.device_put(values.copy(), device)
+    return there
+
+
+def _of_one(shape: tuple[int, ...], sharding: Sharding | None) -> tuple[int, ...]:
+    """Of the part that one device has."""
+    return shape if sharding is None else sharding.shard_shape(shape)
+
+
+def _placed(
+    shape: tuple[int, ...],
+    sharding: Sharding | None,
+    put: Callable[[Index, list], list[jax.Array]],
+) -> jax.Array:
+    """An array of parts, one after the other; `put` brings one to some devices."""
+    if sharding is None:
+        return put(tuple(slice(0, size) for size in shape), [None])[0]
+    holders: dict[tuple, tuple[Index, list]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        index = () if index is None else index
+        bounds = tuple((s.start, s.stop) for s in index)
+        holders.setdefault(bounds, (index, []))[1].append(device)
+    arrays = [x for holder in holders.values() for x in put(*holder)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _block(
+    index: Index, shape: tuple[int, ...], pieces: Sequence[Piece], memory: np.ndarray
+) -> np.ndarray:
+    """The numbers of a parameter that an index selects, at the memory's beginning."""
+    ranges = [range(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
+    size = [len(r) for r in ranges]
+    out = memory[: math.prod(size)].reshape(size)
+    for part, file, tensor in pieces:
+        depth = len(part.index)
+        if all(i in r for i, r in zip(part.index, ranges, strict=False)):
+            place = tuple(i - r.start for i, r in zip(part.index, ranges, strict=False))
+            axes = [slice(r.start, r.stop) for r in ranges[depth:]]
+            out[place] = _slice(file.get_slice(tensor), part, axes)
+    return out
+
+
+def _slice(tensor: Any, part: Part, axes: list[slice]) -> np.ndarray:
+    """Of a tensor in a file, some axes of a part, as the part has them."""
+    rows, *others = axes[::-1] if part.transposed else axes
+    rows = slice(rows.start + part.start, rows.stop + part.start)
+    found = tensor[(rows, *others)]
+    return found.T if part.transposed else found
