@@ -9,6 +9,7 @@ see `Layout`.
     devices    which devices make a mesh, and what does not fit on one
     hints      in traced code: where an array is to lie; without a mesh they do nothing
     placement  arrays put on a mesh, and the shardings of a state
+    move       arrays moved from one mesh to another
 """
 
 from rljax.mesh.devices import LARGE, Limits, choose, make, parse, text
@@ -26,6 +27,7 @@ from rljax.mesh.hints import (
     unless_gathered,
     using,
 )
+from rljax.mesh.move import everywhere, move
 from rljax.mesh.placement import (
     copied,
     in_shards,
@@ -67,6 +69,7 @@ __all__ = [
     "choose",
     "constrain",
     "copied",
+    "everywhere",
     "gather",
     "in_shards",
     "keep",
@@ -74,6 +77,7 @@ __all__ = [
     "lanes",
     "logical_axes",
     "make",
+    "move",
     "parse",
     "place",
     "prompt_sharding",
