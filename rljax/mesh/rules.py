@@ -11,6 +11,9 @@ DATA, FSDP, EXPERT, TENSOR = "data", "fsdp", "expert", "tensor"
 AXES = (DATA, FSDP, EXPERT, TENSOR)
 """Mesh axes, the one whose devices are nearest to each other last."""
 
+SEQUENCE = "sequence"
+"""A mesh axis that is kept for T inside attention, and that no mesh may have yet."""
+
 FREE = PartitionSpec.UNCONSTRAINED
 """What a hint says of an axis that it leaves to the compiler."""
 
@@ -30,6 +33,8 @@ class Rules:
     mlp: width inside the feed-forward network.
     vocab: rows of the embedding, columns of the head, logits.
     experts: experts of a mixture.
+    dispatch: of these, the axes along which rows come to the experts instead of experts
+      to the rows; they must split `rows`, too.
     layers: the axis of stacked layers.
     """
 
@@ -40,6 +45,7 @@ class Rules:
     mlp: tuple[str, ...] = (TENSOR,)
     vocab: tuple[str, ...] = (TENSOR,)
     experts: tuple[str, ...] = (EXPERT,)
+    dispatch: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -51,6 +57,12 @@ class Rules:
                     f"{name} must be a tuple of names of mesh axes, got {axes!r}; write"
                     f" {name}=('fsdp',), or () for none."
                 )
+        if not set(self.dispatch) <= {*self.experts} & {*self.rows}:
+            raise ValueError(
+                "dispatch must be mesh axes that split experts and rows, got"
+                f" {self.dispatch} beside experts={self.experts} and rows={self.rows};"
+                " add them there, too."
+            )
 
 
 ONLY_PROMPTS = Rules(

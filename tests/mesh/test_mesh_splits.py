@@ -4,6 +4,7 @@ Shardings never change a number, so only counting shows a device that computes w
 neighbours compute, too, or that holds what should lie in shards.
 """
 
+import dataclasses
 import functools
 
 import fakes
@@ -172,6 +173,36 @@ def test_a_mixture_of_experts_gives_the_run_of_one_device():
     sizes = {"data": 2, "fsdp": 2, "expert": 2}
     experts = Experts(num=4, num_chosen=2, d_ff=64)
     assert 0.115 < assert_as_on_one(sizes, FULL, experts=experts) < 0.14
+
+
+DISPATCH = mesh.Layout(
+    sample=mesh.Rules(dispatch=("expert",)),
+    update=dataclasses.replace(mesh.ONLY_PROMPTS, dispatch=("expert",)),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes", [{"expert": 8}, {"data": 2, "fsdp": 2, "expert": 2}], ids=str
+)
+def test_rows_that_come_to_their_experts_give_the_run_of_one_device(sizes):
+    # A row whose expert is elsewhere must add nothing here, forward and backward.
+    experts = Experts(num=8, num_chosen=2, d_ff=32, shared_d_ff=16)
+    assert_as_on_one(sizes, DISPATCH, experts=experts)
+
+
+@pytest.mark.slow
+def test_where_rows_come_to_the_experts_no_expert_moves():
+    # Per token and layer the rows, 8 prompts x 2 samples over 4 devices of d_model,
+    # come and go; the kernels of one layer's experts alone would be 8 x 3 x 64 x 32.
+    experts = Experts(num=8, num_chosen=2, d_ff=32)
+    sizes = {"data": 2, "expert": 4}
+    step, _, _ = compiled(
+        sizes, DISPATCH, num_samples=2, max_tokens=12, experts=experts
+    )
+    found = [x for x in hlo.collectives(step.as_text()) if "decode_step" in x.op_name]
+    assert found
+    assert max(x.bytes for x in found) <= 8 * 64 * 4
 
 
 def moved(step, part):
