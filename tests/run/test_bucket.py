@@ -83,29 +83,23 @@ def test_an_owner_stops_when_another_takes_its_folder_over(storage, tmp_path):
 def test_an_outage_is_told_and_what_it_kept_back_comes_later(
     storage, tmp_path, monkeypatch
 ):
+    (tmp_path / ownership.FILE).write_text("mine")
+    (tmp_path / "metrics.jsonl").write_text("1")
+    copy = bucket.Copy(storage, tmp_path)
+
     def refuse(*args, **kwargs):
         raise ConnectionError("no route to the bucket")
 
-    def broken():
-        monkeypatch.setattr(InMemory, "_open", refuse)
-
-    def healed():
-        monkeypatch.undo()
-
-    phases = toy_run.disturbed(1, 1, broken)
-    again = phases[1].stream
-
-    class Healed(type(again)):
-        def __next__(self):
-            if self.count == 2:
-                healed()
-            return super().__next__()
-
-    again.__class__ = Healed
-    go(tmp_path, phases=phases)
-    text = (storage / "metrics.jsonl").read_text()
-    assert "no route to the bucket" in text
-    assert text.count('"kind": "step"') == 12
+    with monkeypatch.context() as broken:
+        broken.setattr(InMemory, "_open", refuse)
+        with pytest.raises(OSError, match="no route to the bucket"):
+            copy.write([])
+        copy.sync()  # the run must go on
+    with pytest.raises(OSError, match="no route to the bucket"):
+        copy.write([])
+    copy.write([])  # told once
+    copy.sync()
+    assert (storage / "metrics.jsonl").read_text() == "1"
 
 
 def test_files_that_are_gone_are_removed_and_hidden_ones_are_not_copied(
