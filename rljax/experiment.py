@@ -236,7 +236,8 @@ def require_traced(experiment: Experiment, loop: program.Run | None = None) -> N
       loop: what is going to run, which then need not be traced again.
     """
     made = experiment.program()
-    if loop is None or made.glue is not program.fused:
+    whole = made.glue is program.fused and experiment.ahead is None
+    if loop is None or not whole:
         loop = made.fused()
     jax.eval_shape(loop, made.state, made.prompts)
 
