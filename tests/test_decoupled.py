@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.experimental import io_callback
 
-from rljax import algorithms, decoupled, mesh, program
+from rljax import algorithms, decoupled, mesh, metric, program
 from rljax.decoupled import Ahead
 from rljax.learn import update
 from rljax.learn.update import Learner
@@ -90,7 +90,8 @@ def simulated(method, staleness):
         state, metrics = learn(states[t], rollout)
         states.append(state)
         metrics |= {"samples/staleness": jnp.float32(min(t, staleness))}
-        found.append(jax.device_get(metrics | program.rollout_metrics(rollout)))
+        metrics |= program.rollout_metrics(rollout)
+        found.append(jax.device_get(metric.numbers(metrics)))
     return found, jax.device_get(states[-1].params)
 
 
@@ -107,7 +108,8 @@ def run(method, ahead, place=None, in_graph=True):
         loop = decoupled.loop(act, learner, verify, ahead, in_graph=in_graph)
         for _ in range(STEPS):
             state, metrics = loop(state, next(stream))
-            found.append(jax.tree.map(lambda x: x[0], jax.device_get(metrics)))
+            metrics = jax.device_get(metric.numbers(metrics))
+            found.append(jax.tree.map(lambda x: x[0], metrics))
     return found, jax.device_get(state.params)
 
 
@@ -148,7 +150,7 @@ def test_on_meshes_of_their_own_both_halves_give_the_numbers_of_a_simulation(
     own, place = sub_meshes()
     found = run(method, Ahead(staleness, mesh=own), place)
     assert_same(found, simulated(method, staleness))
-    reported = [float(m["samples/staleness"].value) for m in found[0]]
+    reported = [float(m["samples/staleness"]) for m in found[0]]
     assert reported == [min(t, staleness) for t in range(STEPS)]
 
 

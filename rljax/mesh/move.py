@@ -64,4 +64,4 @@ def _parts(mesh: Mesh, num: int, leaves) -> tuple[NamedSharding, ...]:
 @functools.cache
 def _laid_out(shardings: tuple[NamedSharding, ...]):
     """A program that gives its arguments back with these shardings."""
-    return jax.jit(lambda leaves: leaves, out_shardings=(shardings,))
+    return jax.jit(lambda leaves: leaves, out_shardings=shardings)

@@ -18,8 +18,9 @@ SIZES += [({"fsdp": 7}, {"data": 1}), ({"data": 1}, {"fsdp": 2, "tensor": 2})]
 
 def meshes(old, new):
     devices = jax.devices()
-    first = int(np.prod(list(new.values())))
-    return mesh.make(devices[first:], **old), mesh.make(devices[:first], **new)
+    first, rest = (int(np.prod(list(sizes.values()))) for sizes in (new, old))
+    behind = devices[first : first + rest]
+    return mesh.make(behind, **old), mesh.make(devices[:first], **new)
 
 
 def state(source):
