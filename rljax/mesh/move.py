@@ -37,8 +37,11 @@ def move(tree, source: Mesh, target: Mesh, layout: Layout = PLAIN):
     num = math.gcd(source.size, target.size)
     there, here = _parts(source, num, leaves), _parts(target, num, leaves)
     stored = tuple(jax.tree.leaves(state_shardings(tree, target, layout)))
-    cut = _laid_out(there)(tuple(leaves))
-    return structure.unflatten(_laid_out(stored)(jax.device_put(cut, here)))
+    with jax.set_mesh(source):
+        cut = _laid_out(there)(tuple(leaves))
+    copies = jax.device_put(cut, here)
+    with jax.set_mesh(target):
+        return structure.unflatten(_laid_out(stored)(copies))
 
 
 def everywhere(tree, target: Mesh):
