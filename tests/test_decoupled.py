@@ -196,11 +196,8 @@ def test_an_update_ends_only_after_the_next_samples_if_it_is_told_to_wait_for_th
         return state.replace(step=state.step + 1), {"sampled": sampled}
 
     def zero(params, key):
-        return TrainState(
-            **dict.fromkeys(("params", "optimizer", "algorithm", "gate"), params),
-            key=key,
-            step=jnp.int32(0),
-        )
+        rest = dict.fromkeys(("optimizer", "algorithm", "gate"), ())
+        return TrainState(params=params, key=key, step=jnp.int32(0), **rest)
 
     own = mesh.make(jax.devices()[:1])
     place = mesh.make(jax.devices()[1:2])
