@@ -19,7 +19,7 @@ SIZES = train.QUICK | {
     "schedule_steps": 5,
     "staleness": 2,
 }
-OWN = ("--mesh", "fsdp=4", "--sampler-mesh", "data=2")
+OWN = ("--mesh", "fsdp=4", "--sampler-mesh", "data=2,tensor=2")
 
 
 def run(folder, monkeypatch, *flags, algorithm="tis", **changes):
