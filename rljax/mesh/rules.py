@@ -81,14 +81,15 @@ does."""
 class Layout:
     """The two rule sets of a run.
 
-    Decoding reads all weights for each token, so they had better stay split; an update
-    works on so many tokens that gathering weights costs less than moving activations.
+    Decoding reads all weights for each token, so they had better stay split, experts,
+    too; an update works on so many tokens that gathering weights costs less than moving
+    activations.
 
     sample: while completions are decoded.
     update: for all the rest. Parameters, optimiser and references are stored by it.
     """
 
-    sample: Rules = Rules()
+    sample: Rules = Rules(dispatch=(EXPERT,))
     update: Rules = Rules()
 
 

@@ -176,8 +176,7 @@ def test_a_mixture_of_experts_gives_the_run_of_one_device():
 
 
 DISPATCH = mesh.Layout(
-    sample=mesh.Rules(dispatch=("expert",)),
-    update=dataclasses.replace(mesh.ONLY_PROMPTS, dispatch=("expert",)),
+    update=dataclasses.replace(mesh.ONLY_PROMPTS, dispatch=("expert",))
 )
 
 
