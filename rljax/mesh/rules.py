@@ -112,11 +112,11 @@ def _of_module(name: str, rows: str, columns: str) -> dict[tuple, Names]:
         (name, "bias"): ("layers", columns),
         (name, "lora_a"): ("layers", rows, None),
         (name, "lora_b"): ("layers", None, columns),
-        (name, "kernel", 4): ("layers", "experts", rows, columns),
+        ("experts", name, "kernel"): ("layers", "experts", rows, columns),
     }
 
 
-# Logical axes of a decoder's parameters, by the last two keys of their paths. Moments,
+# Logical axes of a decoder's parameters, by the last keys of their paths. Moments,
 # references, averages and masters have the same, as they end in the same keys. What is
 # not here is copied to every device.
 _PARAMETERS: dict[tuple, Names] = {
@@ -134,8 +134,8 @@ def logical_axes(path: tuple, ndim: int, *, of_one_layer: bool = False) -> Names
     Args:
       of_one_layer: whether the axis of layers may be missing.
     """
-    keys = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)[-2:]
-    for names in (_PARAMETERS.get(keys, ()), _PARAMETERS.get((*keys, 4), ())):
+    keys = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)
+    for names in (_PARAMETERS.get(keys[-3:], ()), _PARAMETERS.get(keys[-2:], ())):
         if len(names) == ndim:
             return names
         if of_one_layer and names[:1] == ("layers",) and len(names) == ndim + 1:
