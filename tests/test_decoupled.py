@@ -154,6 +154,7 @@ def test_on_meshes_of_their_own_both_halves_give_the_numbers_of_a_simulation(
     assert reported == [min(t, staleness) for t in range(STEPS)]
 
 
+@pytest.mark.slow
 def test_on_one_device_it_gives_the_numbers_of_a_simulation_too():
     assert_same(run("minpro", Ahead(1)), simulated("minpro", 1))
     # The policy's own age changes the numbers; else the test above would see nothing.
