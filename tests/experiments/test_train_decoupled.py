@@ -1,5 +1,7 @@
 """A decoupled run from the command line: it resumes, and meshes change no number."""
 
+import contextlib
+import functools
 import sys
 
 import numpy as np
@@ -27,7 +29,9 @@ def run(folder, monkeypatch, *flags, algorithm="tis", **changes):
     config = make(algorithm=algorithm, **SIZES | changes)
     start = ["train", "--run-dir", str(folder), "--no-compilation-cache"]
     monkeypatch.setattr(sys, "argv", [*start, *(flags or ("--mesh", "data=1"))])
-    cli.main("train", train.build, config, config, "A run.")
+    with contextlib.ExitStack() as resources:
+        build = functools.partial(train.build, resources=resources)
+        cli.main("train", build, config, config, "A run.")
     return load_file(folder / kept.LAST / "model.safetensors")
 
 
