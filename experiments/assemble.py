@@ -8,7 +8,7 @@ told the solution, `old` statistics of stored answers, whole distributions.
 from typing import TYPE_CHECKING, Any
 
 from experiments import optimizer, recipes, transforms
-from rljax import data, evaluate, program
+from rljax import data, decoupled, evaluate, program
 from rljax.advantage import Algorithm
 from rljax.experiment import Experiment, require_traced
 from rljax.learn import gate, update
@@ -88,6 +88,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         learner=transforms.with_reference(c, learns) if reference else learns,
         verify=task.verify,
         glue=program.split if in_python else program.fused,
+        ahead=ahead(c, policy),
         prompts=data.stream(
             task.train,
             num_prompts=c.draw_prompts or c.num_prompts,
@@ -164,6 +165,14 @@ def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
     return (
         stored if c.algorithm in recipes.STORED else mixed.side_by_side(sampled, stored)
     )
+
+
+def ahead(c, policy: Policy) -> decoupled.Ahead | None:
+    """How far ahead the sampler is; what corrects the sampler corrects that, too."""
+    if c.staleness is None:
+        return None
+    measure_old = policy.measure if c.algorithm in recipes.CORRECTING else None
+    return decoupled.Ahead(c.staleness, measure_old=measure_old)
 
 
 def stops(model: Model) -> StopStrings | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import jax
 import tyro
 
-from rljax import experiment, mesh, processes
+from rljax import experiment, mesh, processes, spread
 from rljax import program as step
 from rljax.plan import show
 from rljax.run import cluster
@@ -34,8 +34,9 @@ _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 class Launch:
     """How to run, as opposed to what: nothing here changes a number of the run."""
 
-    run_dir: pathlib.Path | None = None
-    """Folder of the run; by default a new one under runs/, with --resume the newest."""
+    run_dir: str | None = None
+    """Folder of the run, on a disk or in a bucket (gs://...); by default a new one
+    under runs/, with --resume the newest."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder. What changes no number of
     the steps may change: --num-steps beside --schedule-steps, --evaluate-every,
@@ -48,6 +49,9 @@ class Launch:
     mesh: str | None = None
     """Devices along the axes data, fsdp, expert and tensor: data=2,fsdp=4,tensor=2. By
     default all devices, or as many as divide the prompts."""
+    sampler_mesh: str | None = None
+    """The same of the first devices, which then only sample, ahead of the others by
+    --staleness updates; --mesh is of those behind."""
     profile: bool = False
     """Write a trace of the second and third dispatch into `profile` in the run folder;
     xprof shows it, its scopes sample, prefill, decode, verify, credit and update."""
@@ -79,7 +83,7 @@ def main(
             numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
             free = _FREE | {"num_steps"}
         return experiment.run(
-            on_devices(build(config), launch.mesh),
+            on_devices(build(config), launch.mesh, launch.sampler_mesh),
             run_dir,
             config=numbers,
             title=text.splitlines()[0],
@@ -95,12 +99,16 @@ def main(
 
 
 def on_devices(
-    stages: Sequence[experiment.Experiment], sizes: str | None
+    stages: Sequence[experiment.Experiment], sizes: str | None, sampler: str | None
 ) -> list[experiment.Experiment]:
-    """The stages on the mesh of --mesh; says which it is where there are devices."""
-    made = experiment.on_devices(stages, None if sizes is None else mesh.parse(sizes))
+    """The stages on --mesh and --sampler-mesh; says which where there are devices."""
+    learner, own = (None if x is None else mesh.parse(x) for x in (sizes, sampler))
+    made = spread.on_devices(stages, learner, sampler=own)
     if jax.device_count() > 1:
-        print(f"mesh: {mesh.text(made[-1].mesh)}, of {jax.device_count()} devices")
+        beside = "" if own is None else f", and {sampler} for the sampler"
+        print(
+            f"mesh: {mesh.text(made[-1].mesh)}{beside}, of {jax.device_count()} devices"
+        )
     return made
 
 
@@ -157,7 +165,8 @@ def _started(name, main, program, config, launch: Launch):
         return str(launch.run_dir or _default_folder(name, launch))
 
     run_dir = processes.from_leader("the run folder's name", folder)
-    return main(config, pathlib.Path(run_dir), launch)
+    in_bucket = "://" in run_dir  # of which pathlib would make another name
+    return main(config, run_dir if in_bucket else pathlib.Path(run_dir), launch)
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -65,6 +65,7 @@ RANGES = {
     "num_lengths": _count(),
     "num_group_parts": _count(),
     "num_slots": _count(),
+    "staleness": _count(0, 64),
     "unroll": _count(),
     "learning_rate": _RATE,
     "gradient_clip": _number(above=0),

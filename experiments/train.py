@@ -131,6 +131,9 @@ class Config:
     --num-samples."""
     num_slots: int | None = None
     """Completions sampled at a time; None: all at once."""
+    staleness: int | None = None
+    """Updates by which sampling is ahead of learning; it may then have devices of its
+    own, --sampler-mesh. None: they take turns, in one program."""
     learning_rate: float = 1e-6
     """Peak; after 10 optimiser steps linear to 10 %, and then constant."""
     schedule_steps: int | None = None

@@ -22,10 +22,12 @@ and the packages follow it. A package imports those of lower floors only
        learn       a rollout to a new state: update, microbatches, gates
        analysis    what one looks at: masses, plots, the entropy law
     4  program     act, verify and learn as one program, fused or split; its sizes
+       decoupled   the same with a sampler on devices of its own, ahead of the learner
        task        what is to be solved, and how it is judged
     5  evaluate    held-out problems: asking a policy, estimates, the report
        plan        what a run takes, before it runs
     6  experiment  a run as a value: program, task, evaluation, numbers of steps
+       spread      experiments on meshes of devices
        export      a run's checkpoint as a Hugging Face folder: a command
 
 Your own advantage is a function in your own file: README, "ten lines". The experiments,

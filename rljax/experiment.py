@@ -8,7 +8,6 @@ the file that builds it. A warm start is an experiment before an experiment.
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rljax import digest, keys, mesh, processes, program
+from rljax import decoupled, digest, keys, mesh, processes, program
 from rljax.evaluate import (
     Estimate,
     Evaluation,
@@ -32,7 +31,7 @@ from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
 from rljax.policy import frozen
-from rljax.run import profiled, same, train
+from rljax.run import bucket, profiled, same, train
 from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
@@ -53,6 +52,8 @@ class Experiment:
     task: what is trained on and held out; told in the run's config.json.
     act, learner, verify: the parts of a step; without `verify` it is supervised.
     glue: `program.fused`, or `program.split` for a verifier in Python.
+    ahead: how far ahead a sampler of its own is; None samples and learns by turns. See
+      `decoupled`; `steps_per_dispatch` is then 1.
     prompts: a stream of batches [K, P, ...].
     num_steps, steps_per_dispatch: training steps, and how many a dispatch takes, K.
     evaluation: of the decoder's parameters, every `evaluate_every` training steps and
@@ -66,7 +67,7 @@ class Experiment:
     reference: whether `TrainState.reference` holds the parameters this begins with.
     seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh,
       layout: what the run is spread over, and how; None is the default device. See
-      `on_devices`. Of a run's experiments the last one's count.
+      `rljax.spread`. Of a run's experiments the last one's count.
     """
 
     name: str = "rl"
@@ -76,6 +77,7 @@ class Experiment:
     learner: Learner
     verify: Callable | None = None
     glue: Callable[..., program.Run] = program.fused
+    ahead: decoupled.Ahead | None = None
     prompts: Stream
     num_steps: int
     steps_per_dispatch: int
@@ -92,6 +94,14 @@ class Experiment:
     layout: mesh.Layout = mesh.PLAIN
     mesh: Mesh | None = None
 
+    def __post_init__(self):
+        if self.ahead is not None and self.steps_per_dispatch != 1:
+            raise ValueError(
+                "a sampler that is ahead needs steps_per_dispatch=1, as sampling and"
+                " learning are programs of their own, got"
+                f" {self.steps_per_dispatch}; set it to 1."
+            )
+
     def begin(self, params: Any, key: jax.Array) -> TrainState:
         """The state to train from, of a model's or another stage's parameters."""
         params = self.enter_fn(params, keys.stream(key, keys.Stream.PARAMETERS))
@@ -99,7 +109,15 @@ class Experiment:
         if self.trains is not None:
             params, fixed["frozen"] = frozen.split(params, self.trains)
         reference = jax.tree.map(jnp.copy, params) if self.reference else None
-        return self.learner.init(params, key, reference, **fixed)
+        state = self.learner.init(params, key, reference, **fixed)
+        if self.ahead is None:
+            return state
+        verify = self.verify if self._in_graph else None
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batches()
+        )
+        early = decoupled.waiting(self.act, verify, state, batch, self.ahead.staleness)
+        return state.replace(ahead=early)
 
     def export(self, state: TrainState) -> Any:
         """The decoder's parameters, of a state of this experiment."""
@@ -107,7 +125,14 @@ class Experiment:
 
     def loop(self) -> program.Run:
         """(state, prompts [K, P, ...]) -> (state, metrics); each call makes another."""
-        return self.glue(self.act, self.learner, self.verify)
+        parts = self.act, self.learner, self.verify
+        if self.ahead is None:
+            return self.glue(*parts)
+        return decoupled.loop(*parts, self.ahead, in_graph=self._in_graph)
+
+    @property
+    def _in_graph(self) -> bool:
+        return self.glue is not program.split
 
     def program(self) -> program.Program:
         """What a run takes can be read off this; nothing runs."""
@@ -159,6 +184,7 @@ def run(
     last experiment.
 
     Args:
+      run_dir: on a file system or in a bucket (gs://...): see `run.bucket`.
       config: the numbers that a resumed run must share, as JSON takes them.
       title: of the report.
       resume: go on from the newest checkpoint of the folder.
@@ -181,9 +207,12 @@ def run(
         problems = digest.fingerprint((task.train, task.validation, task.test))
         made_of = {**config, "problems": problems}
         same.require_same_program(run_folder.plain(made_of))
-        with run_folder.open_run(
-            run_dir, made_of, resume=resume, may_change=may_change
-        ) as folder:
+        with (
+            bucket.kept(run_dir, resume=resume) as place,
+            run_folder.open_run(
+                place.folder, made_of, resume=resume, may_change=may_change
+            ) as folder,
+        ):
             if processes.leads():
                 kept.keep_origin(folder, last.model, last.program().state, last.export)
             before = Before(folder)
@@ -196,48 +225,10 @@ def run(
                 folder,
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
+                checkpoint_dir=place.checkpoint_dir,
+                writers=place.writers,
             )
             return _finish(experiments, state, before, title)
-
-
-def on_devices(
-    experiments: Sequence[Experiment],
-    sizes: Mapping[str, int] | None = None,
-    devices: Sequence[jax.Device] | None = None,
-) -> list[Experiment]:
-    """The experiments of a run, spread over a mesh; this changes no number.
-
-    Prompts that are computed at once must divide among the devices. Where they also do
-    among those of `tensor`, only sampling splits heads: see `mesh.Layout`.
-
-    Args:
-      sizes: devices along the axes of the mesh. None: all devices, or as many as divide
-        prompts, along `fsdp` if the parameters are large and else along `data`.
-      devices: all there are, by default.
-
-    Raises:
-      ValueError: if the sizes do not fit the devices or the experiments.
-    """
-    decoder, params = experiments[-1].model.config, experiments[-1].model.shapes()
-    limits = mesh.Limits(
-        prompts=math.gcd(*map(_prompts_at_once, experiments)),
-        heads=decoder.num_kv_heads,
-        experts=1 if decoder.experts is None else decoder.experts.num,
-    )
-    num_bytes = 4 * sum(x.size for x in jax.tree.leaves(params))
-    made = mesh.choose(limits, sizes, num_bytes=num_bytes, devices=devices)
-    layout = mesh.PLAIN
-    if made is not None and limits.prompts % made.size == 0:
-        layout = mesh.Layout(update=mesh.ONLY_PROMPTS)
-    return [dataclasses.replace(one, mesh=made, layout=layout) for one in experiments]
-
-
-def _prompts_at_once(experiment: Experiment) -> int:
-    """Prompts of a microbatch; a divisor of those that are sampled."""
-    repeats = experiment.learner.repeats
-    num_prompts = experiment.batches().tokens.shape[1]
-    pieces = repeats.num_minibatches * repeats.num_microbatches
-    return math.gcd(num_prompts, max(num_prompts // pieces, 1))
 
 
 def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
@@ -247,7 +238,8 @@ def require_traced(experiment: Experiment, loop: program.Run | None = None) -> N
       loop: what is going to run, which then need not be traced again.
     """
     made = experiment.program()
-    if loop is None or made.glue is not program.fused:
+    whole = made.glue is program.fused and experiment.ahead is None
+    if loop is None or not whole:
         loop = made.fused()
     jax.eval_shape(loop, made.state, made.prompts)
 
@@ -290,19 +282,20 @@ def phases(
 
         return mesh.in_shards(enter, *placing)
 
-    return [
-        Phase(
+    def phase(i, one):
+        run, stream = _fed(one, loops[i], placing)
+        return Phase(
             name=one.name,
-            run=_placing(loops[i], *placing),
-            stream=one.prompts,
+            run=run,
+            stream=stream,
             num_steps=one.num_steps,
             steps_per_dispatch=one.steps_per_dispatch,
             evaluate=functools.partial(evaluate, i),
             evaluate_every=one.evaluate_every,
             **({"begin": begin(i)} if i else {}),
         )
-        for i, one in enumerate(experiments)
-    ]
+
+    return [phase(i, one) for i, one in enumerate(experiments)]
 
 
 def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) -> None:
@@ -318,12 +311,16 @@ def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) 
         _written(params, offer)
 
 
-def _placing(
-    run: program.Run, devices: Mesh | None, layout: mesh.Layout
-) -> program.Run:
-    return lambda state, prompts: run(
-        state, mesh.shard_prompts(prompts, devices, axis=1, layout=layout)
-    )
+def _fed(one: Experiment, run: program.Run, placing) -> tuple[program.Run, Stream]:
+    """The loop and its prompts; a decoupled one puts them on its devices itself."""
+    if one.ahead is not None:
+        return run, decoupled.Early(one.prompts, one.ahead.staleness)
+    devices, layout = placing
+
+    def placed(state, prompts):
+        return run(state, mesh.shard_prompts(prompts, devices, axis=1, layout=layout))
+
+    return placed, one.prompts
 
 
 def _start(first: Experiment, last: Experiment) -> TrainState:

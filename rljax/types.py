@@ -211,6 +211,7 @@ class Rollout(_Replaceable):
     current: of the policy being updated, under stop-gradient; in `weighting` only.
     origin: u32[P] fingerprint of `old` and of the parameters it was measured with. The
       update takes `old` for `current` only if it fits; else it measures.
+    version: i32[P] training steps that the sampling policy had learned from.
     """
 
     prompts: Prompts
@@ -234,6 +235,9 @@ class Rollout(_Replaceable):
     )
     origin: jax.Array | Missing = _missing(
         "origin", "the actor of the loop supplies it"
+    )
+    version: jax.Array | Missing = _missing(
+        "version", "a decoupled loop supplies it, of others it is the step"
     )
 
 
@@ -298,6 +302,8 @@ class TrainState(_Replaceable):
       that policies read; None if all are trained. See `policy.frozen`.
     key: the run's PRNG key; never changes: step keys are folded from it.
     step: i32[] training steps (rollout batches) done.
+    ahead: rollouts that were sampled and not learned from, oldest first; None in a
+      coupled loop. See `decoupled`.
     """
 
     params: Any
@@ -308,6 +314,7 @@ class TrainState(_Replaceable):
     step: jax.Array
     reference: Any = None
     frozen: Any = None
+    ahead: Any = None
 
 
 Verify = Callable[[Prompts, Samples], Verdict]

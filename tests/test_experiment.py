@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import train
-from rljax import experiment
+from rljax import experiment, spread
 from rljax.run import record
 from rljax.types import NotMeasured
 
@@ -48,15 +48,15 @@ def test_a_step_that_cannot_be_traced_is_refused_before_the_folder_is_made(tmp_p
 def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest_that_does():
     stages = [tiny(num_prompts=16), tiny(num_prompts=24, num_microbatches=2)]
     with pytest.raises(ValueError, match=r"4 prompts of a piece.*take fsdp=4\."):
-        experiment.on_devices(stages, {"fsdp": 8})
+        spread.on_devices(stages, {"fsdp": 8})
     with pytest.raises(ValueError, match=r"2 key/value heads.*take data=4,tensor=2\."):
-        experiment.on_devices(stages, {"tensor": 4})
+        spread.on_devices(stages, {"tensor": 4})
 
 
 def test_by_default_a_run_takes_as_many_devices_as_divide_its_prompts():
-    (spread,) = experiment.on_devices([tiny(num_prompts=12)])
-    assert dict(spread.mesh.shape) == {"data": 4}
-    (alone,) = experiment.on_devices([tiny(num_prompts=7)])
+    (made,) = spread.on_devices([tiny(num_prompts=12)])
+    assert dict(made.mesh.shape) == {"data": 4}
+    (alone,) = spread.on_devices([tiny(num_prompts=7)])
     assert alone.mesh is None
 
 
@@ -79,19 +79,19 @@ def test_asking_for_the_program_takes_no_prompts_from_the_stream():
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [None, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_eight_devices_make_the_run_of_one_and_it_resumes(tmp_path, sizes):
-    def spread():
-        (one,) = experiment.on_devices([tiny()], sizes)
+    def placed():
+        (one,) = spread.on_devices([tiny()], sizes)
         assert one.mesh is not None and one.mesh.size == 8
         return one
 
-    rates = run(tmp_path / "spread", spread())
+    rates = run(tmp_path / "spread", placed())
     assert run(tmp_path / "alone", tiny()) == rates
     # Rounding alone differs: another summation order.
     chex.assert_trees_all_close(
         weights(tmp_path / "spread"), weights(tmp_path / "alone"), atol=1e-5
     )
     # What was saved in shards is restored to them, and evaluated once more.
-    assert run(tmp_path / "spread", spread(), resume=True) == rates
+    assert run(tmp_path / "spread", placed(), resume=True) == rates
     config = json.loads((tmp_path / "spread" / "config.json").read_text())
     assert config["seed"] == 0 and config["problems"]
 

@@ -37,6 +37,7 @@ FLOORS = (
             *("advantage", "loss", "policy", "verify", "data", "run"),
             *("algorithms", "model", "rollout", "learn", "analysis"),
         ),
+        "decoupled": ("policy", "run", "learn", "program"),
         "task": ("data", "verify", "model"),
     },
     dict.fromkeys(
@@ -44,12 +45,18 @@ FLOORS = (
         (
             *("advantage", "loss", "policy", "verify", "data", "run"),
             *("algorithms", "model", "rollout", "learn", "analysis"),
-            *("program", "task"),
+            *("program", "decoupled", "task"),
         ),
     ),
 )
 _BELOW = tuple(name for floor in FLOORS[1:] for name in floor)
-FLOORS = (*FLOORS, {"experiment": _BELOW, "export": _BELOW})
+FLOORS = (
+    *FLOORS,
+    {
+        **dict.fromkeys(("experiment", "export"), _BELOW),
+        "spread": (*_BELOW, "experiment"),
+    },
+)
 TABLE = {name: (*FIRST, *may) for floor in FLOORS for name, may in floor.items()}
 ABOVE = {"experiments", "benchmarks", "notebooks", "tpu", "tests"}
 

@@ -12,10 +12,11 @@ import tyro
 import experiments
 from experiments import assemble, formats, problems, train
 from rljax import mesh
-from rljax.experiment import Experiment, on_devices
+from rljax.experiment import Experiment
 from rljax.model import shapes
 from rljax.plan import cost
 from rljax.run.phase import Stream
+from rljax.spread import on_devices
 from rljax.types import Prompts
 
 

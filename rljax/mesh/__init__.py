@@ -10,6 +10,7 @@ see `Layout`.
     hints      in traced code: where an array is to lie; without a mesh they do nothing
     placement  arrays put on a mesh, and the shardings of a state
     shapes     the same of shapes, to compile for a mesh: `mesh.shapes.stored(...)`
+    move       arrays moved from one mesh to another
 """
 
 from rljax.mesh import shapes
@@ -20,6 +21,7 @@ from rljax.mesh.hints import (
     by_prompts,
     by_rows,
     constrain,
+    dispatch_axes,
     gather,
     keep,
     keep_state,
@@ -30,6 +32,7 @@ from rljax.mesh.hints import (
     unless_gathered,
     using,
 )
+from rljax.mesh.move import everywhere, move
 from rljax.mesh.placement import (
     copied,
     in_shards,
@@ -72,6 +75,8 @@ __all__ = [
     "choose",
     "constrain",
     "copied",
+    "dispatch_axes",
+    "everywhere",
     "gather",
     "in_shards",
     "keep",
@@ -79,6 +84,7 @@ __all__ = [
     "lanes",
     "logical_axes",
     "make",
+    "move",
     "parse",
     "parts",
     "place",

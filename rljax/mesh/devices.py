@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh
 
-from rljax.mesh.rules import AXES, DATA, EXPERT, FSDP, TENSOR
+from rljax.mesh.rules import AXES, DATA, EXPERT, FSDP, SEQUENCE, TENSOR
 
 LARGE = 2**30
 """Bytes of float32 parameters beyond which `choose` splits them over the devices."""
@@ -76,6 +76,7 @@ def parse(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, number = part.strip().partition("=")
+        _refuse_sequence(axis)
         good = axis in AXES and axis not in sizes
         if not (good and number.isascii() and number.isdigit() and int(number) > 0):
             raise ValueError(
@@ -123,6 +124,8 @@ def _complete(
     sizes: Mapping[str, int], num_devices: int, limits: Limits | None = None
 ) -> dict[str, int]:
     """All axes in order; `data` takes the rest if it is not named."""
+    for axis in sizes:
+        _refuse_sequence(axis)
     if unknown := set(sizes) - set(AXES):
         raise ValueError(
             f"the axes of a mesh must be of {', '.join(AXES)}, got"
@@ -138,6 +141,17 @@ def _complete(
         f"a mesh must divide the {num_devices} devices, got {_text(full)}, of"
         f" {named} devices; take {near}."
     )
+
+
+def _refuse_sequence(axis: str) -> None:
+    if axis == SEQUENCE:
+        raise ValueError(
+            f"a mesh must have the axes {', '.join(AXES)}, got {SEQUENCE}: attention"
+            " needs the whole of a sample's tokens on its device. What lies between"
+            " layers is split along tokens by tensor, with"
+            " Rules(rows=('data', 'fsdp', 'tensor')); longer samples fit with"
+            " attention in blocks and more microbatches."
+        )
 
 
 def _nearest(wanted: dict[str, int], num_devices: int, limits: Limits) -> str:

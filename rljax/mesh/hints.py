@@ -204,19 +204,38 @@ def by_heads(fn: Callable, *trees):
     )(*trees)
 
 
-def by_rows(fn: Callable, x: jax.Array, *others: jax.Array | None):
-    """`fn(x, *others)` of flat rows [rows, ...], each device on its own rows.
+def by_rows(fn: Callable, params, x: jax.Array, *others: jax.Array | None):
+    """`fn(params, x, *others)` of flat rows [rows, ...], each device on its own rows.
 
-    Parameters that `fn` closes over are whole there, but for what `tensor` splits.
+    Args:
+      params: of a layer of experts, whole on each device, but for what `tensor` splits;
+        along `dispatch_axes` each device has its own part of the experts' kernels.
     """
+    axes = _axes_of_rows(len(x))
+    if not axes:
+        return fn(params, x, *others)
+    experts = PartitionSpec(dispatch_axes(len(x)) or None)
+    specs = jax.tree.map(lambda p: experts if p.ndim == 3 else PartitionSpec(), params)
+    rows = PartitionSpec(axes)
+    return jax.shard_map(
+        fn,
+        in_specs=(specs, rows, *(rows for _ in others)),
+        out_specs=rows,
+        axis_names=set(axes),
+        check_vma=False,
+    )(params, x, *others)
+
+
+def dispatch_axes(num_rows: int) -> tuple[str, ...]:
+    """Mesh axes along which each device computes its own experts, of so many rows."""
+    return tuple(a for a in _axes_of_rows(num_rows) if a in rules().dispatch)
+
+
+def _axes_of_rows(num_rows: int) -> tuple[str, ...]:
+    """Mesh axes that split flat rows; none where they do not divide them."""
     there = sizes()
     axes = tuple(a for a in rules().rows if there.get(a, 1) > 1)
-    if not axes or len(x) % size(*axes):
-        return fn(x, *others)
-    spec = PartitionSpec(axes)
-    return jax.shard_map(
-        fn, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False
-    )(x, *others)
+    return () if num_rows % size(*axes) else axes
 
 
 def _stored(path, x) -> PartitionSpec:

@@ -11,6 +11,9 @@ DATA, FSDP, EXPERT, TENSOR = "data", "fsdp", "expert", "tensor"
 AXES = (DATA, FSDP, EXPERT, TENSOR)
 """Mesh axes, the one whose devices are nearest to each other last."""
 
+SEQUENCE = "sequence"
+"""A mesh axis that is kept for T inside attention, and that no mesh may have yet."""
+
 FREE = PartitionSpec.UNCONSTRAINED
 """What a hint says of an axis that it leaves to the compiler."""
 
@@ -30,6 +33,8 @@ class Rules:
     mlp: width inside the feed-forward network.
     vocab: rows of the embedding, columns of the head, logits.
     experts: experts of a mixture.
+    dispatch: of these, the axes along which rows come to the experts instead of experts
+      to the rows; they must split `rows`, too.
     layers: the axis of stacked layers.
     """
 
@@ -40,6 +45,7 @@ class Rules:
     mlp: tuple[str, ...] = (TENSOR,)
     vocab: tuple[str, ...] = (TENSOR,)
     experts: tuple[str, ...] = (EXPERT,)
+    dispatch: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -51,6 +57,12 @@ class Rules:
                     f"{name} must be a tuple of names of mesh axes, got {axes!r}; write"
                     f" {name}=('fsdp',), or () for none."
                 )
+        if not set(self.dispatch) <= {*self.experts} & {*self.rows}:
+            raise ValueError(
+                "dispatch must be mesh axes that split experts and rows, got"
+                f" {self.dispatch} beside experts={self.experts} and rows={self.rows};"
+                " add them there, too."
+            )
 
 
 ONLY_PROMPTS = Rules(
@@ -69,14 +81,15 @@ does."""
 class Layout:
     """The two rule sets of a run.
 
-    Decoding reads all weights for each token, so they had better stay split; an update
-    works on so many tokens that gathering weights costs less than moving activations.
+    Decoding reads all weights for each token, so they had better stay split, experts,
+    too; an update works on so many tokens that gathering weights costs less than moving
+    activations.
 
     sample: while completions are decoded.
     update: for all the rest. Parameters, optimiser and references are stored by it.
     """
 
-    sample: Rules = Rules()
+    sample: Rules = Rules(dispatch=(EXPERT,))
     update: Rules = Rules()
 
 
@@ -99,11 +112,11 @@ def _of_module(name: str, rows: str, columns: str) -> dict[tuple, Names]:
         (name, "bias"): ("layers", columns),
         (name, "lora_a"): ("layers", rows, None),
         (name, "lora_b"): ("layers", None, columns),
-        (name, "kernel", 4): ("layers", "experts", rows, columns),
+        ("experts", name, "kernel"): ("layers", "experts", rows, columns),
     }
 
 
-# Logical axes of a decoder's parameters, by the last two keys of their paths. Moments,
+# Logical axes of a decoder's parameters, by the last keys of their paths. Moments,
 # references, averages and masters have the same, as they end in the same keys. What is
 # not here is copied to every device.
 _PARAMETERS: dict[tuple, Names] = {
@@ -121,8 +134,8 @@ def logical_axes(path: tuple, ndim: int, *, of_one_layer: bool = False) -> Names
     Args:
       of_one_layer: whether the axis of layers may be missing.
     """
-    keys = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)[-2:]
-    for names in (_PARAMETERS.get(keys, ()), _PARAMETERS.get((*keys, 4), ())):
+    keys = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)
+    for names in (_PARAMETERS.get(keys[-3:], ()), _PARAMETERS.get(keys[-2:], ())):
         if len(names) == ndim:
             return names
         if of_one_layer and names[:1] == ("layers",) and len(names) == ndim + 1:

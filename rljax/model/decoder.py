@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from rljax import check, mesh
 from rljax.model import replay, transformer
 from rljax.model.config import DecoderConfig
+from rljax.model.one_walk import walk
 from rljax.model.projection import join_projections
 from rljax.model.replay import Routes
 from rljax.model.transformer import Cache, Decoder, PromptCache
@@ -143,24 +144,36 @@ class _DecoderFunctions:
         if self.replay_routes:
             given = replay.recorded(prompts, samples)
         params = transformer.by_group(params, self.config)
-        first, keys, prompt_routes = self._apply(
+        P, G, T = tokens.shape
+        fed = tokens[:, :, :-1], mask[:, :, :-1]
+        if T > 1 and mesh.size() > 1:
+            first, rest, own = self._apply(
+                params, walk, prompts.tokens, prompts.length, *fed, given
+            )
+        else:
+            first, rest, own = self._in_two_walks(params, prompts, *fed, given)
+        states = jnp.broadcast_to(first[:, None, None], (P, G, 1, first.shape[-1]))
+        return jnp.concatenate([states, rest], 2), own
+
+    def _in_two_walks(self, params, prompts, tokens, mask, given):
+        """What `walk` returns; for a CPU, products of prompts and tokens are apart."""
+        first, keys, of_prompts = self._apply(
             params, Decoder.prefill, prompts.tokens, prompts.length, given.prompt
         )
-        P, G, T = tokens.shape
-        states = jnp.broadcast_to(first[:, None, None], (P, G, 1, first.shape[-1]))
-        if T == 1:
-            return states, Routes(prompt_routes, None)
-        rest, routes = self._apply(
+        if tokens.shape[-1] == 0:
+            rest = jnp.zeros((*tokens.shape, first.shape[-1]), first.dtype)
+            return first, rest, Routes(of_prompts, None)
+        rest, of_tokens = self._apply(
             params,
             Decoder.score,
-            tokens[:, :, :-1],
-            mask[:, :, :-1],
+            tokens,
+            mask,
             prompts.length,
             prompts.tokens.shape[1],
             keys,
             given.completion,
         )
-        return jnp.concatenate([states, rest], 2), Routes(prompt_routes, routes)
+        return first, rest, Routes(of_prompts, of_tokens)
 
     def logits(self, params, hidden):
         logits = self._apply(params, Decoder.logits, hidden)

@@ -76,3 +76,11 @@ def test_an_unknown_axis_is_refused():
 def test_a_mesh_is_told_as_the_flag_would_say_it():
     assert mesh.text(mesh.make(fsdp=2)) == "data=4,fsdp=2"
     assert mesh.text(None) == "data=1"
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: mesh.parse("data=2,sequence=4"), lambda: mesh.make(sequence=4)]
+)
+def test_tokens_inside_attention_are_not_split_and_it_says_what_is(ask):
+    with pytest.raises(ValueError, match=r"sequence.*whole of a sample.*Rules\(rows="):
+        ask()

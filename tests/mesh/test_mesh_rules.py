@@ -109,3 +109,16 @@ def test_rules_are_a_part_of_what_is_compiled():
         with mesh.using(mesh.make(tensor=8), layout):
             found.append(stored(tree)["embed"]["embedding"].sharding.spec)
     assert found == [Spec("tensor"), Spec(None, "tensor")]
+
+
+def test_one_layer_of_experts_is_not_taken_for_many_dense_layers():
+    # Both have three axes; their paths tell them apart.
+    def axes(*path, of_one_layer):
+        path = tuple(map(jax.tree_util.DictKey, path))
+        return mesh.logical_axes(path, 3, of_one_layer=of_one_layer)
+
+    dense, experts = ("layers", "embed", "mlp"), ("experts", "embed", "mlp")
+    assert axes("layers", "gate", "kernel", of_one_layer=True) == dense
+    assert axes("experts", "gate", "kernel", of_one_layer=True) == experts
+    shared = ("layers", "experts", "shared", "gate", "kernel")
+    assert axes(*shared, of_one_layer=False) == dense

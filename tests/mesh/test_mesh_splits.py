@@ -4,6 +4,7 @@ Shardings never change a number, so only counting shows a device that computes w
 neighbours compute, too, or that holds what should lie in shards.
 """
 
+import dataclasses
 import functools
 
 import fakes
@@ -174,6 +175,38 @@ def test_a_mixture_of_experts_gives_the_run_of_one_device():
     assert 0.115 < assert_as_on_one(sizes, FULL, experts=experts) < 0.14
 
 
+DISPATCH = mesh.Layout(
+    update=dataclasses.replace(mesh.ONLY_PROMPTS, dispatch=("expert",))
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes", [{"expert": 8}, {"data": 2, "fsdp": 2, "expert": 2}], ids=str
+)
+def test_rows_that_come_to_their_experts_give_the_run_of_one_device(sizes):
+    # A row whose expert is elsewhere must add nothing here, forward and backward.
+    experts = Experts(num=8, num_chosen=2, d_ff=32, shared_d_ff=16)
+    assert_as_on_one(sizes, DISPATCH, experts=experts)
+
+
+@pytest.mark.slow
+def test_where_rows_come_to_the_experts_no_expert_moves():
+    # Per token and layer the rows, 8 prompts x 2 samples over 4 devices of d_model,
+    # come and go; the kernels of one layer's experts alone would be 8 x 3 x 64 x 32.
+    experts = Experts(num=8, num_chosen=2, d_ff=32)
+    sizes = {"data": 2, "expert": 4}
+    step, _, _ = compiled(
+        sizes, DISPATCH, num_samples=2, max_tokens=12, experts=experts
+    )
+    found = hlo.collectives(step.as_text())
+    decoding = [x for x in found if "decode_step" in x.op_name]
+    assert max(x.bytes for x in decoding) == 8 * 64 * 4
+    update = [x for x in found if "jvp(" in x.op_name]
+    assert update
+    assert not [x for x in update if "8,64,32]" in x.shape or "8,32,64]" in x.shape]
+
+
 def moved(step, part):
     """Bytes that collectives move in a part of the program, by kind."""
     found = [x for x in hlo.collectives(step.as_text()) if part in x.op_name]
@@ -217,3 +250,13 @@ def test_nothing_of_the_size_of_all_layers_is_whole_anywhere():
     assert max(largest.values()) < 0.75 * whole, largest
     place = jax.tree.leaves(state.params)[0].sharding.mesh
     assert not mesh.copied(state, place, FULL, min_bytes=2**12)
+
+
+@pytest.mark.slow
+def test_an_update_gathers_each_layer_once_forward_and_once_backward():
+    # Prompts and completions go through a layer together; apart, each would gather
+    # its weights and scatter their gradients. The head is gathered once for both ways.
+    step, state, _ = compiled({"fsdp": 4}, FULL, num_samples=2, max_tokens=12)
+    kernels = [x for x in jax.tree.leaves(state.params["layers"]) if x.ndim == 3]
+    gathered = 2 * sum(x.size for x in kernels) + state.params["head"]["kernel"].size
+    assert moved(step, "jvp(")["all-gather"]["bytes"] == 4 * gathered

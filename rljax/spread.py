@@ -1,0 +1,99 @@
+"""The experiments of a run, spread over devices."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from rljax import mesh, processes
+from rljax.experiment import Experiment
+
+
+def on_devices(
+    experiments: Sequence[Experiment],
+    sizes: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    sampler: Mapping[str, int] | None = None,
+) -> list[Experiment]:
+    """The experiments of a run, spread over a mesh; this changes no number.
+
+    Prompts that are computed at once must divide among the devices. Where they also do
+    among those of `tensor`, only sampling splits heads: see `mesh.Layout`.
+
+    Args:
+      sizes: devices along the axes of the mesh. None: all devices, or as many as divide
+        prompts, along `fsdp` if the parameters are large and else along `data`.
+      devices: all there are, by default.
+      sampler: sizes of a second mesh, of the first devices; the other mesh is of those
+        behind. It samples for the experiments that are `ahead`. None: their sampler
+        runs where the learner does.
+
+    Raises:
+      ValueError: if the sizes do not fit the devices or the experiments.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    decoder, params = experiments[-1].model.config, experiments[-1].model.shapes()
+    limits = mesh.Limits(
+        prompts=math.gcd(*map(_prompts_at_once, experiments)),
+        heads=decoder.num_kv_heads,
+        experts=1 if decoder.experts is None else decoder.experts.num,
+    )
+    num_bytes = 4 * sum(x.size for x in jax.tree.leaves(params))
+    own = None
+    if sampler is not None:
+        own, devices = _of_sampler(experiments, limits, sampler, devices)
+    made = mesh.choose(limits, sizes, num_bytes=num_bytes, devices=devices)
+    if made is None and own is not None:  # the default device is the sampler's
+        made = mesh.make(devices[:1])
+    layout = mesh.PLAIN
+    if made is not None and limits.prompts % made.size == 0:
+        layout = mesh.Layout(update=mesh.ONLY_PROMPTS)
+
+    def spread(one: Experiment) -> Experiment:
+        ahead = None if one.ahead is None else one.ahead._replace(mesh=own)
+        return dataclasses.replace(one, mesh=made, layout=layout, ahead=ahead)
+
+    return list(map(spread, experiments))
+
+
+def _of_sampler(
+    experiments: Sequence[Experiment],
+    limits: mesh.Limits,
+    sizes: Mapping[str, int],
+    devices: list[jax.Device],
+) -> tuple[Mesh, list[jax.Device]]:
+    """The sampler's mesh, of the first devices, and the devices behind."""
+    if processes.count() > 1:
+        raise ValueError(
+            "a sampler on devices of its own needs one process for all devices, got"
+            f" {processes.count()}: JAX moves no arrays between meshes of several;"
+            " leave out its mesh."
+        )
+    num = math.prod(sizes.values())
+    if num >= len(devices):
+        raise ValueError(
+            f"the sampler must leave devices to the learner, got {num} of"
+            f" {len(devices)}; give it fewer."
+        )
+    ahead = [one for one in experiments if one.ahead is not None]
+    if not ahead:
+        raise ValueError(
+            "a sampler on devices of its own must be ahead of the learner, or both"
+            " would wait for each other, got experiments that sample and learn by"
+            " turns; set `ahead`: with --staleness 1."
+        )
+    prompts = math.gcd(*(one.batches().tokens.shape[1] for one in ahead))
+    mine = devices[:num]
+    made = mesh.choose(limits._replace(prompts=prompts), sizes, devices=mine)
+    return mesh.make(mine) if made is None else made, devices[num:]
+
+
+def _prompts_at_once(experiment: Experiment) -> int:
+    """Prompts of a microbatch; a divisor of those that are sampled."""
+    repeats = experiment.learner.repeats
+    num_prompts = experiment.batches().tokens.shape[1]
+    pieces = repeats.num_minibatches * repeats.num_microbatches
+    return math.gcd(num_prompts, max(num_prompts // pieces, 1))
