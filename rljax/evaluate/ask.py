@@ -79,8 +79,8 @@ def in_batches(
       fn: (params, prompts [size, ...]) -> pytree.
       size: problems at a time; raised to a multiple of the mesh's devices.
       axis: of the problems in what `fn` returns.
-      largest: problems of the largest set that `fn` serves, whose batches this one's
-        are like; None is this one.
+      largest: problems of the largest set that `fn` is used for: all sets then have
+        batches of one size. None: `fn` is used for this one only.
       doing: what to say while it takes long.
     """
     check.count("size", size)
