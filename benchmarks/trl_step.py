@@ -43,42 +43,7 @@ def main() -> None:
     work = workload.WORKLOADS[args.workload]
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
-    model = transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(
-            vocab_size=workload.VOCAB,
-            hidden_size=work.d_model,
-            intermediate_size=work.d_ff,
-            num_hidden_layers=work.num_layers,
-            num_attention_heads=work.num_heads,
-            num_key_value_heads=work.num_heads,
-            max_position_embeddings=workload.PROMPT_TOKENS + work.new_tokens,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
     rows = [{"prompt": q, "answer": a} for q, a in workload.problems(4096)]
-    fastest = {"gradient_checkpointing": False, "logging_strategy": "no"}
-    config = trl.GRPOConfig(
-        output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
-        bf16=False,
-        per_device_train_batch_size=work.num_prompts * work.num_samples,
-        num_generations=work.num_samples,
-        max_completion_length=work.new_tokens,
-        generation_kwargs={"min_new_tokens": work.new_tokens},
-        temperature=1.0,
-        beta=0.0,
-        learning_rate=1e-3,
-        max_steps=args.steps,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=0,
-        lr_scheduler_type="constant",
-        **({} if args.defaults else fastest),
-    )
     clock, lengths, parts = Clock(), [], {}
 
     def reward(completions, answer, completion_ids, **columns):
@@ -86,9 +51,9 @@ def main() -> None:
         return [float(c == a) for c, a in zip(completions, answer, strict=True)]
 
     trainer = trl.GRPOTrainer(
-        model=model,
+        model=model(work),
         reward_funcs=reward,
-        args=config,
+        args=settings(work, args.steps, defaults=args.defaults),
         train_dataset=Dataset.from_list(rows),
         processing_class=workload.hugging_face_tokenizer(),
         callbacks=[clock],
@@ -105,6 +70,49 @@ def main() -> None:
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         parts_ms={k: 1e3 * statistics.median(v) for k, v in parts.items()},
         versions={"trl": trl.__version__, "torch": torch.__version__},
+    )
+
+
+def model(work: workload.Workload):
+    """Qwen2 of the workload's sizes."""
+    return transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(
+            vocab_size=workload.VOCAB,
+            hidden_size=work.d_model,
+            intermediate_size=work.d_ff,
+            num_hidden_layers=work.num_layers,
+            num_attention_heads=work.num_heads,
+            num_key_value_heads=work.num_heads,
+            max_position_embeddings=workload.PROMPT_TOKENS + work.new_tokens,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def settings(work: workload.Workload, steps: int, *, defaults: bool):
+    """GRPO without a KL term, one step per batch; every completion has full length."""
+    fastest = {"gradient_checkpointing": False, "logging_strategy": "no"}
+    return trl.GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=work.num_prompts * work.num_samples,
+        num_generations=work.num_samples,
+        max_completion_length=work.new_tokens,
+        generation_kwargs={"min_new_tokens": work.new_tokens},
+        temperature=1.0,
+        beta=0.0,
+        learning_rate=1e-3,
+        max_steps=steps,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=0,
+        lr_scheduler_type="constant",
+        **({} if defaults else fastest),
     )
 
 

@@ -34,18 +34,6 @@ def main() -> None:
     work = workload.WORKLOADS[args.workload]
     auto = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=auto)
-    config = qwen2.ModelConfig(
-        num_layers=work.num_layers,
-        vocab_size=workload.VOCAB,
-        embed_dim=work.d_model,
-        hidden_dim=work.d_ff,
-        num_heads=work.num_heads,
-        head_dim=work.d_model // work.num_heads,
-        num_kv_heads=work.num_heads,
-        rope_theta=10000,
-        norm_eps=1e-6,
-        use_tied_embedding=True,
-    )
     rows = [
         {"prompts": question, "answer": answer}
         for question, answer in workload.problems(work.num_prompts * (args.steps + 2))
@@ -57,28 +45,7 @@ def main() -> None:
         return [float(c == a) for c, a in zip(completions, answer, strict=True)]
 
     with mesh:
-        model = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
-        embedding = model.embedder.input_embedding
-        embedding.value = embedding.value * 0.02  # as all others are initialised
-        cluster = rl_cluster.RLCluster(
-            actor=model,
-            reference=None,
-            tokenizer=workload.hugging_face_tokenizer(),
-            cluster_config=rl_cluster.ClusterConfig(
-                role_to_mesh=dict.fromkeys(
-                    (
-                        rl_cluster.Role.ACTOR,
-                        rl_cluster.Role.REFERENCE,
-                        rl_cluster.Role.ROLLOUT,
-                    ),
-                    mesh,
-                ),
-                rollout_engine="vanilla",
-                offload_to_cpu=False,
-                training_config=training(args.steps, work.num_prompts),
-                rollout_config=rollout(work.new_tokens),
-            ),
-        )
+        cluster = cluster_of(model(work), work, args.steps, mesh)
         learner = grpo_learner.GRPOLearner(
             rl_cluster=cluster,
             algo_config=grpo_learner.GRPOConfig(
@@ -102,6 +69,43 @@ def main() -> None:
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         parts_ms={k: 1e3 * statistics.median(v[2:]) for k, v in parts.items()},
         versions={"tunix": version, "jax": jax.__version__},
+    )
+
+
+def model(work: workload.Workload):
+    """Qwen2 of the workload's sizes, its embedding initialised as all others are."""
+    config = qwen2.ModelConfig(
+        num_layers=work.num_layers,
+        vocab_size=workload.VOCAB,
+        embed_dim=work.d_model,
+        hidden_dim=work.d_ff,
+        num_heads=work.num_heads,
+        head_dim=work.d_model // work.num_heads,
+        num_kv_heads=work.num_heads,
+        rope_theta=10000,
+        norm_eps=1e-6,
+        use_tied_embedding=True,
+    )
+    made = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
+    embedding = made.embedder.input_embedding
+    embedding.value = embedding.value * 0.02
+    return made
+
+
+def cluster_of(actor, work: workload.Workload, steps: int, mesh):
+    """The actor, which samples, too; there is no reference."""
+    roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT)
+    return rl_cluster.RLCluster(
+        actor=actor,
+        reference=None,
+        tokenizer=workload.hugging_face_tokenizer(),
+        cluster_config=rl_cluster.ClusterConfig(
+            role_to_mesh=dict.fromkeys(roles, mesh),
+            rollout_engine="vanilla",
+            offload_to_cpu=False,
+            training_config=training(steps, work.num_prompts),
+            rollout_config=rollout(work.new_tokens),
+        ),
     )
 
 

@@ -125,9 +125,9 @@ class AlgorithmState(NamedTuple):
 def initial_credit(rollout: Rollout) -> Credit:
     """The credit that every chain starts from: the reward and the mask.
 
-    Without a verdict (supervised terms) the reward is 1. All rows are members but those
-    whose verifier failed and those without any token (of short groups): they weigh
-    nothing, and their reward counts as 0.
+    Without a verdict (supervised terms) the reward is 1. Every row is a member, except
+    a row whose verifier failed and a row without any token (as in short groups). Such a
+    row has weight 0 and reward 0.
     """
     mask, member = rollout.samples.mask, solve_rate.members(rollout)
     if is_measured(rollout.verdict):
@@ -145,9 +145,9 @@ def algorithm(**terms: Term) -> Algorithm:
     """An algorithm from named terms; a term's name prefixes its metrics.
 
     Raises:
-      ValueError: without terms; and, when traced, if a weighting contains no reduction
-        or an advantage chain one, and if a transform or loss function breaks its law
-        (`seam.BrokenLaw`).
+      ValueError: if there are no terms; when traced, if a weighting contains no
+        reduction, if an advantage chain contains one, or if a transform or loss
+        function breaks its law (`seam.BrokenLaw`).
     """
     if not terms:
         raise ValueError("algorithm needs at least one term, got none; pass name=Term.")

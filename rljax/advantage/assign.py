@@ -1,9 +1,9 @@
 """Assignments: advantages that replace the reward.
 
 A static method on rewards 0 and 1 is two functions of the group's solve rate p: the
-advantages A_S of a success and A_F of a failure, or as well two masses m_S = p A_S and
-m_F = -(1 - p) A_F. Where both classes are scaled alike, `center_by_group()` and a
-`scale_by_rate` say it; where they are treated apart, `assign_by_class` does.
+advantages A_S of a success and A_F of a failure. The masses m_S = p A_S and m_F =
+-(1 - p) A_F say the same. Where both classes are scaled alike, use `center_by_group()`
+and a `scale_by_rate`; where they are treated apart, use `assign_by_class`.
 """
 
 from collections.abc import Callable

@@ -79,7 +79,7 @@ def kl_controller(
 
     Args:
       target: nats, in the unit of what is measured.
-      rate: samples per update over the samples that the coefficient takes to move
+      rate: samples per update, divided by the samples in which the coefficient moves
         (the paper's horizon, 10,000).
       initial: the coefficient's start.
       largest_error: bounds the relative error.

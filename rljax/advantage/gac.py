@@ -50,7 +50,7 @@ def optimal_share(m: GacMeasurement, alpha: ArrayLike = 0.5) -> jax.Array:
     """The closed form of mu*; inverse-variance weighting without mismatch.
 
     Args:
-      alpha: the share wanted were both gradients exact, a fraction.
+      alpha: the share that would be right if both gradients were exact, a fraction.
     """
     total = m.mismatch + m.sft_variance + m.rl_variance + _FLOOR
     return (alpha * m.mismatch + m.rl_variance) / total
@@ -73,14 +73,15 @@ def gac_controller(
     Args:
       alpha: see `optimal_share`. Constant: the outer rule that the paper mentions for
         it is not in the released code.
-      keep: what averages and share keep of themselves per update (the paper's beta).
+      keep: how much of its old value each average, and the share, keeps per update
+        (the paper's beta).
       initial, low, high: first share and bounds, fractions.
       max_change: largest change of the share per optimiser step.
-      every: optimiser steps between measurements that are taken in.
+      every: optimiser steps between two measurements that are used.
       prior: step -> share, such as an optax schedule; it is
         averaged with the measurements' share (the code's lambda is 1/2). None follows
         the measurements alone.
-      mismatch_cap: bounds D by this times s_s + s_r; None does not.
+      mismatch_cap: D is at most this times s_s + s_r; None is no bound.
 
     Returns:
       A controller from `GacMeasurement` to `GacValue`.
@@ -132,13 +133,13 @@ def _capped(m: GacMeasurement, cap: ArrayLike | None) -> GacMeasurement:
 
 
 def as_they_are(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mismatch is one of coefficients: the released code."""
+    """Compares the coefficients as they are, as the released code does."""
     del valid
     return coefficient
 
 
 def z_scores(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mismatch is one of coefficients standardised over the batch's tokens.
+    """Compares coefficients that are standardised over the batch's tokens.
 
     Source: the method note and README; the code does not (scope RECONSTRUCTED).
     """

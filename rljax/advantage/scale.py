@@ -150,7 +150,7 @@ def scale_negative(factor: ArrayLike) -> AdvantageTransform:
 
 
 def scale_by_mixed_share() -> AdvantageTransform:
-    """A * groups / groups of unequal advantages: the mean over the latter alone.
+    """A * groups / mixed groups: the mean runs over groups of unequal advantages alone.
 
     Without any such group the factor is 1. Logs `mixed_share`.
 

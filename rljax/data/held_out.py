@@ -1,6 +1,6 @@
 """Held-out problems: parts of a data set that share no question.
 
-A question that is in the training data twice is, split by rows, in the test as well.
+Split by rows, a question that stands twice in the data may be trained on and tested.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Split(NamedTuple):
 
     held_out: i64[...] rows of each held-out part, in the order asked for.
     train: i64[...] the rows of all other questions, repeated ones included.
-    num_left_out: rows in no part, as their question is a held-out one once more.
+    num_left_out: rows in no part, because they repeat a held-out question.
     num_elsewhere: of these, rows with a question that another file tests.
     """
 
@@ -37,7 +37,7 @@ class Split(NamedTuple):
 
 
 def same_question(question: Question) -> str:
-    """What two problems must share to be the same: their words, whatever the blanks.
+    """The words of a question, whatever the blanks: problems that share them are one.
 
     Of a conversation, those of all messages but the system's; of tokens, the ids.
     """

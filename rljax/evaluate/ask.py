@@ -79,8 +79,8 @@ def in_batches(
       fn: (params, prompts [size, ...]) -> pytree.
       size: problems at a time; raised to a multiple of the mesh's devices.
       axis: of the problems in what `fn` returns.
-      largest: problems of the largest set that `fn` serves, whose batches this one's
-        are like; None is this one.
+      largest: problems of the largest set that `fn` is used for: all sets then have
+        batches of one size. None: `fn` is used for this one only.
       doing: what to say while it takes long.
     """
     check.count("size", size)
@@ -167,16 +167,14 @@ def held_out(
         )
     ]
     sampled, likely = map(jax.jit, fns) if in_graph else fns
-    batches = {"largest": max(len(task.validation.id), len(task.test.id))}
-    validation = in_batches(
-        sampled, task.validation, batch_size, doing="evaluation", **batches
-    )
-    test_sampled = in_batches(
-        sampled, task.test, batch_size, doing="test, sampled", **batches
-    )
-    test_likely = in_batches(
-        likely, task.test, batch_size, doing="test, greedy", **batches
-    )
+    largest = max(len(task.validation.id), len(task.test.id))
+
+    def batched(fn, prompts, doing):
+        return in_batches(fn, prompts, batch_size, largest=largest, doing=doing)
+
+    validation = batched(sampled, task.validation, "evaluation")
+    test_sampled = batched(sampled, task.test, "test, sampled")
+    test_likely = batched(likely, task.test, "test, greedy")
     ks = tuple(dict.fromkeys((1, num_samples)))
 
     def validate(params):
@@ -190,22 +188,27 @@ def held_out(
         return stage, _completions(answers, task.test, tokenizer, 12)
 
     def tables(stages):
-        first = estimate.compare(stages, ks)
-        found = [first._replace(note=f"{first.note} {note}".strip())]
-        if task.group is not None:
-            label, group = task.group
-            found.append(estimate.compare_by_group(stages, group, label))
-        return found
+        return _tables(stages, task, ks, note)
 
-    index = np.resize(
-        np.arange(len(task.validation.id)), min(batch_size, batches["largest"])
-    )
-    batch = take(task.validation, index)
+    problems = np.arange(len(task.validation.id))
+    batch = take(task.validation, np.resize(problems, min(batch_size, largest)))
     programs = {"evaluation, sampled": (fns[0], batch)}
     if len(task.test.id):
         programs["evaluation, greedy"] = (fns[1], batch)
     tested = test if len(task.test.id) else None
     return Evaluation(validate, tested, tables, programs if in_graph else {})
+
+
+def _tables(
+    stages: Mapping[str, estimate.Stage], task: Task, ks: tuple[int, ...], note: str
+) -> list[estimate.Table]:
+    """All problems in one table; by the task's groups in a second, if it has any."""
+    first = estimate.compare(stages, ks)
+    found = [first._replace(note=f"{first.note} {note}".strip())]
+    if task.group is not None:
+        label, group = task.group
+        found.append(estimate.compare_by_group(stages, group, label))
+    return found
 
 
 def _lengths(answers: Answers) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The policies of a run folder: `policy`, the last one, and `policy-best`.
 
-And `model`, all of a policy but its weights, for those of checkpoints: `rljax.export`.
+Beside them, `model` holds all of a policy but its weights: `rljax.export` adds those
+of a checkpoint.
 
 Each is a Hugging Face folder with one file more, which says of which step it is. A new
 one is complete before it takes the place of the old one, so a kill leaves one of them.

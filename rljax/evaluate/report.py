@@ -1,6 +1,6 @@
 """The report of a run: one HTML file with curves, tables and samples, nothing to load.
 
-It reads the run folder (`config.json`, `record.jsonl`) and leaves out what is not
+It reads the run folder (`config.json`, `metrics.jsonl`) and leaves out what is not
 there, so a run of three steps has a report too.
 """
 

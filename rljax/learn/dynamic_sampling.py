@@ -1,4 +1,4 @@
-"""Dynamic sampling: of more groups than are trained on, the mixed ones are kept."""
+"""Dynamic sampling: samples more groups than are trained on, and keeps mixed ones."""
 
 import jax.numpy as jnp
 
@@ -12,7 +12,8 @@ from rljax.types import Rollout, TrainState
 def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
     """Trains on the first `num_prompts` groups that are not all right nor all wrong.
 
-    Rows whose verifier failed are neither: of their group the others decide.
+    A row whose verifier failed is neither right nor wrong: the other rows of its group
+    decide.
 
     The paper samples until a batch is full. In a compiled loop the stream gives each
     step more prompts than are trained on instead, a constant factor: where a share m of
@@ -22,7 +23,7 @@ def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
 
     Args:
       learner: what learns from the groups that are kept.
-      num_prompts: of them; at most the prompts of a rollout.
+      num_prompts: groups that are kept; at most the prompts of a rollout.
 
     Returns:
       A learner for larger rollouts; logs `samples/mixed_kept`, the share of groups

@@ -65,8 +65,8 @@ def of_minibatch(
     Args:
       measure: (params, prompts, samples, reference) -> TokenStats.
       algorithm: what to minimise.
-      pieces: of the batch; the activations of one piece exist at once.
-      credits: of the terms, before weighing.
+      pieces: how the batch is cut; the activations of one piece exist at once.
+      credits: one per term, before weighing.
       batch: the minibatch.
       state: parameters, reference and the algorithm's state.
       first: bool[], whether this is the first optimiser step on the rollout batch.

@@ -129,7 +129,8 @@ def chi_squared_exact() -> LossFn:
 
 
 def entropy_bonus_sampled() -> LossFn:
-    """-H from sampled tokens: value log pi, gradient that of sg[log pi] log pi.
+    """-H from sampled tokens: value log pi, gradient that of sg[log pi] log pi
+    (sg: without its gradient).
 
     Its expected gradient is that of -H, on-policy. Differentiating the value itself
     would give 0 in expectation.

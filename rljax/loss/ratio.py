@@ -1,8 +1,8 @@
 """Surrogates of the token ratio rho = pi / pi_old beyond PPO's clip.
 
 Losses are `(now, credit, rollout) -> f32[P, G, T]`, minimised; `coefficient` is
--dl/dlogp. Bounds named `low` and `high` are distances from 1 (the eps of papers);
-bounds named `floor` and `cap` are absolute.
+-dl/dlogp; sg[x] is x without its gradient. Bounds named `low` and `high` are distances
+from 1 (the eps of papers); bounds named `floor` and `cap` are absolute.
 """
 
 import jax

@@ -1,8 +1,9 @@
 """Surrogates whose ratio belongs to a sequence or a turn instead of a token.
 
-d = log(pi / pi_old) of a token. Averages run over the tokens of the mask; a weight of 0
-does not remove a token from them. Losses of a row are [P, G, 1]: the reduction spreads
-them over its tokens.
+d = log(pi / pi_old) of a token; |y| is the number of tokens of a row; sg[x] is x
+without its gradient. Averages run over the tokens of the mask; a weight of 0 does not
+remove a token from them. Losses of a row are [P, G, 1]: the reduction spreads them over
+its tokens.
 """
 
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def mean_unclipped(d: jax.Array, a: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def sum_of_clipped(low: ArrayLike = 0.4, high: ArrayLike = 0.4) -> LogRatio:
-    """Ablation: the sum of what `mean_of_clipped` averages: without 1 / |y|."""
+    """Ablation: the sum, where `mean_of_clipped` takes the mean."""
     check.number("low", low, low=0)
     check.number("high", high, low=0)
     return lambda d, a, mask: jnp.sum(
@@ -91,7 +92,7 @@ def sum_of_clipped(low: ArrayLike = 0.4, high: ArrayLike = 0.4) -> LogRatio:
 
 
 def clipped_sum(bound: ArrayLike = 0.4) -> LogRatio:
-    """Ablation `seqclip`: the row's summed d, clipped to +-bound, over |y|."""
+    """Ablation `seqclip`: the row's sum of d, clipped to +-bound, divided by |y|."""
     check.number("bound", bound, above=0)
 
     def log_s(d, a, mask):

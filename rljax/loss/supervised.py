@@ -30,7 +30,7 @@ WeightFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 
 
 def reweighted(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
-    """sg[weight] * loss: scales a token's gradient and leaves its divisor alone.
+    """weight * loss, no gradient through the weight; the divisor stays as it is.
 
     Args:
       loss_fn: any loss function, usually `nll()` or `reinforce()`.

@@ -140,7 +140,7 @@ class Checkpoints:
         self.latest = path
 
     def close(self) -> None:
-        """Waits for the running save; not where only this of several processes ends."""
+        """Waits for the running save, unless this is one of several and ends alone."""
         alone = processes.count() == 1
         if alone or self._saving is None:
             self.wait()

@@ -22,7 +22,7 @@ JOIN_S = 300
 
 
 def signs(environment: Mapping[str, str]) -> list[str]:
-    """What says that this process is one of several; empty for one on its own.
+    """The settings that say that this process is one of several; empty if it is alone.
 
     JAX_COORDINATOR_ADDRESS   with JAX_NUM_PROCESSES and JAX_PROCESS_ID: by hand
     SLURM_NTASKS              above 1, inside of a step (`srun`)
@@ -60,7 +60,7 @@ def signs(environment: Mapping[str, str]) -> list[str]:
 
 @contextlib.contextmanager
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Inside the context this process is one of its run's; enter it before any device.
+    """Inside the context this process has joined its run; enter it before JAX starts.
 
     A process that leaves by an error takes all others with it. Where nothing says that
     there are others, and where `jax.distributed.initialize` was called already, the

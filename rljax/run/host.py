@@ -85,7 +85,7 @@ class Host:
         self.write([event | facts])
 
     def place(self) -> Record:
-        """Where the run stands, as records say it."""
+        """Where the run stands: the entries that every record has."""
         seconds = round(self.clock(), 3)
         return {"phase": self.board.phase, "step": self.board.step, "seconds": seconds}
 

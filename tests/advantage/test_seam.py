@@ -4,6 +4,8 @@ There an array that lacks an axis broadcasts without a word: a baseline [P] is t
 one per sample, and the run trains on another objective.
 """
 
+import functools
+
 import chex
 import fakes
 import jax
@@ -22,8 +24,8 @@ from rljax.types import NotMeasured
 N = 4
 
 
-def run(rows, transform=None, loss_fn=None, *, weighting=None):
-    """The loss of one term, made as the update makes it."""
+def run(rows, transform=None, loss_fn=None, *, weighting=None, call=jax.eval_shape):
+    """The loss of one term, made as the update makes it; by default only traced."""
     term = adv.Term(
         advantage=adv.chain() if transform is None else adv.chain(transform),
         weighting=adv.token_mean() if weighting is None else weighting,
@@ -38,15 +40,17 @@ def run(rows, transform=None, loss_fn=None, *, weighting=None):
         credits, _, _ = algorithm.weigh(credits, batch, state)
         return algorithm.loss(now, credits, batch)
 
-    return value(rows.current)
+    return call(value, rows.current)
 
 
-def cube():
-    return loss_laws.rollout(N, N, N)
+@functools.cache
+def cube(num_prompts=N, num_samples=N, num_tokens=N):
+    return loss_laws.rollout(num_prompts, num_samples, num_tokens)
 
 
 def reduced(transform):
-    return laws.apply(transform, loss_laws.rollout())[0].reduced
+    credit, _ = jax.eval_shape(lambda rows: laws.apply(transform, rows), cube())
+    return credit.reduced
 
 
 @pytest.mark.parametrize("name", laws.ALL_TRANSFORMS)
@@ -137,7 +141,7 @@ SLIPS = {
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (4, 4, 3), (3, 4, 4), (4, 3, 4)])
 def test_a_slip_of_axes_raises_or_is_none(name, sizes):
     # Where two sizes differ a slip may be harmless or impossible, never silent.
-    rows = loss_laws.rollout(*sizes)
+    rows = cube(*sizes)
     with pytest.raises(seam.BrokenLaw, match=r"advantage .*link 1 of 1"):
         run(rows, adv.stateless(SLIPS[name]))
 
@@ -223,7 +227,7 @@ def test_numbers_and_state_of_one_batch_size_are_no_slip():
     kept = adv.AdvantageTransform(lambda: jnp.zeros((4, 4, 1)), remember)
     for transform in (by_hand, inside, kept):
         assert run(rows, transform).shape == ()
-        jax.eval_shape(lambda t=transform: run(rows, t))
+        assert run(rows, transform, call=lambda fn, now: fn(now)).shape == ()
 
 
 def test_nothing_of_the_check_is_left_in_the_program():

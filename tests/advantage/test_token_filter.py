@@ -267,7 +267,7 @@ def test_selections_run_over_the_minibatch_however_it_is_cut(weighting):
     credits, algorithm_state, _ = jax.jit(method.credit)(rows, method.init())
     state = state.replace(algorithm=algorithm_state)
     whole, parts = (
-        jax.jit(of_minibatch, static_argnums=(0, 1, 2))(
+        fakes.jit(of_minibatch, static_argnums=(0, 1, 2))(
             table_policy, method, Pieces(n), credits, rows, state, jnp.bool_(False)
         )
         for n in (1, 4)

@@ -33,6 +33,11 @@ def verify(prompts, samples):
 @functools.cache
 def train(sign):
     """Metrics of a run with FADE whose advantages are multiplied by `sign`."""
+    return jax.device_get(_train(jnp.float32(sign)))
+
+
+@fakes.jit
+def _train(sign):
     flip = stateless(lambda c, r: c.replace(advantage=sign * c.advantage))
     advantage = chain(adv.scale_by_fade(adv.fade_controller(ema_rate=0.1)), flip)
     method = algorithm(
@@ -44,7 +49,7 @@ def train(sign):
     sample = sampler(POLICY, num_samples=G, max_tokens=T, stop_tokens=())
     run = program.fused(program.actor(POLICY, sample), learner, verify)
     state = learner.init(POLICY.init(None), jax.random.key(0))
-    return jax.device_get(run(state, PROMPTS)[1])
+    return run(state, PROMPTS)[1]
 
 
 def test_fade_learns_a_toy_task():

@@ -106,11 +106,14 @@ def test_dapo_by_hand():
     np.testing.assert_array_equal(got[1], 0)
 
 
-def test_minirl_by_published_numbers():
-    # ../shared/papers/04, section 2: rewards 1 0 0 1 0 0 0 0 have mean 1/4, and every
-    # row the same four ratios to old and to the sampler. A bound in the place of the
-    # mask would push the first token of A = .75 by .75 * 1.284, and capping the ratio
-    # to old at 5 the last one by .75 alone. SECONDARY.
+def test_minirl_by_hand():
+    # arXiv 2512.01374, eq. 7 (SECONDARY): a token pushes by M min(w, 5) A, w = pi / mu.
+    # The mean reward is 1/4, so A is 0.75 or -0.25. Every row has r = pi / pi_old =
+    # e^(.3, 0, -.3, 0) = (1.350, 1, 0.741, 1) and w = e^(.25, .2, -.2, 2) = (1.284,
+    # 1.221, 0.819, 7.389 -> 5). M is 0 where A > 0 and r > 1.27 (the first token), or
+    # A < 0 and r < 0.8 (the third). The objective of a row is sum M min(w, 5) A log pi.
+    # A bound in the place of the mask would push the first token of A = .75 by
+    # .75 * 1.284, and capping the ratio to old at 5 the last one by .75 alone.
     made = fakes.rollout(1, 8, 4, reward=[[1, 0, 0, 1, 0, 0, 0, 0]], length=[[4] * 8])
 
     def stats(logp):

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from full_disk import FullDisk
+from hugging_face_folders import small_params
 
 from rljax import evaluate
 from rljax.evaluate.before import FILE, Before
-from rljax.model import DecoderConfig, decoder_policy, hugging_face
+from rljax.model import DecoderConfig, hugging_face
 from rljax.run import files
 from rljax.run import run_dir as run_folder
 
@@ -65,7 +66,7 @@ def tiny():
         head_dim=4,
         d_ff=8,
     )
-    return config, decoder_policy(config).init(jax.random.key(0))
+    return config, small_params(config)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])

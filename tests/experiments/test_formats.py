@@ -5,11 +5,12 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from hugging_face_folders import small_params
 
 from experiments import formats, optimizer, ranges, train
 from rljax.data import tokenizer
 from rljax.learn import master_weights
-from rljax.model import DecoderConfig, decoder_policy, hugging_face
+from rljax.model import DecoderConfig, hugging_face
 
 CONFIG = DecoderConfig(
     vocab_size=20,
@@ -26,8 +27,7 @@ CONFIG = DecoderConfig(
 def folder(tmp_path_factory):
     """A folder of bfloat16 weights, as most published ones are."""
     path = tmp_path_factory.mktemp("formats") / "model"
-    params = decoder_policy(CONFIG).init(jax.random.key(0))
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small_params(CONFIG))
     words = tokenizer.character_tokenizer("0123456789+=")
     hugging_face.save(path, CONFIG, params, tokenizer=words)
     return path

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 from hugging_face_folders import TRAINABLE as CONFIG
+from hugging_face_folders import small_params
 
 from experiments import assemble, problems, recipes, train
 from rljax.data import tokenizer
-from rljax.model import decoder_policy, hugging_face
+from rljax.model import hugging_face
 from rljax.types import Samples
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,9 +28,10 @@ WORDS = tokenizer.character_tokenizer("0123456789+=")  # "0" is 2, "+" 12, "=" 1
 def model(tmp_path):
     """A folder whose generation_config.json names a second end token, "="."""
     folder = tmp_path / "model"
-    params = decoder_policy(CONFIG).init(jax.random.key(0))
     extra = {"max_position_embeddings": 48, "note": "kept"}
-    hugging_face.save(folder, CONFIG, params, tokenizer=WORDS, extra=extra)
+    hugging_face.save(
+        folder, CONFIG, small_params(CONFIG), tokenizer=WORDS, extra=extra
+    )
     generation = {"eos_token_id": [1, 13], "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder

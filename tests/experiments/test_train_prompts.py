@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 from hugging_face_folders import TRAINABLE as CONFIG
+from hugging_face_folders import small_params
 
 from experiments import assemble, problems, train
 from rljax.data import tokenizer
-from rljax.model import decoder_policy, hugging_face
+from rljax.model import hugging_face
 
 WORDS = tokenizer.character_tokenizer("0123456789+=\nuse:")  # "0" is 2, "\n" is 14
 TEMPLATE = (
@@ -23,8 +24,7 @@ TEMPLATE = (
 def model(tmp_path):
     """A folder with a chat template, and a stop string in generation_config.json."""
     folder = tmp_path / "model"
-    params = decoder_policy(CONFIG).init(jax.random.key(0))
-    hugging_face.save(folder, CONFIG, params, tokenizer=WORDS)
+    hugging_face.save(folder, CONFIG, small_params(CONFIG), tokenizer=WORDS)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     generation = {"eos_token_id": [1], "stop_strings": ["\n="]}
     (folder / "generation_config.json").write_text(json.dumps(generation))

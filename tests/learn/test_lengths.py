@@ -45,7 +45,10 @@ WIDE = fakes.bandit(8, 16, 16)
 
 
 @pytest.mark.parametrize("method", BY_LENGTH.values(), ids=BY_LENGTH)
-@pytest.mark.parametrize(("num_micro", "lengths"), [(1, 4), (4, 2)])
+@pytest.mark.parametrize(
+    ("num_micro", "lengths"),
+    [pytest.param(1, 4, marks=pytest.mark.slow), (4, 2)],  # the latter cuts both ways
+)
 def test_pieces_by_length_add_up(method, num_micro, lengths):
     params = parameters(WIDE)
     rollout = long_and_short(WIDE, params)

@@ -1,5 +1,7 @@
 """Whose statistics `old` are: microbatches add up for stale samples, too."""
 
+import functools
+
 import chex
 import fakes
 import jax
@@ -36,9 +38,17 @@ def parameters(seed):
     return {"logits": jnp.asarray(logits, jnp.float32)}
 
 
-def begin(params, method=STAPO, *, rate=1.0, **pieces):
+@functools.cache
+def made_once(method, rate, **pieces):
+    """(learner, its compiled `learn`), shared by all kinds of samples."""
     made = update.learner(POLICY.measure, method, optax.sgd(rate), **pieces)
-    return made, made.init(params, jax.random.key(3))
+    return made, fakes.jit(made.learn)
+
+
+def begin(params, method=STAPO, *, rate=1.0, **pieces):
+    """(state at its start, compiled `learn`) of a learner."""
+    made, learn = made_once(method, rate, **pieces)
+    return made.init(params, jax.random.key(3)), learn
 
 
 def judged(rollout):
@@ -47,15 +57,15 @@ def judged(rollout):
 
 
 def moved(rollout, params, method=STAPO, **pieces):
-    made, state = begin(params, method, **pieces)
-    after, _ = fakes.jit(made.learn)(state, rollout)
+    state, learn = begin(params, method, **pieces)
+    after, _ = learn(state, rollout)
     return jax.tree.map(jnp.subtract, after.params, params)
 
 
 def by_state(stale, now):
     """Samples of these parameters, of an older state, and of other parameters."""
-    _, state = begin(parameters(now))
-    _, older = begin(parameters(stale))
+    state, _ = begin(parameters(now))
+    older, _ = begin(parameters(stale))
     return {
         "own": ACT(state, PROMPTS),
         "stale": ACT(older.replace(step=state.step), PROMPTS),
@@ -77,15 +87,15 @@ def test_microbatches_add_up_whoever_drew_the_samples(method, kind):
 
 def test_a_replayed_batch_is_measured_again():
     # Its `old` was this state's at the first time, and is not at the second.
-    _, state = begin(parameters(2))
+    state, _ = begin(parameters(2))
     rollout = judged(ACT(state, PROMPTS))
-    whole, _ = begin(parameters(2), rate=30.0)
-    pieces, _ = begin(parameters(2), rate=30.0, num_microbatches=2)
+    _, whole = begin(parameters(2), rate=30.0)
+    _, pieces = begin(parameters(2), rate=30.0, num_microbatches=2)
     after = [state, state]
     for _ in range(2):
         after = [
-            fakes.jit(made.learn)(s, rollout)[0]
-            for made, s in zip((whole, pieces), after, strict=True)
+            learn(s, rollout)[0]
+            for learn, s in zip((whole, pieces), after, strict=True)
         ]
         chex.assert_trees_all_close(after[1].params, after[0].params, atol=1e-5)
 

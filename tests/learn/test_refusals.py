@@ -1,5 +1,7 @@
 """Refusals: whatever would make something not finite of a run leaves no trace."""
 
+import functools
+
 import chex
 import fakes
 import jax
@@ -24,11 +26,18 @@ METHOD = adv.algorithm(
 )
 
 
-def learner(method=METHOD, optimizer=None, **options):
-    optimizer = optax.adam(0.1) if optimizer is None else optimizer
+ADAM = optax.adam(0.1)
+
+
+def learner(method=METHOD, optimizer=ADAM, **options):
+    made, learn = made_once(method, optimizer, **options)
+    return made.init(POLICY.init(None), jax.random.key(1)), learn
+
+
+@functools.cache
+def made_once(method, optimizer, **options):
     made = update.learner(POLICY.measure, method, optimizer, **options)
-    params = POLICY.init(None)
-    return made.init(params, jax.random.key(1)), fakes.jit(made.learn)
+    return made, fakes.jit(made.learn)
 
 
 def on_policy(rows=ROWS):
@@ -40,6 +49,7 @@ def learned(state):
     return state.params, state.optimizer, state.algorithm
 
 
+@functools.cache
 def huge(scale):
     """A loss whose gradient is finite and `scale` times too large."""
     return adv.algorithm(
@@ -62,7 +72,10 @@ BAD = {
 
 
 @pytest.mark.parametrize(("method", "optimizer"), BAD.values(), ids=BAD)
-@pytest.mark.parametrize("num_passes", [1, 2])
+@pytest.mark.parametrize(
+    "num_passes",
+    [pytest.param(1, marks=pytest.mark.slow), 2],
+)
 def test_a_step_with_an_outcome_that_is_not_finite_leaves_no_trace(
     method, optimizer, num_passes
 ):

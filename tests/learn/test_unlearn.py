@@ -91,7 +91,7 @@ def test_steering_turns_vectors_and_keeps_their_norm():
 
 
 def test_steering_reaches_every_layer_and_leaves_the_embedding():
-    @jax.jit
+    @fakes.jit
     def run(vectors):
         measure = probe.steered(probe.recorded(DEEP.measure), vectors, 0.5)
         return measure(DEEP_PARAMS, PROMPTS, SAMPLES)[1]
@@ -229,7 +229,7 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
         ]
         return -mean(now.logp) + weight * mean(sum(drift) / len(drift))
 
-    @jax.jit
+    @fakes.jit
     def want(params):
         loss, g = jax.value_and_grad(harm)(params)
         norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(g)))

@@ -72,6 +72,10 @@ def test_gmpos_ablations():
     assert s(sequence_ratio.clipped_sum(0.4)) == pytest.approx(1.10517092, rel=1e-6)
     assert s(sequence_ratio.mean_unclipped) == pytest.approx(np.exp(0.4), rel=1e-6)
     assert s(sequence_ratio.sum_of_clipped()) == pytest.approx(np.exp(1.3), rel=1e-6)
+    narrow = sequence_ratio.sum_of_clipped(low=0.1, high=0.25)
+    assert s(narrow) == pytest.approx(np.exp(3 * 0.25 + 0.2), rel=1e-6)
+    down = narrow(np.float32([[[-0.5, -0.05]]]), -np.ones((1, 1, 1)), np.bool_([1, 1]))
+    np.testing.assert_allclose(down, [[[-0.15]]], rtol=1e-6)
 
 
 def test_gmpo_of_a_row_without_tokens_is_nothing():

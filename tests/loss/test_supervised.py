@@ -104,6 +104,8 @@ def test_iw_sft_bounds_its_weight():
     now, rollout = group([demonstration((0.9,), reference=(0.01,))])
     weight = supervised.sequence_importance()(now, None, rollout)
     np.testing.assert_allclose(weight[0, 0, 0], 16)
+    square = supervised.sequence_importance(exponent=2.0, high=1e5)
+    np.testing.assert_allclose(square(now, None, rollout)[0, 0, 0], 90**2, rtol=1e-5)
     loss = step(algorithms.iw_sft(supervised.token_importance()), now, rollout)[0]
     np.testing.assert_allclose(loss, -1.8 * np.log(0.9), rtol=1e-6)
 

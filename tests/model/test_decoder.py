@@ -206,7 +206,8 @@ def test_layers_side_by_side_or_in_turn_are_the_same(deep, unroll):
     # 4, 2 and 1 groups of layers. A cache read or written at the place of another layer
     # changes the sampler's numbers, parameters taken in another order all of them.
     policy = fakes.decoder(num_layers=4, qkv_bias=True, unroll=unroll)
-    chex.assert_trees_all_equal_shapes(policy.init(jax.random.key(0)), DEEP_PARAMS)
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    chex.assert_trees_all_equal_shapes(params, DEEP_PARAMS)
     close(everything(policy), deep)
 
 
@@ -316,7 +317,7 @@ def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
         "bfloat16"
     }
     tokens, t = jnp.ones((8, 2), jnp.int32), jnp.zeros(8, jnp.int32)
-    _, prompt = policy.prefill(DEEP_PARAMS, fakes.prompts(8))
+    _, prompt = fakes.jit(policy.prefill)(DEEP_PARAMS, fakes.prompts(8))
     cache = policy.init_cache(prompt, 2, 4)
     got, _ = fakes.jit(policy.decode)(weights, tokens, t, prompt, cache)
 

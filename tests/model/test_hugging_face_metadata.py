@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hugging_face_folders import small_params
 from safetensors.numpy import load_file, save_file
 
 from rljax.data import tokenizer
-from rljax.model import DecoderConfig, decoder_policy, hugging_face
+from rljax.model import DecoderConfig, hugging_face
 from rljax.model.hugging_face import metadata as metadata
 
 SMALL = DecoderConfig(
@@ -22,7 +23,7 @@ SMALL = DecoderConfig(
     d_ff=20,
     tie_embeddings=True,
 )
-PARAMS = decoder_policy(SMALL).init(jax.random.key(0))
+PARAMS = small_params(SMALL)
 WORDS = tokenizer.character_tokenizer("0123456789")  # ends with 1, 12 of 16 rows
 CHAT = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
 

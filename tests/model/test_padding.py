@@ -63,7 +63,7 @@ MEASURES = {
     "in chunks": (fakes.decoder(num_layers=2, max_logits=120).measure, PARAMS),
     "untied head": (
         fakes.decoder(tie_embeddings=False).measure,
-        fakes.decoder(tie_embeddings=False).init(jax.random.key(1)),
+        fakes.jit(fakes.decoder(tie_embeddings=False).init)(jax.random.key(1)),
     ),
     "value head": (
         with_value_head(POLICY, d_model=32, max_logits=120).measure,
@@ -74,7 +74,17 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("name", MEASURES)
+# The value head and the divergence work in chunks, too.
+SLOW = ("in chunks", "untied head")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name in MEASURES
+    ],
+)
 def test_measuring_and_its_gradient_read_no_padding(name):
     # An id looked up outside the table is a row of NaN, and 0 * NaN is NaN: in the keys
     # that attention masks, in the row, and in the gradient of all parameters.

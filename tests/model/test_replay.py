@@ -129,9 +129,12 @@ GATES = [0.73105858, 0.26894142], [0.75026011, 0.24973989], [0.57125308, 0.19015
         (False, [0, 2], GATES[2]),
     ],
 )
-def test_weights_of_given_experts_by_published_numbers(normalised, given, want):
-    # ../shared/papers/04, section 2: z = [2, 1, .9, -1], K = 2. SECONDARY. Expert n
-    # writes (1, n): down is (1, n) / gated(1, 1), of one hidden unit.
+def test_weights_of_given_experts_by_hand(normalised, given, want):
+    # z = [2, 1, .9, -1], K = 2. Indices are replayed, the weights are the router's own
+    # (arXiv 2510.11370, SECONDARY): the softmax over the chosen experts, or over all
+    # four where weights are not normalised. Of e^2 and e^1 the first has 1 / (1 + e^-1)
+    # = .731, of e^2 and e^.9 it has 1 / (1 + e^-1.1) = .750, with slope .750 * .250.
+    # Expert n writes (1, n): down is (1, n) / gated(1, 1), of one hidden unit.
     experts = Experts(num=4, num_chosen=2, d_ff=1, normalised=normalised)
     config = dataclasses.replace(CONFIG, d_model=2)
     mixture = Mixture(config, experts, jax.nn.initializers.ones)

@@ -70,11 +70,16 @@ def step(algorithm, rows: Rollout):
 
 @functools.cache
 def stepped(name: str):
-    """The recipe's rollout and its step, mapped over changes of it."""
+    """The recipe's rollout and its step, mapped over changes of it.
+
+    Every array of the rollout is mapped, changed or not: so all laws run the same
+    operations, which are compiled once if they change it equally often.
+    """
     case = CASES[name]
     rows = rollout(case)
 
     def over(change, *values):
-        return jax.vmap(lambda *v: step(case.algorithm, change(rows, *v)))(*values)
+        changed = jax.vmap(lambda *v: change(rows, *v))(*values)
+        return jax.vmap(lambda rows: step(case.algorithm, rows))(changed)
 
     return rows, over

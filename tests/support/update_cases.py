@@ -1,4 +1,9 @@
-"""Methods, a rollout off policy and one step of it, for tests of the update."""
+"""Methods, a rollout off policy and one step of it, for tests of the update.
+
+Methods, learners and steps are made once, so that tests share what is compiled.
+"""
+
+import functools
 
 import fakes
 import jax
@@ -49,6 +54,7 @@ def uncertain_tokens(share, name="current"):
     return stateless(keep)
 
 
+@functools.cache
 def fade():
     term = Term(
         advantage=adv.scale_by_fade(),
@@ -58,6 +64,7 @@ def fade():
     return algorithm(policy=term)
 
 
+@functools.cache
 def grpo_with_kl_and_entropy():
     advantage = chain(adv.center_by_group(), adv.scale_by_group_std())
     return algorithm(
@@ -77,6 +84,7 @@ def grpo_with_kl_and_entropy():
     )
 
 
+@functools.cache
 def quantile(name="current"):
     weighting = chain(uncertain_tokens(0.4, name), adv.token_mean())
     return algorithm(
@@ -92,27 +100,39 @@ def gradient(
     policy, method, num_micro, rollout, params, first=False, lengths=1, groups=1
 ):
     """(gradient, coefficient, metrics) of one optimiser step."""
+    run = _step(policy, method, Pieces(num_micro, lengths, groups))
+    return run(params, rollout, jnp.asarray(first))
 
+
+@functools.cache
+def _step(policy, method, pieces):
     @fakes.jit
     def run(params, rollout, first):
         learner = update.learner(policy.measure, method, optax.sgd(1.0))
         state = learner.init(params, KEY)
         credits, algorithm_state, _ = method.credit(rollout, state.algorithm)
         state = state.replace(algorithm=algorithm_state)
-        pieces = Pieces(num_micro, lengths, groups)
         found = of_minibatch(
             policy.measure, method, pieces, credits, rollout, state, first
         )
         return found.grads, found.coefficient, found.metrics | {"loss": found.loss}
 
-    return run(params, rollout, jnp.asarray(first))
+    return run
 
 
 PARAMS = parameters(TABLE)
 ROLLOUT = off_policy(TABLE, PARAMS)
 
 
-def learner(method, optimizer=None, **options):
-    optimizer = optax.adam(0.1) if optimizer is None else optimizer
+ADAM = optax.adam(0.1)
+
+
+def learner(method, optimizer=ADAM, **options):
+    made, learn = _learner(method, optimizer, **options)
+    return made.init(PARAMS, KEY), learn
+
+
+@functools.cache
+def _learner(method, optimizer, **options):
     made = update.learner(TABLE.measure, method, optimizer, **options)
-    return made.init(PARAMS, KEY), fakes.jit(made.learn)
+    return made, fakes.jit(made.learn)
