@@ -93,7 +93,7 @@ def main(
         )
 
     def planned(config: Any, sizes: str | None) -> step.Program:
-        return on_devices(build(config), sizes)[-1].program()
+        return on_devices(build(config), sizes, None)[-1].program()
 
     start(name, run, default, quick, planned, text)
 

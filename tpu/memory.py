@@ -128,7 +128,10 @@ def fitting(sizes: Sizes, stored: Stored, kind: str) -> Iterator[str]:
 
 
 def _divides(sizes: Sizes, place: chips.Slice) -> bool:
-    return math.gcd(sizes.num_prompts, place.num_chips * pieces) >= place.num_chips
+    return (
+        math.gcd(sizes.num_prompts, place.num_chips * sizes.num_pieces)
+        >= place.num_chips
+    )
 
 
 def refusal(

@@ -109,8 +109,11 @@ def learner(
         repeats=Repeats(num_passes, num_minibatches, num_microbatches, pieces.of_group),
         pieces=pieces,
     )
-    init, learn = (functools.partial(fn, parts) for fn in (_init, _learn))
-    return Learner(init, learn, parts.repeats)
+    return Learner(
+        functools.partial(_init, parts),
+        functools.partial(_learn, parts),
+        parts.repeats,
+    )
 
 
 class _Parts(NamedTuple):
