@@ -9,6 +9,7 @@ those of its completions, [P, S + G * T]. Attention alone takes them apart.
 import jax
 import jax.numpy as jnp
 
+from rljax.model import causal
 from rljax.model.attention import KeyValue
 from rljax.model.replay import Routes
 from rljax.model.transformer import Decoder, _of_rows, _routes
@@ -26,7 +27,7 @@ def walk(decoder: Decoder, prompts, length, tokens, mask, given: Routes):
       [P, d_model] after each prompt's last token, [P, G, T, d_model] of the tokens, and
       the routers' own choices.
     """
-    (P, S), (_, G, T) = prompts.shape, tokens.shape
+    c, (P, S), (_, G, T) = decoder.config, prompts.shape, tokens.shape
     in_prompt = jnp.arange(S) < length[:, None]
 
     def beside(of_prompts, of_tokens):  # [P, S, ...] and [P, G, T, ...]
@@ -43,8 +44,8 @@ def walk(decoder: Decoder, prompts, length, tokens, mask, given: Routes):
 
     def attend(q, own, window, *_):
         (q_prompt, q), (prompt, own) = _queries_apart(q, S, G), _keys_apart(own, S, G)
-        first = decoder._attend_causally(q_prompt, prompt, window=window)
-        rest = decoder._attend_causally(q, own, prompt, in_prompt, window=window)
+        first = causal.attend(c, q_prompt, prompt, window=window)
+        rest = causal.attend(c, q, own, prompt, in_prompt, window=window)
         rest = jnp.moveaxis(rest, 2, 3).reshape(*first.shape[:4], G * T, -1)
         return jnp.concatenate([first, rest], -2), None
 
