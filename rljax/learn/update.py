@@ -109,8 +109,8 @@ def learner(
         repeats=Repeats(num_passes, num_minibatches, num_microbatches, pieces.of_group),
         pieces=pieces,
     )
-    init, learn = (functools.partial(fn, parts) for fn in (_init, _learn))
-    return Learner(init, learn, parts.repeats)
+    init = functools.partial(_init, parts)
+    return Learner(init, functools.partial(_learn, parts), parts.repeats)
 
 
 class _Parts(NamedTuple):
