@@ -109,11 +109,8 @@ def learner(
         repeats=Repeats(num_passes, num_minibatches, num_microbatches, pieces.of_group),
         pieces=pieces,
     )
-    return Learner(
-        functools.partial(_init, parts),
-        functools.partial(_learn, parts),
-        parts.repeats,
-    )
+    init = functools.partial(_init, parts)
+    return Learner(init, functools.partial(_learn, parts), parts.repeats)
 
 
 class _Parts(NamedTuple):

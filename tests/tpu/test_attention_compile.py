@@ -17,11 +17,9 @@ P, G, S, T = 2, 2, 300, 4097
 def scoring(attention, **sizes):
     """The gradient of scoring a decoder of one layer, compiled for 4 chips."""
     pytest.importorskip("libtpu")
-    config = DecoderConfig(
-        **{"vocab_size": 256, "num_layers": 1, "d_model": 256, "d_ff": 256},
-        **{"num_heads": 4, "num_kv_heads": 2, "head_dim": 64},
-        **{"attention": attention, "dtype": jnp.bfloat16} | sizes,
-    )
+    small = {"vocab_size": 256, "num_layers": 1, "d_model": 256, "d_ff": 256}
+    small |= {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    config = DecoderConfig(**small | sizes, attention=attention, dtype=jnp.bfloat16)
     policy = decoder_policy(config)
     place = mesh.make(tpu.find_devices("v5e:2x2"), data=2, tensor=2)
     where = mesh.prompt_sharding(place)
