@@ -54,3 +54,8 @@ def test_nothing_that_fits_is_an_error_that_says_what_to_do():
         ValueError, match=r"qwen2\.5-32b must fit v5e:2x4.*larger slice"
     ):
         search.search(search.Options(model="qwen2.5-32b"))
+
+
+def test_a_row_is_known_by_its_name():
+    row = search.Row("qwen3-8b", "v5p:2x2x4", "fsdp=16", 16, 16, 2048, 8192, 1)
+    assert search.Row.named(row.name) == row
