@@ -11,7 +11,7 @@ import os
 import jax
 from jax.experimental import topologies
 
-OPTIONS = {"xla_gpu_autotune_level": "0"}
+OPTIONS: dict[str, bool | str] = {"xla_gpu_autotune_level": "0"}
 """Of the compiler: it cannot time kernels, so it takes its first choice."""
 
 # The H100 SXM, by the names of XLA's GpuTargetConfigProto.
