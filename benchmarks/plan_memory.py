@@ -33,6 +33,7 @@ class Case(NamedTuple):
 def cases(smollm2: str) -> list[Case]:
     """0.1 million parameters, 25 million, and SmolLM2-135M."""
     addition = ["experiments.addition", "--warm-steps", "0", "--num-test", "64"]
+    addition += ["--steps-per-dispatch", "2"]
     large = ["--num-layers", "6", "--d-model", "512", "--num-heads", "8"]
     large += ["--d-ff", "2048"]
     return [

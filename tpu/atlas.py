@@ -101,11 +101,9 @@ def write(found: dict[str, Any]) -> None:
     order = {row.name: i for i, row in enumerate(rows())}
     names = sorted(found, key=lambda name: order.get(name, len(order)))
     found = {name: found[name] for name in names}
-    for row in rows():
-        if row.name in found:
-            least = row.arithmetic()
-            least = {**least._asdict(), "peak": least.peak}
-            found[row.name]["memory_by_arithmetic"] = least
+    for name, report in found.items():
+        least = Row.named(name).arithmetic()
+        report["memory_by_arithmetic"] = {**least._asdict(), "peak": least.peak}
     (DOCS / "atlas.json").write_text(json.dumps(found, indent=1) + "\n")
     missing = [row for row in rows() if row.name not in found]
     too_large = [of for of in grid() if planned(*of) is None]

@@ -6,8 +6,9 @@ python -m tpu.compile --experiment train --model qwen3-8b --topology v5p:2x2x4 \
 
 Further flags change numbers of the experiment's config (--num-prompts 512). Needs
 libtpu, but no TPU. The experiment is a module of `experiments` with a function
-build(config) -> experiments; the last one is compiled. For GPUs (h100:8), and with
---arithmetic, nothing is compiled: the plan's arithmetic alone says what it takes.
+build(config) -> experiments; the last one is compiled. For GPUs (h100:8) jax's CUDA
+plugin compiles, which needs no GPU (see `tpu.gpu`); without it, and with --arithmetic,
+nothing is compiled: the plan's arithmetic alone says what it takes.
 
 XLA counts the body of a loop once, and so do its FLOPs and bytes accessed here: they
 are about one of the K training steps, and one token of the sampler's loop. Collectives
@@ -35,7 +36,7 @@ from rljax import mesh
 from rljax.plan import cost as plan
 from rljax.plan import hlo
 from rljax.program import Program
-from tpu import chips, memory, report, roofline, subject
+from tpu import chips, gpu, memory, report, roofline, subject
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,15 @@ def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
       ValueError: for what cannot be compiled.
     """
     place = chips.parse(options.topology)
-    compiles = place.is_tpu and not options.arithmetic
-    devices = find_devices(options.topology) if compiles else stand_ins(place.num_chips)
+    devices = None
+    if not options.arithmetic:
+        num = place.num_chips
+        devices = find_devices(str(place)) if place.is_tpu else gpu.devices(num)
+    compiles = devices is not None
     per_device = options.prompts_per_device
     made = subject.spread(
         subject.find_experiment(options.experiment, flags, options.model),
-        devices,
+        stand_ins(place.num_chips) if devices is None else devices,
         sizes=options.mesh,
         num_prompts=None if per_device is None else per_device * place.num_chips,
         prompt_tokens=options.prompt_tokens,
@@ -203,19 +207,18 @@ def compile_on(program: Program) -> dict[str, Any]:
     start = time.perf_counter()
     lowered = program.lower()
     lower_seconds = time.perf_counter() - start
+    on_gpu = place.devices.flat[0].platform == "gpu"
     with _no_compilation_cache():
-        compiled = lowered.compile()
-    cost: Any = compiled.cost_analysis()
-    memory: Any = compiled.memory_analysis()
+        compiled = lowered.compile(gpu.OPTIONS if on_gpu else None)
+    cost: Any = compiled.cost_analysis() or {}  # of GPUs that are not there, none
     text = compiled.as_text() or ""
     found = hlo.collectives(text)
     num_steps = program.prompts.tokens.shape[0]
     return {
         "device_kind": place.devices.flat[0].device_kind,
-        "memory_per_device": plan.compiled_memory(compiled)
-        | {"peak": memory.peak_memory_in_bytes},
-        "flops_per_device": cost["flops"],
-        "bytes_accessed_per_device": cost["bytes accessed"],
+        "memory_per_device": _memory(compiled),
+        "flops_per_device": cost.get("flops", 0.0),
+        "bytes_accessed_per_device": cost.get("bytes accessed", 0.0),
         "collectives": hlo.by_kind(found),
         "link_bytes_per_step": {
             phase: size / num_steps
@@ -226,8 +229,16 @@ def compile_on(program: Program) -> dict[str, Any]:
         "lower_seconds": round(lower_seconds, 2),
         "compile_seconds": round(time.perf_counter() - start - lower_seconds, 2),
         "jax": jax.__version__,
-        "libtpu": libtpu_version(),
+        "compiler": gpu.compiler() if on_gpu else f"libtpu {libtpu_version()}",
     }
+
+
+def _memory(compiled) -> dict[str, int]:
+    """Bytes of a device; a GPU's temporaries are one piece, so the peak is the sum."""
+    sizes = plan.compiled_memory(compiled)
+    peak = compiled.memory_analysis().peak_memory_in_bytes
+    parts = sizes["arguments"] + sizes["outputs"] + sizes["temporaries"]
+    return sizes | {"peak": peak or parts - sizes["outputs_in_arguments"]}
 
 
 def largest(text: str, num: int = 8) -> dict[str, int]:

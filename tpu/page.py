@@ -8,11 +8,13 @@ from tpu.search import Row
 _HEAD = """\
 # Atlas
 
-What a training step takes on TPUs, by XLA's compiler for chips that are not there:
-FADE, AdamW in float32, activations in bfloat16, layers computed again backward. Written
-by `python -m tpu.atlas` from `atlas.json`, which a later run adds rows to. Times are
-estimates at the shares of peak rates that `tpu/roofline.py` names, nothing overlaps,
-and none was ever measured. "By arithmetic" is `tpu/memory.py`, which compiles nothing.
+What a training step takes on TPUs, and on H100s, by XLA's compiler for chips that are
+not there: FADE, AdamW in float32, activations in bfloat16, layers computed again
+backward. Written by `python -m tpu.atlas` from `atlas.json`, which a later run adds
+rows to. Times are estimates at the shares of peak rates that `tpu/roofline.py` names,
+nothing overlaps, and none was ever measured. "By arithmetic" is `tpu/memory.py`, which
+compiles nothing; it was fitted to the first two TPU rows. Compiling was timed on a
+shared machine.
 """
 _GIB = 2**30
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")

@@ -47,6 +47,12 @@ class Row(NamedTuple):
         """Unique, for the file."""
         return " ".join(map(str, self))
 
+    @classmethod
+    def named(cls, name: str) -> "Row":
+        """The row of a name."""
+        words = (int(w) if w.isdigit() else w for w in name.split())
+        return cls(*words)  # type: ignore
+
     def arguments(self) -> list[str]:
         """For `tpu.compile`."""
         flags = {

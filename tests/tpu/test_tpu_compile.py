@@ -10,7 +10,7 @@ import tiny_program
 
 from rljax import mesh
 from rljax.plan import hlo
-from tpu import chips, memory, report, roofline, subject
+from tpu import chips, gpu, memory, report, roofline, subject
 from tpu import compile as tpu
 
 CONFIG = tiny_program.Config()
@@ -176,7 +176,10 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_compiled():
     assert "v5p:2x2x4" in text and "v5e:2x4," not in text
 
 
-def test_gpus_are_planned_by_arithmetic_alone(capsys, tmp_path):
+def test_without_the_plugin_gpus_are_planned_by_arithmetic(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpu, "compiler", lambda: None)
     file = tmp_path / "report.json"
     flags = ["--model", "qwen2.5-0.5b", "--num-prompts", "16", "--max-tokens", "64"]
     tpu.main(["--topology", "h100:8", "--json", str(file), *flags])
@@ -186,6 +189,18 @@ def test_gpus_are_planned_by_arithmetic_alone(capsys, tmp_path):
     assert found["num_parameters"] == 494_032_768
     seconds = found["roofline"]["at_peak"]["seconds"]
     assert set(seconds) == {"prefill", "decode", "update"}
+
+
+@pytest.mark.slow
+def test_with_the_plugin_xla_compiles_for_gpus_that_are_not_there():
+    if gpu.compiler() is None:
+        pytest.skip("jax's CUDA plugin is not installed (tpu/gpu.py says how)")
+    place = mesh.make(gpu.devices(8))
+    found = tpu.compile_on(tiny_program.program(CONFIG)._replace(place=place))
+    assert found["device_kind"].startswith("NVIDIA H100")
+    # All of the state at least, and gradients that meet as in the test of four chips.
+    assert found["memory_per_device"]["peak"] > 3 * 4 * 2816
+    assert found["collectives"]["all-reduce"]["bytes"] >= K * 4 * 2816
 
 
 @pytest.mark.slow
