@@ -133,7 +133,7 @@ def test_nothing_compiles_after_the_first_dispatch(run, compilations):
 
 def test_the_compilation_counter_counts(compilations):
     compilations.clear()
-    fakes.jit(lambda x: x * 3.25 + 1)(jnp.ones(3)).block_until_ready()
+    jax.jit(lambda x: x * 3.25 + 1)(jnp.ones(3)).block_until_ready()
     assert compilations
 
 
@@ -178,7 +178,7 @@ def test_verifier_failures_are_counted_and_teach_nothing():
 
 
 def test_every_step_draws_anew_from_its_own_key():
-    act = fakes.jit(ACT)
+    act = jax.jit(ACT)
     state, prompts = start(), jax.tree.map(lambda x: x[0], batches(1))
     first = act(state, prompts).samples.tokens
     chex.assert_trees_all_equal(first, act(state, prompts).samples.tokens)
@@ -189,7 +189,7 @@ def test_every_step_draws_anew_from_its_own_key():
 def test_a_reference_is_measured_if_and_only_if_the_state_holds_one():
     state, prompts = start(), jax.tree.map(lambda x: x[0], batches(1))
     moved = jax.tree.map(lambda x: x.at[:, :, 1].add(1.0), state.reference)
-    rollout = fakes.jit(ACT)(state.replace(reference=moved), prompts)
+    rollout = jax.jit(ACT)(state.replace(reference=moved), prompts)
     want = POLICY.measure(moved, prompts, rollout.samples)
     close(rollout.reference, want)
     with pytest.raises(NotMeasured, match=r"reference parameters in TrainState"):

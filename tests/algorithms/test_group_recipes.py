@@ -182,7 +182,7 @@ def test_power_scales_match_area_or_peak(alpha, area, peak):
 # PSR and NSR: which rows the token mean counts.
 
 
-@functools.partial(fakes.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def weights(method, rollout):
     credits, state, _ = method.credit(rollout, method.init())
     (credit,), _, _ = method.weigh(credits, rollout, state)

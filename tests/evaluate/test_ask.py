@@ -65,7 +65,7 @@ def test_problems_may_lie_along_another_axis_of_the_answers():
 
 def test_a_verifier_in_python_gives_the_same_answers():
     params = POLICY.init(None)
-    graph = fakes.jit(ask.ask(SAMPLE, verify))(params, ROWS)
+    graph = jax.jit(ask.ask(SAMPLE, verify))(params, ROWS)
     host = ask.ask(SAMPLE, verify, in_graph=False)(params, ROWS)
     assert graph.correct.shape == (P, 3)
     np.testing.assert_array_equal(graph.correct, host.correct)
