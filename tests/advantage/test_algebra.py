@@ -96,8 +96,8 @@ def test_chain_runs_from_left_to_right():
 def test_chains_nest():
     rows = fakes.rollout()
     parts = adv.center_by_group(), adv.scale_by_group_std(), adv.scale_negative(2.0)
-    flat, _ = laws.apply(chain(*parts), rows)
-    nested, _ = laws.apply(chain(parts[0], chain(*parts[1:])), rows)
+    flat, _ = laws.op_by_op(chain(*parts), rows)
+    nested, _ = laws.op_by_op(chain(parts[0], chain(*parts[1:])), rows)
     chex.assert_trees_all_equal(flat, nested)
 
 
@@ -217,7 +217,7 @@ def test_hyperparameters_may_be_traced_so_a_population_is_a_vmap():
             adv.scale_by_focal_factor(alpha - 1),
             adv.scale_negative(1 / delta),
         )
-        return laws.apply(chain(*parts), rows)[0].advantage[0, :2, 0]
+        return laws.op_by_op(chain(*parts), rows)[0].advantage[0, :2, 0]
 
     out = jax.vmap(advantage)(jnp.array([1.0, 3.0]), jnp.array([1.0, 0.5]))
     # p = 1/4: (3/4, -1/4), and times (3/4)^2 with the failure doubled.

@@ -2,7 +2,6 @@
 
 import chex
 import fakes
-import jax
 import jax.numpy as jnp
 import laws
 import pytest
@@ -12,7 +11,7 @@ from rljax import advantage as adv
 pytestmark = pytest.mark.usefixtures("strict")
 
 
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+apply = laws.apply
 
 
 def equal(got, *groups, atol=2e-6):

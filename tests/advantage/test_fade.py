@@ -162,9 +162,9 @@ def test_special_cases(transform, two, six):
 
 def test_alpha_and_delta_of_one_are_dr_grpo_and_rloo_up_to_a_factor():
     rows = fakes.rollout()
-    one, _ = laws.apply(fixed(1.0), rows)
-    dr_grpo, _ = laws.apply(adv.center_by_group(), rows)
-    rloo, _ = laws.apply(adv.center_by_leave_one_out(), rows)
+    one, _ = laws.op_by_op(fixed(1.0), rows)
+    dr_grpo, _ = laws.op_by_op(adv.center_by_group(), rows)
+    rloo, _ = laws.op_by_op(adv.center_by_leave_one_out(), rows)
     chex.assert_trees_all_equal(one.advantage, dr_grpo.advantage)
     chex.assert_trees_all_close(one.advantage * (4 / 3), rloo.advantage, rtol=1e-6)
 

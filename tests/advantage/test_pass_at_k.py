@@ -5,7 +5,6 @@ import math
 
 import chex
 import fakes
-import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
@@ -17,7 +16,7 @@ from rljax.analysis import profile
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+apply = laws.apply
 
 
 def subsets(num_samples, k):

@@ -49,7 +49,7 @@ def cube(num_prompts=N, num_samples=N, num_tokens=N):
 
 
 def reduced(transform):
-    credit, _ = jax.eval_shape(lambda rows: laws.apply(transform, rows), cube())
+    credit, _ = jax.eval_shape(lambda rows: laws.op_by_op(transform, rows), cube())
     return credit.reduced
 
 
@@ -232,11 +232,13 @@ def test_numbers_and_state_of_one_batch_size_are_no_slip():
 
 def test_nothing_of_the_check_is_left_in_the_program():
     rows = loss_laws.rollout(N, N, N)
-    once, _ = jax.jit(lambda r: laws.apply(adv.chain(adv.center_by_group()), r))(rows)
-    plain, _ = laws.apply(adv.center_by_group(), rows)
+    once, _ = jax.jit(lambda r: laws.op_by_op(adv.chain(adv.center_by_group()), r))(
+        rows
+    )
+    plain, _ = laws.op_by_op(adv.center_by_group(), rows)
     chex.assert_trees_all_close(once, plain, atol=1e-6)
     lowered = [
-        jax.jit(lambda r, t=t: laws.apply(t, r)).lower(rows).as_text().count("\n")
+        jax.jit(lambda r, t=t: laws.op_by_op(t, r)).lower(rows).as_text().count("\n")
         for t in (adv.center_by_group(), adv.chain(adv.center_by_group()))
     ]
     assert lowered[0] == lowered[1]

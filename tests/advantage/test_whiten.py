@@ -2,7 +2,6 @@
 
 import chex
 import fakes
-import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
@@ -16,7 +15,7 @@ from rljax.analysis import profile
 pytestmark = pytest.mark.usefixtures("strict")
 
 
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+apply = laws.apply
 
 
 GROUP_MEAN = adv.center_by_group()

@@ -212,7 +212,13 @@ HYBRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "gac"))
+        for name in HYBRIDS
+    ],
+)
 def test_hybrids_learn_where_rollouts_alone_never_succeed(name):
     # One of 216 completions is right at the start; the answer shown is right.
     bandit = fakes.bandit(8, 3, 6)

@@ -109,7 +109,7 @@ def forwards(rollout, params):
         return POLICY.measure(params, prompts, samples)
 
     made = update.learner(measure, STAPO, optax.sgd(1.0), num_microbatches=2)
-    jax.jit(made.learn)(made.init(params, jax.random.key(3)), rollout)
+    fakes.jit(made.learn)(made.init(params, jax.random.key(3)), rollout)
     jax.effects_barrier()
     return len(seen)
 
@@ -170,7 +170,7 @@ def test_fingerprints_do_not_depend_on_the_mesh():
     devices = mesh.make()
     params, old = jnp.tile(parameters(2)["logits"], (2, 1, 1)), fakes.rollout(8).old
     with jax.set_mesh(devices):
-        spread = jax.jit(origin.of)(
+        spread = fakes.jit(origin.of)(
             mesh.shard_prompts(params, devices), mesh.shard_prompts(old, devices)
         )
     np.testing.assert_array_equal(jax.device_get(spread), origin.of(params, old))

@@ -144,16 +144,21 @@ def init(transform):
     return numerics.strongly_typed(transform.init())
 
 
-def apply(transform, rollout):
+def op_by_op(transform, rollout):
     """(credit, state) of the transform's first update."""
     return transform.update(adv.initial_credit(rollout), rollout, init(transform))
+
+
+# The same as one program, for numbers by hand: each has a shape of its own, for which
+# every single operation would be compiled.
+apply = fakes.jit(op_by_op, static_argnums=0)
 
 
 def keeps_structure(transform, rollout):
     # A state that changes type cannot be carried by a scan, nor be restored.
     P, G, T = rollout.samples.mask.shape
     before = init(transform)
-    credit, after = apply(transform, rollout)
+    credit, after = op_by_op(transform, rollout)
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
     assert credit.advantage.shape in {(P, G, 1), (P, G, T)}
     assert credit.weight.shape == (P, G, T) and credit.member.shape == (P, G, 1)
@@ -180,32 +185,34 @@ def traces_once(transform, rollout):
 
 
 def is_the_same_under_jit(transform, rollout):
-    plain = apply(transform, rollout)
-    jitted = fakes.jit(lambda r: apply(transform, r))(rollout)
+    plain = op_by_op(transform, rollout)
+    jitted = apply(transform, rollout)
     chex.assert_trees_all_close(plain, jitted, rtol=1e-5, atol=1e-6)
 
 
 def follows_prompts(transform, rollout):
     # Fails if a group's statistics leak into its neighbour's.
     order = np.roll(np.arange(rollout.samples.mask.shape[0]), 1)
-    credit, state = apply(transform, rollout)
-    moved = apply(transform, jax.tree.map(lambda x: x[order], rollout))
+    credit, state = op_by_op(transform, rollout)
+    moved = op_by_op(transform, jax.tree.map(lambda x: x[order], rollout))
     _same(moved, (_over_rows(lambda x: x[order], credit), state))
 
 
 def follows_samples(transform, rollout):
     order = np.roll(np.arange(rollout.samples.mask.shape[1]), 1)
-    credit, state = apply(transform, rollout)
-    moved = apply(transform, fakes.over_rows(lambda x: x[:, order], rollout))
+    credit, state = op_by_op(transform, rollout)
+    moved = op_by_op(transform, fakes.over_rows(lambda x: x[:, order], rollout))
     _same(moved, (_over_rows(lambda x: x[:, order], credit), state))
 
 
 def ignores_padding(transform, rollout):
     # The padding is NaN: multiplying by a mask instead of selecting shows.
     T = rollout.samples.mask.shape[-1]
-    credit, state = apply(transform, fakes.pad_tokens(rollout, by=3))
+    credit, state = op_by_op(transform, fakes.pad_tokens(rollout, by=3))
     assert bool(jnp.all(credit.weight[..., T:] == 0))
-    _same((_over_rows(lambda x: x[..., :T], credit), state), apply(transform, rollout))
+    _same(
+        (_over_rows(lambda x: x[..., :T], credit), state), op_by_op(transform, rollout)
+    )
 
 
 def stays_finite(transform, rollout):
@@ -218,7 +225,7 @@ def stays_finite(transform, rollout):
         rollout.replace(samples=samples.replace(mask=none)),
         rollout.replace(verdict=verdict.replace(failed=one > 0)),
     ):
-        chex.assert_tree_all_finite(apply(transform, rows))
+        chex.assert_tree_all_finite(op_by_op(transform, rows))
 
 
 def never_reads_failed_rows(transform, rollout):
@@ -230,8 +237,8 @@ def never_reads_failed_rows(transform, rollout):
         reward=jnp.where(failed, jnp.nan, verdict.reward),
         correct=verdict.correct | failed,
     )
-    want, state = apply(transform, rows)
-    got, after = apply(transform, rows.replace(verdict=said))
+    want, state = op_by_op(transform, rows)
+    got, after = op_by_op(transform, rows.replace(verdict=said))
 
     def learned(credit):
         return jnp.where(credit.weighs, credit.advantage, 0.0)
@@ -245,7 +252,7 @@ def never_reads_failed_rows(transform, rollout):
 def takes_one_sample_or_says_no(transform, rollout):
     # A quiet NaN would be found after hours, as a collapsed policy.
     try:
-        out = apply(transform, fakes.over_rows(lambda x: x[:, :1], rollout))
+        out = op_by_op(transform, fakes.over_rows(lambda x: x[:, :1], rollout))
     except ValueError as error:
         assert "num_samples" in str(error)
     else:
@@ -254,7 +261,7 @@ def takes_one_sample_or_says_no(transform, rollout):
 
 def sends_no_gradient(transform, rollout):
     # As part of an algorithm; a leak would add a term that no paper has.
-    reduced = apply(transform, rollout)[0].reduced
+    reduced = op_by_op(transform, rollout)[0].reduced
     reduction = () if reduced else (adv.token_mean(),)
     term = adv.Term(weighting=adv.chain(transform, *reduction), loss_fn=loss.nll())
     algorithm = adv.algorithm(term=term)

@@ -2,11 +2,10 @@
 
 import chex
 import fakes
-import jax
 import jax.numpy as jnp
 import laws
 
-apply = jax.jit(laws.apply, static_argnums=0)  # op by op, compiling takes minutes
+apply = laws.apply
 
 
 def advantage(transform, *groups):
