@@ -1,6 +1,6 @@
 """GAC's closed form, controller and proxies, by hand."""
 
-import fakes
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_the_share_minimises_the_error_it_is_derived_from():
 def test_measurements_are_taken_in_every_tenth_step():
     controller = gac.gac_controller(keep=0.5, max_change=1.0, low=0.0, high=1.0)
     (_, state), raws = controller.init(), []
-    update_ = fakes.jit(controller.update)
+    update_ = jax.jit(controller.update)
     for t in range(12):
         value, state = update_(measurement(0.0, 1.0, t), state)
         raws.append(float(value.raw))
@@ -93,7 +93,7 @@ def gac_batch():
 
 def test_the_proxies_by_hand():
     credits, rollout = gac_batch()
-    got = fakes.jit(gac.gac_proxies(supervised.uncertainty))(credits, rollout)
+    got = jax.jit(gac.gac_proxies(supervised.uncertainty))(credits, rollout)
     np.testing.assert_allclose(got, (0.6255010, 0.2153651, 1.0), atol=2e-7)
     np.testing.assert_allclose(gac.optimal_share(got), 0.7131157, atol=1e-6)
     # Without phi: c_s = -1 on all rows, (c_s - c_r)^2 is 1 on experts, 0 or 4 on own.
@@ -106,7 +106,7 @@ def test_a_missing_branch_has_no_variance():
     def proxies(*rows):
         now, rollout = group(rows)
         rollout = rollout.replace(current=now)
-        measure = fakes.jit(gac.gac_proxies(supervised.unit))
+        measure = jax.jit(gac.gac_proxies(supervised.unit))
         return measure((adv.initial_credit(rollout),), rollout)
 
     got = proxies(Row((0.6,), 1.0), Row((0.9,), 0.0))

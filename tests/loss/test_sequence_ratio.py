@@ -74,7 +74,8 @@ def test_gmpos_ablations():
     assert s(sequence_ratio.sum_of_clipped()) == pytest.approx(np.exp(1.3), rel=1e-6)
     narrow = sequence_ratio.sum_of_clipped(low=0.1, high=0.25)
     assert s(narrow) == pytest.approx(np.exp(3 * 0.25 + 0.2), rel=1e-6)
-    down = narrow(np.float32([[[-0.5, -0.05]]]), -np.ones((1, 1, 1)), np.bool_([1, 1]))
+    d = jnp.array([[[-0.5, -0.05]]])
+    down = narrow(d, -jnp.ones((1, 1, 1)), jnp.ones((1, 1, 2), bool))
     np.testing.assert_allclose(down, [[[-0.15]]], rtol=1e-6)
 
 

@@ -87,7 +87,7 @@ def step(algorithm, now, rollout, state=None):
         return loss, coefficient, state, first | metrics
 
     # As one program: op by op, each of a thousand small tests would compile dozens.
-    return fakes.jit(run)(now, rollout, algorithm.init() if state is None else state)
+    return jax.jit(run)(now, rollout, algorithm.init() if state is None else state)
 
 
 NUM_PROMPTS, NUM_TOKENS, VOCAB = 8, 3, 6
@@ -218,4 +218,4 @@ def demonstration(now=PROBS, **fields):
 
 def per_token(loss_fn, now, rollout, advantage=1.0):
     credit = fakes.credit_of(rollout, advantage)
-    return fakes.jit(loss_fn)(now, credit, rollout)
+    return jax.jit(loss_fn)(now, credit, rollout)
