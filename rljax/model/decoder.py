@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, mesh
-from rljax.model import replay, transformer
+from rljax.model import attention_cached, replay, transformer
 from rljax.model.config import DecoderConfig
 from rljax.model.projection import join_projections
 from rljax.model.replay import Routes
@@ -111,7 +111,8 @@ class _DecoderFunctions:
     def init_cache(self, prompt, num_samples, max_tokens):
         def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
             *before, heads, _, D = x.shape
-            size = (*before, heads * num_samples, max(max_tokens - 1, 1), D)
+            num_keys = attention_cached.ring_size(max(max_tokens - 1, 1))
+            size = (*before, heads * num_samples, num_keys, D)
             empty = jnp.zeros(size, x.dtype)
             return mesh.keep(empty, "prompts", None, "heads") if x.ndim == 5 else empty
 

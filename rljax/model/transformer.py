@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import mesh, numerics
-from rljax.model import attention, attention_blocks, product, rotary
+from rljax.model import attention, attention_blocks, attention_cached, product, rotary
 from rljax.model.attention import KeyValue
 from rljax.model.block import Block
 from rljax.model.config import DecoderConfig
@@ -281,31 +281,22 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens)
         position = (prompt.length + t)[:, None]
         ropes = self._rope(position, S + U)
-        place = cache.written % U
-        age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written
-        written = age <= t[:, None]
+        place, most = cache.written % U, jnp.max(t)
         in_prompt = jnp.arange(S) < prompt.length[:, None]
-
-        def put(old, new):
-            write = functools.partial(
-                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=-2
-            )
-            return jax.tree.map(write, old, new)
 
         def attend(q, new, window, n, own_part, caches):
             del own_part
-            own_mask = written if window is None else written & (age < window)
+            N = self.config.num_groups
             seen = attention.seen_of_prompt(in_prompt, position, window)
-
-            def of_group(x):
-                if x.ndim == 5:
-                    return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
-                size = x.shape[1] // self.config.num_groups
-                return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
-
-            of_prompt, own = jax.tree.map(of_group, caches)
-            sets = (put(own, new), own_mask[:, None, None]), (of_prompt, seen)
-            return attention.attend(q, *sets, style=self._scores), new
+            of_prompt, own = caches
+            of_prompt = jax.tree.map(
+                lambda x: attention_cached.of_group(x, n, N), of_prompt
+            )
+            ring = attention_cached.Ring(own, place, t, most)
+            out = attention_cached.attend_one(
+                q, new, of_prompt, seen, ring, n, N, window=window, style=self._scores
+            )
+            return out, new
 
         caches = tuple(zip(prompt.keys, cache.keys, strict=True))
         x, outputs = self.apply_layers(
@@ -314,7 +305,10 @@ class Decoder(nn.Module):
         new = tuple(output.attended for output in outputs)
         # XLA:CPU: layers only read the caches, which are written here, all at once and
         # in place. It copies caches that are written within the scan at each layer.
-        keys = put(cache.keys, jax.tree.map(join_groups, new))
+        put = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=-2
+        )
+        keys = jax.tree.map(put, cache.keys, jax.tree.map(join_groups, new))
         hidden = self.norm(x).reshape(P, G, -1)
         routes = None if cache.routes is None else _routes(outputs, (P, G))
         return hidden, Cache(keys, cache.written + 1, routes)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from rljax import program as step
-from rljax.model import DecoderConfig
+from rljax.model import DecoderConfig, attention_cached
 from rljax.program import Program, Sizes
 
 # float32 logits that scoring holds at once: the default of `decoder_policy`.
@@ -156,9 +156,9 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
 def traced_flops(program: Program, sizes: Sizes) -> Flops:
     """The matrix products of the program as traced, before the compiler sees it.
 
-    Assumes that every `while` loop of the rollout belongs to the sampler (one per cache
-    size, T tokens in total) and that the learner's only `while` loop runs over
-    optimiser steps. A `cond` counts as its more expensive branch.
+    Assumes that the rollout's only `while` loop is the sampler's, over T tokens, that
+    loops inside it run over blocks of the cache, and that the learner's only `while`
+    loop runs over optimiser steps. A `cond` counts as its more expensive branch.
     """
     verify = program.in_graph()
 
@@ -173,28 +173,35 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
         program.state, program.batch()
     )
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
-    once, per_token = count_matmul_flops(act.jaxpr)
-    num_segments = max(1, num_loops(act.jaxpr))
-    outside, per_update = count_matmul_flops(learn.jaxpr)
+    once, per_token, per_block = count_matmul_flops(act.jaxpr)
+    per_token += per_block * mean_blocks(sizes.max_tokens)
+    outside, *per_update = count_matmul_flops(learn.jaxpr)
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
         prompts=once,
-        sampling=per_token / num_segments * (sizes.max_tokens - 1) * sizes.num_rounds,
-        training=outside + per_update * num_updates,
+        sampling=per_token * (sizes.max_tokens - 1) * sizes.num_rounds,
+        training=outside + sum(per_update) * num_updates,
     )
+
+
+def mean_blocks(max_tokens: int) -> float:
+    """Blocks of the cache that a token reads, if there are several; the average over a
+    completion."""
+    num_keys = max(max_tokens - 1, 1)
+    return float(np.mean(-(-np.arange(num_keys) // attention_cached.block(num_keys))))
 
 
 def count_matmul_flops(
     jaxpr: core.Jaxpr, repeat=lambda length: length
-) -> tuple[float, float]:
-    """FLOPs of the matrix products outside and inside of `while` loops.
+) -> tuple[float, float, float]:
+    """FLOPs of the matrix products outside of `while` loops, in them, in loops in them.
 
     Args:
       jaxpr: of any function.
       repeat: (length of a `scan`) -> how often its body counts; that of a `while`
         counts once.
     """
-    outside = inside = 0.0
+    found = np.zeros(3)
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name == "dot_general":
@@ -202,7 +209,7 @@ def count_matmul_flops(
             product: Any = eqn.outvars[0].aval
             (contracted, _), _ = eqn.params["dimension_numbers"]
             depth = int(np.prod([left.shape[i] for i in contracted]))
-            outside += 2.0 * depth * product.size
+            found[0] += 2.0 * depth * product.size
             continue
         inner = [
             count_matmul_flops(j, repeat) for j in core.jaxprs_in_params(eqn.params)
@@ -211,24 +218,13 @@ def count_matmul_flops(
             continue
         if name == "cond":
             inner = [max(inner, key=sum)]
-        out, looped = (sum(part) for part in zip(*inner))
-        if name == "while":
-            out, looped = 0.0, out + looped
+        outside, inside, deeper = np.sum(inner, 0)
         times = repeat(eqn.params["length"]) if name == "scan" else 1
-        outside, inside = outside + times * out, inside + times * looped
-    return outside, inside
-
-
-def num_loops(jaxpr: core.Jaxpr) -> int:
-    """How many `while` loops with matrix products follow each other."""
-    count = 0
-    for eqn in jaxpr.eqns:
-        inner = list(core.jaxprs_in_params(eqn.params))
-        if eqn.primitive.name == "while":
-            count += any(sum(count_matmul_flops(j)) > 0 for j in inner)
-        else:
-            count += sum(num_loops(j) for j in inner)
-    return count
+        if name == "while":
+            outside, inside, deeper = 0.0, outside, inside + deeper
+        found += times * np.array([outside, inside, deeper])
+    outside, inside, deeper = map(float, found)
+    return outside, inside, deeper
 
 
 def memory(program: Program, sizes: Sizes, compiled) -> Memory:
