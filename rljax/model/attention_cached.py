@@ -1,11 +1,10 @@
 """Attention of one token over a prompt, the tokens before it, and itself.
 
-The keys of earlier tokens are a ring of blocks. It is only read, a block at a time, and
-only up to the tokens so far; the token's own key is scored apart. So what a token reads
-grows with the tokens before it, and no cache is copied. The softmax is summed block by
-block, as in `attention_blocks`; nothing is approximate.
+The keys of earlier tokens are a ring of a few blocks. A block is read only if some row
+sees a key of it, so what a token reads grows with the tokens before it. The softmax is
+summed block by block, as in `attention_blocks`; nothing is approximate.
 
-Symbols as in `attention`: `U` keys of a ring, `B` of a block; q is one token's,
+Symbols as in `attention`: `U` keys of a ring, `B` of a block. q is one token's,
 [P, H, G, R, 1, D].
 """
 
@@ -16,56 +15,69 @@ import jax.numpy as jnp
 
 from rljax.model.attention import PLAIN, KeyValue, Scores
 
-BLOCK = 128
-"""Keys of a block at most, where `NUM_BLOCKS` of them are enough."""
-
-NUM_BLOCKS = 8
-"""Blocks of a ring at most: with more, a token would read little less."""
+MIN_BLOCK, MAX_BLOCK = 16, 1024
+"""Keys of a block. Between them a ring has 4 blocks: with more, a token would read
+little less, and each is compiled."""
 
 _NEVER = -1e30  # a score that gives a key no weight
 
 
 class Ring(NamedTuple):
-    """Keys of the tokens before this one, of all `N` groups of layers.
+    """Keys of a completion's tokens, of all `N` groups of layers.
 
-    keys: [P, N * H * G, U, D], or [P, N, H * G, U, D] where a mesh splits heads.
-    place: i32[] where in U the token's own key will lie; its predecessors lie before.
-    count, most: i32[P] how many there are of each row, and i32[] its maximum.
+    blocks: each [P, N * H * G, B, D], or [P, N, H * G, B, D] where a mesh splits heads.
+      XLA:CPU: arrays of their own, because it copies what is cut out of one.
+    place: i32[] where in U the present token belongs; its predecessors lie before.
+    count, most: i32[P] predecessors of each row, and i32[] the largest number of them.
     """
 
-    keys: KeyValue
+    blocks: tuple[KeyValue, ...]
     place: jax.Array
     count: jax.Array
     most: jax.Array
 
 
-def block(num_keys: int) -> int:
-    """B of a ring for so many keys; all of them if they are few."""
-    num_blocks = min(-(-num_keys // BLOCK), NUM_BLOCKS)
-    return num_keys if num_blocks == 1 else 16 * -(-num_keys // (16 * num_blocks))
+def block_sizes(num_keys: int) -> list[int]:
+    """B of each block of a ring for so many keys; U may be a few more."""
+    num = max(min(-(-num_keys // MIN_BLOCK), 4), -(-num_keys // MAX_BLOCK))
+    return [-(-num_keys // num)] * num
 
 
-def ring_size(num_keys: int) -> int:
-    """U of a ring for so many keys: whole blocks."""
-    return num_keys + -num_keys % block(num_keys)
+def num_keys(blocks: tuple[KeyValue, ...]) -> int:
+    """U of a ring."""
+    return sum(block.key.shape[-2] for block in blocks)
 
 
-def of_group(x: jax.Array, n, num_groups: int, start=0, size: int | None = None):
-    """[P, H, size, D] of a `PromptCache` or `Ring`: some keys of group n of layers."""
-    P, D = x.shape[0], x.shape[-1]
-    size = x.shape[-2] if size is None else size
+def write(
+    blocks: tuple[KeyValue, ...], new: KeyValue, place: jax.Array
+) -> tuple[KeyValue, ...]:
+    """The blocks with one token's keys, like theirs but [..., 1, D], at i32[] place."""
+    B = blocks[0].key.shape[-2]
+
+    def put(old, new, here):
+        at = jnp.clip(here, 0, B - 1)
+        if len(blocks) > 1:  # it belongs in one of them
+            there = jax.lax.dynamic_slice_in_dim(old, at, 1, -2)
+            new = jnp.where(at == here, new, there)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, at, -2)
+
+    return tuple(
+        jax.tree.map(lambda x, y, j=j: put(x, y, place - j * B), block, new)
+        for j, block in enumerate(blocks)
+    )
+
+
+def of_group(x: jax.Array, n: jax.Array, num_groups: int) -> jax.Array:
+    """[P, H, S, D] or alike: the keys of group n of layers, of those of all groups."""
     if x.ndim == 5:
-        part = jax.lax.dynamic_slice(
-            x, (0, n, 0, start, 0), (P, 1, x.shape[2], size, D)
-        )
-        return part[:, 0]
+        return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
     heads = x.shape[1] // num_groups
-    return jax.lax.dynamic_slice(x, (0, n * heads, start, 0), (P, heads, size, D))
+    return jax.lax.dynamic_slice_in_dim(x, n * heads, heads, 1)
 
 
 def attend_one(
     q: jax.Array,
-    new: KeyValue,
+    new: KeyValue | None,
     prompt: KeyValue,
     seen: jax.Array,
     ring: Ring,
@@ -79,10 +91,10 @@ def attend_one(
 
     Args:
       q: [P, H, G, R, 1, D].
-      new: the token's own, [P, H * G, 1, D].
+      new: the token's own, [P, H * G, 1, D]; None where it is in the ring already.
       prompt: [P, H, S, D], shared by the group.
       seen: bool[P, 1, 1, S], which of the prompt's keys are seen.
-      ring: earlier tokens of the completions.
+      ring: the tokens before.
       n: i32[], the group of layers.
       window: tokens that are seen, the token itself included; may be traced. None: all.
       style: how scores are made.
@@ -94,9 +106,9 @@ def attend_one(
     scalar = D if style.scalar is None else style.scalar
     scaled = (q * jnp.asarray(scalar**-0.5, q.dtype)).reshape(P, H * G, R, D)
 
-    def more(carry, keys, visible):
-        """One more set of keys, [P, H or H * G, ., D]."""
-        top, total, out = carry
+    def more(sums, keys, visible):
+        """With one more set of keys, [P, H or H * G, ., D]."""
+        top, total, out = sums
         rows = scaled.reshape(P, keys.key.shape[1], -1, D)
         scores = _capped(_product("phrd,phkd->phrk", rows, keys.key), style)
         scores = jnp.where(visible, scores, _NEVER).reshape(P, H * G, R, -1)
@@ -107,30 +119,35 @@ def attend_one(
         total = total * shrink + jnp.sum(exp, -1, keepdims=True)
         return new_top, total, out * shrink + part.reshape(out.shape)
 
-    own = jnp.sum(scaled.astype(jnp.float32) * new.key, -1, keepdims=True)
-    value = jnp.broadcast_to(new.value.astype(jnp.float32), scaled.shape)
-    carry = _capped(own, style), jnp.ones_like(own), value
-    carry = more(carry, prompt, seen)
+    if new is None:
+        nothing = jnp.zeros(scaled.shape, jnp.float32)
+        sums = nothing[..., :1] + _NEVER, nothing[..., :1], nothing
+    else:
+        own = jnp.sum(scaled.astype(jnp.float32) * new.key, -1, keepdims=True)
+        value = jnp.broadcast_to(new.value.astype(jnp.float32), scaled.shape)
+        sums = _capped(own, style), jnp.ones_like(own), value
+    sums = more(sums, prompt, seen)
 
-    U = ring.keys.key.shape[-2]
-    B = block(U)
-
-    def one_block(j, carry):
-        start = j % (U // B) * B
-        keys = jax.tree.map(lambda x: of_group(x, n, num_groups, start, B), ring.keys)
-        age = (ring.place - start - jnp.arange(B)) % U  # tokens ago; 0: the oldest
-        visible = (age > 0) & (age <= ring.count[:, None])
+    U, B = num_keys(ring.blocks), ring.blocks[0].key.shape[-2]
+    youngest = 0 if new is None else 1  # tokens ago
+    reach = ring.most if window is None else jnp.minimum(ring.most, window - 1)
+    for j, block in enumerate(ring.blocks):
+        behind = (ring.place - youngest - j * B) % U  # of the youngest: the first key
+        age = youngest + (behind - jnp.arange(B)) % U
+        visible = age <= ring.count[:, None]
         if window is not None:
             visible &= age < window
-        return more(carry, keys, visible[:, None, None])
 
-    if U == B:
-        _, total, out = one_block(0, carry)
-    else:
-        reach = ring.most if window is None else jnp.minimum(ring.most, window - 1)
-        end = (ring.place - 1) // B + 1
-        begin = jnp.maximum((ring.place - reach) // B, end - U // B)
-        _, total, out = jax.lax.fori_loop(begin, end, one_block, carry)
+        def with_block(sums, block=block, visible=visible):
+            keys = jax.tree.map(lambda x: of_group(x, n, num_groups), block)
+            return more(sums, keys, visible[:, None, None])
+
+        if len(ring.blocks) == 1:
+            sums = with_block(sums)
+        else:
+            is_seen = youngest + jnp.maximum(behind - (B - 1), 0) <= reach
+            sums = jax.lax.cond(is_seen, with_block, lambda sums: sums, sums)
+    _, total, out = sums
     return (out / total).astype(q.dtype).reshape(q.shape)
 
 

@@ -156,9 +156,9 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
 def traced_flops(program: Program, sizes: Sizes) -> Flops:
     """The matrix products of the program as traced, before the compiler sees it.
 
-    Assumes that the rollout's only `while` loop is the sampler's, over T tokens, that
-    loops inside it run over blocks of the cache, and that the learner's only `while`
-    loop runs over optimiser steps. A `cond` counts as its more expensive branch.
+    Assumes that the rollout's only `while` loop is the sampler's, over T tokens, whose
+    conditions are whether a block of the cache is read, and that the learner's only
+    `while` loop runs over optimiser steps.
     """
     verify = program.in_graph()
 
@@ -173,35 +173,36 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
         program.state, program.batch()
     )
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
-    once, per_token, per_block = count_matmul_flops(act.jaxpr)
-    per_token += per_block * mean_blocks(sizes.max_tokens)
-    outside, *per_update = count_matmul_flops(learn.jaxpr)
+    once, per_token = count_matmul_flops(act.jaxpr, often=share_read(sizes))
+    outside, per_update = count_matmul_flops(learn.jaxpr)
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
         prompts=once,
         sampling=per_token * (sizes.max_tokens - 1) * sizes.num_rounds,
-        training=outside + sum(per_update) * num_updates,
+        training=outside + per_update * num_updates,
     )
 
 
-def mean_blocks(max_tokens: int) -> float:
-    """Blocks of the cache that a token reads, if there are several; the average over a
-    completion."""
-    num_keys = max(max_tokens - 1, 1)
-    return float(np.mean(-(-np.arange(num_keys) // attention_cached.block(num_keys))))
+def share_read(sizes: Sizes) -> float:
+    """Of the cache's blocks, those up to a token: the average over a completion."""
+    blocks = attention_cached.block_sizes(max(sizes.max_tokens - 1, 1))
+    before = np.arange(sum(blocks))  # tokens
+    return float(np.mean(-(-before // blocks[0])) / len(blocks))
 
 
 def count_matmul_flops(
-    jaxpr: core.Jaxpr, repeat=lambda length: length
-) -> tuple[float, float, float]:
-    """FLOPs of the matrix products outside of `while` loops, in them, in loops in them.
+    jaxpr: core.Jaxpr, repeat=lambda length: length, often: float = 1.0
+) -> tuple[float, float]:
+    """FLOPs of the matrix products outside and inside of `while` loops.
 
     Args:
       jaxpr: of any function.
       repeat: (length of a `scan`) -> how often its body counts; that of a `while`
         counts once.
+      often: share of cases in which a `cond` takes its most expensive branch, and not
+        the cheapest.
     """
-    found = np.zeros(3)
+    outside = inside = 0.0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name == "dot_general":
@@ -209,22 +210,24 @@ def count_matmul_flops(
             product: Any = eqn.outvars[0].aval
             (contracted, _), _ = eqn.params["dimension_numbers"]
             depth = int(np.prod([left.shape[i] for i in contracted]))
-            found[0] += 2.0 * depth * product.size
+            outside += 2.0 * depth * product.size
             continue
         inner = [
-            count_matmul_flops(j, repeat) for j in core.jaxprs_in_params(eqn.params)
+            count_matmul_flops(j, repeat, often)
+            for j in core.jaxprs_in_params(eqn.params)
         ]
         if not inner:
             continue
         if name == "cond":
-            inner = [max(inner, key=sum)]
-        outside, inside, deeper = np.sum(inner, 0)
-        times = repeat(eqn.params["length"]) if name == "scan" else 1
+            dear, cheap = max(inner, key=sum), min(inner, key=sum)
+            mean = often * np.array(dear) + (1 - often) * np.array(cheap)
+            inner = [tuple(map(float, mean))]
+        out, looped = (sum(part) for part in zip(*inner))
         if name == "while":
-            outside, inside, deeper = 0.0, outside, inside + deeper
-        found += times * np.array([outside, inside, deeper])
-    outside, inside, deeper = map(float, found)
-    return outside, inside, deeper
+            out, looped = 0.0, out + looped
+        times = repeat(eqn.params["length"]) if name == "scan" else 1
+        outside, inside = outside + times * out, inside + times * looped
+    return outside, inside
 
 
 def memory(program: Program, sizes: Sizes, compiled) -> Memory:

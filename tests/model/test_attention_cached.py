@@ -10,43 +10,48 @@ from rljax.model import attention_cached
 from rljax.model.attention import PLAIN, KeyValue, Scores
 
 P, H, G, R, D, S, N = 2, 2, 3, 2, 8, 5, 2
-HEADS = N * H * G
 
 
 def inputs(num_keys, dtype=jnp.float32, split=False):
-    """q, own key, prompt and a ring's keys, of which every place holds something."""
+    """q, own key, prompt and a ring's blocks, of which every place holds something."""
     draw = np.random.default_rng(0)
 
     def normal(*shape):
         return jnp.asarray(draw.normal(size=shape), dtype)
 
-    U = attention_cached.ring_size(num_keys)
-    heads = (N, H * G) if split else (HEADS,)
+    heads = (N, H * G) if split else (N * H * G,)
     return (
         normal(P, H, G, R, 1, D),
         KeyValue(*(normal(P, H * G, 1, D) for _ in range(2))),
         KeyValue(*(normal(P, H, S, D) for _ in range(2))),
-        KeyValue(*(normal(P, *heads, U, D) for _ in range(2))),
+        tuple(
+            KeyValue(*(normal(P, *heads, B, D) for _ in range(2)))
+            for B in attention_cached.block_sizes(num_keys)
+        ),
     )
 
 
-@fakes.jit
-def attend(arrays, place, count, n, window):
-    return _attend(arrays, place, count, n, window, PLAIN)
-
-
-def _attend(arrays, place, count, n, window, style):
-    q, new, prompt, keys = arrays
+def attend(arrays, place, count, n, window, apart=True, style=PLAIN):
+    """The token's own key is apart, or first written to all groups of the ring."""
+    q, new, prompt, blocks = arrays
+    if not apart:
+        everywhere = jax.tree.map(lambda x: jnp.concatenate([x] * N, 1), new)
+        blocks = attention_cached.write(blocks, everywhere, place)
+        new = None
     seen = (jnp.arange(S) < jnp.array([[2], [S]]))[:, None, None]
-    ring = attention_cached.Ring(keys, place, count, jnp.max(count))
+    ring = attention_cached.Ring(blocks, place, count, jnp.max(count))
     return attention_cached.attend_one(
         q, new, prompt, seen, ring, n, N, window=window, style=style
     )
 
 
+attend = fakes.jit(attend, static_argnames=("apart", "style"))
+
+
 def textbook(arrays, place, count, n, window, style=PLAIN):
     """Each row's keys in their order, and one softmax over them."""
-    q, new, prompt, keys = jax.tree.map(lambda x: np.asarray(x, np.float64), arrays)
+    q, new, prompt, blocks = jax.tree.map(lambda x: np.asarray(x, np.float64), arrays)
+    keys = [np.concatenate(x, -2) for x in zip(*blocks, strict=True)]
     keys = [x.reshape(P, N, H * G, -1, D)[:, n] for x in keys]
     U = keys[0].shape[-2]
     out = np.zeros(q.shape)
@@ -66,74 +71,84 @@ def textbook(arrays, place, count, n, window, style=PLAIN):
     return out
 
 
-# Of 300 keys, a ring of 3 blocks of 112; of 100, a single block.
+# 47 keys are a ring of 3 blocks of 16; 15 keys are a single block.
 CASES = [
     # Nothing yet, one token, all of a block, one more, all there can be.
-    *((300, t, (t, t)) for t in (0, 1, 112, 113, 299)),
-    *((100, t, (t, t)) for t in (0, 1, 99)),
+    *((47, t, (t, t)) for t in (0, 1, 16, 17, 46)),
+    *((15, t, (t, t)) for t in (0, 1, 14)),
     # Rows that began later than others; one that begins now; a ring gone round.
-    (300, 150, (150, 3)),
-    (300, 40, (0, 299)),
-    (300, 112, (20, 299)),
-    (100, 10, (60, 0)),
+    (47, 25, (25, 3)),
+    (47, 6, (0, 46)),
+    (47, 16, (4, 46)),
+    (15, 3, (10, 0)),
 ]
 
 
-@pytest.mark.parametrize("window", [2**30, 50, 113, 1])
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("window", [2**30, 9, 17, 1])
 @pytest.mark.parametrize(("num_keys", "place", "count"), CASES)
-def test_blocks_of_a_ring_are_one_softmax(num_keys, place, count, window):
+def test_blocks_of_a_ring_are_one_softmax(num_keys, place, count, window, apart):
     # A block left out or read twice, the oldest key in the new one's place, or what is
     # left of other samples would each be off by a tenth and more.
     arrays = inputs(num_keys)
     for n in range(N):
-        got = attend(arrays, place, jnp.array(count), n, window)
+        got = attend(arrays, place, jnp.array(count), n, window, apart)
         want = textbook(arrays, place, count, n, window)
         np.testing.assert_allclose(got, want, atol=2e-6)
 
 
-@pytest.mark.parametrize("num_keys", [100, 300])
+@pytest.mark.parametrize("num_keys", [15, 47])
 def test_capped_scores_and_split_heads_are_the_same_law(num_keys):
     style = Scores(scalar=3.0, cap=1.5)
-    count = (90, 40)
+    count = (13, 9)
     arrays = inputs(num_keys, split=True)
-    run = fakes.jit(lambda *x: _attend(*x, None, style))
-    got = run(arrays, 90, jnp.array(count), 1)
-    want = textbook(arrays, 90, count, 1, 2**30, style)
+    got = attend(arrays, 13, jnp.array(count), 1, None, style=style)
+    want = textbook(arrays, 13, count, 1, 2**30, style)
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
-@pytest.mark.parametrize("num_keys", [100, 300])
+@pytest.mark.parametrize("num_keys", [15, 47])
 def test_bfloat16_is_as_exact_as_its_weights(num_keys):
     # Weights and the result are rounded to 8 bits, each by at most 2^-9; sums are not.
-    arrays, count = inputs(num_keys, jnp.bfloat16), (99, 60)
-    got = attend(arrays, 99, jnp.array(count), 0, 2**30)
+    arrays, count = inputs(num_keys, jnp.bfloat16), (14, 9)
+    got = attend(arrays, 14, jnp.array(count), 0, 2**30)
     assert got.dtype == jnp.bfloat16
-    want = textbook(arrays, 99, count, 0, 2**30)
+    want = textbook(arrays, 14, count, 0, 2**30)
     np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=1.5e-2)
 
 
-def test_only_blocks_with_visible_keys_are_read():
+@pytest.mark.parametrize(
+    ("place", "most", "window", "reads"),
+    [
+        (16, 16, 2**30, [0]),
+        (17, 17, 2**30, [0, 1]),
+        (20, 3, 2**30, [1]),
+        # Gone round; the window ends in the first block, or one before it.
+        (10, 46, 2**30, [0, 1, 2]),
+        (10, 46, 11, [0]),
+        (10, 46, 12, [0, 2]),
+    ],
+)
+def test_blocks_that_no_row_sees_are_not_read(place, most, window, reads):
     # NaN in a block that is read would come through: 0 x NaN is NaN.
-    q, new, prompt, keys = inputs(300)
-    poisoned = jax.tree.map(lambda x: x.at[:, :, 112:].set(jnp.nan), keys)
-    arrays = (q, new, prompt, poisoned)
-    for count, window, reads in [(112, 2**30, 1), (113, 2**30, 2), (20, 2**30, 1)]:
-        out = attend(arrays, count, jnp.array([count, 0]), 0, window)
-        assert bool(jnp.all(jnp.isfinite(out))) == (reads == 1)
-    # The window's keys lie in the first block, gone round; older ones do not.
-    assert bool(jnp.all(jnp.isfinite(attend(arrays, 60, jnp.array([299, 0]), 0, 50))))
-    assert not bool(
-        jnp.all(jnp.isfinite(attend(arrays, 40, jnp.array([299, 0]), 0, 50)))
-    )
+    q, new, prompt, blocks = inputs(47)
+    for j, block in enumerate(blocks):
+        bad = (
+            *blocks[:j],
+            jax.tree.map(lambda x: x * jnp.nan, block),
+            *blocks[j + 1 :],
+        )
+        count = jnp.array([most, 0])
+        out = attend((q, new, prompt, bad), place, count, 0, window)
+        assert bool(jnp.any(jnp.isnan(out))) == (j in reads)
 
 
-def test_a_ring_is_little_larger_than_its_keys_and_has_few_blocks():
-    assert [attention_cached.block(n) for n in (1, 128, 129, 1023, 8191)] == [
-        *(1, 128, 80, 128, 1024)
-    ]
-    for n in range(1, 3000):
-        U, B = attention_cached.ring_size(n), attention_cached.block(n)
-        assert n <= U < n + 128
-        assert attention_cached.block(U) == B  # decoding knows U alone
-        assert U % B == 0
-        assert U // B <= 8
+def test_a_ring_is_little_larger_than_its_keys():
+    assert attention_cached.block_sizes(1) == [1]
+    assert attention_cached.block_sizes(16) == [16]
+    assert attention_cached.block_sizes(63) == [16] * 4
+    assert attention_cached.block_sizes(8191) == [1024] * 8
+    for n in range(1, 9000):
+        sizes = attention_cached.block_sizes(n)
+        assert n <= sum(sizes) < n + len(sizes)
+        assert len(set(sizes)) == 1

@@ -60,14 +60,14 @@ def test_the_traced_program_does_the_arithmetic_and_little_more(pieces):
 
 
 def test_a_token_counts_the_blocks_of_the_cache_up_to_it():
-    # 299 keys are 3 blocks of 112. The first token reads none of them, 112, 112 and 74
-    # read 1, 2 and 3: 209 keys, where 150 are needed beside weights that count as 88.
-    # A block counted once would give 0.84 of the least, all of them 1.77.
+    # 299 keys are 4 blocks of 75, of which tokens read 2.5 on average, 187 keys, where
+    # 150 are needed beside weights that count as 88. All of them would be 1.6 times as
+    # much as the least.
     program = tiny_program.program(tiny_program.Config(max_tokens=300))
     sizes = program.sizes()
     traced = cost.traced_flops(program, sizes).sampling
     least = cost.decoder_flops(sizes).sampling
-    assert 1.2 < traced / least < 1.3
+    assert 1.1 < traced / least < 1.2
 
 
 def test_products_count_loops_branches_and_what_is_computed_again():
@@ -80,19 +80,18 @@ def test_products_count_loops_branches_and_what_is_computed_again():
     def scan(x):
         return jax.lax.scan(lambda x, _: (jax.jit(jnp.dot)(x, b), None), x, length=5)
 
-    assert count(lambda x: x @ b @ b) == (2 * each, 0, 0)
-    assert count(scan) == (5 * each, 0, 0)
-    assert count(scan, repeat=lambda length: 1) == (each, 0, 0)
+    assert count(lambda x: x @ b @ b) == (2 * each, 0)
+    assert count(scan) == (5 * each, 0)
+    assert count(scan, repeat=lambda length: 1) == (each, 0)
     loop = functools.partial(jax.lax.while_loop, lambda x: x[0, 0] < 9)
-    assert count(lambda x: loop(lambda x: x @ b, x @ b @ b)) == (2 * each, each, 0)
-    again = functools.partial(loop, lambda x: loop(lambda x: x @ b, x @ b))
-    assert count(again) == (0, each, each)
+    assert count(lambda x: loop(lambda x: x @ b, x @ b @ b)) == (2 * each, each)
     branch = functools.partial(jax.lax.cond, a[0, 0] > 0)
-    found = count(lambda x: branch(lambda x: x @ b @ b, lambda x: x @ b, x))
-    assert found == (2 * each, 0, 0)
+    either = functools.partial(branch, lambda x: x @ b @ b, lambda x: x @ b)
+    assert count(either) == (2 * each, 0)
+    assert count(either, often=0.25) == (1.25 * each, 0)
     # Forward, and backward to the argument alone; kept from a checkpoint: once more.
     square = jax.checkpoint(lambda x: jnp.sum((x @ b) ** 2))
-    assert count(jax.grad(square)) == (3 * each, 0, 0)
+    assert count(jax.grad(square)) == (3 * each, 0)
 
 
 def test_the_compiler_counts_the_products_and_what_lies_between_them():
