@@ -9,7 +9,7 @@ Choices that were measured on XLA:CPU alone, for the first profile of an acceler
 question. Each stands at its place again, marked "XLA:CPU":
 
     attention.KeyValue          heads and samples share one axis of the cache
-    attention_cached.Ring       the cache's blocks are arrays of their own
+    attention_cached.part_sizes blocks of the cache are arrays of their own
     attention.attend_causally   short prompts are copied for each sample; queries go in
                                 at most 4 blocks
     rotary.rotary_table         a barrier, so that sines are computed once

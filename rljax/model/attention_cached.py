@@ -8,6 +8,7 @@ Symbols as in `attention`: `U` keys of a ring, `B` of a block. q is one token's,
 [P, H, G, R, 1, D].
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -25,54 +26,67 @@ _NEVER = -1e30  # a score that gives a key no weight
 class Ring(NamedTuple):
     """Keys of a completion's tokens, of all `N` groups of layers.
 
-    blocks: each [P, N * H * G, B, D], or [P, N, H * G, B, D] where a mesh splits heads.
-      XLA:CPU: arrays of their own, because it copies what is cut out of one.
+    parts: arrays of one block each, or a single one of all, [P, N * H * G, ., D], or
+      [P, N, H * G, ., D] where a mesh splits heads.
     place: i32[] where in U the present token belongs; its predecessors lie before.
     count, most: i32[P] predecessors of each row, and i32[] the largest number of them.
     """
 
-    blocks: tuple[KeyValue, ...]
+    parts: tuple[KeyValue, ...]
     place: jax.Array
     count: jax.Array
     most: jax.Array
 
 
-def block_sizes(num_keys: int) -> list[int]:
-    """B of each block of a ring for so many keys; U may be a few more."""
-    num = max(min(-(-num_keys // MIN_BLOCK), 4), -(-num_keys // MAX_BLOCK))
-    return [-(-num_keys // num)] * num
+def num_blocks(num_keys: int) -> int:
+    """Blocks of a ring for so many keys."""
+    return max(min(-(-num_keys // MIN_BLOCK), 4), -(-num_keys // MAX_BLOCK))
 
 
-def num_keys(blocks: tuple[KeyValue, ...]) -> int:
+def part_sizes(num_keys: int, num_groups: int) -> list[int]:
+    """Keys of each part of a ring, for so many in all; U may be a few more.
+
+    XLA:CPU copies what is cut out of an array, so blocks are arrays of their own. Where
+    layers are a scan, theirs are cut out anyway, and XLA:TPU reads blocks of one array
+    without a copy.
+    """
+    num = num_blocks(num_keys)
+    size = -(-num_keys // num)
+    return [size] * num if num_groups == 1 else [size * num]
+
+
+def num_keys(parts: tuple[KeyValue, ...]) -> int:
     """U of a ring."""
-    return sum(block.key.shape[-2] for block in blocks)
+    return sum(part.key.shape[-2] for part in parts)
 
 
 def write(
-    blocks: tuple[KeyValue, ...], new: KeyValue, place: jax.Array
+    parts: tuple[KeyValue, ...], new: KeyValue, place: jax.Array
 ) -> tuple[KeyValue, ...]:
-    """The blocks with one token's keys, like theirs but [..., 1, D], at i32[] place."""
-    B = blocks[0].key.shape[-2]
+    """The parts with one token's keys, like theirs but [..., 1, D], at i32[] place."""
+    size = parts[0].key.shape[-2]
 
     def put(old, new, here):
-        at = jnp.clip(here, 0, B - 1)
-        if len(blocks) > 1:  # it belongs in one of them
+        at = jnp.clip(here, 0, size - 1)
+        if len(parts) > 1:  # it belongs in one of them
             there = jax.lax.dynamic_slice_in_dim(old, at, 1, -2)
             new = jnp.where(at == here, new, there)
         return jax.lax.dynamic_update_slice_in_dim(old, new, at, -2)
 
     return tuple(
-        jax.tree.map(lambda x, y, j=j: put(x, y, place - j * B), block, new)
-        for j, block in enumerate(blocks)
+        jax.tree.map(lambda x, y, j=j: put(x, y, place - j * size), part, new)
+        for j, part in enumerate(parts)
     )
 
 
-def of_group(x: jax.Array, n: jax.Array, num_groups: int) -> jax.Array:
-    """[P, H, S, D] or alike: the keys of group n of layers, of those of all groups."""
+def of_group(x: jax.Array, n: jax.Array, num_groups: int, start=0, size=None):
+    """Keys of group n of layers, [P, H, size, D] or alike: all, or those from start."""
+    P, D, size = len(x), x.shape[-1], x.shape[-2] if size is None else size
     if x.ndim == 5:
-        return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
+        cut = jax.lax.dynamic_slice(x, (0, n, 0, start, 0), (P, 1, x.shape[2], size, D))
+        return cut[:, 0]
     heads = x.shape[1] // num_groups
-    return jax.lax.dynamic_slice_in_dim(x, n * heads, heads, 1)
+    return jax.lax.dynamic_slice(x, (0, n * heads, start, 0), (P, heads, size, D))
 
 
 def attend_one(
@@ -128,25 +142,37 @@ def attend_one(
         sums = _capped(own, style), jnp.ones_like(own), value
     sums = more(sums, prompt, seen)
 
-    U, B = num_keys(ring.blocks), ring.blocks[0].key.shape[-2]
+    U = num_keys(ring.parts)
+    B = U // num_blocks(U)
     youngest = 0 if new is None else 1  # tokens ago
     reach = ring.most if window is None else jnp.minimum(ring.most, window - 1)
-    for j, block in enumerate(ring.blocks):
-        behind = (ring.place - youngest - j * B) % U  # of the youngest: the first key
-        age = youngest + (behind - jnp.arange(B)) % U
+
+    def with_block(part, start, sums):
+        """With the block at `start` in U, all of a part or a block of it."""
+        offset = start if len(ring.parts) == 1 else 0
+        keys = jax.tree.map(lambda x: of_group(x, n, num_groups, offset, B), part)
+        age = youngest + (ring.place - youngest - start - jnp.arange(B)) % U
         visible = age <= ring.count[:, None]
         if window is not None:
             visible &= age < window
+        return more(sums, keys, visible[:, None, None])
 
-        def with_block(sums, block=block, visible=visible):
-            keys = jax.tree.map(lambda x: of_group(x, n, num_groups), block)
-            return more(sums, keys, visible[:, None, None])
+    if U == B:
+        sums = with_block(ring.parts[0], 0, sums)
+    elif len(ring.parts) == 1:
 
-        if len(ring.blocks) == 1:
-            sums = with_block(sums)
-        else:
+        def one_block(j, sums):
+            return with_block(ring.parts[0], j % (U // B) * B, sums)
+
+        end = (ring.place - youngest) // B + 1
+        begin = jnp.maximum((ring.place - reach) // B, end - U // B)
+        sums = jax.lax.fori_loop(begin, end, one_block, sums)
+    else:
+        for j, part in enumerate(ring.parts):
+            behind = (ring.place - youngest - j * B) % U  # the youngest: the first key
             is_seen = youngest + jnp.maximum(behind - (B - 1), 0) <= reach
-            sums = jax.lax.cond(is_seen, with_block, lambda sums: sums, sums)
+            read = functools.partial(with_block, part, j * B)
+            sums = jax.lax.cond(is_seen, read, lambda sums: sums, sums)
     _, total, out = sums
     return (out / total).astype(q.dtype).reshape(q.shape)
 

@@ -114,9 +114,11 @@ class _DecoderFunctions:
             empty = jnp.zeros((*before, heads * num_samples, size, D), x.dtype)
             return mesh.keep(empty, "prompts", None, "heads") if x.ndim == 5 else empty
 
-        sizes = attention_cached.block_sizes(max(max_tokens - 1, 1))
+        sizes = attention_cached.part_sizes(
+            max(max_tokens - 1, 1), self.config.num_groups
+        )
         keys = tuple(
-            tuple(jax.tree.map(lambda x, B=B: empty(x, B), of_layer) for B in sizes)
+            tuple(jax.tree.map(lambda x, U=U: empty(x, U), of_layer) for U in sizes)
             for of_layer in prompt.keys
         )
         routes = None

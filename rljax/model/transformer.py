@@ -49,7 +49,7 @@ class PromptCache(NamedTuple):
 class Cache(NamedTuple):
     """The completions' own keys: a ring, so that rows may begin at any time.
 
-    keys: a ring's blocks per layer of a group; see `attention_cached.Ring`. They hold
+    keys: a ring's parts per layer of a group; see `attention_cached.Ring`. They hold
       T - 1 keys: the last token is never fed.
     written: i32[] tokens fed so far, by any row.
     routes: [P, G, L, K], the experts that computed the last token; None: not recorded.

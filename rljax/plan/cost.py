@@ -156,9 +156,9 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
 def traced_flops(program: Program, sizes: Sizes) -> Flops:
     """The matrix products of the program as traced, before the compiler sees it.
 
-    Assumes that the rollout's only `while` loop is the sampler's, over T tokens, whose
-    conditions are whether a block of the cache is read, and that the learner's only
-    `while` loop runs over optimiser steps.
+    Assumes that the rollout's only `while` loop is the sampler's, over T tokens, that
+    loops and conditions inside it are over blocks of the cache, and that the learner's
+    only `while` loop runs over optimiser steps.
     """
     verify = program.in_graph()
 
@@ -173,7 +173,8 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
         program.state, program.batch()
     )
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
-    once, per_token = count_matmul_flops(act.jaxpr, often=share_read(sizes))
+    num, share = blocks_read(sizes)
+    once, per_token = count_matmul_flops(act.jaxpr, often=share, turns=num * share)
     outside, per_update = count_matmul_flops(learn.jaxpr)
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
@@ -183,15 +184,20 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
     )
 
 
-def share_read(sizes: Sizes) -> float:
-    """Of the cache's blocks, those up to a token: the average over a completion."""
-    blocks = attention_cached.block_sizes(max(sizes.max_tokens - 1, 1))
-    before = np.arange(sum(blocks))  # tokens
-    return float(np.mean(-(-before // blocks[0])) / len(blocks))
+def blocks_read(sizes: Sizes) -> tuple[int, float]:
+    """Blocks of the cache, and the share of them that lies before a token; the average
+    over a completion."""
+    num_keys = max(sizes.max_tokens - 1, 1)
+    num = attention_cached.num_blocks(num_keys)
+    size = -(-num_keys // num)
+    return num, float(np.mean(-(-np.arange(num_keys) // size)) / num)
 
 
 def count_matmul_flops(
-    jaxpr: core.Jaxpr, repeat=lambda length: length, often: float = 1.0
+    jaxpr: core.Jaxpr,
+    repeat=lambda length: length,
+    often: float = 1.0,
+    turns: float = 1.0,
 ) -> tuple[float, float]:
     """FLOPs of the matrix products outside and inside of `while` loops.
 
@@ -201,6 +207,7 @@ def count_matmul_flops(
         counts once.
       often: share of cases in which a `cond` takes its most expensive branch, and not
         the cheapest.
+      turns: how often the body of a `while` inside another one counts.
     """
     outside = inside = 0.0
     for eqn in jaxpr.eqns:
@@ -213,7 +220,7 @@ def count_matmul_flops(
             outside += 2.0 * depth * product.size
             continue
         inner = [
-            count_matmul_flops(j, repeat, often)
+            count_matmul_flops(j, repeat, often, turns)
             for j in core.jaxprs_in_params(eqn.params)
         ]
         if not inner:
@@ -224,7 +231,7 @@ def count_matmul_flops(
             inner = [tuple(map(float, mean))]
         out, looped = (sum(part) for part in zip(*inner))
         if name == "while":
-            out, looped = 0.0, out + looped
+            out, looped = 0.0, out + turns * looped
         times = repeat(eqn.params["length"]) if name == "scan" else 1
         outside, inside = outside + times * out, inside + times * looped
     return outside, inside

@@ -12,8 +12,8 @@ from rljax.model.attention import PLAIN, KeyValue, Scores
 P, H, G, R, D, S, N = 2, 2, 3, 2, 8, 5, 2
 
 
-def inputs(num_keys, dtype=jnp.float32, split=False):
-    """q, own key, prompt and a ring's blocks, of which every place holds something."""
+def inputs(num_keys, dtype=jnp.float32, split=False, in_one=False):
+    """q, own key, prompt and a ring's parts, of which every place holds something."""
     draw = np.random.default_rng(0)
 
     def normal(*shape):
@@ -26,7 +26,7 @@ def inputs(num_keys, dtype=jnp.float32, split=False):
         KeyValue(*(normal(P, H, S, D) for _ in range(2))),
         tuple(
             KeyValue(*(normal(P, *heads, B, D) for _ in range(2)))
-            for B in attention_cached.block_sizes(num_keys)
+            for B in attention_cached.part_sizes(num_keys, 2 if in_one else 1)
         ),
     )
 
@@ -84,13 +84,15 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize(("apart", "in_one"), [(True, True), (False, False)])
 @pytest.mark.parametrize("window", [2**30, 9, 17, 1])
 @pytest.mark.parametrize(("num_keys", "place", "count"), CASES)
-def test_blocks_of_a_ring_are_one_softmax(num_keys, place, count, window, apart):
+def test_blocks_of_a_ring_are_one_softmax(
+    num_keys, place, count, window, apart, in_one
+):
     # A block left out or read twice, the oldest key in the new one's place, or what is
     # left of other samples would each be off by a tenth and more.
-    arrays = inputs(num_keys)
+    arrays = inputs(num_keys, in_one=in_one)
     for n in range(N):
         got = attend(arrays, place, jnp.array(count), n, window, apart)
         want = textbook(arrays, place, count, n, window)
@@ -101,7 +103,7 @@ def test_blocks_of_a_ring_are_one_softmax(num_keys, place, count, window, apart)
 def test_capped_scores_and_split_heads_are_the_same_law(num_keys):
     style = Scores(scalar=3.0, cap=1.5)
     count = (13, 9)
-    arrays = inputs(num_keys, split=True)
+    arrays = inputs(num_keys, split=True, in_one=True)
     got = attend(arrays, 13, jnp.array(count), 1, None, style=style)
     want = textbook(arrays, 13, count, 1, 2**30, style)
     np.testing.assert_allclose(got, want, atol=2e-6)
@@ -110,7 +112,7 @@ def test_capped_scores_and_split_heads_are_the_same_law(num_keys):
 @pytest.mark.parametrize("num_keys", [15, 47])
 def test_bfloat16_is_as_exact_as_its_weights(num_keys):
     # Weights and the result are rounded to 8 bits, each by at most 2^-9; sums are not.
-    arrays, count = inputs(num_keys, jnp.bfloat16), (14, 9)
+    arrays, count = inputs(num_keys, jnp.bfloat16, in_one=True), (14, 9)
     got = attend(arrays, 14, jnp.array(count), 0, 2**30)
     assert got.dtype == jnp.bfloat16
     want = textbook(arrays, 14, count, 0, 2**30)
@@ -129,26 +131,29 @@ def test_bfloat16_is_as_exact_as_its_weights(num_keys):
         (10, 46, 12, [0, 2]),
     ],
 )
-def test_blocks_that_no_row_sees_are_not_read(place, most, window, reads):
+@pytest.mark.parametrize("in_one", [True, False])
+def test_blocks_that_no_row_sees_are_not_read(place, most, window, reads, in_one):
     # NaN in a block that is read would come through: 0 x NaN is NaN.
-    q, new, prompt, blocks = inputs(47)
-    for j, block in enumerate(blocks):
-        bad = (
-            *blocks[:j],
-            jax.tree.map(lambda x: x * jnp.nan, block),
-            *blocks[j + 1 :],
-        )
-        count = jnp.array([most, 0])
-        out = attend((q, new, prompt, bad), place, count, 0, window)
+    q, new, prompt, parts = inputs(47, in_one=in_one)
+    count = jnp.array([most, 0])
+    for j in range(3):
+        bad = list(parts)
+        if in_one:
+            here = slice(16 * j, 16 * (j + 1))
+            bad[0] = KeyValue(*(x.at[..., here, :].set(jnp.nan) for x in bad[0]))
+        else:
+            bad[j] = jax.tree.map(lambda x: x * jnp.nan, bad[j])
+        out = attend((q, new, prompt, tuple(bad)), place, count, 0, window)
         assert bool(jnp.any(jnp.isnan(out))) == (j in reads)
 
 
 def test_a_ring_is_little_larger_than_its_keys():
-    assert attention_cached.block_sizes(1) == [1]
-    assert attention_cached.block_sizes(16) == [16]
-    assert attention_cached.block_sizes(63) == [16] * 4
-    assert attention_cached.block_sizes(8191) == [1024] * 8
+    sizes = {1: [1], 16: [16], 63: [16] * 4, 8191: [1024] * 8}
+    for num_keys, want in sizes.items():
+        assert attention_cached.part_sizes(num_keys, 1) == want
+        assert attention_cached.part_sizes(num_keys, 2) == [sum(want)]
     for n in range(1, 9000):
-        sizes = attention_cached.block_sizes(n)
-        assert n <= sum(sizes) < n + len(sizes)
-        assert len(set(sizes)) == 1
+        (U,) = attention_cached.part_sizes(n, 2)
+        num = attention_cached.num_blocks(n)
+        assert n <= U < n + num
+        assert attention_cached.num_blocks(U) == num  # decoding knows U alone

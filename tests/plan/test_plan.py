@@ -85,6 +85,8 @@ def test_products_count_loops_branches_and_what_is_computed_again():
     assert count(scan, repeat=lambda length: 1) == (each, 0)
     loop = functools.partial(jax.lax.while_loop, lambda x: x[0, 0] < 9)
     assert count(lambda x: loop(lambda x: x @ b, x @ b @ b)) == (2 * each, each)
+    again = functools.partial(loop, lambda x: loop(lambda x: x @ b, x @ b))
+    assert count(again, turns=2.5) == (0, 3.5 * each)
     branch = functools.partial(jax.lax.cond, a[0, 0] > 0)
     either = functools.partial(branch, lambda x: x @ b @ b, lambda x: x @ b)
     assert count(either) == (2 * each, 0)
