@@ -29,7 +29,7 @@ def _number(**bounds):
     return functools.partial(check.number, **bounds)
 
 
-# A rate of 0 trains nothing, AdamW leaves every useful scale with one above 1.
+# A rate of 0 changes nothing, AdamW leaves every useful scale with one above 1.
 _RATE = _number(above=0, high=1)
 _SHARE = _number(low=0, high=1)
 
@@ -69,6 +69,7 @@ RANGES = {
     "gradient_clip": _number(above=0),
     "clip": _number(above=0, high=1),
     "entropy_target": _number(low=0),
+    "ema_rate": _RATE,
     "target_kl": _number(low=0),
     "target_kl_per_pass": _number(low=0),
     "gradient_gate": _number(low=-1e6, high=1e6),

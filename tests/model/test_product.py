@@ -1,6 +1,7 @@
 """Products of narrow numbers: summed in float32, in both directions."""
 
 import dataclasses
+import re
 
 import fakes
 import jax
@@ -41,6 +42,26 @@ def test_gradients_are_those_of_the_plain_product(axis):
         assert one.dtype == jnp.bfloat16
         scale = float(jnp.max(jnp.abs(other)))
         np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.01 * scale)
+
+
+@pytest.mark.parametrize("outputs", [16, 64])
+def test_no_gradient_widens_what_the_product_itself_does_not_widen(outputs):
+    # XLA:CPU converts both factors of x^T y to float32, unless they lie as it reads
+    # them: that product then takes four times as long. Versions of XLA that widen the
+    # product itself widen all three.
+    x, w = jnp.ones((96, 32), jnp.bfloat16), jnp.ones((32, outputs), jnp.bfloat16)
+
+    def widened(fn):
+        text = jax.jit(fn).lower(x, w).compile().as_text()
+        dots = re.findall(r"f32\[[\d,]+\]\S* dot\((%?[\w.]+), (%?[\w.]+)\)", text)
+        types = dict(re.findall(r"(%[\w.]+) = (\w+)\[", text))
+        assert dots
+        return any(types[name] == "f32" for dot in dots for name in dot)
+
+    def loss(x, w):
+        return jnp.sum(product.dense(x, w).astype(jnp.float32) ** 2)
+
+    assert widened(jax.grad(loss, (0, 1))) == widened(product.dense)
 
 
 def test_products_of_float32_are_those_of_flax():
