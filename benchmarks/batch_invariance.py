@@ -72,7 +72,6 @@ def compared(dtype) -> tuple[list[tuple], tuple[float, float]]:
             max_tokens=T,
             stop_tokens=(V - 1,),
             num_slots=num_slots,
-            num_segments=1,  # each is compiled, in eight programs per dtype
         )
         return jax.jit(lambda params, prompts: draw(params, prompts, jax.random.key(7)))
 

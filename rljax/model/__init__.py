@@ -9,11 +9,13 @@ Choices that were measured on XLA:CPU alone, for the first profile of an acceler
 question. Each stands at its place again, marked "XLA:CPU":
 
     attention.KeyValue          heads and samples share one axis of the cache
+    attention_cached.part_sizes blocks of the cache are arrays of their own
     attention.attend_causally   short prompts are copied for each sample; queries go in
                                 at most 4 blocks
     rotary.rotary_table         a barrier, so that sines are computed once
     projection.join_projections q, k, v and gate, up are one product while decoding
-    transformer.decode_step     caches are written after the scan over layers
+    transformer.decode_step     caches are written after the scan over layers, or before
+                                they are read where there is no scan
     config.unroll               up to 8 layers side by side
 """
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import check, mesh
-from rljax.model import replay, transformer
+from rljax.model import attention_cached, replay, transformer
 from rljax.model.config import DecoderConfig
 from rljax.model.one_walk import walk
 from rljax.model.projection import join_projections
@@ -110,17 +110,23 @@ class _DecoderFunctions:
         return self.logits(head, hidden), prompt
 
     def init_cache(self, prompt, num_samples, max_tokens):
-        def empty(x):  # [P, N * H, S, D] -> [P, N * H * G, T - 1, D]
+        def empty(x, size):  # [P, N * H, S, D] -> [P, N * H * G, size, D]
             *before, heads, _, D = x.shape
-            size = (*before, heads * num_samples, max(max_tokens - 1, 1), D)
-            empty = jnp.zeros(size, x.dtype)
+            empty = jnp.zeros((*before, heads * num_samples, size, D), x.dtype)
             return mesh.keep(empty, "prompts", None, "heads") if x.ndim == 5 else empty
 
+        sizes = attention_cached.part_sizes(
+            max(max_tokens - 1, 1), self.config.num_groups
+        )
+        keys = tuple(
+            tuple(jax.tree.map(lambda x, U=U: empty(x, U), of_layer) for U in sizes)
+            for of_layer in prompt.keys
+        )
         routes = None
         if prompt.routes is not None:
             P, _, *of_token = prompt.routes.shape
             routes = jnp.zeros((P, num_samples, *of_token), prompt.routes.dtype)
-        return Cache(jax.tree.map(empty, prompt.keys), jnp.int32(0), routes)
+        return Cache(keys, jnp.int32(0), routes)
 
     def decode(self, decode_params, tokens, t, prompt, cache):
         hidden, cache = self._apply(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import mesh, numerics
-from rljax.model import attention, causal, product, rotary
+from rljax.model import attention, attention_cached, causal, product, rotary
 from rljax.model.attention import KeyValue
 from rljax.model.block import Block
 from rljax.model.config import DecoderConfig
@@ -49,13 +49,13 @@ class PromptCache(NamedTuple):
 class Cache(NamedTuple):
     """The completions' own keys: a ring, so that rows may begin at any time.
 
-    keys: as a prompt's, [P, N * H * G, T - 1, D] or [P, N, H * G, T - 1, D]; the last
-      token is never fed.
+    keys: a ring's parts per layer of a group; see `attention_cached.Ring`. They hold
+      T - 1 keys: the last token is never fed.
     written: i32[] tokens fed so far, by any row.
     routes: [P, G, L, K], the experts that computed the last token; None: not recorded.
     """
 
-    keys: tuple[KeyValue, ...]
+    keys: tuple[tuple[KeyValue, ...], ...]
     written: jax.Array
     routes: jax.Array | None = None
 
@@ -268,44 +268,44 @@ class Decoder(nn.Module):
     def decode_step(self, tokens, t, prompt: PromptCache, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
         P, G = tokens.shape
-        S, U = prompt.keys[0].key.shape[-2], cache.keys[0].key.shape[-2]
+        S, U = prompt.keys[0].key.shape[-2], attention_cached.num_keys(cache.keys[0])
+        N = self.config.num_groups
         x = self.embed_tokens(tokens)
         position = (prompt.length + t)[:, None]
         ropes = self._rope(position, S + U)
-        place = cache.written % U
-        age = (place - jnp.arange(U)) % U  # how many tokens ago a key was written
-        written = age <= t[:, None]
+        place, most = cache.written % U, jnp.max(t)
         in_prompt = jnp.arange(S) < prompt.length[:, None]
-
-        def put(old, new):
-            write = functools.partial(
-                jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=-2
-            )
-            return jax.tree.map(write, old, new)
 
         def attend(q, new, window, n, own_part, caches):
             del own_part
-            own_mask = written if window is None else written & (age < window)
             seen = attention.seen_of_prompt(in_prompt, position, window)
-
-            def of_group(x):
-                if x.ndim == 5:
-                    return jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False)
-                size = x.shape[1] // self.config.num_groups
-                return jax.lax.dynamic_slice_in_dim(x, n * size, size, 1)
-
-            of_prompt, own = jax.tree.map(of_group, caches)
-            sets = (put(own, new), own_mask[:, None, None]), (of_prompt, seen)
-            return attention.attend(q, *sets, style=self._scores), new
+            of_prompt, own = caches
+            of_prompt = jax.tree.map(
+                lambda x: attention_cached.of_group(x, n, N), of_prompt
+            )
+            apart, output = new, new
+            if N == 1:
+                apart, output = None, attention_cached.write(own, new, place)
+                own = output
+            ring = attention_cached.Ring(own, place, t, most)
+            out = attention_cached.attend_one(
+                q, apart, of_prompt, seen, ring, n, N, window=window, style=self._scores
+            )
+            return out, output
 
         caches = tuple(zip(prompt.keys, cache.keys, strict=True))
         x, outputs = self.apply_layers(
             x, (P, G, 1), ropes, attend, shared=caches, gathered=True
         )
-        new = tuple(output.attended for output in outputs)
-        # XLA:CPU: layers only read the caches, which are written here, all at once and
-        # in place. It copies caches that are written within the scan at each layer.
-        keys = put(cache.keys, jax.tree.map(join_groups, new))
+        # XLA:CPU copies caches that are written within a scan at each layer. There,
+        # layers only read them, and all is written here, at once and in place. Without
+        # a scan it copies what is read and written in no certain order: written first.
+        keys = tuple(jax.tree.map(join_groups, output.attended) for output in outputs)
+        if N > 1:
+            keys = tuple(
+                attention_cached.write(old, new, place)
+                for old, new in zip(cache.keys, keys, strict=True)
+            )
         hidden = self.norm(x).reshape(P, G, -1)
         routes = None if cache.routes is None else _routes(outputs, (P, G))
         return hidden, Cache(keys, cache.written + 1, routes)

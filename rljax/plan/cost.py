@@ -18,7 +18,7 @@ from jax.extend import core
 
 from rljax import mesh
 from rljax import program as step
-from rljax.model import DecoderConfig
+from rljax.model import DecoderConfig, attention_cached
 from rljax.program import Program, Sizes
 
 # float32 logits that scoring holds at once: the default of `decoder_policy`.
@@ -166,9 +166,9 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
 def traced_flops(program: Program, sizes: Sizes) -> Flops:
     """The matrix products of the program as traced, before the compiler sees it.
 
-    Assumes that every `while` loop of the rollout belongs to the sampler (one per cache
-    size, T tokens in total) and that the learner's only `while` loop runs over
-    optimiser steps. A `cond` counts as its more expensive branch.
+    Assumes that the rollout's only `while` loop is the sampler's, over T tokens, that
+    loops and conditions inside it are over blocks of the cache, and that the learner's
+    only `while` loop runs over optimiser steps.
     """
     verify = program.in_graph()
 
@@ -183,19 +183,31 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
         program.state, program.batch()
     )
     learn = jax.make_jaxpr(program.learner.learn)(program.state, shapes)
-    once, per_token = count_matmul_flops(act.jaxpr)
-    num_segments = max(1, num_loops(act.jaxpr))
+    num, share = blocks_read(sizes)
+    once, per_token = count_matmul_flops(act.jaxpr, often=share, turns=num * share)
     outside, per_update = count_matmul_flops(learn.jaxpr)
     num_updates = sizes.num_passes * sizes.num_minibatches
     return Flops(
         prompts=once,
-        sampling=per_token / num_segments * (sizes.max_tokens - 1) * sizes.num_rounds,
+        sampling=per_token * (sizes.max_tokens - 1) * sizes.num_rounds,
         training=outside + per_update * num_updates,
     )
 
 
+def blocks_read(sizes: Sizes) -> tuple[int, float]:
+    """Blocks of the cache, and the share of them that lies before a token; the average
+    over a completion."""
+    num_keys = max(sizes.max_tokens - 1, 1)
+    num = attention_cached.num_blocks(num_keys)
+    size = -(-num_keys // num)
+    return num, float(np.mean(-(-np.arange(num_keys) // size)) / num)
+
+
 def count_matmul_flops(
-    jaxpr: core.Jaxpr, repeat=lambda length: length
+    jaxpr: core.Jaxpr,
+    repeat=lambda length: length,
+    often: float = 1.0,
+    turns: float = 1.0,
 ) -> tuple[float, float]:
     """FLOPs of the matrix products outside and inside of `while` loops.
 
@@ -203,6 +215,9 @@ def count_matmul_flops(
       jaxpr: of any function.
       repeat: (length of a `scan`) -> how often its body counts; that of a `while`
         counts once.
+      often: share of cases in which a `cond` takes its most expensive branch, and not
+        the cheapest.
+      turns: how often the body of a `while` inside another one counts.
     """
     outside = inside = 0.0
     for eqn in jaxpr.eqns:
@@ -215,30 +230,21 @@ def count_matmul_flops(
             outside += 2.0 * depth * product.size
             continue
         inner = [
-            count_matmul_flops(j, repeat) for j in core.jaxprs_in_params(eqn.params)
+            count_matmul_flops(j, repeat, often, turns)
+            for j in core.jaxprs_in_params(eqn.params)
         ]
         if not inner:
             continue
         if name == "cond":
-            inner = [max(inner, key=sum)]
+            dear, cheap = max(inner, key=sum), min(inner, key=sum)
+            mean = often * np.array(dear) + (1 - often) * np.array(cheap)
+            inner = [tuple(map(float, mean))]
         out, looped = (sum(part) for part in zip(*inner))
         if name == "while":
-            out, looped = 0.0, out + looped
+            out, looped = 0.0, out + turns * looped
         times = repeat(eqn.params["length"]) if name == "scan" else 1
         outside, inside = outside + times * out, inside + times * looped
     return outside, inside
-
-
-def num_loops(jaxpr: core.Jaxpr) -> int:
-    """How many `while` loops with matrix products follow each other."""
-    count = 0
-    for eqn in jaxpr.eqns:
-        inner = list(core.jaxprs_in_params(eqn.params))
-        if eqn.primitive.name == "while":
-            count += any(sum(count_matmul_flops(j)) > 0 for j in inner)
-        else:
-            count += sum(num_loops(j) for j in inner)
-    return count
 
 
 def memory(program: Program, sizes: Sizes, compiled) -> Memory:

@@ -33,7 +33,6 @@ def sampler(
     top_p: float | None = None,
     environment: Environment | None = None,
     num_slots: int | None = None,
-    num_segments: int | None = None,
 ) -> Sampler:
     """Makes `sample(params, prompts, key) -> (samples, old)`.
 
@@ -55,9 +54,6 @@ def sampler(
       num_slots: samples decoded at a time over the whole mesh; when one ends, a waiting
         one takes its place. For completions of very different lengths: a sixteenth of
         a batch's samples, say. None decodes all at once, until the longest ends.
-      num_segments: number of cache sizes. Decoding starts with a small cache and goes
-        on with larger ones, so early tokens read less; each size is compiled
-        separately. None takes one per 16 tokens, at most 4.
 
     Returns:
       A pure function of parameters, prompts and the step's key. `samples.behaviour` is
@@ -83,7 +79,6 @@ def sampler(
         stop_strings=stop_strings,
         environment=environment,
         num_slots=num_slots,
-        num_segments=num_segments,
     )
     return _sampler(settings)
 
@@ -96,7 +91,6 @@ def greedy(
     stop_strings: StopStrings | None = None,
     environment: Environment | None = None,
     num_slots: int | None = None,
-    num_segments: int | None = None,
 ) -> Sampler:
     """A sampler of one row per prompt: the most likely token each time.
 
@@ -119,7 +113,6 @@ def greedy(
         stop_strings=stop_strings,
         environment=environment,
         num_slots=num_slots,
-        num_segments=num_segments,
     )
     return _sampler(settings)
 
@@ -136,7 +129,6 @@ class _Settings(NamedTuple):
     stop_strings: StopStrings | None
     environment: Environment | None
     num_slots: int | None
-    num_segments: int | None
 
     def is_stop(self, token: jax.Array) -> jax.Array:
         """bool like `token`."""
@@ -171,20 +163,16 @@ def _sampler(settings: _Settings) -> Sampler:
         check.kind("environment", settings.environment, Environment, example)
     if settings.num_slots is not None:
         check.count("num_slots", settings.num_slots)
-    num_segments = settings.num_segments
-    if num_segments is None:
-        num_segments = min(max(1, settings.max_tokens // 16), 4)
-    check.count("num_segments", num_segments, high=settings.max_tokens)
 
     def sample(params, prompts: Prompts, key):
         with mesh.sampling(), jax.named_scope("sample"):
             prompts = mesh.constrain(prompts)
-            return mesh.constrain(_sample(settings, num_segments, params, prompts, key))
+            return mesh.constrain(_sample(settings, params, prompts, key))
 
     return sample
 
 
-def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, key):
+def _sample(settings: _Settings, params, prompts: Prompts, key):
     num_prompts, policy = prompts.tokens.shape[0], settings.policy
     layout = _layout(num_prompts, settings.num_samples, settings.num_slots)
     with jax.named_scope("prefill"):
@@ -209,7 +197,7 @@ def _sample(settings: _Settings, num_segments: int, params, prompts: Prompts, ke
     )
     out = slots.Written(*jax.tree.map(out, (written, layout.rows(first))))
     with jax.named_scope("decode"):
-        decoded = slots.decode(work, out, num_segments=num_segments)
+        decoded = slots.decode(work, out)
     samples, old = _samples(settings, layout, num_prompts, decoded)
     of_prompt = {f"prompt_{name}": x for name, x in recorded.items()}
     behaviour = samples.behaviour.replace(row_extra=of_prompt)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import mesh, numerics
+from rljax import mesh
 from rljax.policy.base import Policy
 
 REFILL = 16
@@ -138,35 +138,27 @@ class Decoded(NamedTuple):
     num_steps: jax.Array
 
 
-def decode(work: Work, out: Written, *, num_segments: int = 1) -> Decoded:
+def decode(work: Work, out: Written) -> Decoded:
     """Decodes all items to their ends.
 
     Args:
       work: what to decode, and by what.
       out: arrays [devices, items, T, rows, ...] to write to; what belongs to first
         tokens stands in them already.
-      num_segments: number of cache sizes. Decoding starts with a small cache and goes
-        on with larger ones, so early tokens read less; each size is compiled
-        separately. Counts only if every item has a slot.
     """
     if work.num_slots == work.num_items:
-        return _decode_at_once(work, out, num_segments)
+        return _decode_at_once(work, out)
     return _decode_in_turns(work, out)
 
 
-def _decode_at_once(work: Work, out: Written, num_segments: int) -> Decoded:
-    """Every item has a slot: nothing is refilled, and the cache can grow."""
-    sizes = numerics.equal_steps(work.max_tokens, num_segments)
-    carry = _first_carry(work, out, sizes[0])
-    for i, size in enumerate(sizes):
-        if i > 0:
-            larger = _new_cache(work, carry.prompt, size)
-            carry = carry._replace(cache=_grown(carry.cache, larger))
+def _decode_at_once(work: Work, out: Written) -> Decoded:
+    """Every item has a slot: nothing is refilled."""
 
-        def goes_on(carry, size=size):
-            return ~jnp.all(carry.items.idle) & (carry.num_steps < size - 1)
+    def goes_on(carry):
+        return ~jnp.all(carry.items.idle) & (carry.num_steps < work.max_tokens - 1)
 
-        carry = jax.lax.while_loop(goes_on, lambda c: _advance(work, c), carry)
+    carry = _first_carry(work, out)
+    carry = jax.lax.while_loop(goes_on, lambda c: _advance(work, c), carry)
     return Decoded(carry.out, carry.items.state, carry.num_steps)
 
 
@@ -176,13 +168,13 @@ def _decode_in_turns(work: Work, out: Written) -> Decoded:
     def goes_on(carry):
         return jnp.any(~carry.items.idle) | jnp.any(carry.num_started < work.num_items)
 
-    carry = _first_carry(work, out, work.max_tokens)
+    carry = _first_carry(work, out)
     carry = jax.lax.while_loop(goes_on, lambda c: _refill_round(work, c), carry)
     states = jax.vmap(_put_states)(carry.states, carry.items.number, carry.items.state)
     return Decoded(carry.out, states, carry.num_steps)
 
 
-def _first_carry(work: Work, out: Written, cache_tokens: int) -> Carry:
+def _first_carry(work: Work, out: Written) -> Carry:
     num_devices, num_slots = len(work.queue.token), work.num_slots
     items = jax.tree.map(lambda x: x[:, :num_slots], work.queue)
     prompt = work.prompt
@@ -193,37 +185,27 @@ def _first_carry(work: Work, out: Written, cache_tokens: int) -> Carry:
         items=items,
         num_started=jnp.full(num_devices, num_slots, jnp.int32),
         prompt=prompt,
-        cache=_new_cache(work, prompt, cache_tokens),
+        cache=_new_cache(work, prompt),
         out=out,
         states=work.queue.state,
         num_steps=jnp.int32(0),
     )
 
 
-def _new_cache(work: Work, prompt: Any, num_tokens: int) -> Any:
+def _new_cache(work: Work, prompt: Any) -> Any:
     num_rows = work.queue.token.shape[2]
-    cache = work.policy.init_cache(_without_devices(prompt), num_rows, num_tokens)
+    cache = work.policy.init_cache(_without_devices(prompt), num_rows, work.max_tokens)
     return mesh.constrain(cache)
-
-
-def _grown(cache, larger):
-    """The larger cache, with `cache` at its beginning."""
-
-    def put(x, y):
-        if x.shape == y.shape:
-            return x
-        return jax.lax.dynamic_update_slice(y, x, (0,) * y.ndim)
-
-    return jax.tree.map(put, cache, larger)
 
 
 def _advance(work: Work, carry: Carry) -> Carry:
     """Decodes one token of every slot."""
     items = carry.items
+    # What is idle reads no earlier tokens.
     logits, cache = work.policy.decode(
         work.decode_params,
         _without_devices(items.token),
-        _without_devices(items.t),
+        _without_devices(jnp.where(items.idle, 0, items.t)),
         _without_devices(carry.prompt),
         carry.cache,
     )

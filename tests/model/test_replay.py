@@ -45,7 +45,6 @@ def drawn(config, num_slots=None):
         policy,
         **{"num_samples": 4, "max_tokens": 4, "stop_tokens": (3, 6, 11)},
         num_slots=num_slots,
-        num_segments=2 if num_slots is None else None,
     )
     return policy, params, *fakes.jit(draw)(params, PROMPTS, jax.random.key(1))
 

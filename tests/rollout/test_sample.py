@@ -185,12 +185,6 @@ def test_every_identity_has_randomness_of_its_own():
     chex.assert_trees_all_equal(equal, jnp.broadcast_to(equal[:1], equal.shape))
 
 
-@pytest.mark.parametrize("num_segments", [2, 3, 8])
-def test_a_growing_cache_changes_no_sample(num_segments):
-    # Cut short after the first segment, or its keys lost, later tokens would differ.
-    assert_same(draw(num_segments=num_segments), draw(num_segments=1))
-
-
 # Ends.
 
 
@@ -287,7 +281,6 @@ def test_frequencies_follow_the_exact_probabilities(options):
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"num_slots": 0}, "num_slots"),
-        ({"num_segments": 9}, "num_segments"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, name):
