@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rljax.model import causal
 from rljax.model.attention import KeyValue
 from rljax.model.replay import Routes
-from rljax.model.transformer import Decoder, _of_rows, _routes
+from rljax.model.transformer import Decoder, flat_routes, routes_of
 
 
 def walk(decoder: Decoder, prompts, length, tokens, mask, given: Routes):
@@ -53,13 +53,13 @@ def walk(decoder: Decoder, prompts, length, tokens, mask, given: Routes):
     x, outputs = decoder.apply_layers(
         x,
         (P, 1, S + G * T),
-        decoder._rope(beside(places, after), S + T),
+        decoder.rope(beside(places, after), S + T),
         attend,
-        given=_of_rows(routes),
+        given=flat_routes(routes),
     )
     of_prompts, states = apart(x)
     last = jnp.take_along_axis(of_prompts, (length - 1)[:, None, None], axis=1)[:, 0]
-    own = _routes(outputs, (P * (S + G * T),))
+    own = routes_of(outputs, (P * (S + G * T),))
     own = Routes(None, None) if own is None else Routes(*apart(own))
     return decoder.norm(last), decoder.norm(states), own
 

@@ -12,7 +12,6 @@ values) are a tuple with one entry per layer of the group, each stacked over gro
 that a model of one group never slices a stacked array.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,11 +91,11 @@ class Decoder(nn.Module):
     def __call__(self):
         """Touches every parameter; only `init` uses it."""
         x = self.embed(jnp.zeros(1, jnp.int32))
-        rope = self._rope(jnp.zeros((1, 1), jnp.int32), 1)[0]
+        rope = self.rope(jnp.zeros((1, 1), jnp.int32), 1)[0]
         self.layers(x, 0, (1, 1, 1), rope, lambda q, own: (q, None))
         return self.logits(self.norm(x))
 
-    def _rope(self, positions: jax.Array, num_positions: int) -> tuple[jax.Array, ...]:
+    def rope(self, positions: jax.Array, num_positions: int) -> tuple[jax.Array, ...]:
         """Rows of each rotary table in use, at positions [P or 1, T].
 
         Each is [P or 1, 1, 1, T, 2, D]; those of `DecoderConfig.ropes`, each once.
@@ -158,7 +157,7 @@ class Decoder(nn.Module):
 
         Args:
           x, shape: as a `Block` takes them.
-          ropes: as `_rope` returns them.
+          ropes: as `rope` returns them.
           attend_fn: (q, own KeyValue, window, n, the layer's part of `per_layer`, its
             part of `shared`) -> (out like q, output), in group n, an i32[]. The window
             is the layer's, tokens, or None if no layer has one.
@@ -219,19 +218,19 @@ class Decoder(nn.Module):
         """
         P, S = tokens.shape
         x = self.embed_tokens(tokens, jnp.arange(S) < length[:, None])
-        ropes = self._rope(jnp.arange(S)[None], S)
+        ropes = self.rope(jnp.arange(S)[None], S)
 
         def attend(q, own, window, n, own_part, shared_part):
             del n, own_part, shared_part
             return causal.attend(self.config, q, own, window=window), own
 
-        given = _of_rows(given)
+        given = flat_routes(given)
         x, outputs = self.apply_layers(x, (P, 1, S), ropes, attend, given=given)
         last = jnp.take_along_axis(
             x.reshape(P, S, -1), (length - 1)[:, None, None], axis=1
         )[:, 0]
         keys = tuple(output.attended for output in outputs)
-        return self.norm(last), keys, _routes(outputs, (P, S))
+        return self.norm(last), keys, routes_of(outputs, (P, S))
 
     def score(self, tokens, mask, length, num_prompt_tokens, prompt_keys, given=None):
         """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt.
@@ -247,7 +246,7 @@ class Decoder(nn.Module):
         P, G, T = tokens.shape
         S = num_prompt_tokens
         x = self.embed_tokens(tokens, mask)
-        ropes = self._rope(length[:, None] + jnp.arange(T), S + T)
+        ropes = self.rope(length[:, None] + jnp.arange(T), S + T)
         seen = jnp.arange(S) < length[:, None]
 
         def attend(q, own, window, n, prompt, shared_part):
@@ -261,9 +260,9 @@ class Decoder(nn.Module):
             ropes,
             attend,
             per_layer=prompt_keys,
-            given=_of_rows(given),
+            given=flat_routes(given),
         )
-        return self.norm(x).reshape(P, G, T, -1), _routes(outputs, (P, G, T))
+        return self.norm(x).reshape(P, G, T, -1), routes_of(outputs, (P, G, T))
 
     def decode_step(self, tokens, t, prompt: PromptCache, cache: Cache):
         """Hidden states [P, G, d_model] after completion token t, and the cache."""
@@ -272,7 +271,7 @@ class Decoder(nn.Module):
         N = self.config.num_groups
         x = self.embed_tokens(tokens)
         position = (prompt.length + t)[:, None]
-        ropes = self._rope(position, S + U)
+        ropes = self.rope(position, S + U)
         place, most = cache.written % U, jnp.max(t)
         in_prompt = jnp.arange(S) < prompt.length[:, None]
 
@@ -307,7 +306,7 @@ class Decoder(nn.Module):
                 for old, new in zip(cache.keys, keys, strict=True)
             )
         hidden = self.norm(x).reshape(P, G, -1)
-        routes = None if cache.routes is None else _routes(outputs, (P, G))
+        routes = None if cache.routes is None else routes_of(outputs, (P, G))
         return hidden, Cache(keys, cache.written + 1, routes)
 
 
@@ -330,7 +329,7 @@ def _window_of(c: DecoderConfig, number):
     return jnp.asarray([c.window if s else _FAR for s in c.sliding])[number]
 
 
-def _routes(outputs, shape: tuple[int, ...]) -> jax.Array | None:
+def routes_of(outputs, shape: tuple[int, ...]) -> jax.Array | None:
     """[*shape, L, K] from the outputs of all layers; None without experts."""
     if outputs[0].choice is None:
         return None
@@ -339,7 +338,7 @@ def _routes(outputs, shape: tuple[int, ...]) -> jax.Array | None:
     return jnp.moveaxis(choice.reshape(-1, rows, K), 0, 1).reshape(*shape, -1, K)
 
 
-def _of_rows(routes: jax.Array | None) -> jax.Array | None:
+def flat_routes(routes: jax.Array | None) -> jax.Array | None:
     """[rows, L, K] of [..., L, K]."""
     return None if routes is None else routes.reshape(-1, *routes.shape[-2:])
 
