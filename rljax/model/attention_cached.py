@@ -63,10 +63,11 @@ def num_keys(parts: tuple[KeyValue, ...]) -> int:
 def write(
     parts: tuple[KeyValue, ...], new: KeyValue, place: jax.Array
 ) -> tuple[KeyValue, ...]:
-    """The parts with one token's keys, like theirs but [..., 1, D], at i32[] place."""
+    """The parts with one token's keys, [P, ..., 1, D] for theirs, at i32[] place."""
     size = parts[0].key.shape[-2]
 
     def put(old, new, here):
+        new = new.reshape(*old.shape[:-2], 1, old.shape[-1])
         at = jnp.clip(here, 0, size - 1)
         if len(parts) > 1:  # it belongs in one of them
             there = jax.lax.dynamic_slice_in_dim(old, at, 1, -2)

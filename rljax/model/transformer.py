@@ -299,10 +299,12 @@ class Decoder(nn.Module):
         # XLA:CPU copies caches that are written within a scan at each layer. There,
         # layers only read them, and all is written here, at once and in place. Without
         # a scan it copies what is read and written in no certain order: written first.
-        keys = tuple(jax.tree.map(join_groups, output.attended) for output in outputs)
-        if N > 1:
+        keys = tuple(output.attended for output in outputs)
+        if N == 1:
+            keys = jax.tree.map(lambda x: x[0], keys)
+        else:
             keys = tuple(
-                attention_cached.write(old, new, place)
+                attention_cached.write(old, jax.tree.map(join_groups, new), place)
                 for old, new in zip(cache.keys, keys, strict=True)
             )
         hidden = self.norm(x).reshape(P, G, -1)

@@ -7,6 +7,7 @@ import fakes
 import jax
 import pytest
 
+from rljax import mesh
 from rljax.rollout.sample import sampler
 
 # The second layer sees all, the first one 30 tokens. They are a scan of two, whose
@@ -40,5 +41,21 @@ def test_sampled_statistics_are_the_learners(unroll):
 def test_a_cache_that_goes_round_changes_no_sample(unroll, num_slots):
     # Of 4 samples the last one begins where the others end, in the fourth block.
     (samples, old), (want, want_old) = draw(unroll, num_slots), draw(unroll)
+    chex.assert_trees_all_equal(samples.tokens, want.tokens)
+    chex.assert_trees_all_close(old, want_old, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_a_mesh_that_splits_heads_changes_no_sample(unroll):
+    # How many tokens there are is the largest of all rows, on whatever device they lie.
+    place = mesh.make(jax.devices()[:4], data=2, tensor=2)
+    options = {"num_samples": 2, "max_tokens": 100, "stop_tokens": ()}
+    run = fakes.jit(sampler(POLICY[unroll], **options))
+    with mesh.using(place):
+        params = mesh.replicate(PARAMS, place)
+        prompts = mesh.shard_prompts(PROMPTS, place)
+        samples, old = jax.device_get(run(params, prompts, jax.random.key(7)))
+    want, want_old = draw(unroll)
     chex.assert_trees_all_equal(samples.tokens, want.tokens)
     chex.assert_trees_all_close(old, want_old, atol=1e-4)
