@@ -258,6 +258,9 @@ def corrected(
       transform: stateless, after every term's reduction; None is
         `weigh_by_importance()`.
     """
+    check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
+    if transform is not None:
+        check.kind("transform", transform, AdvantageTransform, "weigh_by_importance()")
     chosen = weigh_by_importance() if transform is None else transform
 
     def credit(rollout, state):
