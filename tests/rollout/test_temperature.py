@@ -165,7 +165,7 @@ def test_a_traced_temperature_is_the_same_policy():
         policy = fakes.decoder(V, temperature=temperature)
         return policy.measure(params, PROMPTS, completions()).logp
 
-    got = fakes.jit(jax.vmap(measure))(jnp.array([1.0, 0.6]))
+    got = jax.jit(jax.vmap(measure))(jnp.array([1.0, 0.6]))
     chex.assert_trees_all_close(got, jnp.stack([measure(1.0), measure(0.6)]), atol=1e-6)
 
 
