@@ -44,8 +44,11 @@ def stages(model: str, folder: str, quick: bool) -> list[Stage]:
         real += ["--evaluate-every", "8", "--checkpoint-every", "8"]
     speed = ["benchmarks.accelerator", "--rounds", "2"]
     speed += ["--models", "tiny"] if quick else ["--models", "half_billion,smollm2"]
+    # No machine without an accelerator has a kernel to check.
+    kernel = [Stage("attention's kernel", ["benchmarks.attention_check"], 60)]
     return [
         Stage("the device's numbers", ["benchmarks.device_numbers"], 90),
+        *([] if quick else kernel),
         Stage("train --quick", [*train, f"{folder}/train"], 90),
         Stage(
             "train --quick, PPO", [*train, f"{folder}/ppo", "--algorithm", "ppo"], 60
