@@ -14,6 +14,7 @@ and the packages follow it. A package imports those of lower floors only
        loss        functions per token, minimised
        policy      the interface, and what is measured of any policy
        verify      rewards: graph (in the program) and host (processes)
+       verdict     a verifier is called, and what it returns is checked
        data        NumPy on the host: problems, encoding, streams, tokenizers
        run         the run loop: training, checkpoints, records, display
     3  algorithms  named methods, a dozen lines each

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rljax import check, mesh, metric, processes
+from rljax import check, mesh, metric, verdict
 from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.policy.frozen import joined
-from rljax.program import Act, Run, rollout_metrics, shared, verdict_of
+from rljax.program import Act, Run, rollout_metrics
 from rljax.run.phase import Stream
 from rljax.types import Measure, Prompts, Rollout, TrainState, Verify
 
@@ -85,8 +85,7 @@ def loop(
         rollouts[-num:] = map(move.rollout, rollouts[-num:])
         rollout, *waiting = rollouts[-1 - ahead.staleness :]
         if not in_graph and verify is not None:
-            host = processes.fetch((rollout.prompts, rollout.samples))
-            rollout = rollout.replace(verdict=shared(verify, *host))
+            rollout = verdict.on_host(verify, rollout)
         learned = state.replace(frozen=None, ahead=None)
         state, metrics = finish(learned, frozen, rollout)
         return state.replace(frozen=frozen, ahead=tuple(waiting)), metrics
@@ -138,10 +137,7 @@ def _sampling(act: Act, verify: Verify | None) -> Callable[..., Rollout]:
         version = jnp.full(prompts.length.shape, state.step)
         state = state.replace(step=state.step + steps, ahead=None)
         rollout = act(state, mesh.constrain(prompts)).replace(version=version)
-        if verify is not None:
-            with jax.named_scope("verify"):
-                verdict = verdict_of(verify, rollout.prompts, rollout.samples)
-            rollout = rollout.replace(verdict=verdict)
+        rollout = verdict.in_graph(verify, rollout)
         # A copy on each device: no program of the learner's need run to spread it.
         return jax.tree.map(lambda x: mesh.keep(x, *(None,) * x.ndim), rollout)
 

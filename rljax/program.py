@@ -6,21 +6,18 @@ dataflow differs copies these few lines and edits them.
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
 
-from rljax import check, keys, mesh, metric, numerics, processes
+from rljax import check, keys, mesh, metric, numerics, verdict
 from rljax.advantage import solve_rate
-from rljax.layout import take
 from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.model import DecoderConfig
@@ -105,11 +102,7 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 
     def step(state, prompts):
         state = mesh.keep_state(state)
-        rollout = act(state, mesh.constrain(prompts))
-        if verify is not None:
-            with jax.named_scope("verify"):
-                verdict = verdict_of(verify, rollout.prompts, rollout.samples)
-            rollout = rollout.replace(verdict=verdict)
+        rollout = verdict.in_graph(verify, act(state, mesh.constrain(prompts)))
         state, metrics = learner.learn(state, mesh.constrain(rollout))
         return mesh.keep_state(state), metrics | rollout_metrics(rollout)
 
@@ -123,7 +116,7 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
     """The same steps around a Python verifier of (prompts, samples), NumPy arrays.
 
-    Of several processes each verifies its share of the prompts: see `shared`.
+    Of several processes each verifies its share of the prompts: see `verdict`.
     """
     if isinstance(verify, contextlib.AbstractContextManager):
         raise ValueError(
@@ -145,9 +138,8 @@ def split(act: Act, learner: Learner, verify: Verify) -> Run:
         rows = []
         for k in range(prompts.tokens.shape[0]):
             rollout = start(state, jax.tree.map(lambda x, k=k: x[k], prompts))
-            host = processes.fetch((rollout.prompts, rollout.samples))
-            verdict = shared(verify, *host)
-            state, metrics = finish(state, rollout.replace(verdict=verdict))
+            rollout = verdict.on_host(verify, rollout)
+            state, metrics = finish(state, rollout)
             rows.append(metrics)
         return state, jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
@@ -296,81 +288,6 @@ def _rows_decoded(jaxpr: core.Jaxpr, looped: bool = False) -> int:
     return rows
 
 
-def verdict_of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
-    """The verifier's verdict, checked: when traced in a graph, at each call on a host.
-
-    Rewards of another floating type become float32.
-
-    Raises:
-      ValueError: unless it is a `Verdict` of arrays [P, G].
-    """
-    verdict = verify(prompts, samples)
-    shape, xp = samples.tokens.shape[:2], jnp
-    if isinstance(samples.tokens, np.ndarray):
-        xp = np
-    if not isinstance(verdict, Verdict):
-        _refuse(verify, "a Verdict", verdict, shape)
-    arrays = {}
-    for field, dtype in _VERDICT.items():
-        value = getattr(verdict, field)
-        try:
-            array = xp.asarray(value)
-        except (TypeError, ValueError):  # text, None, lists of different lengths
-            _refuse(verify, field, value, shape)
-        kind = jnp.floating if field == "reward" else jnp.bool_
-        if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
-            _refuse(verify, field, value, shape)
-        arrays[field] = array.astype(dtype)
-    return Verdict(**arrays)
-
-
-def shared(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
-    """The verdict on NumPy arrays that all processes hold; each judges a share.
-
-    Every process gets the whole verdict, so verifiers may time out differently.
-    """
-    if processes.count() == 1:
-        return verdict_of(verify, prompts, samples)
-    rows = np.array_split(np.arange(len(prompts.id)), processes.count())
-    rows, mine = rows[processes.index()], {}
-    if len(rows):  # fewer prompts than processes leave some without
-        part = verdict_of(verify, take(prompts, rows), take(samples, rows))
-        mine = {field: getattr(part, field).tolist() for field in _VERDICT}
-    parts = [part for part in processes.gathered("verdicts", mine) if part]
-    return Verdict(
-        **{
-            field: np.concatenate([np.asarray(part[field], dtype) for part in parts])
-            for field, dtype in _VERDICT.items()
-        }
-    )
-
-
-_VERDICT = {"reward": "float32", "correct": "bool", "failed": "bool"}
-
-
-def _refuse(verify: Verify, what: str, got, shape: tuple[int, ...]) -> NoReturn:
-    fn = verify.func if isinstance(verify, functools.partial) else verify
-    name = getattr(fn, "__qualname__", type(fn).__qualname__)  # an object has none
-    size = f"[P, G] = {list(shape)}"
-    if what in _VERDICT:
-        what += f" as {_VERDICT[what]} {size}"
-    fields = ", ".join(f"{field}={dtype}" for field, dtype in _VERDICT.items())
-    raise ValueError(
-        f"the verifier {fn.__module__}.{name} must return {what}, got"
-        f" {_described(got)}; return Verdict({fields}), each an array {size}, or"
-        " Verdict.binary(correct)."
-    )
-
-
-def _described(value) -> str:
-    """Type and shape of anything."""
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, list | tuple):
-        return f"{type(value).__name__} of {len(value)}"
-    return type(value).__name__
-
-
 def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
     """What every run reports of its rollouts; lengths in tokens, shares in [0, 1].
 
@@ -394,14 +311,14 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
 
 def _verdict_metrics(rollout: Rollout) -> dict[str, Any]:
     """Rows whose verifier failed are counted, and take no part in anything else."""
-    verdict, member = rollout.verdict, solve_rate.members(rollout)
+    given, member = rollout.verdict, solve_rate.members(rollout)
     group = solve_rate.by_correct(rollout)
-    judged = jnp.mean(~verdict.failed, dtype=jnp.float32)
+    judged = jnp.mean(~given.failed, dtype=jnp.float32)
     return {
-        "reward/mean": numerics.masked_mean(verdict.reward[..., None], member),
+        "reward/mean": numerics.masked_mean(given.reward[..., None], member),
         "reward/solved": numerics.masked_mean(group.p, group.n > 0),
         "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
-        "verify/failed": metric.Sum(jnp.sum(verdict.failed, dtype=jnp.float32)),
+        "verify/failed": metric.Sum(jnp.sum(given.failed, dtype=jnp.float32)),
         # Exactly 1 if all have failed, however a device divides.
         "verify/failed_share": 1 - judged,
     }

@@ -24,7 +24,9 @@ FIRST = (
 )
 FLOORS = (
     dict.fromkeys(FIRST, ()),
-    dict.fromkeys(("advantage", "loss", "policy", "verify", "data", "run"), ()),
+    dict.fromkeys(
+        ("advantage", "loss", "policy", "verify", "verdict", "data", "run"), ()
+    ),
     {
         "algorithms": ("advantage", "loss"),
         "model": ("policy", "data"),
@@ -34,16 +36,16 @@ FLOORS = (
     },
     {
         "program": (
-            *("advantage", "loss", "policy", "verify", "data", "run"),
+            *("advantage", "loss", "policy", "verify", "verdict", "data", "run"),
             *("algorithms", "model", "rollout", "learn", "analysis"),
         ),
-        "decoupled": ("policy", "run", "learn", "program"),
+        "decoupled": ("policy", "verdict", "run", "learn", "program"),
         "task": ("data", "verify", "model"),
     },
     dict.fromkeys(
         ("evaluate", "plan"),
         (
-            *("advantage", "loss", "policy", "verify", "data", "run"),
+            *("advantage", "loss", "policy", "verify", "verdict", "data", "run"),
             *("algorithms", "model", "rollout", "learn", "analysis"),
             *("program", "decoupled", "task"),
         ),

@@ -17,7 +17,7 @@ import verify_fakes
 import worker_fakes
 from rich.console import Console
 
-from rljax import program
+from rljax import program, verdict
 from rljax.learn import update
 from rljax.run import display, fault
 from rljax.types import Rollout, Verdict
@@ -30,11 +30,11 @@ GOOD["failed"] = ~GOOD["correct"]
 
 
 def on_host(verify):
-    return program.verdict_of(verify, *jax.device_get((PROMPTS, SAMPLES)))
+    return verdict.of(verify, *jax.device_get((PROMPTS, SAMPLES)))
 
 
 def in_graph(verify):
-    return fakes.jit(functools.partial(program.verdict_of, verify))(PROMPTS, SAMPLES)
+    return fakes.jit(functools.partial(verdict.of, verify))(PROMPTS, SAMPLES)
 
 
 @pytest.mark.parametrize("call", [on_host, in_graph])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from rljax import check, mesh, processes, program
+from rljax import check, mesh, processes, verdict
 from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.layout import take
@@ -48,7 +48,7 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
 
     def judged(params, prompts):
         samples = draw(params, prompts)
-        return Answers(program.verdict_of(verify, prompts, samples).correct, samples)
+        return Answers(verdict.of(verify, prompts, samples).correct, samples)
 
     if in_graph:
         return judged
@@ -56,7 +56,7 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
 
     def judged_on_host(params, prompts):
         samples = processes.fetch(draw_only(params, prompts))
-        return Answers(program.shared(verify, prompts, samples).correct, samples)
+        return Answers(verdict.shared(verify, prompts, samples).correct, samples)
 
     return judged_on_host
 

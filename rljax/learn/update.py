@@ -295,13 +295,8 @@ def _now_metrics(now, batch, first):
         f"gap/sampler_learner_{name}": metric.Max(jnp.where(first, value, 0.0))
         for name, value in found.items()
     }
-    return (
-        metrics
-        | gaps
-        | {
-            "policy/kl_old_nats": numerics.masked_mean(_k3(log_ratio), mask),
-        }
-    )
+    kl = numerics.masked_mean(_k3(log_ratio), mask)
+    return metrics | gaps | {"policy/kl_old_nats": kl}
 
 
 def _k3(log_ratio):

@@ -42,6 +42,8 @@ class Scores(NamedTuple):
 
 PLAIN = Scores()
 
+NEVER = -1e30  # a score that gives a key no weight
+
 
 def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
     """Softmax attention over the union of several sets of keys, without joining them.
@@ -57,8 +59,7 @@ def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
       [P, H, G, R, T, D] in q's dtype; scores and their sum are float32.
     """
     P, H, G, R, T, D = q.shape
-    scalar = D if style.scalar is None else style.scalar
-    scaled = q * jnp.asarray(scalar**-0.5, q.dtype)
+    scaled = q * scale(q, style)
 
     def by_head(x, keys):  # queries of the same keys side by side
         return x.reshape(P, keys.key.shape[1], -1, x.shape[-1])
@@ -66,10 +67,9 @@ def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
     scores = []
     for keys, mask in sets:
         score = _scores(by_head(scaled, keys), keys.key).reshape(P, H * G, R * T, -1)
-        if style.cap is not None:
-            score = style.cap * jnp.tanh(score / style.cap)
+        score = capped(score, style.cap)
         mask = jnp.concatenate([mask] * R, -2) if mask.shape[-2] > 1 else mask
-        scores.append(jnp.where(mask, score, -1e30))
+        scores.append(jnp.where(mask, score, NEVER))
     # One softmax over all sets: the same maximum, the sums added.
     top = functools.reduce(
         jnp.maximum, [jnp.max(score, -1, keepdims=True) for score in scores]
@@ -81,6 +81,30 @@ def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
         part = by_head(exp.astype(q.dtype), keys) @ keys.value
         out += part.reshape(P, H * G, R * T, D)
     return (out / total.astype(q.dtype)).reshape(q.shape)
+
+
+def scale(q: jax.Array, style: Scores) -> jax.Array:
+    """What queries [..., D] are multiplied by, in their dtype."""
+    scalar = q.shape[-1] if style.scalar is None else style.scalar
+    return jnp.asarray(scalar**-0.5, q.dtype)
+
+
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap tanh(x / cap); x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def sequences(
+    q: jax.Array, own: KeyValue, prompt: KeyValue | None, prompt_mask: jax.Array | None
+) -> tuple[KeyValue, KeyValue, jax.Array]:
+    """What makes a sequence of each sample: own keys [P, H, G, T, D], those of prompts
+    [P, H, S, D], and i32[P] tokens of the prompts; S is 0 without any."""
+    P, H, G, _, T, D = q.shape
+    own = KeyValue(*(x.reshape(P, H, G, T, D) for x in own))
+    if prompt is None or prompt_mask is None:
+        none = KeyValue(*(jnp.zeros((P, H, 0, D), x.dtype) for x in own))
+        return own, none, jnp.zeros(P, jnp.int32)
+    return own, prompt, jnp.sum(prompt_mask, -1, dtype=jnp.int32)
 
 
 def attend_causally(

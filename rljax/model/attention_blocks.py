@@ -15,12 +15,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax.model.attention import PLAIN, KeyValue, Scores
+from rljax.model.attention import NEVER, PLAIN, KeyValue, Scores, capped, scale
 
 BLOCK = 512
 """Tokens per block. Scores of a block pair take P H G R B^2 float32."""
 
-_NEVER = -1e30  # a score that no query gives weight
 _EVERYTHING = 2**30  # a window wider than any sequence
 
 
@@ -58,8 +57,7 @@ def attend_in_blocks(
     """
     P, H, G, R, T, D = q.shape
     B = min(block, T)
-    scalar = D if style.scalar is None else style.scalar
-    scaled = q * jnp.asarray(scalar**-0.5, q.dtype)
+    scaled = q * scale(q, style)
     sets = [_padded(own, (P, H, G, T, D), jnp.zeros(P, jnp.int32), T, B)]
     if prompt is not None and prompt_mask is not None:
         length = jnp.sum(prompt_mask, -1, dtype=jnp.int32)
@@ -94,7 +92,7 @@ def _forward(B, cap, q, sets, window):
             return new, total * shrink + jnp.sum(exp, -1), out
 
         zero = jnp.zeros(qi.shape[:-1], jnp.float32)
-        carry = zero + _NEVER, zero, jnp.zeros(qi.shape, jnp.float32)
+        carry = zero + NEVER, zero, jnp.zeros(qi.shape, jnp.float32)
         top, total, out = _over_keys(more, carry, sets, i, B, window)
         return (out / total[..., None]).astype(qi.dtype), top + jnp.log(total)
 
@@ -117,7 +115,7 @@ def _backward(B, cap, residuals, grad):
             p = jnp.exp(scores - log_sum_i[..., None])
             push = p * (_products(gi, vj) - delta_i[..., None])
             if cap is not None:  # the slope of cap * tanh(x / cap)
-                push *= 1 - jnp.square(scores / cap) * (scores > _NEVER)
+                push *= 1 - jnp.square(scores / cap) * (scores > NEVER)
             p, push = p.astype(qi.dtype), push.astype(qi.dtype)
             parts = _to_keys(push, qi, kj), _to_keys(p, gi, vj)
             added = [_add(x, j, B, y) for x, y in zip(found[n], parts, strict=True)]
@@ -173,10 +171,7 @@ def _visible(keys: _Keys, i, j, B, qi, window):
 
 
 def _scores(q, k, cap, visible):
-    scores = _products(q, k)
-    if cap is not None:
-        scores = cap * jnp.tanh(scores / cap)
-    return jnp.where(visible, scores, _NEVER)
+    return jnp.where(visible, capped(_products(q, k), cap), NEVER)
 
 
 def _group(x):  # how a group's axis is written: shared keys have none

@@ -14,13 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax.model.attention import PLAIN, KeyValue, Scores
+from rljax.model.attention import NEVER, PLAIN, KeyValue, Scores, capped, scale
 
 MIN_BLOCK, MAX_BLOCK = 16, 1024
 """Keys of a block. Between them a ring has 4 blocks: with more, a token would read
 little less, and each is compiled."""
-
-_NEVER = -1e30  # a score that gives a key no weight
 
 
 class Ring(NamedTuple):
@@ -118,15 +116,14 @@ def attend_one(
       Like q; scores and all sums are float32.
     """
     P, H, G, R, _, D = q.shape
-    scalar = D if style.scalar is None else style.scalar
-    scaled = (q * jnp.asarray(scalar**-0.5, q.dtype)).reshape(P, H * G, R, D)
+    scaled = (q * scale(q, style)).reshape(P, H * G, R, D)
 
     def more(sums, keys, visible):
         """With one more set of keys, [P, H or H * G, ., D]."""
         top, total, out = sums
         rows = scaled.reshape(P, keys.key.shape[1], -1, D)
-        scores = _capped(_product("phrd,phkd->phrk", rows, keys.key), style)
-        scores = jnp.where(visible, scores, _NEVER).reshape(P, H * G, R, -1)
+        scores = capped(_product("phrd,phkd->phrk", rows, keys.key), style.cap)
+        scores = jnp.where(visible, scores, NEVER).reshape(P, H * G, R, -1)
         new_top = jnp.maximum(top, jnp.max(scores, -1, keepdims=True))
         exp, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
         weights = exp.astype(q.dtype).reshape(*rows.shape[:-1], -1)
@@ -136,11 +133,11 @@ def attend_one(
 
     if new is None:
         nothing = jnp.zeros(scaled.shape, jnp.float32)
-        sums = nothing[..., :1] + _NEVER, nothing[..., :1], nothing
+        sums = nothing[..., :1] + NEVER, nothing[..., :1], nothing
     else:
         own = jnp.sum(scaled.astype(jnp.float32) * new.key, -1, keepdims=True)
         value = jnp.broadcast_to(new.value.astype(jnp.float32), scaled.shape)
-        sums = _capped(own, style), jnp.ones_like(own), value
+        sums = capped(own, style.cap), jnp.ones_like(own), value
     sums = more(sums, prompt, seen)
 
     U = num_keys(ring.parts)
@@ -176,10 +173,6 @@ def attend_one(
             sums = jax.lax.cond(is_seen, read, lambda sums: sums, sums)
     _, total, out = sums
     return (out / total).astype(q.dtype).reshape(q.shape)
-
-
-def _capped(scores, style: Scores):
-    return scores if style.cap is None else style.cap * jnp.tanh(scores / style.cap)
 
 
 def _product(spec, a, b):

@@ -9,7 +9,7 @@ completion could be attended to apart. But jax drops the gradient of that.)
 No test runs it: there was no GPU. Tests hold this file to `attention.attend_causally`
 with jax's own implementation of the same function in cuDNN's place, and look for
 cuDNN's forward and backward in what is lowered for CUDA. On a GPU
-`benchmarks.accelerator.check_attention` holds cuDNN itself to it.
+`benchmarks.attention_check` holds cuDNN itself to it.
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import mesh
-from rljax.model.attention import PLAIN, KeyValue, Scores
+from rljax.model.attention import PLAIN, KeyValue, Scores, sequences
 
 _DTYPES = ("bfloat16", "float16")
 
@@ -56,13 +56,7 @@ def attend_by_cudnn(
             'attention="cudnn" must be given activations of bfloat16 or float16, got'
             f' {q.dtype}; change dtype or take "blocks".'
         )
-    P, H, G, _, T, D = q.shape
-    own = KeyValue(*(x.reshape(P, H, G, T, D) for x in own))
-    length = jnp.zeros(P, jnp.int32)
-    if prompt is None or prompt_mask is None:
-        prompt = KeyValue(*(jnp.zeros((P, H, 0, D), x.dtype) for x in own))
-    else:
-        length = jnp.sum(prompt_mask, -1, dtype=jnp.int32)
+    D = q.shape[-1]
     attend = functools.partial(
         jax.nn.dot_product_attention,
         scale=(D if style.scalar is None else style.scalar) ** -0.5,
@@ -71,7 +65,7 @@ def attend_by_cudnn(
         implementation=implementation,
     )
     of_device = functools.partial(_of_device, attend)
-    return mesh.by_heads(of_device, q, own, prompt, length)
+    return mesh.by_heads(of_device, q, *sequences(q, own, prompt, prompt_mask))
 
 
 def _of_device(attend, q, own: KeyValue, prompt: KeyValue, length):

@@ -23,7 +23,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from rljax import mesh
-from rljax.model.attention import PLAIN, KeyValue, Scores
+from rljax.model.attention import PLAIN, KeyValue, Scores, scale, sequences
 
 BLOCK = 512
 """Tokens of a tile, at most; a multiple of 128, the width of a TPU's vectors."""
@@ -51,17 +51,9 @@ def attend_by_splash(
     Returns:
       [P, H, G, R, T, D] in q's dtype; scores and their sums are float32.
     """
-    P, H, G, _, T, D = q.shape
-    scalar = D if style.scalar is None else style.scalar
-    scaled = q * jnp.asarray(scalar**-0.5, q.dtype)
-    own = KeyValue(*(x.reshape(P, H, G, T, D) for x in own))
-    length = jnp.zeros(P, jnp.int32)
-    if prompt is None or prompt_mask is None:
-        prompt = KeyValue(*(jnp.zeros((P, H, 0, D), x.dtype) for x in own))
-    else:
-        length = jnp.sum(prompt_mask, -1, dtype=jnp.int32)
     of_device = functools.partial(_of_device, window, style.cap, interpret)
-    return mesh.by_heads(of_device, scaled, own, prompt, length)
+    keys = sequences(q, own, prompt, prompt_mask)
+    return mesh.by_heads(of_device, q * scale(q, style), *keys)
 
 
 def _of_device(window, cap, interpret, q, own: KeyValue, prompt: KeyValue, length):

@@ -34,7 +34,7 @@ def attend(c: DecoderConfig, q: jax.Array, *keys, window: jax.typing.ArrayLike |
       ValueError: when traced, for what a kernel does not do.
     """
     kind = kind_of(c, q.shape[-2])
-    fn = functools.partial(_function(kind, c.attention_block), style=_style(c))
+    fn = functools.partial(_function(kind, c.attention_block), style=style_of(c))
     if kind not in _KERNELS or not isinstance(window, jax.Array):
         return fn(q, *keys, window=window)
     # A kernel's window is static: both are compiled, and one of them runs.
@@ -50,7 +50,8 @@ def kind_of(c: DecoderConfig, num_tokens: int) -> str:
     return "whole" if few else "blocks"
 
 
-def _style(c: DecoderConfig) -> Scores:
+def style_of(c: DecoderConfig) -> Scores:
+    """How a decoder's scores are made."""
     return Scores(c.query_scalar, c.attention_cap)
 
 

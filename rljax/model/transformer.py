@@ -135,11 +135,7 @@ class Decoder(nn.Module):
             out = product.logits(hidden, weight, 1)
         else:
             out = self.head(hidden)
-        return out if c.logit_cap is None else c.logit_cap * jnp.tanh(out / c.logit_cap)
-
-    @property
-    def _scores(self) -> attention.Scores:
-        return attention.Scores(self.config.query_scalar, self.config.attention_cap)
+        return attention.capped(out, c.logit_cap)
 
     def apply_layers(
         self,
@@ -273,6 +269,7 @@ class Decoder(nn.Module):
         position = (prompt.length + t)[:, None]
         ropes = self.rope(position, S + U)
         place, most = cache.written % U, jnp.max(t)
+        style = causal.style_of(self.config)
         in_prompt = jnp.arange(S) < prompt.length[:, None]
 
         def attend(q, new, window, n, own_part, caches):
@@ -288,7 +285,7 @@ class Decoder(nn.Module):
                 own = output
             ring = attention_cached.Ring(own, place, t, most)
             out = attention_cached.attend_one(
-                q, apart, of_prompt, seen, ring, n, N, window=window, style=self._scores
+                q, apart, of_prompt, seen, ring, n, N, window=window, style=style
             )
             return out, output
 

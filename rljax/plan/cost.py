@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from rljax import mesh
-from rljax import program as step
+from rljax import mesh, verdict
 from rljax.model import DecoderConfig, attention_cached
 from rljax.program import Program, Sizes
 
@@ -173,11 +172,7 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
     verify = program.in_graph()
 
     def rollout(state, prompts):
-        rollout = program.act(state, prompts)
-        if verify is None:
-            return rollout
-        verdict = step.verdict_of(verify, prompts, rollout.samples)
-        return rollout.replace(verdict=verdict)
+        return verdict.in_graph(verify, program.act(state, prompts))
 
     act, shapes = jax.make_jaxpr(rollout, return_shape=True)(
         program.state, program.batch()
