@@ -5,9 +5,10 @@ measured, its supplier is added: reference parameters, a value head, a teacher t
 told the solution, `old` statistics of stored answers, whole distributions.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments import optimizer, recipes, transforms
+from experiments.flags import Config
 from rljax import data, decoupled, evaluate, program
 from rljax.advantage import Algorithm
 from rljax.experiment import Experiment, require_traced
@@ -26,15 +27,12 @@ from rljax.task import Task
 from rljax.task import problems as own
 from rljax.types import NotMeasured, Sampler
 
-if TYPE_CHECKING:
-    from experiments.train import Config
-
 _VALUE = {"old.extra['value']", "now.extra['value']"}
 _WHOLE = {f"now.extra[{n!r}]" for n in ("kl_reverse", "kl_forward", "chi_squared")}
 _SUPPLIED = {"reference", "old", "teacher", *_VALUE, *_WHOLE}
 
 
-def experiment(c: "Config", model: Model, task: Task) -> Experiment:
+def experiment(c: Config, model: Model, task: Task) -> Experiment:
     """The run of a recipe, with all that it reads.
 
     Raises:

@@ -6,11 +6,12 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import tyro
 
+from experiments import track
 from rljax import experiment, mesh, processes, spread
 from rljax import program as step
 from rljax.plan import show
@@ -52,6 +53,9 @@ class Launch:
     sampler_mesh: str | None = None
     """The same of the first devices, which then only sample, ahead of the others by
     --staleness updates; --mesh is of those behind."""
+    track: Literal["wandb", "trackio"] | None = None
+    """Log to a run of this library, too, in the project rljax; it takes `rljax[track]`.
+    """
     profile: bool = False
     """Write a trace of the second and third dispatch into `profile` in the run folder;
     xprof shows it, its scopes sample, prefill, decode, verify, credit and update."""
@@ -82,15 +86,19 @@ def main(
         if "schedule_steps" in numbers:  # what the number of steps would else change
             numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
             free = _FREE | {"num_steps"}
-        return experiment.run(
-            on_devices(build(config), launch.mesh, launch.sampler_mesh),
-            run_dir,
-            config=numbers,
-            title=text.splitlines()[0],
-            resume=launch.resume,
-            may_change=free & numbers.keys(),
-            profile=launch.profile,
-        )
+        stages = on_devices(build(config), launch.mesh, launch.sampler_mesh)
+        own_name = str(run_dir).rstrip("/").rpartition("/")[2]
+        with track.tracked(launch.track, own_name, numbers) as writers:
+            return experiment.run(
+                stages,
+                run_dir,
+                config=numbers,
+                title=text.splitlines()[0],
+                resume=launch.resume,
+                may_change=free & numbers.keys(),
+                profile=launch.profile,
+                writers=writers,
+            )
 
     def planned(config: Any, sizes: str | None) -> step.Program:
         return on_devices(build(config), sizes, None)[-1].program()

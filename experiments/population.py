@@ -52,6 +52,11 @@ def keys(seed: int, num: int) -> jax.Array:
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + num))
 
 
+def of_part(keys: jax.Array, part: int) -> jax.Array:
+    """key[S]: the keys of a part of the run; part 1 is the warm start."""
+    return jax.vmap(lambda key: stream(key, Stream.PHASE, part - 1))(keys)
+
+
 def streams(
     prompts: Prompts, seeds: range, *, part: int, num_prompts: int, steps: int, map_fn
 ) -> Iterator[Prompts]:
@@ -75,24 +80,28 @@ def imitate(
 ) -> Any:
     """Parameters [S, ...] of new policies that imitated their demonstrations."""
 
-    def begin(key):
-        return learner.init(
-            policy.init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
-        )
+    def begin(key, own):
+        return learner.init(policy.init(stream(key, Stream.PARAMETERS)), own)
 
     act = program.actor(policy, mixed.stored_answers())
     run = jax.jit(jax.vmap(program.fused(act, learner)), donate_argnums=0)
-    state = jax.jit(jax.vmap(begin))(keys)
+    state = jax.jit(jax.vmap(begin))(keys, of_part(keys, 1))
     for _ in range(dispatches):
         state, _ = run(state, next(batches))
     return state.params
 
 
+class Parts(NamedTuple):
+    """What trains; `make_learner`: learning rate (traced) -> learner."""
+
+    policy: Policy
+    sample: Sampler
+    verify: Verify
+    make_learner: Callable[[jax.Array], update.Learner]
+
+
 def train(
-    policy: Policy,
-    sample: Sampler,
-    verify: Verify,
-    make_learner: Callable[[jax.Array], update.Learner],
+    parts: Parts,
     params: Any,
     keys: jax.Array,
     rates: tuple[float, ...],
@@ -104,7 +113,7 @@ def train(
     """Trains R x S policies from the parameters [S, ...] of each seed.
 
     Args:
-      make_learner: learning rate (traced) -> learner.
+      keys: key[S] of this part of the run, see `of_part`.
       batches: prompts [S, K, P, ...].
       evaluate: params [R, S, ...] -> verdicts, between dispatches; `show` gets them.
 
@@ -113,11 +122,11 @@ def train(
     """
 
     def begin(params, key):
-        return make_learner(jnp.float32(0)).init(params, stream(key, Stream.PHASE, 1))
+        return parts.make_learner(jnp.float32(0)).init(params, key)
 
     def member(state, prompts, rate):
-        run = program.fused(program.actor(policy, sample), make_learner(rate), verify)
-        return run(state, prompts)
+        act = program.actor(parts.policy, parts.sample)
+        return program.fused(act, parts.make_learner(rate), parts.verify)(state, prompts)
 
     def over(fn, seeds, rates):
         return jax.vmap(jax.vmap(fn, seeds), rates)

@@ -25,14 +25,9 @@ SHARED = ("max_tokens", "num_samples")
 STORED = ("asft", "asft_sampled", "dft", "gcsl", "iw_sft", "psft", "sft")
 MIXED = ("chord", "gac", "gft", "hpt", "luffy", "mixture", "srft")
 GREEDY = ("remax",)
-# Those that correct the distance from the sampler to the learner's `old`.
-CORRECTING = (
-    *("tis", "icepop", "sequence_mask", "sequence_mask_tis"),
-    *("geometric_rejection", "minirl"),
-)
 # Those that learn from the policy itself, told the solution.
 TEACHER = ("dasd",)
-# Those that correct a sampler which is not the policy themselves.
+# Those that correct by themselves a sampler that is not the policy, stale or in int8.
 CORRECTING = (
     *("tis", "icepop", "sequence_mask", "geometric_rejection", "sequence_mask_tis"),
     *("truncated_reinforce", "minirl"),
@@ -100,7 +95,7 @@ def numbers_of(name: str) -> type:
     texts = _argument_texts(inspect.getdoc(fn) or "")
     for p in _numbers(fn):
         hint = _flag_type(p.annotation)
-        text = texts.get(p.name, "see the source")
+        text = texts[p.name]
         annotated = Annotated[hint, tyro.conf.arg(help=text)]
         default = () if p.default is p.empty else (p.default,)
         fields.append((p.name, annotated, *default))

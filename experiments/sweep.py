@@ -197,6 +197,9 @@ def train_population(
 ) -> tuple[compare_report.Outcome, Any]:
     """Trains an algorithm's population; a result in the run folder is not made again.
 
+    Args:
+      part: number of this part of the run: its keys and data are its own.
+
     Returns:
       What it did at its best learning rate, and its parameters [S, ...] then.
     """
@@ -212,12 +215,9 @@ def train_population(
             num_minibatches=config.num_minibatches,
         )
         history = population.train(
-            setup.policy,
-            sample,
-            task.verify,
-            make_learner,
+            population.Parts(setup.policy, sample, task.verify, make_learner),
             params,
-            setup.keys,
+            population.of_part(setup.keys, part),
             rates,
             *batches(setup, part, config.num_prompts, map_fn, num_steps),
             setup.test,

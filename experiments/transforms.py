@@ -2,9 +2,10 @@
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments import ranges, recipes
+from experiments.flags import Config
 from rljax.advantage import Algorithm, importance
 from rljax.learn import Learner, reference
 from rljax.model import Model
@@ -13,11 +14,8 @@ from rljax.policy import Policy, int8_decoding, lora, with_value_head
 from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
-if TYPE_CHECKING:
-    from experiments.train import Config
 
-
-def check(c: "Config") -> None:
+def check(c: Config) -> None:
     """Raises ValueError for flags that do not fit each other."""
     lora_of(c)
     if c.reference_ema is not None and c.reference_every is None:
@@ -40,24 +38,24 @@ def check(c: "Config") -> None:
         )
 
 
-def rolls_in_int8(c: "Config") -> bool:
+def rolls_in_int8(c: Config) -> bool:
     """Whether the sampler is by design not the policy."""
     return c.rollout_weights == "int8"
 
 
-def sampled(c: "Config", policy: Policy) -> Policy:
+def sampled(c: Config, policy: Policy) -> Policy:
     """What the sampler draws from, of the policy that is trained."""
     return int8_decoding(policy) if rolls_in_int8(c) else policy
 
 
-def corrected(c: "Config", algorithm: Algorithm) -> Algorithm:
+def corrected(c: Config, algorithm: Algorithm) -> Algorithm:
     """The recipe, which then also weighs by how far the sampler is from the policy."""
     if rolls_in_int8(c) and c.algorithm not in recipes.CORRECTING:
         return importance.corrected(algorithm)
     return algorithm
 
 
-def lora_of(c: "Config") -> Lora | None:
+def lora_of(c: Config) -> Lora | None:
     """The adapters that the flags ask for."""
     if c.lora_rank is None:
         return None
@@ -72,7 +70,7 @@ def lora_of(c: "Config") -> Lora | None:
 
 
 def around(
-    c: "Config", model: Model, *, value_head: bool
+    c: Config, model: Model, *, value_head: bool
 ) -> tuple[Policy, dict[str, Any]]:
     """The policy that is trained, and how an `Experiment` goes in and out of it."""
     require_experts(c, model)
@@ -100,7 +98,7 @@ def around(
     return policy, parts
 
 
-def require_experts(c: "Config", model: Model) -> None:
+def require_experts(c: Config, model: Model) -> None:
     """Raises ValueError if routes are to be replayed of a model that has none."""
     if c.replay_routes and model.config.experts is None:
         raise ValueError(
@@ -118,7 +116,7 @@ def require_whole(spec: Lora | None, model: Model) -> None:
             raise ValueError(f"--lora-targets: {error}") from error
 
 
-def without_replay(c: "Config") -> "Config":
+def without_replay(c: Config) -> Config:
     """For policies that choose experts themselves: reference and teacher."""
     return dataclasses.replace(c, replay_routes=False)
 
@@ -140,7 +138,7 @@ def _save(
         adapter.save(folder, adapters, spec, base_model=base, model_type=kind)
 
 
-def with_reference(c: "Config", learner: Learner) -> Learner:
+def with_reference(c: Config, learner: Learner) -> Learner:
     """The learner whose reference follows the policy, if the flags ask for it."""
     if c.reference_every is None:
         return learner
@@ -151,7 +149,7 @@ def with_reference(c: "Config", learner: Learner) -> Learner:
     return reference.following(learner, update)
 
 
-def require_reference(c: "Config", there: bool) -> None:
+def require_reference(c: Config, there: bool) -> None:
     """Raises ValueError if a reference is to follow that the recipe never reads."""
     if c.reference_every is not None and not there:
         raise ValueError(

@@ -34,6 +34,7 @@ from rljax.policy import frozen
 from rljax.run import bucket, profiled, same, train
 from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
+from rljax.run.writer import Writer
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
 
@@ -176,6 +177,7 @@ def run(
     resume: bool = False,
     may_change: Collection[str] = (),
     profile: bool = False,
+    writers: Sequence[Writer] = (),
 ) -> dict[str, Estimate]:
     """Runs experiments one after the other; each begins with the parameters before it.
 
@@ -190,6 +192,7 @@ def run(
       resume: go on from the newest checkpoint of the folder.
       may_change: numbers of `config` that a resumed run need not share.
       profile: write a trace of a few dispatches into `profile` in the folder.
+      writers: get the records, too: see `run.writer`.
 
     Returns:
       pass@1 on the test problems, by stage; nothing if there are none.
@@ -226,7 +229,7 @@ def run(
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
                 checkpoint_dir=place.checkpoint_dir,
-                writers=place.writers,
+                writers=(*place.writers, *writers),
             )
             return _finish(experiments, state, before, title)
 

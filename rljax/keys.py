@@ -17,7 +17,7 @@ import jax
 class Stream(enum.IntEnum):
     """The names, each with the numbers that follow it; `...` where names follow."""
 
-    PARAMETERS = 1  # of a run: initial parameters; of a phase: further ones
+    PARAMETERS = 1  # of a run: initial parameters; of a phase: further ones, ...
     PHASE = 2  # of a run: number of the phase, ...
     STEP = 3  # of a phase: training step, ...
     SAMPLE = 4  # of a step: prompt id, sample, position
@@ -27,6 +27,7 @@ class Stream(enum.IntEnum):
     STEERING = 8  # of a phase: initial vectors of `steering_learner`
     TOKEN_FILTER = 9  # of a seed: update, prompt id, sample
     ENVIRONMENT = 10  # of a step: prompt id, sample
+    ADAPTER = 11  # of a phase's parameters: number of the matrix
 
 
 def stream(key: jax.Array, name: Stream, *numbers: jax.typing.ArrayLike) -> jax.Array:

@@ -257,7 +257,7 @@ def _require_no_reward(name: str, transform, rollout: Rollout, state) -> None:
         raise ValueError(
             f"term {name!r} needs a verdict, as its advantage is made of the reward,"
             " got a rollout without one; pass verify to the loop, such as"
-            " loop.fused(act, learner, verify)."
+            " program.fused(act, learner, verify)."
         ) from error
 
 

@@ -11,7 +11,7 @@ from rljax import check, mesh, processes, verdict
 from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.layout import take
-from rljax.policy import Policy
+from rljax.policy import Policy, returned
 from rljax.rollout.sample import greedy, sampler
 from rljax.rollout.stop_string import StopStrings
 from rljax.task import Task
@@ -44,7 +44,8 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
 
     def draw(params, prompts):
         prompts = mesh.constrain(prompts)
-        return sample(params, prompts, jax.random.key(SEED))[0]
+        drawn = sample(params, prompts, jax.random.key(SEED))
+        return returned.drawn(drawn, prompts)[0]
 
     def judged(params, prompts):
         samples = draw(params, prompts)

@@ -78,7 +78,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
 
     Args:
       params: a decoder's, or a tree that holds one, layers stacked along axis 0.
-      key: of the random numbers.
+      key: of the phase's parameters; each matrix has a stream of its own below it.
 
     Raises:
       ValueError: if a target is not there, or is one of each expert.
@@ -95,7 +95,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
                 " each expert has one; leave it out."
             )
         num_layers, width, out = module["kernel"].shape
-        own = keys.at(key, TARGETS.index(path[-1]))
+        own = keys.stream(key, keys.Stream.ADAPTER, TARGETS.index(path[-1]))
         size, bound = (num_layers, width, spec.rank), width**-0.5
         a = jax.random.uniform(own, size, jnp.float32, -bound, bound)
         return {**module, A: a, B: jnp.zeros((num_layers, spec.rank, out))}

@@ -121,9 +121,9 @@ def side_by_side(*samplers: Sampler) -> Sampler:
       ValueError: without samplers; when traced, if they return different statistics.
     """
     if not samplers:
-        raise ValueError("joined needs at least one sampler, got none; pass some.")
+        raise ValueError("side_by_side needs at least one sampler, got none; pass some.")
     for i, one in enumerate(samplers):
-        check.function(f"samplers[{i}] of joined", one, "params, prompts, key")
+        check.function(f"samplers[{i}] of side_by_side", one, "params, prompts, key")
 
     def sample(params, prompts, key):
         others = [
@@ -159,7 +159,8 @@ def _join(stats: list):
     kinds = {jax.tree.structure(part) for part in stats}
     if len(kinds) > 1:
         raise ValueError(
-            f"joined samplers must return the same statistics, got {kinds}; measure"
-            " them all with one function: with_old(sampler, policy.measure)."
+            "samplers side by side must return the same statistics, got"
+            f" {kinds}; measure them all with one function: with_old(sampler,"
+            " policy.measure)."
         )
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *stats)

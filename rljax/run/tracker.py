@@ -25,7 +25,7 @@ class Tracker:
 
     Example:
       with wandb.init(project="mine", id=run_dir.name, resume="allow") as run:
-          train.train(..., writers=[Tracker(run)])
+          experiment.run(..., writers=[Tracker(run)])
     """
 
     def __init__(self, run: TrackedRun):

@@ -188,10 +188,13 @@ def test_the_numbers_of_a_recipe_are_its_flags_with_its_own_text():
     assert "A_S = q^alpha" in numbers.__doc__
 
 
-def test_every_number_of_every_recipe_has_a_text_or_a_default():
+def test_every_number_of_every_recipe_says_what_it_is_and_where_it_is_from():
     for name in recipes.RECIPES:
-        for field in dataclasses.fields(recipes.numbers_of(name)):
-            assert field.name.isidentifier(), (name, field)
+        numbers = recipes.numbers_of(name)
+        assert "\nSource: " in numbers.__doc__, name
+        hints = typing.get_type_hints(numbers, include_extras=True)
+        for field in dataclasses.fields(numbers):
+            assert hints[field.name].__metadata__[0].help, (name, field.name)
 
 
 def test_a_number_out_of_range_is_told_by_its_flag():
