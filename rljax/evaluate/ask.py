@@ -15,7 +15,7 @@ from rljax.policy import Policy, returned
 from rljax.rollout.sample import greedy, sampler
 from rljax.rollout.stop_string import StopStrings
 from rljax.task import Task
-from rljax.types import Prompts, Sampler, Samples, Verify
+from rljax.types import Prompts, Sampler, Samples, Verdict, Verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,10 +25,21 @@ SEED = 20_000
 
 
 class Answers(NamedTuple):
-    """correct: bool[P, n] of the completions `samples`."""
+    """Completions and what the verifier says.
+
+    correct: bool[P, n]; where the verifier failed, which counts against the policy,
+      False.
+    failed: bool[P, n] the verifier failed.
+    samples: the completions.
+    """
 
     correct: Any
+    failed: Any
     samples: Samples
+
+
+def _answers(given: Verdict, samples: Samples) -> Answers:
+    return Answers(given.correct & ~given.failed, given.failed, samples)
 
 
 Ask = Callable[[Any, Prompts], Answers]
@@ -49,7 +60,7 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
 
     def judged(params, prompts):
         samples = draw(params, prompts)
-        return Answers(verdict.of(verify, prompts, samples).correct, samples)
+        return _answers(verdict.of(verify, prompts, samples), samples)
 
     if in_graph:
         return judged
@@ -57,7 +68,7 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
 
     def judged_on_host(params, prompts):
         samples = processes.fetch(draw_only(params, prompts))
-        return Answers(verdict.shared(verify, prompts, samples).correct, samples)
+        return _answers(verdict.shared(verify, prompts, samples), samples)
 
     return judged_on_host
 
@@ -215,7 +226,8 @@ def _tables(
 def _lengths(answers: Answers) -> dict[str, float]:
     """How long completions are, how many end, and how many of these are right.
 
-    A policy that only learns to stop in time raises the second, and not the third.
+    A policy that only learns to stop in time raises the second, and not the third. If
+    the verifier failed anywhere, the share of these, too: pass@k is too low by them.
     """
     ended = np.asarray(answers.samples.finished)
     found = {
@@ -224,6 +236,8 @@ def _lengths(answers: Answers) -> dict[str, float]:
     }
     if np.any(ended):
         found["right_of_finished"] = float(np.mean(answers.correct[ended]))
+    if np.any(answers.failed):
+        found["verifier_failed_share"] = float(np.mean(answers.failed))
     return found
 
 

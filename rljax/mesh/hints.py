@@ -83,11 +83,6 @@ def size(*axes: str) -> int:
     return math.prod(there.get(axis, 1) for axis in axes or there)
 
 
-def lanes() -> int:
-    """How many parts prompts are split into."""
-    return parts("prompts")
-
-
 def parts(name: str) -> int:
     """Into how many parts the rules in use split this logical axis."""
     return size(*getattr(rules(), name))
