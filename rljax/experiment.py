@@ -263,6 +263,7 @@ def phases(
     best = kept.Best(before.folder) if processes.leads() else None
 
     def evaluate(index, state):
+        """The metrics; what a run keeps of its policies is written on this occasion."""
         one, step = experiments[index], int(state.step)
         params = one.export(state)
         begins = index == last and step == 0

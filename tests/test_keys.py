@@ -115,8 +115,10 @@ def test_the_shuffle_is_that_of_its_stream():
     np.testing.assert_array_equal(np.concatenate(seen), want)
 
 
-def test_only_one_file_of_the_library_folds_or_splits_keys():
-    for path in pathlib.Path(rljax.__file__).parent.rglob("*.py"):
+def test_only_one_file_folds_or_splits_keys():
+    library = pathlib.Path(rljax.__file__).parent
+    folders = (library, *(library.parent / name for name in ("experiments", "tpu")))
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         tree = ast.walk(ast.parse(path.read_text()))
         calls = [
             f"{path}:{node.lineno}"
