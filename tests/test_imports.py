@@ -17,7 +17,8 @@ import rljax
 LIBRARY = pathlib.Path(rljax.__file__).parent
 
 # Floor by floor: a package (or module) and what it imports beside the first floor,
-# which everybody may import and which imports itself alone.
+# which everybody may import and which imports itself alone. So evaluating and planning
+# know no algorithm, and a run's loop knows neither models nor tasks.
 FIRST = (
     *("types", "layout", "metric", "numerics", "check", "keys"),
     *("processes", "mesh", "digest", "strict_json"),
@@ -35,28 +36,21 @@ FLOORS = (
         "analysis": ("advantage", "loss", "algorithms", "run"),
     },
     {
-        "program": (
-            *("advantage", "loss", "policy", "verify", "verdict", "data", "run"),
-            *("algorithms", "model", "rollout", "learn", "analysis"),
-        ),
+        "program": ("advantage", "policy", "verdict", "model", "learn"),
         "decoupled": ("policy", "verdict", "run", "learn", "program"),
         "task": ("data", "verify", "model"),
     },
-    dict.fromkeys(
-        ("evaluate", "plan"),
-        (
-            *("advantage", "loss", "policy", "verify", "verdict", "data", "run"),
-            *("algorithms", "model", "rollout", "learn", "analysis"),
-            *("program", "decoupled", "task"),
-        ),
-    ),
-)
-_BELOW = tuple(name for floor in FLOORS[1:] for name in floor)
-FLOORS = (
-    *FLOORS,
     {
-        **dict.fromkeys(("experiment", "export"), _BELOW),
-        "spread": (*_BELOW, "experiment"),
+        "evaluate": ("policy", "verdict", "run", "model", "rollout", "task"),
+        "plan": ("verdict", "model", "program"),
+    },
+    {
+        "experiment": (
+            *("policy", "run", "model", "learn", "program", "decoupled", "task"),
+            "evaluate",
+        ),
+        "spread": ("experiment",),
+        "export": ("run", "model", "evaluate"),
     },
 )
 TABLE = {name: (*FIRST, *may) for floor in FLOORS for name, may in floor.items()}

@@ -11,6 +11,9 @@ see `Layout`.
     placement  arrays put on a mesh, and the shardings of a state
     shapes     the same of shapes, to compile for a mesh: `mesh.shapes.stored(...)`
     move       arrays moved from one mesh to another
+
+A run's own rules are a `Layout`, given to the `Experiment`. Nothing here knows what an
+array is, beyond the names of its axes.
 """
 
 from rljax.mesh import shapes
