@@ -126,7 +126,8 @@ def train(
 
     def member(state, prompts, rate):
         act = program.actor(parts.policy, parts.sample)
-        return program.fused(act, parts.make_learner(rate), parts.verify)(state, prompts)
+        run = program.fused(act, parts.make_learner(rate), parts.verify)
+        return run(state, prompts)
 
     def over(fn, seeds, rates):
         return jax.vmap(jax.vmap(fn, seeds), rates)

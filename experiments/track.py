@@ -1,4 +1,4 @@
-"""--track: the records of a run in wandb or trackio, too (`pip install rljax[track]`)."""
+"""--track: the records of a run in wandb or trackio, too; it takes `rljax[track]`."""
 
 import contextlib
 import importlib

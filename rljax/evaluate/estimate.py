@@ -72,7 +72,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> Estimate:
     Source: Chen et al., Evaluating Large Language Models Trained on Code,
       arXiv:2107.03374, eq. (1).
     """
-    return _over_problems(_of_each_problem(correct, k))
+    return _over_problems(_by_problem(correct, k))
 
 
 def summary(correct: np.ndarray, ks: Sequence[int] = (1, 8)) -> dict[str, float]:
@@ -101,11 +101,11 @@ def compare(stages: Mapping[str, Stage], ks: Sequence[int] = (1, 8)) -> Table:
     """
     _check_stages(stages)
     rates = {
-        f"pass@{k}": [_of_each_problem(s.correct, k) for s in stages.values()] for k in ks
+        f"pass@{k}": [_by_problem(s.correct, k) for s in stages.values()] for k in ks
     }
     greedy = [stage.greedy for stage in stages.values()]
     if all(g is not None for g in greedy):
-        rates["greedy"] = [_of_each_problem(np.asarray(g)[:, None], 1) for g in greedy]
+        rates["greedy"] = [_by_problem(np.asarray(g)[:, None], 1) for g in greedy]
     changes = len(stages) > 1
     rows = []
     for name, columns in rates.items():
@@ -137,7 +137,7 @@ def compare_by_group(
         `group`.
     """
     _check_stages(stages, len(group))
-    rates = [_of_each_problem(stage.correct, 1) for stage in stages.values()]
+    rates = [_by_problem(stage.correct, 1) for stage in stages.values()]
     rows = [
         (
             str(value),
@@ -151,7 +151,7 @@ def compare_by_group(
     )
 
 
-def _of_each_problem(correct: np.ndarray, k: int) -> np.ndarray:
+def _by_problem(correct: np.ndarray, k: int) -> np.ndarray:
     """f64[P]: each problem's estimate of pass@k."""
     correct = np.asarray(correct)
     if correct.ndim != 2 or correct.dtype != bool or not correct.size:

@@ -121,7 +121,9 @@ def side_by_side(*samplers: Sampler) -> Sampler:
       ValueError: without samplers; when traced, if they return different statistics.
     """
     if not samplers:
-        raise ValueError("side_by_side needs at least one sampler, got none; pass some.")
+        raise ValueError(
+            "side_by_side needs at least one sampler, got none; pass some."
+        )
     for i, one in enumerate(samplers):
         check.function(f"samplers[{i}] of side_by_side", one, "params, prompts, key")
 

@@ -73,7 +73,9 @@ def test_without_the_flag_nothing_is_opened():
 def test_a_library_that_is_not_there_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with (
-        pytest.raises(ValueError, match=r"--track wandb needs .*install rljax\[track\]"),
+        pytest.raises(
+            ValueError, match=r"--track wandb needs .*install rljax\[track\]"
+        ),
         track.tracked("wandb", "train-1", {}),
     ):
         pass

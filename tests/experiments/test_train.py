@@ -246,9 +246,7 @@ def test_every_recipe_can_be_had_by_its_name(name):
     # One that is missing from the lists of stored, mixed or greedy rows is refused, or
     # trains on rows that it does not know.
     own = recipes.numbers_of(name)
-    needed = [
-        f for f in dataclasses.fields(own) if f.default is dataclasses.MISSING
-    ]
+    needed = [f for f in dataclasses.fields(own) if f.default is dataclasses.MISSING]
     kinds = typing.get_type_hints(own)
     numbers = own(**{f.name: 2 if kinds[f.name] is int else 0.5 for f in needed})
     (made,) = train.build(dataclasses.replace(tiny(name), numbers=numbers))

@@ -41,7 +41,10 @@ WARM = [1.00, 1.10, 1.05, 1.15, 1.10]
 @pytest.mark.parametrize(
     ("decision", "told"),
     [
-        ((jnp.ones(16, bool), jnp.zeros((), bool)), r"accept as bool\[\], got bool\[16\]"),
+        (
+            (jnp.ones(16, bool), jnp.zeros((), bool)),
+            r"accept as bool\[\], got bool\[16\]",
+        ),
         ((jnp.ones((), bool), jnp.zeros(1, bool)), r"stop as bool\[\], got bool\[1\]"),
         ((1.0, False), r"accept as bool\[\], got float"),
     ],

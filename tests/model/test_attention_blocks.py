@@ -4,7 +4,6 @@ import chex
 import fakes
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from attention_case import G, H, P, R, inputs, out_and_gradients, textbook
 from jax.extend import core
