@@ -16,7 +16,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from experiments import cli, compare_report, sweep, sweep_warm
+from experiments import cli, compare_report, ranges, sweep, sweep_warm
 from experiments.sweep import Config
 from rljax import algorithms, processes
 from rljax.advantage import Algorithm
@@ -83,11 +83,13 @@ def main(
     """Compares algorithms on column addition: all seeds of each in one program,
     learning rates tuned on validation problems, bootstrap intervals on test problems.
     """
-    if launch.mesh is not None:
-        raise ValueError(
-            "--mesh must not be given: a comparison runs all seeds side by side on one"
-            f" device, got {launch.mesh}; leave it out."
-        )
+    for name in ("mesh", "sampler_mesh", "profile", "track"):
+        if value := vars(launch)[name]:
+            raise ValueError(
+                f"{ranges.flag(name)} must not be given: a comparison runs all seeds"
+                " side by side on one device, and writes files of its own, got"
+                f" {value}; leave it out."
+            )
     found = check(config)
     if processes.count() > 1:
         raise ValueError(

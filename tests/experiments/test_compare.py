@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import compare, population, sweep, sweep_warm
+from experiments import cli, compare, population, sweep, sweep_warm
 from experiments import compare_report as report
 from rljax import algorithms, program
 from rljax.keys import Stream, stream
@@ -296,6 +296,23 @@ def test_names_are_checked():
 def test_numbers_that_do_not_fit_are_refused_first(numbers, match):
     with pytest.raises(ValueError, match=match):
         compare.check(dataclasses.replace(sweep.Config(), **numbers))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"mesh": "data=2"},
+        {"sampler_mesh": "data=1"},
+        {"profile": True},
+        {"track": "wandb"},
+    ],
+)
+def test_flags_that_a_comparison_would_not_follow_are_refused(flag, tmp_path):
+    launch = dataclasses.replace(cli.Launch(), **flag)
+    name = next(iter(flag)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"--{name} must not be given"):
+        compare.main(sweep.Config(), tmp_path / "run", launch)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_setting_is_where_other_flags_start_from():
