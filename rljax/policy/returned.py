@@ -21,8 +21,8 @@ def statistics(stats: Any, samples: Samples, who: str) -> TokenStats:
       who: whose measure function it is, for the message.
 
     Raises:
-      ValueError: when traced, unless they are float32[P, G, T], the extras begin with
-        [P, G, T] and those of rows with [P, G].
+      ValueError: when traced, unless they are float32[P, G, T], extras begin with
+        [P, G, T] and extras of rows with [P, G].
     """
     if not isinstance(stats, TokenStats):
         raise ValueError(
@@ -59,7 +59,7 @@ def drawn(
             f"{who} must return Samples, got {check.described(samples)}; return"
             " Samples(tokens=..., mask=..., source=..., finished=...)."
         )
-    shape, num_prompts = jnp.shape(samples.tokens), prompts.tokens.shape[0]
+    shape, num_prompts = getattr(samples.tokens, "shape", ()), len(prompts.tokens)
     if len(shape) != 3 or shape[0] != num_prompts:
         raise ValueError(
             f"{who} must return tokens [P, G, T] of the P = {num_prompts} prompts, got"
@@ -82,7 +82,7 @@ def drawn(
 
 
 def _require(who: str, name: str, x: Any, dtype: Any, shape: tuple[int, ...]) -> None:
-    if jnp.shape(x) == shape and jnp.issubdtype(jnp.result_type(x), dtype):
+    if getattr(x, "shape", None) == shape and jnp.issubdtype(x.dtype, dtype):
         return
     raise ValueError(
         f"{who} must return {name} {dtype.__name__.strip('_')}{_letters(shape)}, got"
@@ -91,10 +91,11 @@ def _require(who: str, name: str, x: Any, dtype: Any, shape: tuple[int, ...]) ->
 
 
 def _require_begins(who: str, name: str, x: Any, shape: tuple[int, ...]) -> None:
-    if jnp.shape(x)[: len(shape)] != shape:
+    if getattr(x, "shape", ())[: len(shape)] != shape:
+        advice = "put it into `row_extra`" if len(shape) == 3 else "leave it out"
         raise ValueError(
             f"{who} must return {name} that begins with {_letters(shape)}, got"
-            f" {check.described(x)}; what has no token axis belongs into `row_extra`."
+            f" {check.described(x)}; keep all axes, or {advice} if it has none of them."
         )
 
 

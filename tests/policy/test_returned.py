@@ -57,6 +57,7 @@ STATISTICS = {
         "got bfloat16",
     ),
     "no statistics": (lambda s: s.logp, "TokenStats, got"),
+    "None": (lambda s: s.replace(logp=None), "logp .* got NoneType"),
     "an extra of rows": (
         lambda s: s.replace(extra={"value": jnp.ones((N, N))}),
         r"extra\['value'\] that begins with \[P, G, T\] .* got float32\[4, 4\]",
