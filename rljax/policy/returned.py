@@ -92,10 +92,10 @@ def _require(who: str, name: str, x: Any, dtype: Any, shape: tuple[int, ...]) ->
 
 def _require_begins(who: str, name: str, x: Any, shape: tuple[int, ...]) -> None:
     if getattr(x, "shape", ())[: len(shape)] != shape:
-        advice = "put it into `row_extra`" if len(shape) == 3 else "leave it out"
+        rows = ", or put what has no token axis into `row_extra`" * (len(shape) == 3)
         raise ValueError(
             f"{who} must return {name} that begins with {_letters(shape)}, got"
-            f" {check.described(x)}; keep all axes, or {advice} if it has none of them."
+            f" {check.described(x)}; keep all axes{rows}."
         )
 
 
