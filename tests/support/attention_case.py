@@ -1,6 +1,5 @@
 """Attention over a prompt and a completion by the textbook, and what it is tried on."""
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,4 +54,4 @@ def out_and_gradients(attend, num_tokens, prompt_tokens, **options):
         out = attend(q, own, prompt, seen, **options)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
 
-    return fakes.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
