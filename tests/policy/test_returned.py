@@ -93,7 +93,7 @@ def test_statistics_are_checked_whoever_measured_them(name):
     )
     batch = jax.tree.map(lambda x: x[None], PROMPTS)
     with pytest.raises(ValueError, match=f"measure_old must return {told}"):
-        run(state().replace(ahead=()), batch)
+        jax.eval_shape(run, state().replace(ahead=()), batch)
 
 
 SAMPLES = {
