@@ -65,7 +65,7 @@ def all_of(*gates: Gate) -> Gate:
 
 
 class GradientGateState(NamedTuple):
-    """Kept across rollout batches, as a single batch has too few steps for the window."""
+    """Kept across rollout batches: one batch has too few steps to fill the window."""
 
     increments: jax.Array  # f32[W] the last accepted increments, a ring buffer
     count: jax.Array  # i32[] increments accepted so far; -1 before the first gradient
