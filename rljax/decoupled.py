@@ -77,20 +77,21 @@ def loop(
 
     def run(state, prompts):
         num, frozen = prompts.tokens.shape[0], state.frozen
-        policy, rollouts = move.policy(state), list(state.ahead)
+        policy, sampled = move.policy(state), []
         with mesh.using(ahead.mesh, ahead.layout):
             for i in range(num):
                 batch = jax.tree.map(lambda x, i=i: x[i], prompts)
                 batch = mesh.shard_prompts(batch, ahead.mesh, layout=ahead.layout)
                 steps = np.int32(ahead.staleness + 1 - num + i)
-                rollouts.append(sample(policy, batch, steps))
-        rollouts[-num:] = map(move.rollout, rollouts[-num:])
-        rollout, *waiting = rollouts[-1 - ahead.staleness :]
+                sampled.append(sample(policy, batch, steps))
+        queue = [*state.ahead, *map(move.rollout, sampled)]
+        # In the first call the front of the queue are the zeros of `waiting`: dropped.
+        oldest, *later = queue[-1 - ahead.staleness :]
         if not in_graph and verify is not None:
-            rollout = verdict.on_host(verify, rollout)
+            oldest = verdict.on_host(verify, oldest)
         learned = state.replace(frozen=None, ahead=None)
-        state, metrics = finish(learned, frozen, rollout)
-        return state.replace(frozen=frozen, ahead=tuple(waiting)), metrics
+        state, metrics = finish(learned, frozen, oldest)
+        return state.replace(frozen=frozen, ahead=tuple(later)), metrics
 
     return run
 

@@ -271,9 +271,9 @@ def phases(
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
         params = one.export(state)
-        begins = index == last and step == 0
-        begins |= index == last - 1 and step == one.num_steps
-        if begins and one.evaluation.test is not None:
+        before_last = index == last and step == 0
+        before_last |= index == last - 1 and step == one.num_steps
+        if before_last and one.evaluation.test is not None:
             print(f"testing the policy before {experiments[-1].name} ...", flush=True)
             before.keep(one.evaluation.test(params)[0])
         before.write()  # in case the disk was full before
@@ -309,14 +309,16 @@ def phases(
 
 def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) -> None:
     """Keeps the policy if it is the best so far; the leader decides."""
-    better = lambda: best is not None and best.is_beaten_by(metrics)  # noqa: E731
+
+    def is_better():
+        return best is not None and best.is_beaten_by(metrics)
 
     def offer(params):
         save = functools.partial(one.model.save, params=params)
         if best is not None:
             best.offer(metrics, save, {"phase": one.name, "step": step})
 
-    if processes.from_leader("a better policy", better):
+    if processes.from_leader("a better policy", is_better):
         _written(params, offer)
 
 

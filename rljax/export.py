@@ -76,27 +76,26 @@ def export(
 def _checkpoint(path: pathlib.Path, step: int | None) -> pathlib.Path:
     """The folder of the chosen checkpoint."""
     directory = path / "checkpoints"
+    wanted = None if step is None else f"{step:08d}"
     if not directory.is_dir():
         if step is not None:
             raise ValueError(
-                f"--step must go with a run folder, got {path}, which has no"
-                " checkpoints folder; leave --step out, or name the run folder."
+                f"step must go with a run folder, got {path}, which has no"
+                " checkpoints folder; leave step out, or name the run folder."
             )
-        directory, wanted = path.parent, {path.name}
-    else:
-        wanted = None if step is None else {f"{step:08d}"}
+        directory, wanted = path.parent, path.name
     found = [
         one
         for one in checkpoint_folder.ours(epath.Path(directory))
         if checkpoint_folder.saved(one) is not None
     ]
     for one in found:
-        if wanted is None or one.name in wanted:
+        if wanted in (None, one.name):
             return pathlib.Path(one).absolute()
     steps = ", ".join(str(int(one.name)) for one in reversed(found)) or "none"
     raise ValueError(
         f"{path} must be a run folder with the checkpoint asked for, or a checkpoint,"
-        f" got {'no ' + min(wanted) if wanted else 'none'}; there are those of steps:"
+        f" got {f'no {wanted}' if wanted else 'none'}; there are those of steps:"
         f" {steps}."
     )
 

@@ -35,9 +35,8 @@ def of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
       ValueError: unless it is a `Verdict` of arrays [P, G].
     """
     verdict = verify(prompts, samples)
-    shape, xp = samples.tokens.shape[:2], jnp
-    if isinstance(samples.tokens, np.ndarray):
-        xp = np
+    shape = samples.tokens.shape[:2]
+    xp = np if isinstance(samples.tokens, np.ndarray) else jnp
     if not isinstance(verdict, Verdict):
         _refuse(verify, "a Verdict", verdict, shape)
     arrays = {}

@@ -3,7 +3,7 @@
 If a data set were split by rows, a repeated question could be trained on and tested.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,10 +73,7 @@ def by_question(
     words = [same_question(question) for question in questions]
     tested = set(map(same_question, elsewhere))
     order = np.random.default_rng(seed).permutation(len(words))
-    first = {}  # words of each question -> its first row in this order
-    for row in order.tolist():
-        if words[row] not in tested:
-            first.setdefault(words[row], row)
+    first = _first_rows(words, order, tested)
     if len(first) <= sum(sizes):
         also = " that no other file tests" if elsewhere else ""
         raise ValueError(
@@ -96,7 +93,16 @@ def different(questions: Sequence[Question], size: int, *, seed: int) -> np.ndar
     """i64[at most size]: rows of different questions, drawn at random."""
     words = [same_question(question) for question in questions]
     order = np.random.default_rng(seed).permutation(len(words))
+    rows = list(_first_rows(words, order).values())
+    return np.array(rows[:size], np.int64)
+
+
+def _first_rows(
+    words: Sequence[str], order: np.ndarray, excluded: Collection[str] = ()
+) -> dict[str, int]:
+    """The words of each question -> its first row in this order."""
     first: dict[str, int] = {}
     for row in order.tolist():
-        first.setdefault(words[row], row)
-    return np.array(list(first.values())[:size], np.int64)
+        if words[row] not in excluded:
+            first.setdefault(words[row], row)
+    return first

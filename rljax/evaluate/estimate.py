@@ -181,7 +181,8 @@ def _over_problems(rate: np.ndarray) -> Estimate:
 
 def _check_stages(stages: Mapping[str, Stage], size: int | None = None) -> None:
     sizes = {len(stage.correct) for stage in stages.values()}
-    if not stages or len(sizes | ({size} - {None})) != 1:
+    wanted = sizes if size is None else sizes | {size}
+    if not stages or len(wanted) != 1:
         raise ValueError(
             "there must be at least one stage, and all must have the same problems, got"
             f" {len(stages)} stages with {sorted(sizes)} problems"

@@ -83,6 +83,7 @@ class Best:
         settled(run_dir, BEST)
 
     def is_beaten_by(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a policy with these metrics has a higher pass@1 than the kept one."""
         kept = facts_of(self._run_dir, BEST) or {}
         return metrics["pass@1"] > kept.get("pass@1", -1.0)
 

@@ -224,7 +224,7 @@ def steering_learner(
         )
         return state, metrics | {"consistency/aside_nll_nats": loss}
 
-    return Learner(init, learn)
+    return learner._replace(init=init, learn=learn)
 
 
 def _require_layers_and_width(shape: tuple[int, int]) -> None:

@@ -124,10 +124,11 @@ def gradient_gate(
         del metrics
         leaves = jax.tree.leaves(select_fn(grads))
         energy = jnp.sum(jnp.stack([jnp.sum(x**2) for x in leaves]))
-        step = energy - state.energy
-        z = (step - jnp.mean(state.increments)) / (jnp.std(state.increments) + 1e-8)
+        increment = energy - state.energy
+        mean, deviation = jnp.mean(state.increments), jnp.std(state.increments)
+        z = (increment - mean) / (deviation + 1e-8)
         gated = (state.count >= window) & (reuse > 0) & (z > threshold)
-        ring = state.increments.at[state.count % window].set(step)
+        ring = state.increments.at[state.count % window].set(increment)
         increments = jnp.where(state.count < 0, state.increments, ring)
         pushed = GradientGateState(increments, state.count + 1, energy)
         state = jax.tree.map(lambda old, new: jnp.where(gated, old, new), state, pushed)

@@ -139,8 +139,9 @@ def _sort(tree, order):
     def rows(x):  # [P, G, ...]
         return x.reshape(-1, *x.shape[2:])[order].reshape(x.shape)
 
-    def prompts(x):
-        return x[order.reshape(x.shape[0], -1)[:, 0] // (order.size // x.shape[0])]
+    def prompts(x):  # [P, ...]; each group's first row says which prompt comes here
+        num_samples = order.size // x.shape[0]
+        return x[order.reshape(-1, num_samples)[:, 0] // num_samples]
 
     return _over(prompts, rows, tree)
 

@@ -185,8 +185,7 @@ def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarra
                 f"sentence ends must increase and be above 0, got {ends}; give the"
                 " running total of tokens."
             )
-        parts = np.array_split(
-            np.asarray(ends, np.int32), min(num_pieces, len(ends)) or 1
-        )
-        row[: len(parts)] = [part[-1] for part in parts if len(part)] or 0
+        if ends:
+            parts = np.array_split(np.asarray(ends), min(num_pieces, len(ends)))
+            row[: len(parts)] = [part[-1] for part in parts]
     return out

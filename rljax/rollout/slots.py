@@ -184,7 +184,8 @@ def _first_carry(work: Work, out: Written) -> Carry:
     num_devices, num_slots = len(work.queue.token), work.num_slots
     items = jax.tree.map(lambda x: x[:, :num_slots], work.queue)
     prompt = work.prompt
-    if (num_slots, work.items_per_prompt) != (work.num_items, 1):
+    one_each = num_slots == work.num_items and work.items_per_prompt == 1
+    if not one_each:  # else slot i has prompt i
         of_items = jnp.arange(num_slots) // work.items_per_prompt
         prompt = jax.tree.map(lambda x: x[:, of_items], prompt)
     return Carry(

@@ -174,5 +174,5 @@ def require_numbers(problems: Sequence[data.Problem]) -> None:
         raise ValueError(
             f"answers must be numbers for a verifier of numbers, but {len(bad)} of"
             f" {len(problems)} are not, such as {bad[0]!r}; read the text after a"
-            " marker (--answer-after), or compare text (--verifier exact)."
+            " marker (answer_after), or compare text (verify.exact)."
         )

@@ -299,7 +299,8 @@ class Pool:
         self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
-        self._lost_in_row += worker.call is None
+        if worker.call is None:
+            self._lost_in_row += 1
         if self._lost_in_row > self._num_workers * _MAX_STARTS:
             raise RuntimeError(f"workers end before their first call. {_HINT}")
         self._workers.remove(worker)
