@@ -45,9 +45,10 @@ def silence_spurious(
 ) -> AdvantageTransform:
     """Drops improbable tokens of low entropy that were rewarded (STAPO).
 
-    A token is rare if A > 0 and pi(token) < max_prob under the current policy. Rare
-    tokens are dropped if their entropy is below a quantile of the minibatch's
-    entropies. Place it before `token_mean()`, so that the divisor counts what is left.
+    A token is rare if A > 0 and pi(token) < max_prob under the current policy. A rare
+    token is dropped if its entropy is below a quantile of the entropies of a population
+    of tokens, taken over the minibatch. Place it before `token_mean()`, so that the
+    divisor counts what is left.
 
     Args:
       max_prob: a probability.
