@@ -39,6 +39,10 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis=None, keepdims=False):
     """Mean of `values` where `mask` holds; 0 over an empty mask.
 
     Values outside the mask may be NaN: they are replaced, not multiplied by 0.
+
+    Args:
+      values, mask: arrays that broadcast against each other.
+      axis, keepdims: as in `jnp.mean`; None averages over all axes.
     """
     mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(values.shape, mask.shape))
     total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis, keepdims=keepdims)

@@ -225,6 +225,7 @@ class Program(NamedTuple):
 
     @property
     def num_devices(self) -> int:
+        """Devices of the mesh; 1 without a mesh."""
         return 1 if self.place is None else self.place.size
 
     def run(self) -> Run:

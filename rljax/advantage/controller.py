@@ -20,6 +20,8 @@ class Controller(NamedTuple):
 
 
 class ControlledState(NamedTuple):
+    """States of the controller and of the transform it controls."""
+
     controller: Any
     transform: Any
 
@@ -164,8 +166,10 @@ def schedule(fn: Callable[[jax.Array], Any]) -> Controller:
 
 
 class EmaState(NamedTuple):
-    value: jax.Array  # f32[]
-    count: jax.Array  # i32[]
+    """State of `ema`."""
+
+    value: jax.Array  # f32[] the average
+    count: jax.Array  # i32[] updates so far
 
 
 def ema(rate: ArrayLike, initial: ArrayLike | None = None) -> Controller:
@@ -196,8 +200,10 @@ def ema(rate: ArrayLike, initial: ArrayLike | None = None) -> Controller:
 
 
 class PidState(NamedTuple):
-    integral: jax.Array  # f32[]
-    last_error: jax.Array  # f32[]
+    """State of `pid`."""
+
+    integral: jax.Array  # f32[] sum of errors
+    last_error: jax.Array  # f32[] target - measurement of the last update
 
 
 def pid(

@@ -41,6 +41,8 @@ class GacValue(NamedTuple):
 
 
 class GacState(NamedTuple):
+    """State of `gac_controller`."""
+
     mu: jax.Array  # f32[] the last applied share
     average: GacMeasurement  # running averages of the proxies
     last: jax.Array  # i32[] step of the last measurement that was used

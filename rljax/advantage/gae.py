@@ -139,6 +139,10 @@ def assign_return_to_go(discount: ArrayLike = 1.0) -> AdvantageTransform:
 def explained_variance(target, value, mask) -> jax.Array:
     """f32[]: 1 - Var(target - value) / Var(target), masked; 0 for constant targets.
 
+    Args:
+      target, value: f32[P, G, T].
+      mask: bool[P, G, T].
+
     Source: CleanRL, verl (SECONDARY; the 0 RECONSTRUCTED).
     Variants: CleanRL gives NaN for constant targets; verl adds 1e-5 to the divisor and
       uses sample variances.

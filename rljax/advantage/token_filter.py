@@ -78,13 +78,13 @@ def silence_spurious(
 
 
 def by_count(values: jax.Array, valid: jax.Array, fraction) -> jax.Array:
-    """bool: the max(1, ceil(fraction N)) largest values, as in 20-Entropy's code."""
+    """bool[P, G, T]: the max(1, ceil(fraction N)) largest (20-Entropy's code)."""
     count = jnp.maximum(jnp.ceil(order.share(valid, fraction)), 1)
     return order.largest(values, valid, count)
 
 
 def by_quantile(values: jax.Array, valid: jax.Array, fraction) -> jax.Array:
-    """bool: all values at or above the (1 - fraction) quantile, as in TRL."""
+    """bool[P, G, T]: all values at or above the (1 - fraction) quantile (TRL)."""
     return valid & (values >= order.quantile_of_all(values, valid, 1 - fraction))
 
 

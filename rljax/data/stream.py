@@ -99,9 +99,11 @@ class Stream:
         return next(self._batches)
 
     def get_state(self) -> dict[str, Any]:
+        """A JSON-able dict: the fingerprint of the prompts and the steps handed out."""
         return {"prompts": self._fingerprint, "place": self._batches.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Continues after a state; raises ValueError if it is of other prompts."""
         if state["prompts"] != self._fingerprint:
             raise ValueError(
                 "the encoded prompts must be those that the state was saved with, of"

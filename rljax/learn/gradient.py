@@ -186,8 +186,8 @@ def _current(forward: Forward, pieces: Pieces, batch, params, fits) -> TokenStat
 
         return microbatch.over_pieces(measure, (), batch, (), pieces)[2]
 
-    asked = jax.tree.structure(jax.eval_shape(measured))
-    if not is_measured(batch.old) or jax.tree.structure(batch.old) != asked:
+    wanted = jax.tree.structure(jax.eval_shape(measured))
+    if not is_measured(batch.old) or jax.tree.structure(batch.old) != wanted:
         return measured()  # the method may need more than the sampler returned
     return jax.lax.cond(fits, lambda: batch.old, measured)
 

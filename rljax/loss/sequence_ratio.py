@@ -203,7 +203,8 @@ def clipping_bias(
     with `token_ratio`). Gradients flow through w; which tokens are clipped is constant.
 
     Args:
-      ratio_fn: (now, rollout) -> w: `turn_ratio` or `token_ratio`.
+      ratio_fn: (now, rollout) -> w f32[P, G, T]: `turn_ratio` or `token_ratio`.
+      low, high: distances of the clip's bounds from 1.
 
     Source: arXiv:2511.20718, lemma 4.2 (SECONDARY; gradients through w RECONSTRUCTED).
     Variants: sg[w] A log pi would not have this property for turns.

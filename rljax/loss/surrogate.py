@@ -62,7 +62,7 @@ def is_clipped(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
 
 
 def clip_loss(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
-    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) for a ratio of any kind."""
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), for any ratio [P, G, T or 1]."""
     bound = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
     clipped = is_clipped(ratio, advantage, low, high)
     return -advantage * jnp.where(clipped, bound, ratio)

@@ -357,9 +357,12 @@ def _last(x: jax.Array, length: jax.Array) -> jax.Array:
 
 
 def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.Array:
-    """key[P, G]: the samples' keys, made from the step's key.
+    """key[P, G]: a key per sample; a draw still folds in the token's position.
 
-    A draw still folds in the token's position.
+    Args:
+      key: the training step's key.
+      prompt_id: i32[P].
+      num_samples: G.
     """
 
     def own(prompt, sample):

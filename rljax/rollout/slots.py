@@ -107,6 +107,7 @@ class Work(NamedTuple):
 
     @property
     def items_per_prompt(self) -> int:
+        """G / rows: items that a prompt's samples make."""
         return self.num_items // jax.tree.leaves(self.prompt)[0].shape[1]
 
 

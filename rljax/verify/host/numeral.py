@@ -49,7 +49,12 @@ def read_number(text: bytes) -> decimal.Decimal | None:
 
 
 def read_last_number(text: bytes, finished: bool = True) -> decimal.Decimal | None:
-    """The number in the last box, or else at the last digit; None if there is none."""
+    """The number in the last box, or else at the last digit; None if there is none.
+
+    Args:
+      finished: whether the completion ended by itself. A number at the end of an
+        unfinished text does not count, as it may go on.
+    """
     if _BOX in text:
         return read_number_after(text, _BOX, finished)
     end = len(text.rstrip(_NO_DIGITS))
@@ -61,7 +66,12 @@ def read_last_number(text: bytes, finished: bool = True) -> decimal.Decimal | No
 def read_number_after(
     text: bytes, marker: bytes, finished: bool = True
 ) -> decimal.Decimal | None:
-    """The number right after the last marker; None if there is none."""
+    """The number right after the last marker; None if there is none.
+
+    Args:
+      marker: the bytes before the number.
+      finished: as for `read_last_number`.
+    """
     place = text.rfind(marker)
     rest = text[place + len(marker) :]
     digits = re.search(rb"\d(?:[\d.,]*\d)?", rest)
