@@ -90,7 +90,7 @@ def test_a_model_type_that_cannot_say_it_is_refused(tmp_path):
     both = dataclasses.replace(SMALL, qkv_bias=True, qk_norm="head")
     refuses(
         tmp_path,
-        "must be one that a family of models computes",
+        "must be one that a family of models can",
         both,
         small_params(both),
     )
