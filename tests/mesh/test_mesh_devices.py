@@ -82,5 +82,7 @@ def test_a_mesh_is_told_as_the_flag_would_say_it():
     "ask", [lambda: mesh.parse("data=2,sequence=4"), lambda: mesh.make(sequence=4)]
 )
 def test_tokens_inside_attention_are_not_split_and_it_says_what_is(ask):
-    with pytest.raises(ValueError, match=r"sequence.*all tokens of a sample.*Rules\(rows="):
+    with pytest.raises(
+        ValueError, match=r"sequence.*all tokens of a sample.*Rules\(rows="
+    ):
         ask()
