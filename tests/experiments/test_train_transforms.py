@@ -30,10 +30,13 @@ def quick(**changes):
         ({"lora_rank": 0}, "--lora-rank must lie"),
         ({"lora_rank": 2, "lora_alpha": 0.0}, "--lora-alpha must"),
         ({"reference_ema": 0.9}, "must come with --reference-every"),
-        ({"replay_routes": True, "algorithm": "luffy"}, "--replay-routes must have"),
+        (
+            {"replay_routes": True, "algorithm": "luffy"},
+            "--replay-routes needs a recipe",
+        ),
         (
             {"rollout_weights": "int8", "algorithm": "gft"},
-            "--rollout-weights int8 must",
+            "--rollout-weights int8 needs",
         ),
         ({"reference_every": 1, "reference_ema": 1.0}, "--reference-ema must"),
     ],
@@ -49,7 +52,7 @@ def test_a_reference_that_nobody_reads_cannot_follow():
 
 
 def test_routes_of_a_dense_model_cannot_be_replayed():
-    with pytest.raises(ValueError, match="--replay-routes must have a --model"):
+    with pytest.raises(ValueError, match="--replay-routes needs a --model"):
         train.build(quick(replay_routes=True))
 
 
