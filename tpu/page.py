@@ -1,4 +1,4 @@
-"""The page of the atlas, from reports of `tpu.compile`."""
+"""Makes the text of docs/atlas.md from reports of `tpu.compile`."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -8,13 +8,13 @@ from tpu.search import Row
 _HEAD = """\
 # Atlas
 
-What a training step takes on TPUs, and on H100s, by XLA's compiler for chips that are
-not there: FADE, AdamW in float32, activations in bfloat16, layers computed again
-backward. Written by `python -m tpu.atlas` from `atlas.json`, which a later run adds
-rows to. Times are estimates at the shares of peak rates that `tpu/roofline.py` names,
-nothing overlaps, and none was ever measured. "By arithmetic" is `tpu/memory.py`, which
-compiles nothing; it was fitted to the first two TPU rows. Compiling was timed on a
-shared machine.
+The memory and time of a training step on TPUs and H100s, from XLA's compiler, without
+the chips: FADE, AdamW in float32, activations in bfloat16, layers rematerialised.
+`python -m tpu.atlas` writes this page from `atlas.json`, and adds rows to that file.
+Times are estimates, never measured: they assume the fractions of peak rates in
+`tpu/roofline.py`, and no overlap. "By arithmetic" is the estimate of `tpu/memory.py`,
+which compiles nothing; it was fitted to the first two TPU rows. Compile times are from
+a shared machine.
 """
 _GIB = 2**30
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
@@ -33,8 +33,10 @@ def text(
     """The page.
 
     Args:
-      found: reports. missing: steps that were not compiled. too_large: model, slice,
-        and samples, prompt and completion tokens of what does not fit by arithmetic.
+      found: reports of compiled rows.
+      missing: rows that were not compiled.
+      too_large: (model, slice, (samples, prompt tokens, completion tokens)) of rows
+        that do not fit by arithmetic.
     """
     found = list(found)
     did = [one for one in found if "memory_per_device" in one]
@@ -54,7 +56,7 @@ def _table(columns, found, line) -> str:
 
 
 def _name(one: Mapping[str, Any]) -> str:
-    """One that stays unique on the page."""
+    """The name of a row, unique on the page."""
     size = f"{one['prompts_per_step']} x {one['num_samples']}"
     tokens = f"{one['prompt_tokens']} + {one['max_tokens']}"
     return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens})"
@@ -86,7 +88,7 @@ _WHERE = (
 
 
 def _off(one) -> float:
-    """By what share of XLA's peak arithmetic is above it."""
+    """The relative error of arithmetic: its peak over XLA's, minus 1."""
     least = one["memory_by_arithmetic"]["peak"]
     return least / one["memory_per_device"]["peak"] - 1
 
@@ -103,8 +105,8 @@ def _error(did) -> str:
         return ""
     off = sorted(_off(one) for one in did)
     return (
-        f"Arithmetic was off by {off[0]:+.0%} to {off[-1]:+.0%} of the compiler's peak,"
-        f" in {len(did)} rows.\n"
+        f"Arithmetic differs from the compiler's peak by {off[0]:+.0%} to"
+        f" {off[-1]:+.0%} in {len(did)} rows.\n"
     )
 
 
@@ -135,7 +137,7 @@ def _moved(one):
 
 def _list(missing, too_large) -> str:
     lines = [f"- {model}, {where}: {_of(*of)}" for model, where, of in too_large]
-    found = "Nothing is known of these but what arithmetic says.\n\nIt fits by it:\n\n"
+    found = "For these rows only arithmetic is known. By arithmetic, these fit:\n\n"
     found += "".join(
         f"- {row.model}, {row.topology}, {row.mesh}, {row.prompts} x"
         f" {_of(row.samples, row.prompt_tokens, row.max_tokens)},"
@@ -143,7 +145,7 @@ def _list(missing, too_large) -> str:
         for row in missing
     )
     if lines:
-        found += "\nIt does not, with a prompt per chip or 16:\n\n"
+        found += "\nThese do not fit, with 16 prompts or one per chip:\n\n"
         found += "\n".join(lines) + "\n"
     return found
 
