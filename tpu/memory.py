@@ -43,8 +43,8 @@ class Memory(NamedTuple):
     gradients: in the update, a set for prompts, a set for completions, and, with
       several microbatches, their sum.
     head: the gradient of the output head in float32, whole on each chip.
-    ends: in addition, the gathered head and the gradients of head and embedding; not
-      while layers are computed.
+    ends: the gradients of head and embedding, and both of them gathered; not while
+      layers are computed.
     inputs: of all layers, kept for the backward pass.
     layer: activations that one layer recomputes, and their gradients.
     logits: those held at once, and their gradients.
