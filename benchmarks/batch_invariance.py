@@ -122,6 +122,7 @@ def tiled(draw):
 
 
 def problems() -> Prompts:
+    """Prompts of 4 to 16 random tokens."""
     draw = np.random.default_rng(0)
     return Prompts(
         tokens=jnp.asarray(draw.integers(0, V, (P, 16)), jnp.int32),
@@ -131,10 +132,12 @@ def problems() -> Prompts:
 
 
 def flipped(tree):
+    """The arrays with their prompts in reverse order."""
     return jax.tree.map(lambda x: x[::-1], tree)
 
 
 def in_parts(draw, params, prompts, size: int):
+    """Draws for `size` prompts at a time, and concatenates."""
     parts = [
         host(draw(params, jax.tree.map(lambda x, i=i: x[i : i + size], prompts)))
         for i in range(0, P, size)
@@ -143,6 +146,7 @@ def in_parts(draw, params, prompts, size: int):
 
 
 def on_mesh(draw, params, prompts):
+    """Draws with the prompts sharded over all devices."""
     devices = mesh.make()
     with jax.set_mesh(devices):
         return host(

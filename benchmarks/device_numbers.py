@@ -127,6 +127,7 @@ def made(where: jax.Device, dtype: Any):
 
 
 def prompts() -> Prompts:
+    """Prompts of random tokens."""
     draw = np.random.default_rng(0)
     return Prompts(
         tokens=draw.integers(1, CONFIG.vocab_size, (P, S)).astype(np.int32),

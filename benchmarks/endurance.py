@@ -156,6 +156,7 @@ def verdict(name: str, unit: str, steps, values) -> tuple[str, ...]:
 
 
 def draw(steps, memory, ms):
+    """A figure of memory and step time over the run."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 6), sharex=True, layout="constrained"
     )

@@ -79,6 +79,7 @@ class Case:
         self.times.clear()
 
     def run(self) -> None:
+        """Runs one dispatch and records its seconds per step."""
         prompts = next(self._stream)
         start = time.perf_counter()
         self._state, _ = jax.block_until_ready(self._compiled(self._state, prompts))
@@ -118,6 +119,7 @@ def exponents(found: list[dict]) -> str:
 
 
 def rows(found: list[dict]) -> str:
+    """The table of all measurements."""
     head = ["", "size", "ms/step", "GFLOP", "GFLOP/s", "MiB", "by arithmetic, MiB"]
     return results.table(
         head,

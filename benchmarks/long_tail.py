@@ -68,6 +68,7 @@ def main() -> None:
 
 
 def by_script(args) -> Case:
+    """W1's decoder, whose completions a script ends."""
     sizes = rljax_program.build(workload.WORKLOADS["W1"], 1).program.sizes()
     script = hazard(args.tokens + 1, mean=args.tokens / 6)
     policy = scripted(decoder_policy(sizes.decoder), script)
@@ -77,6 +78,7 @@ def by_script(args) -> Case:
 
 
 def trained(args) -> Case:
+    """The model of --model, which ends its completions itself."""
     config, params = hugging_face.load(args.model)
     texts = data.read_jsonl(args.texts)[: args.prompts]
     prompts, _ = data.encode_prompts(texts, load_tokenizer(args.model), 64)

@@ -284,4 +284,5 @@ def numbers(flag: str, text: str) -> tuple[float, ...]:
 
 
 def levels(config: Config) -> tuple[float, ...]:
+    """The values of pass@1 in --levels, as fractions."""
     return numbers("--levels", config.levels)

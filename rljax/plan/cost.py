@@ -56,6 +56,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Bytes in all; the last three fields are parts of `temporaries`."""
         return sum(self[:6])
 
 

@@ -96,6 +96,7 @@ class Display:
         self._console.show_cursor()
 
     def close(self) -> None:
+        """Stops drawing; outside a terminal, prints a last line."""
         if self._live is not None:
             self._live.stop()
         else:

@@ -21,11 +21,17 @@ class Stream(Protocol):
     checkpoint saves it.
     """
 
-    def __next__(self) -> Prompts: ...
+    def __next__(self) -> Prompts:
+        """The prompts of the next K training steps."""
+        ...
 
-    def get_state(self) -> dict[str, Any]: ...
+    def get_state(self) -> dict[str, Any]:
+        """The position in the stream."""
+        ...
 
-    def set_state(self, state: dict[str, Any]) -> None: ...
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves the stream to a position that `get_state` returned."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class Shown(NamedTuple):
     compared: bool = False
 
     def matches(self, name: str) -> bool:
+        """Whether this entry describes the metric."""
         return fnmatch.fnmatchcase(name, self.pattern)
 
     @property

@@ -45,6 +45,7 @@ class Watch(threading.Thread):
         answer_aborts(_leader_lost)
 
     def run(self) -> None:
+        """Sends and reads heartbeats until `stop`; the body of the thread."""
         number = 0
         while not self._ended.wait(BEAT_S):
             number += 1
@@ -65,6 +66,7 @@ class Watch(threading.Thread):
                 _end(*json.loads(failed[0][1]))
 
     def stop(self) -> None:
+        """Ends the thread, before this process disconnects in order."""
         self._ended.set()
         self.join()
 

@@ -29,7 +29,9 @@ class Writer(Protocol):
         """Waits until the records are stored safely; called before each checkpoint."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Called once, at the end of the run."""
+        ...
 
 
 class JsonLines:
