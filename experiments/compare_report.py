@@ -162,7 +162,7 @@ def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
         _markdown(
             ["", *(label for label, _ in _DYNAMICS)],
             [
-                [name, *(_thirds(o.metrics.get(key)) for _, key in _DYNAMICS)]
+                [name, *(_tenths(o.metrics.get(key)) for _, key in _DYNAMICS)]
                 for name, o in outcomes.items()
             ],
         ),
@@ -214,7 +214,7 @@ def _steps_cell(reached: np.ndarray) -> str:
     return f"{mean:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def _thirds(values: np.ndarray | None) -> str:
+def _tenths(values: np.ndarray | None) -> str:
     """Means of f[S, K] over the first, middle and last tenth of K."""
     if values is None:
         return ""

@@ -39,12 +39,20 @@ def text(
         that do not fit by arithmetic.
     """
     found = list(found)
-    did = [one for one in found if "memory_per_device" in one]
-    parts = [_HEAD, _table(_STEP, found, _step)]
-    parts += ["## Memory of a chip, GiB\n", _table(_WHERE, did, _where), _error(did)]
-    parts += ["## Seconds of a step, by phase\n", _table(_TIME, did, _time)]
-    parts += ["## Collectives of a chip and step, GB\n", _table(_MOVED, did, _moved)]
-    parts += ["## Not compiled\n", _list(missing, too_large)]
+    compiled = [one for one in found if "memory_per_device" in one]
+    parts = [
+        _HEAD,
+        _table(_STEP_COLUMNS, found, _step_cells),
+        "## Memory of a chip, GiB\n",
+        _table(_MEMORY_COLUMNS, compiled, _memory_cells),
+        _error(compiled),
+        "## Seconds of a step, by phase\n",
+        _table(_TIME_COLUMNS, compiled, _time_cells),
+        "## Collectives of a chip and step, GB\n",
+        _table(_COLLECTIVE_COLUMNS, compiled, _collective_cells),
+        "## Not compiled\n",
+        _not_compiled(missing, too_large),
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -62,10 +70,10 @@ def _name(one: Mapping[str, Any]) -> str:
     return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens})"
 
 
-_STEP = ("microbatches", "peak, GiB of", "step, s", "tokens/s", "compiling, s")
+_STEP_COLUMNS = ("microbatches", "peak, GiB of", "step, s", "tokens/s", "compiling, s")
 
 
-def _step(one):
+def _step_cells(one):
     limit = one["hbm_per_device"] / _GIB
     pieces, expected = one["num_microbatches"], one["roofline"]["expected"]
     if "memory_per_device" not in one:
@@ -80,7 +88,7 @@ def _step(one):
     )
 
 
-_WHERE = (
+_MEMORY_COLUMNS = (
     *_MEMORY,
     "by arithmetic: peak (off by)",
     *_ARITHMETIC,
@@ -93,7 +101,7 @@ def _off(one) -> float:
     return least / one["memory_per_device"]["peak"] - 1
 
 
-def _where(one):
+def _memory_cells(one):
     measured, least = one["memory_per_device"], one["memory_by_arithmetic"]
     yield from (f"{measured[part] / _GIB:.2f}" for part in _MEMORY)
     yield f"{least['peak'] / _GIB:.2f} ({_off(one):+.0%})"
@@ -110,10 +118,10 @@ def _error(did) -> str:
     )
 
 
-_TIME = (*_PHASES, "collectives", "of them in the update", "step at peak rates")
+_TIME_COLUMNS = (*_PHASES, "collectives", "of them in the update", "step at peak rates")
 
 
-def _time(one):
+def _time_cells(one):
     expected = one["roofline"]["expected"]["seconds"]
     moved = {k: v for k, v in expected.items() if k.startswith("collectives")}
     yield from (f"{expected[phase]:.2f}" for phase in _PHASES)
@@ -122,10 +130,10 @@ def _time(one):
     yield f"{one['roofline']['at_peak']['step_seconds']:.2f}"
 
 
-_MOVED = (*_KINDS, "received")
+_COLLECTIVE_COLUMNS = (*_KINDS, "received")
 
 
-def _moved(one):
+def _collective_cells(one):
     steps = one["steps_per_dispatch"]
     for kind in _KINDS:
         of = one["collectives"].get(kind)
@@ -135,12 +143,12 @@ def _moved(one):
     yield f"{sum(one['link_bytes_per_step'].values()) / 1e9:.1f}"
 
 
-def _list(missing, too_large) -> str:
-    lines = [f"- {model}, {where}: {_of(*of)}" for model, where, of in too_large]
+def _not_compiled(missing, too_large) -> str:
+    lines = [f"- {model}, {where}: {_sizes(*of)}" for model, where, of in too_large]
     found = "For these rows only arithmetic is known. By arithmetic, these fit:\n\n"
     found += "".join(
         f"- {row.model}, {row.topology}, {row.mesh}, {row.prompts} x"
-        f" {_of(row.samples, row.prompt_tokens, row.max_tokens)},"
+        f" {_sizes(row.samples, row.prompt_tokens, row.max_tokens)},"
         f" {row.microbatches} microbatches\n"
         for row in missing
     )
@@ -150,5 +158,5 @@ def _list(missing, too_large) -> str:
     return found
 
 
-def _of(samples: int, prompt_tokens: int, max_tokens: int) -> str:
+def _sizes(samples: int, prompt_tokens: int, max_tokens: int) -> str:
     return f"{samples} x ({prompt_tokens} + {max_tokens})"

@@ -13,8 +13,8 @@ def free_memory(device: jax.Device) -> int:
     stats = device.memory_stats()
     if stats is not None:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    group = _group_memory(pathlib.Path("/sys/fs/cgroup"))
-    return _host_memory() if group is None else min(_host_memory(), group)
+    container = _container_memory(pathlib.Path("/sys/fs/cgroup"))
+    return _host_memory() if container is None else min(_host_memory(), container)
 
 
 def matmul_flops_per_s(
@@ -86,7 +86,7 @@ def _host_memory() -> int:
     return 1024 * int(sizes["MemAvailable"].split()[0])
 
 
-def _group_memory(folder: pathlib.Path) -> int | None:
+def _container_memory(folder: pathlib.Path) -> int | None:
     """Free bytes below the memory limit of a container; None without a limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()

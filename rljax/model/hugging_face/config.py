@@ -105,17 +105,17 @@ def entries(
       ValueError: if the family cannot express `config`, or `extra` contradicts it.
     """
     if model_type is None:
-        model_type = next((k for k in FAMILIES if not _differ(k, config)), None)
+        model_type = next((k for k in FAMILIES if not _why_not(k, config)), None)
         if model_type is None:
             raise ValueError(
                 "config must be one that a family of models can express, of"
                 f" {', '.join(FAMILIES)}, got {config}; leave out the options that"
                 " belong to another family."
             )
-    if differ := _differ(model_type, config):
+    if reason := _why_not(model_type, config):
         raise ValueError(
             f"model_type must be a family that can express config, got {model_type!r},"
-            f" which cannot: {differ}; leave model_type out."
+            f" which cannot: {reason}; leave model_type out."
         )
     if model_type == "llama" and config.d_model % config.num_heads:
         # transformers' LlamaConfig refuses it; Mistral is the same without the check.
@@ -135,10 +135,10 @@ def entries(
             f"extra must leave {kept} as they are, got {changed}; leave them out."
         )
     out = {**extra, **model, **same}
-    if differ := _differing(read(out, "extra"), config):
+    if difference := _difference(read(out, "extra"), config):
         raise ValueError(
-            f"extra must not change what the decoder computes, but {differ}; leave its"
-            " architecture keys out."
+            f"extra must not change what the decoder computes, but {difference}; leave"
+            " its architecture keys out."
         )
     return out
 
@@ -220,16 +220,16 @@ def _computed(config: DecoderConfig) -> dict[str, Any]:
     return {k: v for k, v in vars(config).items() if k not in how}
 
 
-def _differ(model_type: str, config: DecoderConfig) -> str:
+def _why_not(model_type: str, config: DecoderConfig) -> str:
     """Why a family cannot express `config`; "" if it can."""
     try:
         got = read(_written(model_type, config), "config.json")
     except ValueError as error:
         return str(error)
-    return _differing(got, config)
+    return _difference(got, config)
 
 
-def _differing(got: DecoderConfig, wanted: DecoderConfig) -> str:
+def _difference(got: DecoderConfig, wanted: DecoderConfig) -> str:
     return ", ".join(
         f"{field} is {value!r} there, not {_computed(wanted)[field]!r}"
         for field, value in _computed(got).items()
