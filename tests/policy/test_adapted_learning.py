@@ -47,7 +47,7 @@ def case():
         copy = jax.tree.map(jnp.copy, params)
         return learner.init(params, key, copy, kept)
 
-    return policy, learner, act, fakes.jit(begin)(jax.random.key(0))
+    return policy, learner, act, jax.jit(begin)(jax.random.key(0))
 
 
 def num_bytes(tree):
@@ -91,7 +91,7 @@ def test_two_steps_move_adapters_head_and_reference_and_nothing_else(case):
 
 def test_the_actor_measures_the_reference_beside_the_base(case):
     policy, _, act, state = case
-    rollout = fakes.jit(act)(state, fakes.prompts())
+    rollout = jax.jit(act)(state, fakes.prompts())
     # Both begin as the base: with the base left out nothing could be measured at all.
     mask = rollout.samples.mask
     np.testing.assert_array_equal(rollout.reference.logp[mask], rollout.old.logp[mask])

@@ -98,10 +98,10 @@ def test_the_expected_policy_gradient_is_that_of_the_expected_reward(name, loss_
     make = POLICIES[name]
     plain = make(1.0)
     params = parameters(plain)
-    exact = fakes.jit(
+    exact = jax.jit(
         jax.grad(lambda p, t: expected_reward(plain, p, t)), static_argnums=1
     )
-    got = fakes.jit(lambda p: expected_gradient(make(0.6), loss_fn, p))(params)
+    got = jax.jit(lambda p: expected_gradient(make(0.6), loss_fn, p))(params)
     want = exact(params, 0.6)
     chex.assert_trees_all_close(got, want, atol=2e-5)
     other = jax.tree.map(jnp.subtract, exact(params, 1.0), want)
