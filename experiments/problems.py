@@ -209,8 +209,8 @@ def verifier(
     if c.verifier == "python":
         if resources is None:
             raise ValueError(
-                "--verifier python needs an ExitStack that closes its processes, got"
-                " none; pass `resources`, or choose another verifier."
+                "--verifier python must have an ExitStack that closes its processes,"
+                " got none; pass `resources`, or choose another verifier."
             )
         made = pooled.pooled(
             imported(c.reward),

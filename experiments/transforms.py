@@ -31,13 +31,13 @@ def check(c: "Config") -> None:
     stored = c.algorithm in recipes.STORED + recipes.MIXED
     if stored and c.replay_routes:
         raise ValueError(
-            "--replay-routes needs a recipe that learns from samples only, got"
+            "--replay-routes must have a recipe that learns from samples only, got"
             f" --algorithm {c.algorithm}, which also learns from stored answers, whose"
             " routes nobody recorded; leave the flag out."
         )
     if stored and rolls_in_int8(c):
         raise ValueError(
-            "--rollout-weights int8 needs a recipe that learns from samples only, got"
+            "--rollout-weights int8 must have a recipe that learns from samples, got"
             f" --algorithm {c.algorithm}, which also learns from stored answers, whose"
             " log-probabilities nobody recorded; leave the flag out."
         )
@@ -120,7 +120,7 @@ def require_experts(c: "Config", model: Model) -> None:
     """Raises ValueError if --replay-routes is given for a model without experts."""
     if c.replay_routes and model.config.experts is None:
         raise ValueError(
-            "--replay-routes needs a --model with a mixture of experts, got a dense"
+            "--replay-routes must have a --model with a mixture of experts, got a dense"
             " one; leave the flag out."
         )
 

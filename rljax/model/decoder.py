@@ -50,8 +50,8 @@ def decoder_policy(
         )
     if replay_routes and config.experts is None:
         raise ValueError(
-            "replay_routes needs a mixture of experts, got a dense decoder, which has"
-            " no routers; leave replay_routes out."
+            "replay_routes must have a mixture of experts, got a dense decoder, which"
+            " has no routers; leave replay_routes out."
         )
     functions = _DecoderFunctions(config, temperature, max_logits, replay_routes)
     return Policy(

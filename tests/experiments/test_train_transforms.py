@@ -32,11 +32,11 @@ def quick(**changes):
         ({"reference_ema": 0.9}, "must come with --reference-every"),
         (
             {"replay_routes": True, "algorithm": "luffy"},
-            "--replay-routes needs a recipe",
+            "--replay-routes must have a recipe",
         ),
         (
             {"rollout_weights": "int8", "algorithm": "gft"},
-            "--rollout-weights int8 needs",
+            "--rollout-weights int8 must have",
         ),
         ({"reference_every": 1, "reference_ema": 1.0}, "--reference-ema must"),
     ],
@@ -52,7 +52,7 @@ def test_a_reference_that_nobody_reads_cannot_follow():
 
 
 def test_routes_of_a_dense_model_cannot_be_replayed():
-    with pytest.raises(ValueError, match="--replay-routes needs a --model"):
+    with pytest.raises(ValueError, match="--replay-routes must have a --model"):
         train.build(quick(replay_routes=True))
 
 
