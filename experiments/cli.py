@@ -166,8 +166,8 @@ def _started(name, main, program, config, launch: Launch):
     if launch.plan:
         if program is None:
             raise ValueError(
-                "--plan must have an experiment that names its program, got one that does"
-                " not; pass program= to cli.start."
+                "--plan must have an experiment that names its program, got one that"
+                " does not; pass program= to cli.start."
             )
         return show.show_plan(lambda config: program(config, launch.mesh), config)
 

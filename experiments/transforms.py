@@ -31,15 +31,15 @@ def check(c: "Config") -> None:
     stored = c.algorithm in recipes.STORED + recipes.MIXED
     if stored and c.replay_routes:
         raise ValueError(
-            "--replay-routes must have a recipe that learns from samples only, got"
-            f" --algorithm {c.algorithm}, which also learns from stored answers, whose"
-            " routes nobody recorded; leave the flag out."
+            "--replay-routes must go with a recipe that learns from samples only, got"
+            f" --algorithm {c.algorithm}, which learns from stored answers without"
+            " recorded routes; leave the flag out."
         )
     if stored and rolls_in_int8(c):
         raise ValueError(
-            "--rollout-weights int8 must have a recipe that learns from samples, got"
-            f" --algorithm {c.algorithm}, which also learns from stored answers, whose"
-            " log-probabilities nobody recorded; leave the flag out."
+            "--rollout-weights int8 must go with a recipe that learns from samples"
+            f" only, got --algorithm {c.algorithm}, which learns from stored answers"
+            " without recorded log-probabilities; leave the flag out."
         )
 
 

@@ -32,11 +32,11 @@ def quick(**changes):
         ({"reference_ema": 0.9}, "must come with --reference-every"),
         (
             {"replay_routes": True, "algorithm": "luffy"},
-            "--replay-routes must have a recipe",
+            "--replay-routes must go with",
         ),
         (
             {"rollout_weights": "int8", "algorithm": "gft"},
-            "--rollout-weights int8 must have",
+            "--rollout-weights int8 must",
         ),
         ({"reference_every": 1, "reference_ema": 1.0}, "--reference-ema must"),
     ],
