@@ -63,7 +63,7 @@ def main() -> None:
 def compared(case: Case) -> dict:
     """The planned and the measured MiB of a case."""
     text, _ = finished([*case.words, "--plan"])
-    planned = float(re.findall(r"in all │\s*([\d,.]+)", text)[-1].replace(",", ""))
+    planned = float(re.findall(r"in all\s+│\s*([\d,.]+)", text)[-1].replace(",", ""))
     with tempfile.TemporaryDirectory() as folder:
         _, taken = finished([*case.words, "--run-dir", f"{folder}/run"])
     return {"case": case.name, "planned_mib": planned, "taken_mib": round(taken, 1)}
