@@ -30,7 +30,7 @@ def tracked(
         library = importlib.import_module(kind)
     except ImportError as error:
         raise ValueError(
-            f"--track {kind} needs the package {kind}, got {error}; install"
+            f"--track {kind} must have the package {kind}, got {error}; install"
             " rljax[track]."
         ) from error
     # Each names by another argument what a resumed run is known by.

@@ -1,6 +1,6 @@
-"""Your own model on your own problems, with any recipe of rljax.algorithms.
+"""Trains your own model on your own problems, with any recipe of rljax.algorithms.
 
---model is a Hugging Face folder, --data a JSONL file with a problem per line. Without
+--model is a Hugging Face folder, --data a JSONL file with one problem per line. Without
 them a new tiny decoder learns one-digit sums, to try a recipe. `--algorithm NAME
 --help` shows the numbers of a recipe.
 
@@ -21,7 +21,7 @@ from experiments import assemble, cli, problems, ranges, recipes, transforms
 from experiments.flags import Config
 from rljax.experiment import Experiment
 
-# Without --model and --data the whole path in seconds.
+# Without --model and --data, --quick runs the whole experiment in seconds.
 QUICK: dict[str, Any] = {
     "num_steps": 4,
     "num_prompts": 8,
@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {
 
 
 def check(c: Config) -> None:
-    """Raises ValueError for numbers and texts that no run can begin with."""
+    """Raises ValueError for numbers and texts with which no run can start."""
     ranges.step(c)
     recipes.require(c.algorithm)
     ranges.tokens(c, "num_prompts", "steps_per_dispatch", "max_prompt_tokens")
@@ -47,20 +47,25 @@ def check(c: Config) -> None:
     if c.draw_prompts is not None and c.draw_prompts < c.num_prompts:
         raise ValueError(
             f"--draw-prompts must be at least --num-prompts {c.num_prompts}, got"
-            f" {c.draw_prompts}; draw more."
+            f" {c.draw_prompts}; raise it."
         )
     transforms.check(c)
     problems.check(c)
 
 
 def build(c: Config, resources: contextlib.ExitStack | None = None) -> list[Experiment]:
-    """The run; `resources` closes a verifier in Python after it."""
+    """The experiment that a configuration describes.
+
+    Args:
+      c: the configuration.
+      resources: closes the processes of a verifier in Python.
+    """
     check(c)
     return [assemble.experiment(c, *problems.build(c, resources))]
 
 
 def with_numbers(name: str, base: type) -> type:
-    """The configuration with the numbers of a recipe in `numbers`."""
+    """The configuration class with one more field, `numbers`, for those of a recipe."""
     own = recipes.numbers_of(name)
     required = [
         f.name for f in dataclasses.fields(own) if f.default is dataclasses.MISSING
@@ -81,7 +86,7 @@ def named(arguments: list[str]) -> str:
 
 
 def main() -> None:
-    """The command line: the flags depend on the recipe that it names."""
+    """Parses the command line, whose flags depend on the recipe, and runs."""
     try:
         make = with_numbers(name := named(sys.argv[1:]), Config)
     except ValueError as error:

@@ -1,14 +1,14 @@
-"""Held-out problems: asking a policy, estimates with errors, the report.
+"""Evaluation on held-out problems.
 
-    ask       `held_out` makes an `Evaluation`: functions that change nothing
-    estimate  pass@k with its error, and tables that compare the stages of a run
-    report    the page of a run
-    before    the test of the policy that the last stage begins with
-    kept      the policies of a run folder: the last and the best one
-    farewell  what a run says when it ends
+ask       samples answers of a policy and verifies them
+estimate  accuracies with errors, and tables that compare them
+report    a run's report as an HTML file
+before    the test of the policy before a run's last stage
+kept      the policies that a run folder keeps
+farewell  what a run prints when it ends
 
 Another way to judge is an `Evaluation` of your own, given to the `Experiment`. Nothing
-here knows an algorithm, a learner or how a policy was trained.
+here knows algorithms, learners or how a policy was trained.
 """
 
 from rljax.evaluate.ask import Evaluation, held_out

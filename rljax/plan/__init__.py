@@ -1,11 +1,11 @@
-"""What a run takes, known before it runs: arithmetic, memory and time.
+"""Estimates the arithmetic, memory and time of a run before it starts.
 
-    cost     arithmetic at the least, that of the traced program, memory of the compiled
-    machine  what this machine has and does
+    cost     the arithmetic of a step, and the memory of its compiled program
+    machine  the memory and rates of this machine
     peak     the memory of a whole run
     hlo      what a compiled program moves between devices
-    show     all of it as text, for --plan
+    show     prints all of it, for --plan
 
-What else can be read off a `Program` belongs here. Nothing here runs one, nor knows an
+Whatever can be read off a `Program` belongs here. Nothing here runs one, or knows an
 experiment's configuration.
 """

@@ -74,7 +74,7 @@ def test_a_library_that_is_not_there_is_named_with_what_installs_it(monkeypatch)
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with (
         pytest.raises(
-            ValueError, match=r"--track wandb needs .*install rljax\[track\]"
+            ValueError, match=r"--track wandb must have .*install rljax\[track\]"
         ),
         track.tracked("wandb", "train-1", {}),
     ):

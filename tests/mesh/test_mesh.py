@@ -88,11 +88,12 @@ def assert_same(got, want):
 @pytest.mark.parametrize(
     ("weighting", "options"),
     [
-        pytest.param(adv.token_mean(), {}, id="whole", marks=pytest.mark.slow),
+        pytest.param(adv.token_mean(), {}, id="whole"),
         pytest.param(
             chain(stateless(weigh_by_entropy), adv.token_mean()),
             {"num_passes": 2, "num_minibatches": 2, "num_microbatches": 2},
             id="pieces",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             adv.token_mean(),
