@@ -107,7 +107,7 @@ def numbers_of(name: str) -> type:
         fields.append((p.name, annotated, *default))
     fields.sort(key=len)  # dataclasses need fields without default first
     made = dataclasses.make_dataclass(f"Numbers of {name}", fields, frozen=True)
-    made.__doc__ = inspect.getdoc(fn)
+    made.__doc__ = _about(inspect.getdoc(fn) or "")
     return made
 
 
@@ -151,6 +151,13 @@ def make(name: str, numbers: Any, shared: dict[str, int]) -> Algorithm:
         return fn(**asked, **dataclasses.asdict(numbers))
     except ValueError as error:
         raise ValueError(f"--algorithm.{error}") from error
+
+
+def _about(text: str) -> str:
+    """The description and the source in a docstring; --help shows nothing else of it."""
+    about = re.split(r"^(?:Args|Source):", text, maxsplit=1, flags=re.MULTILINE)[0]
+    source = re.search(r"^Source: .*?(?=^\w+:|\Z)", text, re.MULTILINE | re.DOTALL)
+    return about.rstrip() + (f"\n\n{source[0].rstrip()}" if source else "")
 
 
 def _argument_texts(text: str) -> dict[str, str]:

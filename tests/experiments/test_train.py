@@ -197,6 +197,16 @@ def test_every_number_of_every_recipe_says_what_it_is_and_where_it_is_from():
             assert hints[field.name].__metadata__[0].help, (name, field.name)
 
 
+def test_help_shows_the_numbers_of_a_recipe_and_its_source(monkeypatch, capsys):
+    # Behind the arguments of a docstring its source would not be shown.
+    monkeypatch.setattr(sys, "argv", ["train", "--algorithm", "dapo", "--help"])
+    with pytest.raises(SystemExit):
+        train.main()
+    told = capsys.readouterr().out
+    for part in ("--algorithm.buffer", "slope, tokens", "arXiv:2503.14476"):
+        assert part in told
+
+
 def test_a_number_out_of_range_is_told_by_its_flag():
     numbers = recipes.numbers_of("grpo")(clip=-1.0)
     with pytest.raises(ValueError, match=r"--algorithm\.clip must"):
