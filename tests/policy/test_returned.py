@@ -54,7 +54,7 @@ STATISTICS = {
     ),
     "another dtype": (
         lambda s: s.replace(logp=s.logp.astype(jnp.bfloat16)),
-        "got bfloat16",
+        r"logp .* got bfloat16",
     ),
     "no statistics": (lambda s: s.logp, "TokenStats, got"),
     "None": (lambda s: s.replace(logp=None), "logp .* got NoneType"),
