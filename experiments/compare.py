@@ -83,10 +83,10 @@ def main(
     """Compares algorithms on column addition: all seeds of each in one program,
     learning rates tuned on validation problems, bootstrap intervals on test problems.
     """
-    if launch.mesh is not None:
+    if (given := launch.mesh or launch.sampler_mesh) is not None:
         raise ValueError(
-            "--mesh must not be given: a comparison runs all seeds side by side on one"
-            f" device, got {launch.mesh}; leave it out."
+            "--mesh and --sampler-mesh must not be given: a comparison runs all seeds"
+            f" side by side on one device, got {given}; leave it out."
         )
     found = check(config)
     if processes.count() > 1:

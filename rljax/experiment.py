@@ -65,9 +65,10 @@ class Experiment:
     export_fn: these parameters -> the decoder's, for evaluation and saving.
     save_also: (run folder, last state), writes more beside the policy: adapters, say.
     reference: whether `TrainState.reference` holds the parameters this begins with.
-    seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh,
-      layout: what the run is spread over, and how; None is the default device. See
-      `rljax.spread`. Of a run's experiments the last one's count.
+    seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh:
+      what the run is spread over; None is the default device. layout: the table of what
+      lies where; None leaves it to `rljax.spread`. Of a run's experiments the last
+      one's count.
     """
 
     name: str = "rl"
@@ -91,7 +92,7 @@ class Experiment:
     seed: int = 0
     checkpoint_every: int = 100
     keep: int = 3
-    layout: mesh.Layout = mesh.PLAIN
+    layout: mesh.Layout | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -131,12 +132,18 @@ class Experiment:
         return decoupled.loop(*parts, self.ahead, in_graph=self._in_graph)
 
     @property
+    def placing(self) -> tuple[Mesh | None, mesh.Layout]:
+        """The mesh, and what lies where on it."""
+        return self.mesh, mesh.PLAIN if self.layout is None else self.layout
+
+    @property
     def _in_graph(self) -> bool:
         return self.glue is not program.split
 
     def program(self) -> program.Program:
         """What a run takes can be read off this; nothing runs."""
         key = jax.eval_shape(lambda: jax.random.key(0))
+        place, layout = self.placing
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
         decoder = jax.eval_shape(self.export, state)
         return program.Program(
@@ -151,8 +158,8 @@ class Experiment:
                 name: (fn, (decoder, _shapes(asked)))
                 for name, (fn, asked) in self.evaluation.programs.items()
             },
-            place=self.mesh,
-            layout=self.layout,
+            place=place,
+            layout=layout,
         )
 
     def batches(self) -> Prompts:
@@ -199,7 +206,7 @@ def run(
       As `run_dir.open_run` and `train.train` do.
     """
     last = experiments[-1]
-    with mesh.using(last.mesh, last.layout):
+    with mesh.using(*last.placing):
         loops = [one.loop() for one in experiments]
         for one, loop in zip(experiments, loops, strict=True):
             require_traced(one, loop)
@@ -256,7 +263,7 @@ def phases(
       loops: `loop()` of each.
     """
     last = len(experiments) - 1
-    placing = experiments[last].mesh, experiments[last].layout
+    placing = experiments[last].placing
     best = kept.Best(before.folder) if processes.leads() else None
 
     def evaluate(index, state):
@@ -331,7 +338,7 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
     read = None
     if not first.model.is_new:
         print("reading the model's weights ...", flush=True)
-        read = mesh.place(first.model.init(None), last.mesh, last.layout)
+        read = mesh.place(first.model.init(None), *last.placing)
 
     def begin(params):
         key = jax.random.key(last.seed)
@@ -339,7 +346,7 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
             params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
         return first.begin(params, keys.stream(key, keys.Stream.PHASE, 0))
 
-    return mesh.in_shards(begin, last.mesh, last.layout)(read)
+    return mesh.in_shards(begin, *last.placing)(read)
 
 
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
-from rljax import mesh, processes
+from rljax import mesh
 from rljax.experiment import Experiment
 
 
@@ -21,15 +21,16 @@ def on_devices(
     """The experiments of a run, spread over a mesh; this changes no number.
 
     Prompts that are computed at once must divide among the devices. Where they also do
-    among those of `tensor`, only sampling splits heads: see `mesh.Layout`.
+    among those of `tensor`, only sampling splits heads: see `mesh.Layout`. An
+    experiment that has a layout keeps it.
 
     Args:
       sizes: devices along the axes of the mesh. None: all devices, or as many as divide
         prompts, along `fsdp` if the parameters are large and else along `data`.
       devices: all there are, by default.
-      sampler: sizes of a second mesh, of the first devices; the other mesh is of those
-        behind. It samples for the experiments that are `ahead`. None: their sampler
-        runs where the learner does.
+      sampler: sizes of a second mesh, of the first devices of each process; the other
+        mesh is of those behind. It samples for the experiments that are `ahead`. None:
+        their sampler runs where the learner does.
 
     Raises:
       ValueError: if the sizes do not fit the devices or the experiments.
@@ -54,7 +55,8 @@ def on_devices(
 
     def spread(one: Experiment) -> Experiment:
         ahead = None if one.ahead is None else one.ahead._replace(mesh=own)
-        return dataclasses.replace(one, mesh=made, layout=layout, ahead=ahead)
+        own_layout = layout if one.layout is None else one.layout
+        return dataclasses.replace(one, mesh=made, layout=own_layout, ahead=ahead)
 
     return list(map(spread, experiments))
 
@@ -66,12 +68,6 @@ def _of_sampler(
     devices: list[jax.Device],
 ) -> tuple[Mesh, list[jax.Device]]:
     """The sampler's mesh, of the first devices, and the devices behind."""
-    if processes.count() > 1:
-        raise ValueError(
-            "a sampler on devices of its own needs one process for all devices, got"
-            f" {processes.count()}: JAX moves no arrays between meshes of several;"
-            " leave out its mesh."
-        )
     num = math.prod(sizes.values())
     if num >= len(devices):
         raise ValueError(
@@ -86,9 +82,29 @@ def _of_sampler(
             " turns; set `ahead`: with --staleness 1."
         )
     prompts = math.gcd(*(one.batches().tokens.shape[1] for one in ahead))
-    mine = devices[:num]
+    mine, rest = _of_each_process(devices, num)
     made = mesh.choose(limits._replace(prompts=prompts), sizes, devices=mine)
-    return mesh.make(mine) if made is None else made, devices[num:]
+    return mesh.make(mine) if made is None else made, rest
+
+
+def _of_each_process(
+    devices: list[jax.Device], num: int
+) -> tuple[list[jax.Device], list[jax.Device]]:
+    """The first devices, as many of each process, and the others.
+
+    So each process has the same parts of both meshes, and copies between its devices.
+    """
+    owned: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        owned.setdefault(device.process_index, []).append(device)
+    each, rest = divmod(num, len(owned))
+    if rest:
+        raise ValueError(
+            "the sampler must have as many devices of each process, got"
+            f" {num} of {len(owned)} processes; take a multiple of {len(owned)}."
+        )
+    first = [device for own in owned.values() for device in own[:each]]
+    return first, [device for own in owned.values() for device in own[each:]]
 
 
 def _prompts_at_once(experiment: Experiment) -> int:
