@@ -17,10 +17,9 @@ class Job(NamedTuple):
     name: of machines and run; lower case, digits and dashes.
     module, flags: what runs, `python -m MODULE FLAGS`; the run folder is added.
     head: lines of prediction, for the head of each file.
-    project, zone: of Google Cloud. bucket: gs://..., keeps the run folder.
-    shared: what all hosts of a slice see; an NFS share HOST:/PATH for virtual machines,
-      a claim of a volume for a JobSet, a storage for xpk, a folder for SLURM.
-    image: of a container. spot: cheaper, and may be taken away.
+    project, zone: of Google Cloud. runs: where run folders are kept, gs://BUCKET or a
+      folder that all hosts see. image: of a container. spot: cheaper, and may be taken
+      away.
     """
 
     place: Slice
@@ -30,8 +29,7 @@ class Job(NamedTuple):
     head: tuple[str, ...]
     project: str
     zone: str
-    bucket: str
-    shared: str | None
+    runs: str
     image: str
     spot: bool
 
@@ -44,12 +42,6 @@ class Job(NamedTuple):
                 f"--via {via} must have a --topology of {chips}, got {self.place}; take"
                 f" --via {other}."
             )
-        if self.place.num_hosts > 1 and self.shared is None:
-            raise ValueError(
-                f"--shared must name what all {self.place.num_hosts} hosts of"
-                f" {self.place} see, for --via {via}, got none; checkpoints are"
-                " written by all of them: see tpu/README.md, several hosts."
-            )
 
     @property
     def spot_flag(self) -> list[str]:
@@ -60,10 +52,11 @@ class Job(NamedTuple):
         """The head as comments."""
         return "\n".join(f"{mark} {line}".rstrip() for line in self.head)
 
-    def begun(self, folder: str) -> str:
-        """The command that begins the run in a folder, or goes on with it."""
-        words = quoted((self.module, *self.flags))
-        return f"tpu/run.sh {words} --run-dir {folder} --resume"
+    def begun(self) -> str:
+        """The command that begins the run, or goes on with it."""
+        folder = f"{self.runs}/{self.name}"
+        words = (self.module, *self.flags, "--run-dir", folder, "--resume")
+        return f"tpu/run.sh {quoted(words)}"
 
 
 def check_name(name: str) -> None:
