@@ -29,6 +29,7 @@ from rljax.evaluate import (
 )
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
+from rljax.mesh import Layout
 from rljax.model import Model
 from rljax.policy import frozen
 from rljax.run import bucket, profiled, same, train
@@ -92,7 +93,7 @@ class Experiment:
     seed: int = 0
     checkpoint_every: int = 100
     keep: int = 3
-    layout: mesh.Layout | None = None
+    layout: Layout | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -132,7 +133,7 @@ class Experiment:
         return decoupled.loop(*parts, self.ahead, in_graph=self._in_graph)
 
     @property
-    def placing(self) -> tuple[Mesh | None, mesh.Layout]:
+    def placing(self) -> tuple[Mesh | None, Layout]:
         """The mesh, and what lies where on it."""
         return self.mesh, mesh.PLAIN if self.layout is None else self.layout
 
