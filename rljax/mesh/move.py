@@ -51,8 +51,8 @@ def everywhere(tree, target: Mesh):
 def _copied(x: jax.Array, where: Sharding) -> jax.Array:
     """The same array on other devices; each new shard is one of this process."""
 
-    def place(index):
-        return tuple(s.indices(n) for s, n in zip(index, x.shape, strict=True))
+    def place(index):  # of keys, shards say one of an axis more
+        return tuple(s.indices(n) for s, n in zip(index, x.shape, strict=False))
 
     mine = {place(shard.index): shard.data for shard in x.addressable_shards}
     wanted = where.addressable_devices_indices_map(x.shape)
