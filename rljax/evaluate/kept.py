@@ -1,10 +1,11 @@
-"""The policies of a run folder: `policy`, the last one, and `policy-best`.
+"""The policies in a run folder: `policy`, the last one, and `policy-best`.
 
-Beside them, `model` holds all of a policy but its weights: `rljax.export` adds those
-of a checkpoint.
+Each is a Hugging Face folder with a further file that names its training step. A new
+policy is written completely before it replaces the old one, so that a kill leaves one
+of them whole.
 
-Each is a Hugging Face folder with one file more, which says of which step it is. A new
-one is complete before it takes the place of the old one, so a kill leaves one of them.
+Beside them, `model` holds everything of a policy except its weights; `rljax.export`
+adds the weights of a checkpoint.
 """
 
 import json
@@ -26,15 +27,16 @@ Save = Callable[[pathlib.Path], None]
 
 
 def put(run_dir: pathlib.Path, name: str, save: Save, facts: Mapping[str, Any]) -> None:
-    """Writes a policy, unless the one of the same facts is there.
+    """Writes a policy, unless one with the same facts is already there.
 
     Args:
+      run_dir: the run folder.
       name: `LAST` or `BEST`.
-      save: path -> None, makes the folder.
-      facts: of which step it is.
+      save: path -> None, writes the Hugging Face folder.
+      facts: identify the policy: its phase, its step.
 
     Raises:
-      OSError: if it cannot be written; the old one is there.
+      OSError: if it cannot be written; the old policy is kept.
     """
     target, new, old = settled(run_dir, name)
     if facts_of(run_dir, name) == dict(facts):
@@ -50,7 +52,7 @@ def put(run_dir: pathlib.Path, name: str, save: Save, facts: Mapping[str, Any]) 
 
 
 def settled(run_dir: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
-    """Takes up what a kill left; where the policy is, comes from, and goes to."""
+    """Cleans up after a kill; returns the paths of the policy, a new and an old one."""
     target, new, old = (run_dir / x for x in (name, f".{name}.new", f".{name}.old"))
     if old.exists() and not target.exists():
         old.rename(target)
@@ -60,7 +62,7 @@ def settled(run_dir: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
 
 
 def facts_of(run_dir: pathlib.Path, name: str) -> dict[str, Any] | None:
-    """Of which step a policy is; None if there is none, or it does not say."""
+    """The facts of a policy in the run folder; None if there are none."""
     try:
         found = json.loads((run_dir / name / FILE).read_text())
     except (OSError, ValueError):
@@ -69,10 +71,10 @@ def facts_of(run_dir: pathlib.Path, name: str) -> dict[str, Any] | None:
 
 
 class Best:
-    """Keeps the policy with the best pass@1 on validation, the first of equals.
+    """Keeps the policy with the best pass@1 on validation, the first of equal ones.
 
-    After a resume it may be of a step that the run has not reached again: what comes
-    there is the same policy.
+    After a resume it may belong to a step that the run has not reached again; the run
+    will reach the same policy there.
     """
 
     def __init__(self, run_dir: pathlib.Path):
@@ -81,11 +83,12 @@ class Best:
         settled(run_dir, BEST)
 
     def is_beaten_by(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a policy with these metrics has a higher pass@1 than the kept one."""
         kept = facts_of(self._run_dir, BEST) or {}
         return metrics["pass@1"] > kept.get("pass@1", -1.0)
 
     def offer(self, metrics: Mapping[str, float], save: Save, facts: Mapping) -> None:
-        """Takes the policy if it is better; a full disk is told, and ends no run."""
+        """Keeps the policy if it is better; prints if it cannot be written."""
         if not self.is_beaten_by(metrics):
             return
         values = {"pass@1": float(metrics["pass@1"])}
@@ -105,10 +108,12 @@ def keep_origin(
     state: TrainState,
     export: Callable[[TrainState], Any],
 ) -> None:
-    """Writes into a run folder what `rljax.export` needs beside a checkpoint, once.
+    """Writes what `rljax.export` needs beside a checkpoint, unless it exists already.
 
     Args:
-      state: shapes of what is trained.
+      run_dir: the run folder.
+      model: describes the decoder.
+      state: shapes of the training state.
       export: state -> the decoder's parameters.
     """
     target = run_dir / MODEL
@@ -126,12 +131,15 @@ def keep_origin(
 def _sources(
     state: TrainState, export: Callable[[TrainState], Any]
 ) -> dict[str, str] | None:
-    """Decoder's leaf -> the state's leaf that it is; None if it is computed."""
+    """Path of each decoder leaf -> path of the same leaf in the state.
+
+    None if `export` computes a leaf instead of selecting it.
+    """
     names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), state)
     try:
         chosen = jax.tree.leaves_with_path(export(names))
         found = {jax.tree_util.keystr(path): name for path, name in chosen}
         known = set(found.values()) <= set(jax.tree.leaves(names))
-    except Exception:  # a function of arrays does not take names
+    except Exception:  # it computes with its leaves, which are names here
         return None
     return found if known else None

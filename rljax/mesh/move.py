@@ -1,9 +1,10 @@
-"""Arrays moved from the devices of one mesh to those of another, past the host.
+"""Copies arrays from the devices of one mesh to those of another, without the host.
 
-An array is copied from device to device where every shard of the result is a shard of
-what is moved. So both meshes are seen as the same number of parts: a program on the old
-devices cuts an array into the parts, these are copied, and a program on the new devices
-makes the shards of them. Of several processes each copies between its own devices.
+Arrays are copied directly between devices, which needs every shard of the result to be
+a shard of the source. So both meshes are divided into the same number of parts. A
+program on the old devices reshards an array into these parts, the parts are copied, and
+a program on the new devices reshards them into the final shards. Each process copies
+between its own devices.
 """
 
 import functools
@@ -17,32 +18,35 @@ from rljax.mesh.rules import PLAIN, Layout
 
 
 def move(tree, source: Mesh, target: Mesh, layout: Layout = PLAIN):
-    """A state on the devices of another mesh, as it is stored there.
+    """Copies a state to another mesh, with the sharding that is stored there.
 
-    Nothing waits for it: the programs and copies stand in the queues of the devices.
+    The call does not block: programs and copies are enqueued on the devices.
 
     Args:
       tree: arrays on all devices of `source`.
+      source, target: disjoint or overlapping meshes.
+      layout: of the target.
 
     Raises:
-      ValueError: where a process lacks a part that its new devices need. None does if
-        each has as many devices of a mesh as all others, side by side in its order.
+      ValueError: if a process does not have a part that its new devices need. Every
+        process has its parts if all have the same number of devices in a mesh, and the
+        mesh lists the devices of a process side by side.
     """
     leaves, structure = jax.tree.flatten(tree)
     num = math.gcd(source.size, target.size)
-    there, here = _parts(source, num, leaves), _parts(target, num, leaves)
+    old_parts, new_parts = _parts(source, num, leaves), _parts(target, num, leaves)
     stored = tuple(jax.tree.leaves(state_shardings(tree, target, layout)))
     with jax.set_mesh(source):
-        cut = _laid_out(there)(tuple(leaves))
-    copies = tuple(map(_copied, cut, here))
+        parts = _reshard(old_parts)(tuple(leaves))
+    copies = tuple(map(_copied, parts, new_parts))
     with jax.set_mesh(target):
-        return structure.unflatten(_laid_out(stored)(copies))
+        return structure.unflatten(_reshard(stored)(copies))
 
 
 def everywhere(tree, target: Mesh):
-    """Arrays of which every old device has a copy, on every device of a mesh.
+    """Copies replicated arrays to every device of another mesh.
 
-    No program runs on the new devices, so they need not be done with others before.
+    No program runs on the new devices, so the copy need not wait for programs there.
     """
     where = NamedSharding(target, PartitionSpec())
     return jax.tree.map(lambda x: _copied(x, where), tree)
@@ -69,7 +73,7 @@ def _copied(x: jax.Array, where: Sharding) -> jax.Array:
 
 
 def _parts(mesh: Mesh, num: int, leaves) -> tuple[NamedSharding, ...]:
-    """Each array in `num` parts along the first axis that they divide, or whole."""
+    """Shardings in `num` parts along the first axis they divide, or replicated."""
     parted = Mesh(mesh.devices.reshape(num, -1), ("part", "copy"))
 
     def sharding(x):
@@ -81,6 +85,6 @@ def _parts(mesh: Mesh, num: int, leaves) -> tuple[NamedSharding, ...]:
 
 
 @functools.cache
-def _laid_out(shardings: tuple[NamedSharding, ...]):
-    """A program that gives its arguments back with these shardings."""
+def _reshard(shardings: tuple[NamedSharding, ...]):
+    """A program that returns its arguments with the given shardings."""
     return jax.jit(lambda leaves: leaves, out_shardings=shardings)

@@ -137,7 +137,7 @@ def step(transform, state, *counts, num_samples=4):
     return credit.advantage[..., 0], state
 
 
-@functools.partial(fakes.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def update(transform, state, rows):
     return transform.update(adv.initial_credit(rows), rows, state)
 
@@ -201,7 +201,7 @@ def test_curve_rl_runs_in_a_scan_and_counts_batches():
 
 
 def test_curve_rl_needs_the_number_of_samples():
-    with pytest.raises(ValueError, match=r"pass G as num_samples"):
+    with pytest.raises(ValueError, match=r"needs num_samples = G"):
         step(curve(num_samples=8), laws.init(curve(num_samples=8)), 1)
     with pytest.raises(ValueError, match="num_samples must lie in"):
         adv.scale_by_history(1)

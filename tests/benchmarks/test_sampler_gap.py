@@ -20,7 +20,7 @@ def config(dtype):
 
 
 def test_bfloat16_rounds_more_than_float32():
-    params = fakes.jit(decoder_policy(config(jnp.float32)).init)(jax.random.key(0))
+    params = jax.jit(decoder_policy(config(jnp.float32)).init)(jax.random.key(0))
     prompts = fakes.prompts(4)
     wide, narrow = (
         sampler_gap.gaps(config(d), params, prompts, num_samples=2, max_tokens=12)
@@ -43,9 +43,12 @@ def test_numbers_are_mean_quantiles_largest_and_shares():
 @pytest.mark.skipif(
     "RLJAX_SMOLLM2" not in os.environ, reason="RLJAX_SMOLLM2 names no folder of it"
 )
-@pytest.mark.parametrize(("dtype", "largest"), [("float32", 1e-3), ("bfloat16", 1.0)])
-def test_the_gap_of_real_weights_is_one_of_rounding(dtype, largest):
+@pytest.mark.parametrize(
+    ("dtype", "mean", "largest"), [("float32", 1e-4, 1e-3), ("bfloat16", 0.1, 1.0)]
+)
+def test_the_gap_of_real_weights_is_one_of_rounding(dtype, mean, largest):
     # A wrong position, mask or cache is one of nats: the model is sure of most tokens.
+    # Measured over 1,024 tokens: 4e-6 and 3e-5, in bfloat16 0.027 and 0.24.
     folder = pathlib.Path(os.environ["RLJAX_SMOLLM2"])
     model = language_model.load(folder, dtype=jnp.dtype(dtype))
     gap = sampler_gap.gaps(
@@ -55,4 +58,4 @@ def test_the_gap_of_real_weights_is_one_of_rounding(dtype, largest):
         num_samples=2,
         max_tokens=24,
     )
-    assert np.max(gap) < largest and np.mean(gap) < 0.02, sampler_gap.numbers(gap)
+    assert np.mean(gap) < mean and np.max(gap) < largest, sampler_gap.numbers(gap)

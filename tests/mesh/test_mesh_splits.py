@@ -116,7 +116,7 @@ def compiled(sizes, layout=mesh.PLAIN, num_prompts=8, **options):
             )
             for prompts in (fakes.prompts(num_prompts, seed=k) for k in range(STEPS))
         ]
-        step = run.lower(state, batches[0]).compile(fakes.UNOPTIMISED)
+        step = run.lower(state, batches[0]).compile()
     return step, state, batches
 
 
@@ -135,7 +135,7 @@ alone = functools.cache(functools.partial(train, None))
 
 @functools.cache
 def beginning(**options):
-    return jax.device_get(fakes.jit(parts(**options)[0].init)(jax.random.key(0)))
+    return jax.device_get(jax.jit(parts(**options)[0].init)(jax.random.key(0)))
 
 
 def assert_as_on_one(sizes, layout, **options):

@@ -40,7 +40,7 @@ def test_the_head_says_memory_step_time_and_cost(tmp_path):
 def test_without_a_price_it_says_so(tmp_path):
     gpus = REPORT | {"topology": "h100:8"}
     text = launched(tmp_path, gpus, topology="h100:8", via="slurm")["first.sbatch"]
-    assert "# Cost: no list price is known here" in text
+    assert "# Cost: no list price is known" in text
 
 
 @pytest.mark.parametrize(

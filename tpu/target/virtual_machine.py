@@ -1,4 +1,4 @@
-"""What queued resources and TPU VMs share: one machine or several, reached by ssh."""
+"""Steps that queued resources and TPU VMs share: machines that are reached by ssh."""
 
 from tpu.target.job import CODE, Job, command
 
@@ -7,7 +7,7 @@ SCOPES = "--scopes=cloud-platform"
 
 
 def steps(job: Job) -> dict[str, str]:
-    """Set up, run and watch."""
+    """The cases setup, run and watch of a script."""
     where = [f"--project={job.project}", f"--zone={job.zone}"]
     archive = f"/tmp/{job.name}.tar.gz"
 
