@@ -169,6 +169,11 @@ def _started(name, main, program, config, launch: Launch):
                 "--plan must have an experiment that names its program, got one that"
                 " does not; pass program= to cli.start."
             )
+        if launch.sampler_mesh is not None:
+            raise ValueError(
+                "--plan must be of one mesh, on which sampling and learning take turns,"
+                f" got --sampler-mesh {launch.sampler_mesh}; leave it out."
+            )
         return show.show_plan(lambda config: program(config, launch.mesh), config)
 
     def folder() -> str:

@@ -85,10 +85,10 @@ def main(
     All seeds of an algorithm train in one program. Learning rates are tuned on
     validation problems. Test results have bootstrap intervals.
     """
-    if launch.mesh is not None:
+    if (given := launch.mesh or launch.sampler_mesh) is not None:
         raise ValueError(
-            "--mesh must not be given, because a comparison runs all seeds on one"
-            f" device, got {launch.mesh}; leave it out."
+            "--mesh and --sampler-mesh must not be given, because a comparison runs all"
+            f" seeds on one device, got {given}; leave it out."
         )
     found = check(config)
     if processes.count() > 1:

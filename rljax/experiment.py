@@ -29,6 +29,7 @@ from rljax.evaluate import (
 )
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
+from rljax.mesh import Layout
 from rljax.model import Model
 from rljax.policy import frozen
 from rljax.run import bucket, profiled, same, train
@@ -69,8 +70,8 @@ class Experiment:
       begins with.
     seed: of parameters and sampling.
     checkpoint_every, keep: see `run.train`.
-    mesh, layout: the devices, and how everything is spread over them; None is the
-      default device. See `rljax.spread`.
+    mesh: the devices; None is the default device.
+    layout: how everything is spread over the mesh; None leaves it to `rljax.spread`.
 
     In a run of several experiments the last one's values count from `seed` on.
     """
@@ -96,7 +97,7 @@ class Experiment:
     seed: int = 0
     checkpoint_every: int = 100
     keep: int = 3
-    layout: mesh.Layout = mesh.PLAIN
+    layout: Layout | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -136,12 +137,18 @@ class Experiment:
         return decoupled.loop(*parts, self.ahead, in_graph=self._in_graph)
 
     @property
+    def placing(self) -> tuple[Mesh | None, Layout]:
+        """The mesh, and what lies where on it."""
+        return self.mesh, mesh.PLAIN if self.layout is None else self.layout
+
+    @property
     def _in_graph(self) -> bool:
         return self.glue is not program.split
 
     def program(self) -> program.Program:
         """The experiment's programs and shapes, to plan a run; nothing is computed."""
         key = jax.eval_shape(lambda: jax.random.key(0))
+        place, layout = self.placing
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
         decoder = jax.eval_shape(self.export, state)
         return program.Program(
@@ -156,8 +163,8 @@ class Experiment:
                 name: (fn, (decoder, _shapes(asked)))
                 for name, (fn, asked) in self.evaluation.programs.items()
             },
-            place=self.mesh,
-            layout=self.layout,
+            place=place,
+            layout=layout,
         )
 
     def batches(self) -> Prompts:
@@ -206,7 +213,7 @@ def run(
         `run_dir.open_run` and `train.train` do.
     """
     last = experiments[-1]
-    with mesh.using(last.mesh, last.layout):
+    with mesh.using(*last.placing):
         loops = [one.loop() for one in experiments]
         for one, loop in zip(experiments, loops, strict=True):
             require_traced(one, loop)
@@ -260,7 +267,7 @@ def phases(
     are the `loop()`s of the experiments.
     """
     last = len(experiments) - 1
-    placing = experiments[last].mesh, experiments[last].layout
+    placing = experiments[last].placing
     best = kept.Best(before.folder) if processes.leads() else None
 
     def evaluate(index, state):
@@ -341,7 +348,7 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
     read = None
     if not first.model.is_new:
         print("reading the model's weights ...", flush=True)
-        read = mesh.place(first.model.init(None), last.mesh, last.layout)
+        read = mesh.place(first.model.init(None), *last.placing)
 
     def begin(params):
         key = jax.random.key(last.seed)
@@ -349,7 +356,7 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
             params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
         return first.begin(params, keys.stream(key, keys.Stream.PHASE, 0))
 
-    return mesh.in_shards(begin, last.mesh, last.layout)(read)
+    return mesh.in_shards(begin, *last.placing)(read)
 
 
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:

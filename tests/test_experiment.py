@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from typing import NamedTuple
 
 import chex
 import jax
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import train
-from rljax import experiment, spread
+from rljax import experiment, mesh, spread
 from rljax.run import record
 from rljax.types import NotMeasured
 
@@ -58,6 +59,33 @@ def test_by_default_a_run_takes_as_many_devices_as_divide_its_prompts():
     assert dict(made.mesh.shape) == {"data": 4}
     (alone,) = spread.on_devices([tiny(num_prompts=7)])
     assert alone.mesh is None
+
+
+def test_an_experiments_own_table_is_kept():
+    # Else `spread` gives each device prompts of its own in the update, without a word.
+    mine = mesh.Layout(update=mesh.Rules(embed=("tensor",)))
+    own = dataclasses.replace(tiny(), layout=mine)
+    made = spread.on_devices([tiny(), own], {"fsdp": 4, "tensor": 2})
+    assert [one.layout for one in made] == [
+        mesh.Layout(update=mesh.ONLY_PROMPTS),
+        mine,
+    ]
+    assert made[1].program().layout == mine
+
+
+class Device(NamedTuple):
+    id: int
+    process_index: int
+
+
+def test_a_sampler_has_as_many_devices_of_each_process():
+    # The first 4 of 8 would all be one process's, and weights cross between hosts.
+    devices = [Device(i, i // 4) for i in range(8)]
+    first, rest = spread._of_each_process(devices, 2)
+    assert [d.id for d in first] == [0, 4]
+    assert [d.id for d in rest] == [1, 2, 3, 5, 6, 7]
+    with pytest.raises(ValueError, match=r"got 3 of 2 processes; take a multiple of 2"):
+        spread._of_each_process(devices, 3)
 
 
 def test_a_program_has_the_shapes_of_what_runs():
