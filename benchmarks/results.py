@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def write(name: str, title: str, body: str, data: Any, figure=None) -> None:
     """
     device = jax.devices()[0]
     facts = {
-        "command": f"python {' '.join(sys.orig_argv[1:])}",
+        "command": command(sys.orig_argv[1:]),
         "device": f"{device.platform} ({device.device_kind})",
         "machine": f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}",
         "jax": jax.__version__,
@@ -47,3 +48,19 @@ def write(name: str, title: str, body: str, data: Any, figure=None) -> None:
     (HERE / f"{name}.md").write_text(f"{head}\n\n{body}\n")
     found = json.dumps({"facts": facts, "results": data}, indent=1)
     (HERE / f"{name}.json").write_text(found + "\n")
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line, to be run again by anyone.
+
+    What lies outside of the repository is where this machine has it: of such a path
+    only the name is written.
+    """
+    return shlex.join(["python", *map(_anywhere, arguments)])
+
+
+def _anywhere(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    path = pathlib.PurePath(value)
+    outside = path.is_absolute() or ".." in path.parts
+    return f"{flag}{equals}{path.name}" if outside else argument
