@@ -76,6 +76,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     measures = bool(_VALUE & needs) or transforms.rolls_in_int8(c)
     in_python = c.verifier == "python"
     rows = (c.draw_prompts or c.num_prompts) * c.num_samples
+    problems = max(1, rows // c.evaluation_samples)
     return Experiment(
         model=model,
         task=task,
@@ -98,15 +99,15 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         num_steps=c.num_steps,
         steps_per_dispatch=c.steps_per_dispatch,
         evaluation=evaluate.held_out(
-            model.policy(c.evaluation_temperature),
+            transforms.asked(c, model),
             task,
             model.tokenizer,
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
             stop_strings=stops(model),
-            batch_size=max(1, rows // c.evaluation_samples),
+            batch_size=problems,
             num_samples=c.evaluation_samples,
-            num_slots=c.num_slots,
+            num_slots=evaluation_slots(c, problems * c.evaluation_samples),
             in_graph=not in_python,
             note=f"Drawn at temperature {c.evaluation_temperature:g}.",
         ),
@@ -117,6 +118,18 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         keep=c.keep,
         **around,
     )
+
+
+def evaluation_slots(c, rows: int) -> int | None:
+    """Completions that an evaluation decodes at a time, of so many that it asks for.
+
+    Those of a pretrained model differ much in length. Half of them take no more memory
+    than all at once, where prompts are no longer than completions: a slot holds the
+    keys of its prompt for itself.
+    """
+    if c.num_slots is not None or c.model is None:
+        return c.num_slots
+    return max(1, rows // 2)
 
 
 def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:

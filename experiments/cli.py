@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import tyro
@@ -14,7 +14,7 @@ import tyro
 from rljax import experiment, mesh, processes, spread
 from rljax import program as step
 from rljax.plan import show
-from rljax.run import cluster
+from rljax.run import cluster, tracker
 
 # What a configuration, a file or a machine may be to blame for; memory that does not
 # suffice is JAX's own error.
@@ -55,6 +55,9 @@ class Launch:
     profile: bool = False
     """Write a trace of the second and third dispatch into `profile` in the run folder;
     xprof shows it, its scopes sample, prefill, decode, verify, credit and update."""
+    track: Literal["wandb", "trackio"] | None = None
+    """Send metrics and completions there, too, under the name of the run folder; needs
+    rljax[track]."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
     quick."""
@@ -82,6 +85,9 @@ def main(
         if "schedule_steps" in numbers:  # what the number of steps would else change
             numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
             free = _FREE | {"num_steps"}
+        track = tracker.nowhere
+        if launch.track is not None:
+            track = tracker.opener(launch.track, numbers, resume=launch.resume)
         return experiment.run(
             on_devices(build(config), launch.mesh, launch.sampler_mesh),
             run_dir,
@@ -90,6 +96,7 @@ def main(
             resume=launch.resume,
             may_change=free & numbers.keys(),
             profile=launch.profile,
+            track=track,
         )
 
     def planned(config: Any, sizes: str | None) -> step.Program:

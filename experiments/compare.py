@@ -88,6 +88,11 @@ def main(
             "--mesh must not be given: a comparison runs all seeds side by side on one"
             f" device, got {launch.mesh}; leave it out."
         )
+    if launch.track is not None:
+        raise ValueError(
+            "--track must not be given: a comparison writes tables and no metrics of"
+            f" single runs, got {launch.track}; leave it out."
+        )
     found = check(config)
     if processes.count() > 1:
         raise ValueError(

@@ -25,14 +25,9 @@ SHARED = ("max_tokens", "num_samples")
 STORED = ("asft", "asft_sampled", "dft", "gcsl", "iw_sft", "psft", "sft")
 MIXED = ("chord", "gac", "gft", "hpt", "luffy", "mixture", "srft")
 GREEDY = ("remax",)
-# Those that correct the distance from the sampler to the learner's `old`.
-CORRECTING = (
-    *("tis", "icepop", "sequence_mask", "sequence_mask_tis"),
-    *("geometric_rejection", "minirl"),
-)
 # Those that learn from the policy itself, told the solution.
 TEACHER = ("dasd",)
-# Those that correct a sampler which is not the policy themselves.
+# Those that correct the distance from the sampler to the learner's `old` themselves.
 CORRECTING = (
     *("tis", "icepop", "sequence_mask", "geometric_rejection", "sequence_mask_tis"),
     *("truncated_reinforce", "minirl"),

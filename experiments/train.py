@@ -130,7 +130,8 @@ class Config:
     """Further pieces along the samples; times --num-lengths a divisor of
     --num-samples."""
     num_slots: int | None = None
-    """Completions sampled at a time; None: all at once."""
+    """Completions sampled at a time; None: all at once, but in evaluations of a --model
+    half of them."""
     staleness: int | None = None
     """Updates by which sampling is ahead of learning; it may then have devices of its
     own, --sampler-mesh. None: they take turns, in one program."""

@@ -30,12 +30,14 @@ from rljax.evaluate import (
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.model import Model
-from rljax.policy import frozen
-from rljax.run import bucket, profiled, same, train
+from rljax.policy import frozen, lora
+from rljax.run import bucket, profiled, same, tracker, train
 from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
+
+_merged = jax.jit(lora.merged, static_argnums=1)
 
 
 def _unchanged(params: Any, key: jax.Array | None = None) -> Any:
@@ -56,13 +58,14 @@ class Experiment:
       `decoupled`; `steps_per_dispatch` is then 1.
     prompts: a stream of batches [K, P, ...].
     num_steps, steps_per_dispatch: training steps, and how many a dispatch takes, K.
-    evaluation: of the decoder's parameters, every `evaluate_every` training steps and
-      at the end.
+    evaluation: of what `decoder` gives, every `evaluate_every` training steps and at
+      the end.
     enter_fn: (params, key) -> the parameters this begins with: those of the model, or
       of the stage before, with a value head, say.
     trains: names of a parameter -> whether it is trained; the others stay as they are,
       without gradients, moments or a second copy. None trains all.
     export_fn: these parameters -> the decoder's, for evaluation and saving.
+    adapters: of LoRA among these; they are merged where the decoder leaves the run.
     save_also: (run folder, last state), writes more beside the policy: adapters, say.
     reference: whether `TrainState.reference` holds the parameters this begins with.
     seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh,
@@ -86,6 +89,7 @@ class Experiment:
     enter_fn: Callable[[Any, jax.Array], Any] = _unchanged
     trains: frozen.Trains | None = None
     export_fn: Callable[[Any], Any] = _unchanged
+    adapters: lora.Lora | None = None
     save_also: Callable[[pathlib.Path, TrainState], None] | None = None
     reference: bool = False
     seed: int = 0
@@ -119,9 +123,14 @@ class Experiment:
         early = decoupled.waiting(self.act, verify, state, batch, self.ahead.staleness)
         return state.replace(ahead=early)
 
-    def export(self, state: TrainState) -> Any:
-        """The decoder's parameters, of a state of this experiment."""
+    def decoder(self, state: TrainState) -> Any:
+        """The decoder's parameters, of a state of this experiment; adapters beside."""
         return self.export_fn(frozen.joined(state.params, state.frozen))
+
+    def export(self, state: TrainState) -> Any:
+        """The same for others to read: adapters are merged."""
+        params = self.decoder(state)
+        return params if self.adapters is None else _merged(params, self.adapters)
 
     def loop(self) -> program.Run:
         """(state, prompts [K, P, ...]) -> (state, metrics); each call makes another."""
@@ -138,7 +147,7 @@ class Experiment:
         """What a run takes can be read off this; nothing runs."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
-        decoder = jax.eval_shape(self.export, state)
+        decoder = jax.eval_shape(self.decoder, state)
         return program.Program(
             act=self.act,
             learner=self.learner,
@@ -176,6 +185,7 @@ def run(
     resume: bool = False,
     may_change: Collection[str] = (),
     profile: bool = False,
+    track: tracker.Track = tracker.nowhere,
 ) -> dict[str, Estimate]:
     """Runs experiments one after the other; each begins with the parameters before it.
 
@@ -190,6 +200,7 @@ def run(
       resume: go on from the newest checkpoint of the folder.
       may_change: numbers of `config` that a resumed run need not share.
       profile: write a trace of a few dispatches into `profile` in the folder.
+      track: where metrics go as well: see `tracker.opener`.
 
     Returns:
       pass@1 on the test problems, by stage; nothing if there are none.
@@ -212,9 +223,11 @@ def run(
             run_folder.open_run(
                 place.folder, made_of, resume=resume, may_change=may_change
             ) as folder,
+            track(folder) as trackers,
         ):
             if processes.leads():
-                kept.keep_origin(folder, last.model, last.program().state, last.export)
+                state = last.program().state
+                kept.keep_origin(folder, last.model, state, last.decoder, last.adapters)
             before = Before(folder)
             stages = phases(experiments, loops, before)
             if profile:
@@ -226,7 +239,7 @@ def run(
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
                 checkpoint_dir=place.checkpoint_dir,
-                writers=place.writers,
+                writers=(*place.writers, *trackers),
             )
             return _finish(experiments, state, before, title)
 
@@ -261,7 +274,7 @@ def phases(
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
-        params = one.export(state)
+        params = one.decoder(state)
         begins = index == last and step == 0
         begins |= index == last - 1 and step == one.num_steps
         if begins and one.evaluation.test is not None:
@@ -270,7 +283,7 @@ def phases(
         before.write()  # what a full disk did not take
         metrics, completions = one.evaluation.validate(params)
         if index == last:
-            _offer(best, one, metrics, params, step)
+            _offer(best, one, metrics, state, step)
         return {**metrics, COMPLETIONS: [c.record() for c in completions]}
 
     def begin(index):
@@ -298,7 +311,7 @@ def phases(
     return [phase(i, one) for i, one in enumerate(experiments)]
 
 
-def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) -> None:
+def _offer(best: kept.Best | None, one: Experiment, metrics, state, step: int) -> None:
     """Keeps the policy if it is the best one yet, which is for the leader to say."""
     better = lambda: best is not None and best.is_beaten_by(metrics)  # noqa: E731
 
@@ -308,7 +321,7 @@ def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) 
             best.offer(metrics, save, {"phase": one.name, "step": step})
 
     if processes.from_leader("a better policy", better):
-        _written(params, offer)
+        kept.written(one.export(state), offer)
 
 
 def _fed(one: Experiment, run: program.Run, placing) -> tuple[program.Run, Stream]:
@@ -345,8 +358,8 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
-    params = last.export(state)
-    _written((params, state), lambda whole: _save(last, folder, *whole))
+    whole = last.export(state), state
+    kept.written(whole, lambda whole: _save(last, folder, *whole))
     stages: dict[str, Stage] = {}
     completions, tables = [], []
     if last.evaluation.test is not None:
@@ -354,7 +367,7 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
             stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
         after = f"after {last.name}"
         print(f"testing the policy {after} ...", flush=True)
-        stages[after], completions = last.evaluation.test(params)
+        stages[after], completions = last.evaluation.test(last.decoder(state))
         completions = [one._replace(stage=after) for one in completions]
         tables = last.evaluation.tables(stages)
     found = {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
@@ -369,15 +382,6 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
         path = f"none, {error}; a resumed run writes it"
     farewell.show(folder, tables, completions, path)
     return found
-
-
-def _written(arrays: Any, write: Callable[[Any], None]) -> None:
-    """The leader writes whole arrays, of which other processes may hold parts."""
-    if processes.count() > 1:
-        arrays = processes.fetch(arrays)
-    if processes.leads():
-        with mesh.alone():
-            write(arrays)
 
 
 def _save(last: Experiment, folder: pathlib.Path, params, state: TrainState) -> None:

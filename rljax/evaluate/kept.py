@@ -7,6 +7,7 @@ Each is a Hugging Face folder with one file more, which says of which step it is
 one is complete before it takes the place of the old one, so a kill leaves one of them.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -15,7 +16,9 @@ from typing import Any
 
 import jax
 
+from rljax import mesh, processes
 from rljax.model import Model
+from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
 LAST, BEST = "policy", "policy-best"
@@ -47,6 +50,15 @@ def put(run_dir: pathlib.Path, name: str, save: Save, facts: Mapping[str, Any]) 
         new.rename(target)
     finally:
         settled(run_dir, name)
+
+
+def written(arrays: Any, write: Callable[[Any], None]) -> None:
+    """The leader writes whole arrays, of which other processes may hold parts."""
+    if processes.count() > 1:
+        arrays = processes.fetch(arrays)
+    if processes.leads():
+        with mesh.alone():
+            write(arrays)
 
 
 def settled(run_dir: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
@@ -103,13 +115,15 @@ def keep_origin(
     run_dir: pathlib.Path,
     model: Model,
     state: TrainState,
-    export: Callable[[TrainState], Any],
+    decoder: Callable[[TrainState], Any],
+    lora: Lora | None = None,
 ) -> None:
     """Writes into a run folder what `rljax.export` needs beside a checkpoint, once.
 
     Args:
       state: shapes of what is trained.
-      export: state -> the decoder's parameters.
+      decoder: state -> the decoder's parameters, adapters beside.
+      lora: which adapters these are, to be merged.
     """
     target = run_dir / MODEL
     if target.exists():
@@ -118,18 +132,20 @@ def keep_origin(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     model.describe(new)
-    leaves = json.dumps({"params": _sources(state, export)}, indent=2)
-    (new / LEAVES).write_text(leaves + "\n")
+    facts: dict[str, Any] = {"params": _sources(state, decoder)}
+    if lora is not None:
+        facts["lora"] = dataclasses.asdict(lora)
+    (new / LEAVES).write_text(json.dumps(facts, indent=2) + "\n")
     new.rename(target)
 
 
 def _sources(
-    state: TrainState, export: Callable[[TrainState], Any]
+    state: TrainState, decoder: Callable[[TrainState], Any]
 ) -> dict[str, str] | None:
     """Decoder's leaf -> the state's leaf that it is; None if it is computed."""
     names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), state)
     try:
-        chosen = jax.tree.leaves_with_path(export(names))
+        chosen = jax.tree.leaves_with_path(decoder(names))
         found = {jax.tree_util.keystr(path): name for path, name in chosen}
         known = set(found.values()) <= set(jax.tree.leaves(names))
     except Exception:  # a function of arrays does not take names

@@ -122,8 +122,8 @@ def load(
 
     Args:
       param_dtype: of the parameters in training, whatever the files hold.
-      save_dtype: of those that `Model.save` writes; None is what config.json says the
-        files hold.
+      save_dtype: of those that `Model.save` writes; None is that of the files, by
+        config.json or, where it says none, by their tensors.
       **formats: fields of `DecoderConfig` that change no size: `attention`, `dtype`,
         `remat`, `unroll`.
 
@@ -140,7 +140,7 @@ def load(
     # What saving would refuse is refused before the work.
     folder.config_entries(config, tokenizer, metadata)
     stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, config.vocab_size)
-    folder.check(path)
+    stored = folder.check(path)
     return Model(
         config=config,
         tokenizer=tokenizer,
@@ -149,16 +149,17 @@ def load(
         metadata=metadata,
         stop_strings=hugging_face_metadata.stop_strings(metadata),
         param_dtype=param_dtype,
-        save_dtype=_said_dtype(metadata) if save_dtype is None else save_dtype,
+        save_dtype=_dtype(metadata, stored) if save_dtype is None else save_dtype,
     )
 
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _said_dtype(metadata: Metadata) -> str | None:
+def _dtype(metadata: Metadata, stored: set[str]) -> str | None:
     """What the weights are, as config.json has it; older files call it torch_dtype."""
     said = [metadata.config.get(key) for key in ("dtype", "torch_dtype")]
+    said += stored if len(stored) == 1 else []
     return next((name for name in said if name in _DTYPES), None)
 
 

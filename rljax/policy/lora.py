@@ -11,7 +11,7 @@ the base for both.
     Experiment(
         enter_fn=lambda params, key: lora.with_adapters(params, spec, key),
         trains=lora.is_adapter,
-        export_fn=lambda params: lora.merged(params, spec), ...)
+        adapters=spec, ...)
 
 Training uses the factored form: of the merged one the backward pass would make the
 gradient of each whole matrix, a third more arithmetic (12 layers of SmolLM2's width,
@@ -43,7 +43,7 @@ class Lora:
     rank: of the product, at least 1.
     alpha: above 0; the product is scaled by alpha / rank.
     rank_stabilised: scaled by alpha / sqrt(rank) instead (rsLoRA).
-    targets: names of `TARGETS`.
+    targets: names of `TARGETS`, a tuple of them.
 
     Source: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (both as PEFT
       does them). Variants: A is drawn uniform in +- 1/sqrt(in), as PEFT draws it; the

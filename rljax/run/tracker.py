@@ -3,11 +3,63 @@
 Completions go there as one text per evaluation: tables are another thing in each.
 """
 
-from collections.abc import Sequence
+import contextlib
+import importlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from rljax import processes
 from rljax.run import record, shown
 from rljax.run.record import Record
+from rljax.run.writer import Writer
+
+Track = Callable[[pathlib.Path], contextlib.AbstractContextManager[tuple[Writer, ...]]]
+"""Run folder -> a context with the writers that its run has besides."""
+
+
+@contextlib.contextmanager
+def nowhere(folder: pathlib.Path) -> Iterator[tuple[Writer, ...]]:
+    """No further writer."""
+    del folder
+    yield ()
+
+
+def opener(library: str, config: Mapping[str, Any], *, resume: bool) -> Track:
+    """Opens a run of the folder's name there; of several processes the leader does.
+
+    Args:
+      library: wandb or trackio.
+      config: numbers of the run, shown beside it.
+      resume: go on with the run of this name; else there must be none.
+
+    Raises:
+      ValueError: if the library is not installed.
+    """
+    try:
+        init = importlib.import_module(library).init
+    except ImportError as error:
+        raise ValueError(
+            f"--track {library} must find its package, got {error}; pip install"
+            " rljax[track], or leave it out."
+        ) from error
+
+    @contextlib.contextmanager
+    def opened(folder: pathlib.Path) -> Iterator[tuple[Writer, ...]]:
+        own = {"id": folder.name} if library == "wandb" else {}
+        run = init(
+            project="rljax",
+            name=folder.name,
+            config=dict(config),
+            resume="allow" if resume else "never",
+            **own,
+        )
+        try:
+            yield (Tracker(run),)
+        finally:
+            run.finish()
+
+    return opened if processes.leads() else nowhere
 
 
 class TrackedRun(Protocol):
@@ -20,12 +72,7 @@ class Tracker:
     """Logs steps, evaluations and completions to a run of wandb or trackio.
 
     A resumed run logs again the steps after its checkpoint, with the same numbers.
-    wandb refuses those that it has. To go on with one run in the browser, open it with
-    the same id (wandb) or name (trackio) and `resume="allow"`.
-
-    Example:
-      with wandb.init(project="mine", id=run_dir.name, resume="allow") as run:
-          train.train(..., writers=[Tracker(run)])
+    wandb refuses those that it has.
     """
 
     def __init__(self, run: TrackedRun):

@@ -1,7 +1,7 @@
 """Where the records of a run are written to, and what happens when one cannot be.
 
 The run loop always writes `metrics.jsonl` and `tensorboard/`. Pass further writers to
-`train.train`, such as `tracker.Tracker(wandb.init(...))`, or a class of your own.
+`train.train`, such as that of `tracker.opener`, or a class of your own.
 """
 
 import pathlib

@@ -50,10 +50,15 @@ def load(
         return config, weights.read(folder, config, kind, dtype, stack)
 
 
-def check(path: str | os.PathLike) -> None:
-    """Raises what `load` would, having read the tensors' names and shapes alone."""
+def check(path: str | os.PathLike) -> set[str]:
+    """The dtypes of the tensors; only their names and shapes are read.
+
+    Raises:
+      ValueError: as `load` does.
+    """
     with contextlib.ExitStack() as stack:
-        weights.checked(*_read(path), stack)
+        _, stored = weights.checked(*_read(path), stack)
+        return weights.dtypes(stored)
 
 
 def _read(path: str | os.PathLike) -> tuple[pathlib.Path, DecoderConfig, Family]:
