@@ -124,7 +124,7 @@ MISTAKES = {
     "prompts that are all too long": (
         lambda folder: None,
         ("--max-prompt-tokens", "2"),
-        r"x\.jsonl: .*kept 0 of 30 .*raise --max-prompt-tokens",
+        r"x\.jsonl: .*kept 0 of 30 .*raise --max-prompt-tokens or --max-tokens\.",
     ),
     "a folder that is nowhere": (
         lambda folder: folder.rename(folder.with_name("moved")),
