@@ -25,7 +25,7 @@ _EXPECTED = (
 
 
 # Of a resumed run these may differ: no number of the training depends on them.
-_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep"})
+_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep", "num_workers"})
 
 _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 
@@ -40,7 +40,7 @@ class Launch:
     resume: bool = False
     """Go on from the newest checkpoint of the run folder. What changes no number of
     the steps may change: --num-steps beside --schedule-steps, --evaluate-every,
-    --checkpoint-every, --keep."""
+    --checkpoint-every, --keep, --num-workers."""
     quick: bool = False
     """Tiny sizes: the whole path in under a minute, for trying and for CI."""
     plan: bool = False

@@ -34,7 +34,7 @@ def opener(library: str, config: Mapping[str, Any], *, resume: bool) -> Track:
       resume: go on with the run of this name; else there must be none.
 
     Raises:
-      ValueError: if the library is not installed.
+      ValueError: if the library is not installed; in the context, if it refuses.
     """
     try:
         init = importlib.import_module(library).init
@@ -46,14 +46,17 @@ def opener(library: str, config: Mapping[str, Any], *, resume: bool) -> Track:
 
     @contextlib.contextmanager
     def opened(folder: pathlib.Path) -> Iterator[tuple[Writer, ...]]:
-        own = {"id": folder.name} if library == "wandb" else {}
-        run = init(
-            project="rljax",
-            name=folder.name,
-            config=dict(config),
-            resume="allow" if resume else "never",
-            **own,
-        )
+        named = {"project": "rljax", "name": folder.name}
+        if library == "wandb":
+            named["id"] = folder.name
+        how = "allow" if resume else "never"
+        try:
+            run = init(**named, config=dict(config), resume=how)
+        except Exception as error:  # each library has its own
+            raise ValueError(
+                f"--track {library} must be able to open the run {folder.name}, but"
+                f" {type(error).__name__}: {error}; mend that, or leave it out."
+            ) from error
         try:
             yield (Tracker(run),)
         finally:

@@ -100,6 +100,17 @@ def test_a_run_of_the_folders_name_is_open_as_long_as_the_training(
         assert library.given["resume"] == "allow"
 
 
+def test_what_the_library_refuses_is_one_error(tmp_path, monkeypatch):
+    class Refusing(Library):
+        def init(self, **given):
+            raise RuntimeError("nobody has logged in")
+
+    monkeypatch.setitem(sys.modules, "wandb", Refusing())
+    opened = tracker.opener("wandb", {}, resume=False)(tmp_path / "run-7")
+    with pytest.raises(ValueError, match="open the run run-7, .*nobody has"), opened:
+        pass
+
+
 def test_a_library_that_is_not_there_is_told_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"--track wandb must .*rljax\[track\]"):
