@@ -3,11 +3,11 @@
 import os
 import pathlib
 
+import xla
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-flags = os.environ.get("XLA_FLAGS", "")
-# Most of the tests' time is compilation; the passes left out here take a tenth of it.
-flags += " --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+flags = f"--xla_force_host_platform_device_count=8 {xla.QUICK_FLAGS}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 # Each collective blocks a thread. With fewer threads than devices, as on a small
 # machine, 8 devices deadlock.
 os.environ["PJRT_NPROC"] = "64"
@@ -23,7 +23,8 @@ hypothesis.settings.load_profile("jax")
 def pytest_configure(config):
     cache = config.rootpath / ".pytest_cache" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # However small: two workers and hundreds of files share small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 LARGE_BYTES = 2.5e9

@@ -76,15 +76,15 @@ def simulated(method, staleness):
     randomness of their own step.
     """
     act, learner, measure_old = parts(method)
-    act, learn = fakes.jit(act), fakes.jit(learner.learn)
-    states, found = [fakes.jit(begin(method))()], []
+    act, learn = jax.jit(act), jax.jit(learner.learn)
+    states, found = [jax.jit(begin(method))()], []
     for t in range(STEPS):
         behind = states[max(t - staleness, 0)]
         rollout = act(behind.replace(step=jnp.int32(t)), batch(t))
         verdict = verify(rollout.prompts, rollout.samples)
         rollout = rollout.replace(verdict=verdict)
         if measure_old is not None:
-            own = fakes.jit(measure_old)
+            own = jax.jit(measure_old)
             old = own(states[t].params, rollout.prompts, rollout.samples)
             rollout = rollout.replace(old=old)
         state, metrics = learn(states[t], rollout)
@@ -174,7 +174,7 @@ def test_a_verifier_in_python_gives_the_same_numbers():
 def test_without_staleness_it_is_the_coupled_loop():
     act, learner, _ = parts("minpro")
     coupled = program.fused(act, learner, verify)
-    state = fakes.jit(begin("minpro"))()
+    state = jax.jit(begin("minpro"))()
     for t in range(STEPS):
         state, _ = coupled(state, jax.tree.map(lambda x: x[None], batch(t)))
     found = run("minpro", Ahead(0))[1]

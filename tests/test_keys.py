@@ -101,7 +101,7 @@ def test_the_shuffle_is_that_of_its_stream():
     )
     rows = fakes.rollout(8, 2, 4).replace(prompts=fakes.prompts(8))
     state = made.init(policy.init(None), RUN)
-    fakes.jit(made.learn)(state.replace(step=state.step + 2), rows)
+    jax.jit(made.learn)(state.replace(step=state.step + 2), rows)
     jax.effects_barrier()
     key = keys.stream(keys.of_step(RUN, 2), Stream.SHUFFLE, 0)
     want = rows.prompts.id[jax.random.permutation(key, 8)]

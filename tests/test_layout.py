@@ -110,7 +110,7 @@ def test_numbers_of_whole_samples_come_whole_to_every_piece():
 
     def moved(**pieces):
         made = update.learner(scored, method, optax.sgd(1.0), **pieces)
-        state, _ = fakes.jit(made.learn)(made.init(params, jax.random.key(0)), rows)
+        state, _ = jax.jit(made.learn)(made.init(params, jax.random.key(0)), rows)
         return jax.tree.map(jnp.subtract, state.params, params)
 
     want = moved()
@@ -132,7 +132,7 @@ def test_joined_samples_are_padded_along_their_tokens_only():
 
     sample = mixed.side_by_side(short, long)
     params = TABLE.init(None)
-    samples, old = fakes.jit(sample)(params, fakes.prompts(P), jax.random.key(0))
+    samples, old = jax.jit(sample)(params, fakes.prompts(P), jax.random.key(0))
     assert samples.tokens.shape == old.logp.shape == (P, 4, 4)
     assert old.row_extra["k"].shape == (P, 4, 2)
 

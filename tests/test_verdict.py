@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import io
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +33,7 @@ def on_host(verify):
 
 
 def in_graph(verify):
-    return fakes.jit(functools.partial(verdict.of, verify))(PROMPTS, SAMPLES)
+    return jax.jit(functools.partial(verdict.of, verify))(PROMPTS, SAMPLES)
 
 
 @pytest.mark.parametrize("call", [on_host, in_graph])
@@ -163,7 +162,7 @@ def test_the_share_is_exactly_one_when_all_have_failed(size):
     verdict = Verdict.binary(jnp.ones(size, bool)).replace(failed=jnp.ones(size, bool))
     samples = verify_fakes.samples(np.zeros((*size, 1)), np.ones((*size, 1)))
     rollout = Rollout(prompts=None, samples=samples, verdict=verdict)
-    metrics = fakes.jit(program.rollout_metrics)(rollout.replace(prompts=PROMPTS))
+    metrics = jax.jit(program.rollout_metrics)(rollout.replace(prompts=PROMPTS))
     assert float(metrics["verify/failed_share"]) == 1.0
     assert float(metrics["reward/mean"]) == float(metrics["reward/solved"]) == 0.0
 

@@ -59,7 +59,7 @@ def test_a_fused_step_keeps_its_state_and_samples_as_without():
             )
             logits = np.random.default_rng(0).normal(size=(4, 4, 16))
             params = {"logits": jnp.asarray(logits, jnp.float32)}
-            samples, old = fakes.jit(draw)(params, fakes.prompts(), jax.random.key(0))
+            samples, old = jax.jit(draw)(params, fakes.prompts(), jax.random.key(0))
             assert jnp.float64 not in dtypes((params, samples, old))
             return samples
 

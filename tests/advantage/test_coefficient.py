@@ -122,7 +122,7 @@ def divergence_after_training(coefficient):
     state = learner.init(params, jax.random.key(0), reference=params)
     prompts = fakes.prompts(P, vocab_size=V)
     prompts = jax.tree.map(lambda x: np.broadcast_to(x, (400, *x.shape)), prompts)
-    state, _ = fakes.jit(run)(state, prompts)
+    state, _ = jax.jit(run)(state, prompts)
     logp = jax.nn.log_softmax(state.params["logits"])
     return float(jnp.mean(jnp.sum(jnp.exp(logp) * (logp + jnp.log(V)), -1)))
 

@@ -1,6 +1,6 @@
 """A coefficient that is negative or NaN never removes its term without a word."""
 
-import fakes
+import jax
 import jax.numpy as jnp
 import loss_laws
 import numpy as np
@@ -51,11 +51,11 @@ def test_a_concrete_coefficient_out_of_range_is_refused_at_build(make):
 def test_a_traced_coefficient_out_of_range_shows_as_nan(coefficient):
     # Kept by its sign, the term was gone: loss 0, gradient 0, nothing refused.
     rows = loss_laws.rollout()
-    lost, pull, _, _ = fakes.jit(lambda c: step(entropy_term(c), rows))(coefficient)
+    lost, pull, _, _ = jax.jit(lambda c: step(entropy_term(c), rows))(coefficient)
     assert jnp.isnan(lost) and jnp.any(jnp.isnan(pull.entropy))
     # A filter behind it must not take the NaN for what it leaves out either.
     after = adv.keep_top_entropy(0.5)
-    lost, _, _, _ = fakes.jit(lambda c: step(entropy_term(c, after), rows))(coefficient)
+    lost, _, _, _ = jax.jit(lambda c: step(entropy_term(c, after), rows))(coefficient)
     assert jnp.isnan(lost)
 
 
@@ -73,7 +73,7 @@ def test_a_scheduled_mixture_beyond_one_shows_as_nan():
     case = CASES["chord"]
     rows = rollout(case)
     wrong = algorithms.chord(mu_fn=lambda step: 2.0 + 0.0 * step)
-    lost, _, _, _ = fakes.jit(lambda rows: step(wrong, rows))(rows)
+    lost, _, _, _ = jax.jit(lambda rows: step(wrong, rows))(rows)
     assert jnp.isnan(lost)
 
 
@@ -83,7 +83,7 @@ def test_a_traced_bound_of_nan_shows_as_nan(name, bound):
     # No ratio lies inside or outside: all tokens were dropped, and nothing learned.
     rows = rollout(CASES[name])
     make = getattr(algorithms, name)
-    lost, _, _, _ = fakes.jit(lambda x: step(make(**{bound: x}), rows))(NAN)
+    lost, _, _, _ = jax.jit(lambda x: step(make(**{bound: x}), rows))(NAN)
     assert jnp.isnan(lost)
 
 
@@ -95,7 +95,7 @@ def test_hpt_learns_one_of_its_terms_whatever_its_gate():
     def loss_at(gate):
         return step(algorithms.hpt(max_tokens=4, gate=gate), rows)[1].logp
 
-    pull = fakes.jit(loss_at)(jnp.nan)
+    pull = jax.jit(loss_at)(jnp.nan)
     assert np.linalg.norm(pull) > 0
 
 

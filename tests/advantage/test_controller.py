@@ -188,6 +188,6 @@ def test_a_refused_step_leaves_the_controller_where_it_was():
     run = program.fused(program.actor(bandit, sampling(bandit)), learner, verify)
     # The sampler and optax promote; only credit and losses are held to strict rules.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        after, metrics = fakes.jit(run)(broken, task(2))
+        after, metrics = jax.jit(run)(broken, task(2))
     assert metrics["update/refused"].tolist() == [1, 1]
     assert after.algorithm.controller == 0

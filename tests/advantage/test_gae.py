@@ -35,7 +35,7 @@ REWARD = np.array([0, 0, 0, 0, 1.0])
 VALUE = np.array([0.5, 0.6, 9, 0.7, 0.8])
 
 
-_gae = fakes.jit(gae)
+_gae = jax.jit(gae)
 
 
 def estimate(reward, value, mask, gamma, lam, bootstrap=0.0):
@@ -247,9 +247,9 @@ def test_ppo_learns_from_rewards_and_values():
     rows = with_values(fakes.rollout())
     now = rows.current.replace(extra={"value": rows.current.entropy})
     for recipe in (algorithms.ppo(), algorithms.turn_ppo()):
-        credits, state, metrics = fakes.jit(recipe.credit)(rows, recipe.init())
-        credits, _, _ = fakes.jit(recipe.weigh)(credits, rows, state)
-        grads = fakes.jit(jax.grad(recipe.loss))(now, credits, rows)
+        credits, state, metrics = jax.jit(recipe.credit)(rows, recipe.init())
+        credits, _, _ = jax.jit(recipe.weigh)(credits, rows, state)
+        grads = jax.jit(jax.grad(recipe.loss))(now, credits, rows)
         for g in (grads.logp, grads.extra["value"]):
             inside = np.asarray(g)[np.asarray(rows.samples.mask)]
             assert np.isfinite(inside).all() and np.abs(inside).max() > 0

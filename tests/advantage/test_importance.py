@@ -6,6 +6,7 @@ Kish's (sum w)^2 / sum w^2. The rules are those of verl, OpenRLHF and TRL.
 """
 
 import fakes
+import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
@@ -58,7 +59,7 @@ def test_any_algorithm_weighs_by_the_ratio_after_its_own_weighting():
     at_most = adv.weigh_by_importance(importance.truncate(1.2))
     cases = (importance.corrected(plain), importance.corrected(plain, at_most), plain)
 
-    @fakes.jit
+    @jax.jit
     def both(rollout):
         found = []
         for made in cases:

@@ -137,7 +137,7 @@ def step(transform, state, *counts, num_samples=4):
     return credit.advantage[..., 0], state
 
 
-@functools.partial(fakes.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def update(transform, state, rows):
     return transform.update(adv.initial_credit(rows), rows, state)
 

@@ -88,7 +88,7 @@ LEARNER = update.learner(POLICY.measure, adv.algorithm(policy=TERM), optax.sgd(1
 def test_masses_are_weighed_by_it():
     rows = batch()
     state = LEARNER.init(POLICY.init(None), jax.random.key(0))
-    _, metrics = fakes.jit(LEARNER.learn)(state, rows)
+    _, metrics = jax.jit(LEARNER.learn)(state, rows)
     # Only the mixed group has mass, and its rate is 1/2, not 1/4.
     assert float(metrics["mass/difficulty"]) == pytest.approx(0.5)
 
@@ -97,10 +97,10 @@ def test_dynamic_sampling_keeps_no_group_that_weighs_nothing():
     rows = batch()
     learner = dynamic_sampling(LEARNER, 2)
     state = learner.init(POLICY.init(None), jax.random.key(0))
-    after, metrics = fakes.jit(learner.learn)(state, rows)
+    after, metrics = jax.jit(learner.learn)(state, rows)
     # One of four is mixed, and the two kept begin with it: with [right, right, failed,
     # failed] taken for mixed the share was 1.
     assert float(metrics["samples/mixed_kept"]) == 0.5
     first = jax.tree.map(lambda x: x[jnp.array([1, 0])], rows)
-    want, _ = fakes.jit(LEARNER.learn)(state, first)
+    want, _ = jax.jit(LEARNER.learn)(state, first)
     chex.assert_trees_all_close(after.params, want.params, atol=1e-6)

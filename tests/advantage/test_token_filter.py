@@ -191,7 +191,7 @@ def test_clip_cov_draws_one_token_at_least_and_none_that_is_clipped():
     assert kept(COV, clipped) == [[0, 1, 1, 1]]
 
 
-@fakes.jit
+@jax.jit
 def _drawn(rollout, count, seed):
     drop = adv.drop_covariant(
         fraction=0.3, low=-9.0, high=9.0, clipped_fn=nothing_clipped, seed=seed
@@ -264,10 +264,10 @@ def test_selections_run_over_the_minibatch_however_it_is_cut(weighting):
             loss_fn=loss.ppo_clip(),
         )
     )
-    credits, algorithm_state, _ = fakes.jit(method.credit)(rows, method.init())
+    credits, algorithm_state, _ = jax.jit(method.credit)(rows, method.init())
     state = state.replace(algorithm=algorithm_state)
     whole, parts = (
-        fakes.jit(of_minibatch, static_argnums=(0, 1, 2))(
+        jax.jit(of_minibatch, static_argnums=(0, 1, 2))(
             table_policy, method, Pieces(n), credits, rows, state, jnp.bool_(False)
         )
         for n in (1, 4)
@@ -301,7 +301,7 @@ def weighting_of_each_microbatch(weighting, params, rows, credits):
             current=table_policy(params, part.prompts, part.samples),
         )
         state = laws.init(weighting)
-        out[m::4] = fakes.jit(weighting.update)(credit, part, state)[0].weight
+        out[m::4] = jax.jit(weighting.update)(credit, part, state)[0].weight
     return out
 
 

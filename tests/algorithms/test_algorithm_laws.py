@@ -41,7 +41,7 @@ def lowered(case: Case, num_devices=1, **pieces):
 def learn(case: Case, num_devices=1, **pieces):
     """(FLOPs of the update on each device, what it makes)."""
     program, state, rows = lowered(case, num_devices, **pieces)
-    step = program.compile(fakes.UNOPTIMISED)
+    step = program.compile()
     state, metrics = step(state, rows)
     end = jax.device_get((state.params, state.algorithm, metrics))
     return step.cost_analysis()["flops"], end

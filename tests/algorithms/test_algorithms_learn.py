@@ -144,7 +144,7 @@ def rewards_after_training(case: Case, signs: tuple[float, ...]) -> np.ndarray:
         return reward(state.params)
 
     both = jax.vmap(jax.vmap(train, (None, 0)), (0, None))
-    run = jax.jit(both, compiler_options=fakes.UNOPTIMISED)
+    run = jax.jit(both)
     return np.asarray(run(jnp.asarray(signs, jnp.float32), problems()))
 
 

@@ -168,7 +168,7 @@ def test_a_mixed_group_moves_the_parameters_by_its_gradient(num_microbatches):
     logits = np.random.default_rng(0).normal(size=(8, 3, 6)).astype(np.float32)
     params = {"logits": jnp.asarray(logits)}
     prompts = jax.tree.map(lambda x: jnp.asarray(x[0]), task(1))
-    rollout = fakes.jit(lambda p: mixed_rollout(bandit, p, prompts))(params)
+    rollout = jax.jit(lambda p: mixed_rollout(bandit, p, prompts))(params)
     assert isinstance(rollout.old, Missing)
     assert rollout.samples.source[0].tolist() == [OWN] * 4 + [DEMONSTRATION, TEACHER]
 
@@ -192,7 +192,7 @@ def test_a_mixed_group_moves_the_parameters_by_its_gradient(num_microbatches):
         num_microbatches=num_microbatches,
     )
     state = learner.init(params, jax.random.key(0))
-    after, metrics = fakes.jit(learner.learn)(state, rollout)
+    after, metrics = jax.jit(learner.learn)(state, rollout)
     np.testing.assert_allclose(logits - after.params["logits"], want, atol=1e-6)
     assert metrics["mass/positive"] > 0 and metrics["mass/negative"] > 0
     assert "gap/sampler_learner_max" not in metrics
@@ -202,7 +202,7 @@ def test_a_mixed_group_moves_the_parameters_by_its_gradient(num_microbatches):
 def test_a_decoder_trains_on_mixed_groups():
     policy = fakes.decoder(vocab_size=6)
     learner = update.learner(policy.measure, gft(), optax.adam(3e-3))
-    state = learner.init(fakes.jit(policy.init)(jax.random.key(0)), jax.random.key(1))
+    state = learner.init(jax.jit(policy.init)(jax.random.key(0)), jax.random.key(1))
     sample = mixed.side_by_side(sampling(policy, 2), mixed.stored_answers())
     run = program.fused(program.actor(policy, sample), learner, verify)
     _, metrics = run(state, task(3))

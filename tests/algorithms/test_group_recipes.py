@@ -237,7 +237,7 @@ def test_rows_that_are_no_members_stay_finite():
     failed = jnp.arange(8)[None] == 0
     rows = rows.replace(verdict=rows.verdict.replace(failed=failed))
 
-    @fakes.jit
+    @jax.jit
     def run(rows):
         return {name: weights(method, rows) for name, method in RECIPES.items()}
 
@@ -277,7 +277,7 @@ def whole():
     source = jnp.zeros((3, 8), jnp.int32).at[:, 7].set(Source.GREEDY)
     greedy = rows.replace(samples=rows.samples.replace(source=source))
 
-    @fakes.jit  # one program for all: compiling 45 of them would take a minute
+    @jax.jit  # one program for all: compiling 45 of them would take a minute
     def run(rows, greedy):
         return {
             name: coefficients(method, greedy if name == "remax" else rows)
@@ -329,7 +329,7 @@ def test_the_fade_recipe_passes_its_numbers_on():
 def test_numbers_may_be_traced(make, values):
     rows = fakes.solved(5, 2, 3, 0)
 
-    @fakes.jit
+    @jax.jit
     def advantage_of(value):
         method = make(value)
         return method.credit(rows, method.init())[0][0].advantage

@@ -50,7 +50,7 @@ def test_gac_adds_up_over_microbatches():
     prompts = jax.tree.map(lambda x: jnp.asarray(x[0]), task(1))
     controller = gac.gac_controller(max_change=1.0, keep=0.1, prior=hybrid.README_PRIOR)
     algorithm = algorithms.gac(controller=controller)
-    act = fakes.jit(program.actor(bandit, MIXED))
+    act = jax.jit(program.actor(bandit, MIXED))
     after = []
     for num in (1, 4):
         learner = update.learner(
@@ -59,7 +59,7 @@ def test_gac_adds_up_over_microbatches():
         state = learner.init({"logits": jnp.asarray(logits)}, jax.random.key(0))
         rollout = act(state, prompts)
         rollout = rollout.replace(verdict=verify(prompts, rollout.samples))
-        state, metrics = fakes.jit(learner.learn)(state, rollout)
+        state, metrics = jax.jit(learner.learn)(state, rollout)
         after.append((state.params, state.algorithm, metrics["control/mu"]))
     chex.assert_trees_all_close(*after, rtol=1e-5, atol=1e-6)
     assert abs(after[0][2] - 0.5) > 0.01

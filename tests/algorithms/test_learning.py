@@ -36,7 +36,7 @@ def train(sign):
     return jax.device_get(_train(jnp.float32(sign)))
 
 
-@fakes.jit
+@jax.jit
 def _train(sign):
     flip = stateless(lambda c, r: c.replace(advantage=sign * c.advantage))
     advantage = chain(adv.scale_by_fade(adv.fade_controller(ema_rate=0.1)), flip)

@@ -75,7 +75,7 @@ def test_a_recipe_pushes_tokens_and_its_numbers_may_be_traced(name):
         if isinstance(p.default, int | float)
     }
     rollout = rows()
-    pull, metrics = fakes.jit(lambda n: coefficient(recipe(**n), rollout))(numbers)
+    pull, metrics = jax.jit(lambda n: coefficient(recipe(**n), rollout))(numbers)
     mask = np.asarray(rollout.samples.mask)
     pushed = np.asarray(pull.logp)[mask]
     assert np.isfinite(pushed).all() and np.abs(pushed).max() > 0
@@ -84,7 +84,7 @@ def test_a_recipe_pushes_tokens_and_its_numbers_may_be_traced(name):
 
 
 def pushed(method, rollout):
-    return np.asarray(fakes.jit(lambda r: coefficient(method, r)[0].logp)(rollout))
+    return np.asarray(jax.jit(lambda r: coefficient(method, r)[0].logp)(rollout))
 
 
 def test_dapo_by_hand():
@@ -192,7 +192,7 @@ def test_dgg_and_clip_cov_learn_together():
     rows = rows.replace(samples=rows.samples.replace(tokens=rows.samples.tokens % 8))
     params = policy.init(None)
     rows = rows.replace(old=policy.measure(params, rows.prompts, rows.samples))
-    state, metrics = fakes.jit(made.learn)(made.init(params, jax.random.key(0)), rows)
+    state, metrics = jax.jit(made.learn)(made.init(params, jax.random.key(0)), rows)
     assert float(jnp.abs(state.params["logits"]).max()) > 0
     assert {"gate/energy", "gate/gated", "policy/dropped_share"} <= set(metrics)
     assert int(state.algorithm.weighting[0][1]) == int(

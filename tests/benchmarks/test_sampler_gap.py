@@ -20,7 +20,7 @@ def config(dtype):
 
 
 def test_bfloat16_rounds_more_than_float32():
-    params = fakes.jit(decoder_policy(config(jnp.float32)).init)(jax.random.key(0))
+    params = jax.jit(decoder_policy(config(jnp.float32)).init)(jax.random.key(0))
     prompts = fakes.prompts(4)
     wide, narrow = (
         sampler_gap.gaps(config(d), params, prompts, num_samples=2, max_tokens=12)

@@ -41,7 +41,7 @@ COUNTS = np.where(
 
 def learn(learner, rows):
     state = learner.init(POLICY.init(None), jax.random.key(0))
-    return fakes.jit(learner.learn)(state, rows)
+    return jax.jit(learner.learn)(state, rows)
 
 
 def test_it_trains_on_the_first_mixed_groups():

@@ -21,7 +21,7 @@ LOG_RATIO = np.array([0.1, -0.2, 0.3, 0.0], np.float32)
 def run(one, energies, reuse=0, state=None):
     """Decisions and final state for gradients with these squared norms."""
     state = one.init() if state is None else state
-    step = fakes.jit(one.update)
+    step = jax.jit(one.update)
     decisions = []
     for energy in energies:
         grads = {"head": jnp.array([jnp.sqrt(energy)]), "body": jnp.array([99.0])}
@@ -173,7 +173,7 @@ def test_a_gated_step_changes_neither_parameters_nor_moments_nor_algorithm_state
     )
     policy, made = learner(refuse, num_passes=2)
     state, rows = begin(made, policy)
-    after, metrics = fakes.jit(made.learn)(state, rows)
+    after, metrics = jax.jit(made.learn)(state, rows)
     chex.assert_trees_all_equal(
         (after.params, after.optimizer, after.algorithm),
         (state.params, state.optimizer, state.algorithm),
@@ -187,7 +187,7 @@ def test_dgg_in_a_learner_ends_the_reuse_and_keeps_its_window():
     one = gate.gradient_gate(lambda g: g, threshold=-1e9, window=1)
     policy, made = learner(one, num_passes=4)
     state, rows = begin(made, policy)
-    learn = fakes.jit(made.learn)
+    learn = jax.jit(made.learn)
     state, metrics = learn(state, rows)
     # The window of one increment fills at the second step; the third is gated.
     assert float(metrics["update/steps"]) == 3
@@ -201,7 +201,7 @@ def test_dgg_in_a_learner_ends_the_reuse_and_keeps_its_window():
 def test_target_kl_in_a_learner_stops_early_and_drops_the_step():
     policy, made = learner(gate.target_kl(1e-3), num_passes=6, rate=1.0)
     state, rows = begin(made, policy)
-    state, metrics = fakes.jit(made.learn)(state, rows)
+    state, metrics = jax.jit(made.learn)(state, rows)
     steps = int(metrics["update/steps"])
     assert 2 <= steps < 6
     assert int(state.optimizer[0].count) == steps - 1
@@ -211,7 +211,7 @@ def test_cleanrls_variant_in_a_learner_finishes_the_pass():
     one = gate.target_kl_per_pass(1e-3)
     policy, made = learner(one, num_passes=3, num_minibatches=2, rate=1.0)
     state, rows = begin(made, policy)
-    state, metrics = fakes.jit(made.learn)(state, rows)
+    state, metrics = jax.jit(made.learn)(state, rows)
     # Whole passes of two steps, and one more gradient that is refused.
     steps = int(metrics["update/steps"])
     assert steps in (3, 5) and int(state.optimizer[0].count) == steps - 1

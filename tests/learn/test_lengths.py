@@ -27,7 +27,7 @@ def long_and_short(policy, params):
     rows = fakes.rollout(8, 4, 16, length=length).replace(prompts=fakes.prompts(8))
     mask = rows.samples.mask.at[:, 1, 1].set(False)
     rows = rows.replace(samples=rows.samples.replace(mask=mask))
-    now = fakes.jit(policy.measure)(params, rows.prompts, rows.samples)
+    now = jax.jit(policy.measure)(params, rows.prompts, rows.samples)
     noise = draw.normal(0, 0.4, (3, 8, 4, 16)).astype(np.float32)
     return rows.replace(
         old=now.replace(logp=now.logp + noise[0], entropy=now.entropy + noise[1]),

@@ -133,7 +133,7 @@ def test_the_learner_moves_bfloat16_parameters_and_says_how_many():
     rows = rows.replace(prompts=fakes.prompts(8))
     made = update.learner(measure, method, optax.adamw(1e-6))
     state = made.init(start(jnp.bfloat16), jax.random.key(0))
-    learn = fakes.jit(made.learn)
+    learn = jax.jit(made.learn)
     for _ in range(3):
         state, metrics = learn(state, rows)
         assert metrics["update/moved_share"] > 0.99
@@ -146,7 +146,7 @@ def test_the_learner_moves_bfloat16_parameters_and_says_how_many():
 def test_a_refused_step_leaves_the_copies_alone():
     made = update.learner(measure, METHOD, optax.adam(float("nan")))
     state = made.init(start(jnp.bfloat16), jax.random.key(0))
-    after, metrics = fakes.jit(made.learn)(state, ROWS)
+    after, metrics = jax.jit(made.learn)(state, ROWS)
     assert metrics["update/refused"] == 1
     chex.assert_trees_all_equal(after.optimizer, state.optimizer)
 

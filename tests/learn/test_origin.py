@@ -20,7 +20,7 @@ from rljax.types import Verdict
 P, T, V = 4, 4, 8
 POLICY = fakes.bandit(P, T, V)
 PROMPTS = fakes.prompts(P, vocab_size=V)
-ACT = fakes.jit(
+ACT = jax.jit(
     loop.actor(POLICY, sampler(POLICY, num_samples=4, max_tokens=T, stop_tokens=()))
 )
 STAPO = algorithms.stapo(max_prob=0.3, entropy_quantile=0.8)
@@ -42,7 +42,7 @@ def parameters(seed):
 def made_once(method, rate, **pieces):
     """(learner, its compiled `learn`), shared by all kinds of samples."""
     made = update.learner(POLICY.measure, method, optax.sgd(rate), **pieces)
-    return made, fakes.jit(made.learn)
+    return made, jax.jit(made.learn)
 
 
 def begin(params, method=STAPO, *, rate=1.0, **pieces):
@@ -109,7 +109,7 @@ def forwards(rollout, params):
         return POLICY.measure(params, prompts, samples)
 
     made = update.learner(measure, STAPO, optax.sgd(1.0), num_microbatches=2)
-    fakes.jit(made.learn)(made.init(params, jax.random.key(3)), rollout)
+    jax.jit(made.learn)(made.init(params, jax.random.key(3)), rollout)
     jax.effects_barrier()
     return len(seen)
 
@@ -170,7 +170,7 @@ def test_fingerprints_do_not_depend_on_the_mesh():
     devices = mesh.make()
     params, old = jnp.tile(parameters(2)["logits"], (2, 1, 1)), fakes.rollout(8).old
     with jax.set_mesh(devices):
-        spread = fakes.jit(origin.of)(
+        spread = jax.jit(origin.of)(
             mesh.shard_prompts(params, devices), mesh.shard_prompts(old, devices)
         )
     np.testing.assert_array_equal(jax.device_get(spread), origin.of(params, old))

@@ -39,7 +39,7 @@ def test_a_learner_renews_its_reference_after_every_second_rollout():
     )
     params = policy.init(None)
     state = learner.init(params, jax.random.key(0), jax.tree.map(jnp.copy, params))
-    learn = fakes.jit(learner.learn)
+    learn = jax.jit(learner.learn)
     first, _ = learn(state, ROWS)
     assert float(jnp.max(jnp.abs(first.params["logits"]))) > 0.01
     np.testing.assert_array_equal(first.reference["logits"], 0)

@@ -37,7 +37,7 @@ def learner(method=METHOD, optimizer=ADAM, **options):
 @functools.cache
 def made_once(method, optimizer, **options):
     made = update.learner(POLICY.measure, method, optimizer, **options)
-    return made, fakes.jit(made.learn)
+    return made, jax.jit(made.learn)
 
 
 def on_policy(rows=ROWS):

@@ -27,10 +27,10 @@ CONFIG = DecoderConfig(
     initializer_std=0.5,
 )
 POLICY = decoder_policy(CONFIG)  # the learners' programs compile twice as fast
-PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
+PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
 DEEP = decoder_policy(dataclasses.replace(CONFIG, num_layers=2))
-DEEP_PARAMS = fakes.jit(DEEP.init)(jax.random.key(0))
-STATES = fakes.jit(probe.recorded(DEEP.measure))
+DEEP_PARAMS = jax.jit(DEEP.init)(jax.random.key(0))
+STATES = jax.jit(probe.recorded(DEEP.measure))
 
 
 def shown(seed, num_prompts=4, num_tokens=4):
@@ -60,7 +60,7 @@ SAMPLES, _ = mixed.stored_answers()(None, PROMPTS, None)
 def test_recorded_states_are_those_of_the_decoder():
     # First and last of them are known; an off-by-one would shift them by a token.
     out, states = STATES(DEEP_PARAMS, PROMPTS, SAMPLES)
-    hidden, plain = fakes.jit(lambda *args: (DEEP.hidden(*args), DEEP.measure(*args)))(
+    hidden, plain = jax.jit(lambda *args: (DEEP.hidden(*args), DEEP.measure(*args)))(
         DEEP_PARAMS, PROMPTS, SAMPLES
     )
     assert [x.shape for x in states] == [(4, 1, 4, 16)] * 3
@@ -91,7 +91,7 @@ def test_steering_turns_vectors_and_keeps_their_norm():
 
 
 def test_steering_reaches_every_layer_and_leaves_the_embedding():
-    @fakes.jit
+    @jax.jit
     def run(vectors):
         measure = probe.steered(probe.recorded(DEEP.measure), vectors, 0.5)
         return measure(DEEP_PARAMS, PROMPTS, SAMPLES)[1]
@@ -112,13 +112,13 @@ def test_layers_in_turn_are_seen_and_steered_as_side_by_side():
     # Two trips of two layers: numbered by trip or by member alone, layers would share a
     # direction, and states come back in another order.
     deep = dataclasses.replace(CONFIG, num_layers=4)
-    params = fakes.jit(decoder_policy(deep).init)(jax.random.key(0))
+    params = jax.jit(decoder_policy(deep).init)(jax.random.key(0))
     directions = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16)), jnp.float32)
 
     def run(unroll):
         policy = decoder_policy(dataclasses.replace(deep, unroll=unroll))
         measure = probe.steered(probe.recorded(policy.measure), directions, 0.5)
-        return fakes.jit(measure)(params, PROMPTS, SAMPLES)
+        return jax.jit(measure)(params, PROMPTS, SAMPLES)
 
     got, want = run(2), run(4)
     assert [x.shape for x in got[1]] == [(4, 1, 4, 16)] * 5
@@ -229,7 +229,7 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
         ]
         return -mean(now.logp) + weight * mean(sum(drift) / len(drift))
 
-    @fakes.jit
+    @jax.jit
     def want(params):
         loss, g = jax.value_and_grad(harm)(params)
         norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(g)))
@@ -237,7 +237,7 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
         return jax.grad(objective)(params, delta), loss
 
     learner = perturbing(algorithms.lfu(weight), 1.0, radius=radius, num_microbatches=2)
-    state, metrics = fakes.jit(learner.learn)(start(learner), rollout_of(PROMPTS))
+    state, metrics = jax.jit(learner.learn)(start(learner), rollout_of(PROMPTS))
     got = jax.tree.map(jnp.subtract, PARAMS, state.params)
     grads, loss = want(PARAMS)
     chex.assert_trees_all_close(got, grads, atol=2e-5, rtol=1e-3)
@@ -249,7 +249,7 @@ def test_steering_vectors_harm_persist_and_regularise():
     learner = steering(algorithms.lfu(0.1), 0.0, optax.adam(0.1))
     state = start(learner)
     assert state.algorithm.vectors.shape == (1, 16)
-    run = fakes.jit(
+    run = jax.jit(
         lambda s: jax.lax.scan(
             lambda s, _: learner.learn(s, rollout_of(PROMPTS)), s, length=20
         )
@@ -266,7 +266,7 @@ def test_steering_vectors_that_would_not_be_finite_stay():
     # They have an optimiser of their own; a NaN would stay for the whole run.
     learner = steering(algorithms.lfu(0.1), 0.0, optax.adam(float("nan")))
     state = start(learner)
-    after, metrics = fakes.jit(learner.learn)(state, rollout_of(PROMPTS))
+    after, metrics = jax.jit(learner.learn)(state, rollout_of(PROMPTS))
     chex.assert_trees_all_equal(after.algorithm, state.algorithm)
     assert metrics["update/refused"] == 0
 
@@ -287,9 +287,9 @@ def test_the_gradient_of_steering_reaches_the_clean_side_alone():
         value = jnp.where(SAMPLES.mask, -now.logp + 2.0 * drift / 2, 0)
         return jnp.sum(value) / jnp.sum(SAMPLES.mask)
 
-    state, _ = fakes.jit(learner.learn)(state, rollout_of(PROMPTS))
+    state, _ = jax.jit(learner.learn)(state, rollout_of(PROMPTS))
     got = jax.tree.map(jnp.subtract, PARAMS, state.params)
-    want = fakes.jit(jax.grad(objective))(PARAMS)
+    want = jax.jit(jax.grad(objective))(PARAMS)
     chex.assert_trees_all_close(got, want, atol=2e-5, rtol=1e-3)
 
 
@@ -313,7 +313,7 @@ def test_the_reference_of_the_run_survives_an_undesirable_step():
     # The step takes its place while the learner runs.
     learner = perturbing(algorithms.lfu(), 0.1)
     state = start(learner).replace(reference=PARAMS)
-    after, _ = fakes.jit(learner.learn)(state, rollout_of(PROMPTS))
+    after, _ = jax.jit(learner.learn)(state, rollout_of(PROMPTS))
     chex.assert_trees_all_equal(after.reference, PARAMS)
 
 

@@ -53,7 +53,7 @@ def test_metrics_are_complete_float32_scalars(options):
 
 def test_the_gap_is_taken_before_the_first_step_only():
     # Later the policy has moved: that is learning, not a mismatch.
-    now = fakes.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
+    now = jax.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
     on_policy = ROLLOUT.replace(old=now.replace(logp=now.logp + 0.125))
     state, learn = learner(fade(), optax.sgd(10.0), num_passes=3)
     _, metrics = learn(state, on_policy)
@@ -65,7 +65,7 @@ def test_the_gap_is_taken_before_the_first_step_only():
 
 def test_the_share_of_far_tokens_is_one_of_tokens_in_the_mask():
     # 3 tokens of 8 prompts x 2 x 4 are 0.2 nats off, one more outside the mask.
-    now = fakes.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
+    now = jax.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
     mask = jnp.ones_like(ROLLOUT.samples.mask).at[0, 0, 3].set(False)
     off = jnp.zeros(mask.shape).at[0, 0].set(0.2).at[1, 1, 1].set(-0.09)
     rows = ROLLOUT.replace(
@@ -81,9 +81,7 @@ def test_the_share_of_far_tokens_is_one_of_tokens_in_the_mask():
 def test_masses_are_those_of_the_coefficients():
     # On-policy, one token per row: m_S = m_F = mean of p q over groups; clipping none.
     rows = fakes.solved(2, 1, 1, 1, 0, 2, 1, 1, 0).replace(prompts=fakes.prompts(8))
-    rows = rows.replace(
-        old=fakes.jit(TABLE.measure)(PARAMS, rows.prompts, rows.samples)
-    )
+    rows = rows.replace(old=jax.jit(TABLE.measure)(PARAMS, rows.prompts, rows.samples))
     term = Term(
         advantage=adv.center_by_group(),
         weighting=adv.token_mean(),
@@ -107,7 +105,7 @@ def test_masses_are_those_of_the_coefficients():
 def test_the_clipped_share_counts_pushed_tokens_without_coefficient():
     # All ratios 2: successes (half of the tokens with an advantage) are clipped.
     rows = fakes.solved(2, *[1] * 7, 0).replace(prompts=fakes.prompts(8))
-    now = fakes.jit(TABLE.measure)(PARAMS, rows.prompts, rows.samples)
+    now = jax.jit(TABLE.measure)(PARAMS, rows.prompts, rows.samples)
     rows = rows.replace(old=now.replace(logp=now.logp - jnp.log(2.0)))
     state, learn = learner(fade())
     assert float(learn(state, rows)[1]["mass/clipped_share"]) == 0.5
@@ -115,7 +113,7 @@ def test_the_clipped_share_counts_pushed_tokens_without_coefficient():
 
 def test_what_the_weighting_drops_is_not_clipped():
     # On-policy nothing clips; the six tokens of ten that are dropped are not pushed.
-    now = fakes.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
+    now = jax.jit(TABLE.measure)(PARAMS, ROLLOUT.prompts, ROLLOUT.samples)
     for num_micro in (1, 2):
         state, learn = learner(quantile(), num_microbatches=num_micro)
         _, metrics = learn(state, ROLLOUT.replace(old=now))

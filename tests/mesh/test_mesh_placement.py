@@ -1,7 +1,6 @@
 """States that begin in shards, from a key, from files and from checkpoints."""
 
 import chex
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ POLICY = decoder_policy(CONFIG)
 
 
 def params():
-    return fakes.jit(POLICY.init)(jax.random.key(0))
+    return jax.jit(POLICY.init)(jax.random.key(0))
 
 
 def kernel(params):

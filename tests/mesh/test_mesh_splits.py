@@ -107,7 +107,7 @@ def compiled(sizes, layout=mesh.PLAIN, **options):
             )
             for k in range(STEPS)
         ]
-        step = run.lower(state, batches[0]).compile(fakes.UNOPTIMISED)
+        step = run.lower(state, batches[0]).compile()
     return step, state, batches
 
 
@@ -126,7 +126,7 @@ alone = functools.cache(functools.partial(train, None))
 
 @functools.cache
 def beginning(**options):
-    return jax.device_get(fakes.jit(parts(**options)[0].init)(jax.random.key(0)))
+    return jax.device_get(jax.jit(parts(**options)[0].init)(jax.random.key(0)))
 
 
 def assert_as_on_one(sizes, layout, **options):

@@ -1,7 +1,6 @@
 """Attention in blocks and with shared prompts, against the textbook's formula."""
 
 import chex
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +48,7 @@ def out_and_gradients(attend, num_tokens, prompt_tokens):
         out = attend(q, own, prompt, seen)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
 
-    return fakes.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +66,14 @@ def test_without_a_prompt_tokens_see_those_before_them():
     q, own, _, _ = inputs(130, 1)
     nothing = KeyValue(*(jnp.zeros((P, H, 0, D)) for _ in range(2)))
     want = textbook(q, own, nothing, jnp.zeros((P, 0), bool))
-    got = fakes.jit(attention.attend_causally)(q, own)
+    got = jax.jit(attention.attend_causally)(q, own)
     chex.assert_trees_all_close(got, want, atol=2e-6)
 
 
 def test_most_of_what_causality_hides_is_not_computed():
     # Four blocks of queries read 1/4, 2/4, 3/4 and all of the keys: 5/8 on average.
     def flops(attend, *inputs):
-        return fakes.jit(attend).lower(*inputs).compile().cost_analysis()["flops"]
+        return jax.jit(attend).lower(*inputs).compile().cost_analysis()["flops"]
 
     q, own, _, _ = inputs(512, 1)
     mask = jnp.tril(jnp.ones((512, 512), bool))

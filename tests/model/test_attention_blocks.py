@@ -1,7 +1,6 @@
 """Attention that holds no scores, against the textbook's formula."""
 
 import chex
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +58,7 @@ def out_and_gradients(attend, num_tokens, prompt_tokens, **options):
         out = attend(q, own, prompt, seen, **options)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
 
-    return fakes.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +85,8 @@ def test_blocks_are_one_softmax(num_tokens, prompt_tokens, options):
 
 def test_without_a_prompt_it_is_the_attention_of_the_sampler():
     q, own, _, _ = inputs(21, 1)
-    got = fakes.jit(lambda q, own: attend_in_blocks(q, own, block=8))(q, own)
-    want = fakes.jit(attention.attend_causally)(q, own)
+    got = jax.jit(lambda q, own: attend_in_blocks(q, own, block=8))(q, own)
+    want = jax.jit(attention.attend_causally)(q, own)
     chex.assert_trees_all_close(got, want, atol=2e-6)
 
 
@@ -99,7 +98,7 @@ def test_a_window_may_be_traced():
 
     for window in (3, 1000):
         want = textbook(q, own, prompt, seen, window=window)
-        chex.assert_trees_all_close(fakes.jit(attend)(window), want, atol=3e-6)
+        chex.assert_trees_all_close(jax.jit(attend)(window), want, atol=3e-6)
 
 
 def test_what_padding_holds_changes_nothing():
@@ -113,15 +112,15 @@ def test_what_padding_holds_changes_nothing():
 
         return jax.grad(total, (0, 1, 2))(q, own, prompt)
 
-    chex.assert_trees_all_close(fakes.jit(grads)(dirty), fakes.jit(grads)(prompt))
+    chex.assert_trees_all_close(jax.jit(grads)(dirty), jax.jit(grads)(prompt))
 
 
 def test_bfloat16_is_as_near_to_exact_as_the_whole_matrix_is():
     exact = inputs(40, 13)
     narrow = inputs(40, 13, jnp.bfloat16)
     want = textbook(*exact)
-    whole = fakes.jit(attention.attend_causally)(*narrow)
-    got = fakes.jit(lambda *x: attend_in_blocks(*x, block=8))(*narrow)
+    whole = jax.jit(attention.attend_causally)(*narrow)
+    got = jax.jit(lambda *x: attend_in_blocks(*x, block=8))(*narrow)
     assert got.dtype == jnp.bfloat16
     error = jnp.max(jnp.abs(got - want))
     assert error < 1.5 * jnp.max(jnp.abs(whole - want)), (error, whole)

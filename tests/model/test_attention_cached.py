@@ -1,6 +1,5 @@
 """Attention of one token over a ring of keys, against the textbook's formula."""
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +44,7 @@ def attend(arrays, place, count, n, window, apart=True, style=PLAIN):
     )
 
 
-attend = fakes.jit(attend, static_argnames=("apart", "style"))
+attend = jax.jit(attend, static_argnames=("apart", "style"))
 
 
 def textbook(arrays, place, count, n, window, style=PLAIN):

@@ -8,7 +8,6 @@ lowered for CUDA calls it.
 import functools
 
 import chex
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +61,8 @@ def test_splash_of_several_tiles_is_one_softmax():
 def test_splash_in_bfloat16_is_as_near_to_exact_as_the_whole_matrix_is():
     exact, narrow = inputs(40, 13), inputs(40, 13, jnp.bfloat16)
     want = textbook(*exact)
-    whole = fakes.jit(attention.attend_causally)(*narrow)
-    got = fakes.jit(interpreted)(*narrow)
+    whole = jax.jit(attention.attend_causally)(*narrow)
+    got = jax.jit(interpreted)(*narrow)
     assert got.dtype == jnp.bfloat16
     error = jnp.max(jnp.abs(got - want))
     assert error < 1.5 * jnp.max(jnp.abs(whole - want)), (error, whole)
@@ -147,7 +146,7 @@ def test_a_layer_may_slide_beside_one_that_does_not(monkeypatch, kind, slides):
     monkeypatch.setattr(attention_splash, "attend_by_splash", interpreted)
     c = config(attention=kind, window=4, sliding=(True, False))
     arrays = inputs(9, 5)
-    attend = fakes.jit(lambda window: causal.attend(c, *arrays, window=window))
+    attend = jax.jit(lambda window: causal.attend(c, *arrays, window=window))
     got = attend(jnp.int32(4 if slides else 2**30))
     want = textbook(*arrays, window=4 if slides else None)
     assert got.shape == (P, H, G, R, 9, D)

@@ -13,7 +13,7 @@ from rljax.rollout import sample
 PROMPTS = fakes.prompts(num_prompts=2)
 SAMPLES = fakes.rollout(num_prompts=2, num_samples=3, num_tokens=5).samples
 POLICY = fakes.decoder(num_layers=2, qkv_bias=True)
-PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
+PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
 
 
 def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES, params=PARAMS):
@@ -25,7 +25,7 @@ def statistics_and_gradient(policy, prompts=PROMPTS, samples=SAMPLES, params=PAR
         stats = policy.measure(params, prompts, samples)
         return jnp.sum(push[0] * stats.logp + push[1] * stats.entropy), stats
 
-    grads, stats = fakes.jit(jax.grad(total, has_aux=True))(params)
+    grads, stats = jax.jit(jax.grad(total, has_aux=True))(params)
     return stats, grads
 
 
@@ -60,7 +60,7 @@ def test_a_shared_prompt_is_the_prompt_of_every_row(whole):
     close(grads, want_grads)
 
 
-MEASURE = fakes.jit(POLICY.measure)
+MEASURE = jax.jit(POLICY.measure)
 
 
 def test_a_token_changes_its_own_logp_and_later_ones_of_its_row_only():
@@ -101,7 +101,7 @@ def test_the_last_token_is_read_by_no_state_and_a_single_token_by_none(whole):
 
 
 def test_entropy_and_logp_are_those_of_the_logits(whole):
-    @fakes.jit
+    @jax.jit
     def logits(params):
         return POLICY.logits(params, POLICY.hidden(params, PROMPTS, SAMPLES))
 
@@ -113,8 +113,8 @@ def test_entropy_and_logp_are_those_of_the_logits(whole):
 
 def test_bfloat16_activations_still_give_float32_statistics():
     policy = fakes.decoder(dtype=jnp.bfloat16)
-    params = fakes.jit(policy.init)(jax.random.key(0))
-    stats = fakes.jit(policy.measure)(params, PROMPTS, SAMPLES)
+    params = jax.jit(policy.init)(jax.random.key(0))
+    stats = jax.jit(policy.measure)(params, PROMPTS, SAMPLES)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     assert stats.logp.dtype == stats.entropy.dtype == jnp.float32
 
@@ -162,7 +162,7 @@ def test_a_long_prompt_costs_its_group_once():
         return jax.grad(total)(params)
 
     def cost(fn, *inputs):
-        program = fakes.jit(fn).lower(*jax.eval_shape(lambda: inputs)).compile()
+        program = jax.jit(fn).lower(*jax.eval_shape(lambda: inputs)).compile()
         memory = program.memory_analysis().temp_size_in_bytes
         return np.array([program.cost_analysis()["flops"], memory])
 
@@ -186,13 +186,13 @@ def test_a_long_prompt_costs_its_group_once():
 # The layers are one scan.
 
 DEEP = fakes.decoder(num_layers=4, qkv_bias=True)
-DEEP_PARAMS = fakes.jit(DEEP.init)(jax.random.key(0))
+DEEP_PARAMS = jax.jit(DEEP.init)(jax.random.key(0))
 
 
 def everything(policy):
     """Samples, their statistics, and the gradient of these on another rollout."""
     draw = sample.sampler(policy, num_samples=3, max_tokens=5, stop_tokens=(0,))
-    drawn = fakes.jit(draw)(DEEP_PARAMS, PROMPTS, jax.random.key(2))
+    drawn = jax.jit(draw)(DEEP_PARAMS, PROMPTS, jax.random.key(2))
     return drawn, statistics_and_gradient(policy, params=DEEP_PARAMS)
 
 
@@ -225,7 +225,7 @@ def gradient_program(num_tokens=5, **sizes):
     params = jax.eval_shape(policy.init, jax.random.key(0))
     samples = fakes.rollout(2, 3, num_tokens).samples
     gradient = jax.grad(lambda p: jnp.sum(policy.measure(p, PROMPTS, samples).logp))
-    return fakes.jit(gradient).lower(params).compile()
+    return jax.jit(gradient).lower(params).compile()
 
 
 def sampler_program(num_tokens=5, num_samples=3, num_slots=None, **sizes):
@@ -238,7 +238,7 @@ def sampler_program(num_tokens=5, num_samples=3, num_slots=None, **sizes):
         stop_tokens=(0,),
         num_slots=num_slots,
     )
-    return fakes.jit(draw).lower(params, PROMPTS, jax.random.key(0)).compile()
+    return jax.jit(draw).lower(params, PROMPTS, jax.random.key(0)).compile()
 
 
 @pytest.mark.slow
@@ -317,9 +317,9 @@ def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
         "bfloat16"
     }
     tokens, t = jnp.ones((8, 2), jnp.int32), jnp.zeros(8, jnp.int32)
-    _, prompt = fakes.jit(policy.prefill)(DEEP_PARAMS, fakes.prompts(8))
+    _, prompt = jax.jit(policy.prefill)(DEEP_PARAMS, fakes.prompts(8))
     cache = policy.init_cache(prompt, 2, 4)
-    got, _ = fakes.jit(policy.decode)(weights, tokens, t, prompt, cache)
+    got, _ = jax.jit(policy.decode)(weights, tokens, t, prompt, cache)
 
     def apart(layer):  # each product by itself
         q_k_v, gate_up = layer.pop("q_k_v"), layer.pop("gate_up")
@@ -335,6 +335,6 @@ def test_decoding_reads_weights_that_were_cast_and_joined_once(unroll):
 
     layers = {name: apart(dict(layer)) for name, layer in weights["layers"].items()}
     single = {**weights, "layers": layers}
-    want, _ = fakes.jit(policy.decode)(single, tokens, t, prompt, cache)
+    want, _ = jax.jit(policy.decode)(single, tokens, t, prompt, cache)
     chex.assert_trees_all_close(got, want, atol=0.02)
     assert float(jnp.std(want)) > 0.3

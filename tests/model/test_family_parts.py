@@ -56,11 +56,11 @@ def test_what_is_sampled_token_by_token_is_what_is_measured(name):
     # part them at the first token beyond it.
     config = dataclasses.replace(CONFIGS[name], unroll=1)
     policy = decoder_policy(config)
-    params = fakes.jit(policy.init)(jax.random.key(0))
+    params = jax.jit(policy.init)(jax.random.key(0))
     prompts = fakes.prompts(num_prompts=2).replace(length=jnp.array([2, 5]))
     draw = sample.sampler(policy, num_samples=2, max_tokens=8, stop_tokens=())
-    samples, _ = fakes.jit(draw)(params, prompts, jax.random.key(1))
-    logp = fakes.jit(policy.measure)(params, prompts, samples).logp
+    samples, _ = jax.jit(draw)(params, prompts, jax.random.key(1))
+    logp = jax.jit(policy.measure)(params, prompts, samples).logp
     assert float(jnp.std(logp)) > 0.3
     np.testing.assert_allclose(samples.behaviour.logp, logp, atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_kinds_of_layers_are_the_same_in_turn_and_side_by_side(config):
     samples = fakes.rollout(num_prompts=2, num_samples=3, num_tokens=9).samples
     params = decoder_policy(config).init(jax.random.key(0))
     got = [
-        fakes.jit(decoder_policy(dataclasses.replace(config, unroll=unroll)).measure)(
+        jax.jit(decoder_policy(dataclasses.replace(config, unroll=unroll)).measure)(
             params, prompts, samples
         ).logp
         for unroll in (1, 3)

@@ -13,7 +13,6 @@ from hugging_face_models import (
     batch,
     in_turn,
     measured,
-    quick_jit,
     torch_logits,
     torch_logp,
     torch_model,
@@ -89,7 +88,7 @@ def test_gradients_are_those_of_torch(both, tmp_path):
 def greedy(config, params, prompts, num_tokens):
     policy = decoder_policy(in_turn(config))
     draw = sample.greedy(policy, max_tokens=num_tokens, stop_tokens=())
-    return quick_jit(draw)(params, prompts, jax.random.key(0))[0].tokens[:, 0]
+    return jax.jit(draw)(params, prompts, jax.random.key(0))[0].tokens[:, 0]
 
 
 def torch_greedy(model, row, num_tokens):
@@ -205,7 +204,7 @@ def test_bfloat16_is_as_near_to_float32_as_it_is_in_torch(tmp_path, name):
     config, params = hugging_face.load(tmp_path)
     policy = decoder_policy(dataclasses.replace(in_turn(config), dtype=jnp.bfloat16))
 
-    @quick_jit
+    @jax.jit
     def logits(params):
         return policy.logits(params, policy.hidden(params, prompts, samples))
 
@@ -248,7 +247,7 @@ def test_a_real_model_tells_the_story_of_transformers(tmp_path):
         source=jnp.zeros((1, 1), jnp.int32),
         finished=jnp.ones((1, 1), bool),
     )
-    hidden = quick_jit(policy.hidden)(params, prompts, samples)
+    hidden = jax.jit(policy.hidden)(params, prompts, samples)
     logits = policy.logits(params, hidden)
     with torch.no_grad():
         want = torch_logits(model, prompts, samples).numpy()

@@ -17,8 +17,8 @@ from rljax.rollout import hint, mixed, sample
 
 P, G, S, T, V = 2, 3, 5, 6, 16
 POLICY = fakes.decoder(num_layers=2)
-PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
-MEASURE = fakes.jit(POLICY.measure)
+PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
+MEASURE = jax.jit(POLICY.measure)
 PROMPTS = fakes.prompts(P, S).replace(length=jnp.array([3, 2]))
 SAMPLES = fakes.rollout(P, G, T, length=[[1, 4, 6], [3, 2, 5]]).samples
 
@@ -49,7 +49,7 @@ def gradient_of(measure):
         parts = [x if x.ndim == 3 else x.mean(-1) for x in jax.tree.leaves(stats)]
         return sum(jnp.sum(jnp.where(samples.mask, x, 0.0)) for x in parts), stats
 
-    return fakes.jit(jax.grad(total, has_aux=True))
+    return jax.jit(jax.grad(total, has_aux=True))
 
 
 def with_reference(params, prompts, samples):
@@ -63,7 +63,7 @@ MEASURES = {
     "in chunks": (fakes.decoder(num_layers=2, max_logits=120).measure, PARAMS),
     "untied head": (
         fakes.decoder(tie_embeddings=False).measure,
-        fakes.jit(fakes.decoder(tie_embeddings=False).init)(jax.random.key(1)),
+        jax.jit(fakes.decoder(tie_embeddings=False).init)(jax.random.key(1)),
     ),
     "value head": (
         with_value_head(POLICY, d_model=32, max_logits=120).measure,
@@ -101,7 +101,7 @@ def test_measuring_and_its_gradient_read_no_padding(name):
 
 
 def test_the_sampler_draws_the_same_whatever_lies_behind_the_prompt():
-    draw = fakes.jit(
+    draw = jax.jit(
         sample.sampler(POLICY, num_samples=G, max_tokens=T, stop_tokens=(0,))
     )
     key = jax.random.key(3)
@@ -143,7 +143,7 @@ def test_an_update_takes_the_same_step_whatever_lies_in_the_padding(pieces):
     learner = update.learner(
         POLICY.measure, algorithms.grpo(), optax.sgd(0.1), **pieces
     )
-    learn = fakes.jit(learner.learn)
+    learn = jax.jit(learner.learn)
 
     def step(junk):
         prompts, samples = filled(PROMPTS, SAMPLES, junk)
@@ -164,7 +164,7 @@ def test_an_update_takes_the_same_step_whatever_lies_in_the_padding(pieces):
 def test_demonstrations_padded_with_minus_100_are_learned():
     sft = algorithm(nll=Term(weighting=token_mean(), loss_fn=loss.nll()))
     learner = update.learner(POLICY.measure, sft, optax.sgd(0.1))
-    act, learn = program.actor(POLICY, mixed.stored_answers()), fakes.jit(learner.learn)
+    act, learn = program.actor(POLICY, mixed.stored_answers()), jax.jit(learner.learn)
 
     def step(junk):
         prompts, samples = filled(PROMPTS, SAMPLES, junk)
@@ -184,7 +184,7 @@ def test_a_privileged_prompt_is_read_up_to_its_length():
         PARAMS, jax.random.key(0)
     )
 
-    teacher = fakes.jit(teacher)
+    teacher = jax.jit(teacher)
 
     def measure(junk):
         told = filled(PROMPTS, SAMPLES, junk)[0]
@@ -206,7 +206,7 @@ def test_hints_and_stored_answers_may_be_padded_with_anything():
         mixed.with_old(mixed.stored_answers(), POLICY.measure),
     )
 
-    sources = fakes.jit(sources)
+    sources = jax.jit(sources)
 
     def draw(junk):
         prompts, samples = filled(PROMPTS, SAMPLES.replace(mask=answers_mask), junk)

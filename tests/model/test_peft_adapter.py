@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hugging_face_models import batch, quick_jit, torch_logp, torch_model
+from hugging_face_models import batch, torch_logp, torch_model
 
 from rljax.model import decoder_policy, hugging_face
 from rljax.model.hugging_face import adapter
@@ -40,7 +40,7 @@ def path_names(path):
 
 def logp(config, params):
     policy = lora.adapted(decoder_policy(config), SPEC)
-    return quick_jit(lambda *a: policy.measure(*a).logp)(params, *batch())
+    return jax.jit(lambda *a: policy.measure(*a).logp)(params, *batch())
 
 
 def test_names_shapes_and_configuration_are_those_of_peft(both, tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hugging_face_models import batch, quick_jit, torch_logp, torch_model
+from hugging_face_models import batch, torch_logp, torch_model
 
 from rljax.model import decoder_policy, hugging_face
 from rljax.model.hugging_face import adapter
@@ -134,7 +134,7 @@ def test_peft_computes_the_same(both, tmp_path):
     with torch.no_grad():
         want = torch_logp(model.eval(), *batch()).numpy()
     policy = lora.adapted(decoder_policy(config), spec)
-    got = quick_jit(lambda *a: policy.measure(*a).logp)(params, *batch())
+    got = jax.jit(lambda *a: policy.measure(*a).logp)(params, *batch())
     np.testing.assert_allclose(got, want, atol=2e-4)
     model.save_pretrained(tmp_path / "theirs")
     found, adapters = adapter.load(tmp_path / "theirs", config)

@@ -84,7 +84,7 @@ def test_a_decoder_in_bfloat16_sums_each_product_with_a_weight_in_float32(tied):
         qkv_bias=True,
     )
     narrow = decoder_policy(dataclasses.replace(config, dtype=jnp.bfloat16))
-    params = fakes.jit(narrow.init)(jax.random.key(0))
+    params = jax.jit(narrow.init)(jax.random.key(0))
     prompts = fakes.prompts(num_prompts=2)
     samples = fakes.rollout(num_prompts=2, num_samples=3, num_tokens=5).samples
 
@@ -96,5 +96,5 @@ def test_a_decoder_in_bfloat16_sums_each_product_with_a_weight_in_float32(tied):
     weights = [line for line in products if "bf16[" in line.split("=")[0]]
     flat = [line for line in weights if line.split("=")[0].count(",") < 2]
     assert products and not flat
-    got, want = (fakes.jit(loss(p))(params) for p in (narrow, decoder_policy(config)))
+    got, want = (jax.jit(loss(p))(params) for p in (narrow, decoder_policy(config)))
     assert float(got) == pytest.approx(float(want), rel=0.02)

@@ -40,13 +40,13 @@ PROMPTS = fakes.prompts(4)
 def drawn(config, num_slots=None):
     """(policy, params, samples, old)"""
     policy = decoder_policy(config, replay_routes=True)
-    params = fakes.jit(policy.init)(jax.random.key(0))
+    params = jax.jit(policy.init)(jax.random.key(0))
     draw = sampler(
         policy,
         **{"num_samples": 4, "max_tokens": 4, "stop_tokens": (3, 6, 11)},
         num_slots=num_slots,
     )
-    return policy, params, *fakes.jit(draw)(params, PROMPTS, jax.random.key(1))
+    return policy, params, *jax.jit(draw)(params, PROMPTS, jax.random.key(1))
 
 
 def with_other_routers(params):
@@ -77,13 +77,13 @@ def test_what_is_recorded_is_what_the_learner_would_choose(pair):
     assert samples.behaviour.extra["routes"].dtype == jnp.uint8
     assert samples.behaviour.row_extra["prompt_routes"].shape == (4, 4, 5, 2, 2)
     assert len(np.unique(samples.behaviour.extra["routes"])) == 5
-    now = fakes.jit(policy.measure)(params, PROMPTS, samples)
+    now = jax.jit(policy.measure)(params, PROMPTS, samples)
     # Recorded one token late, most tokens would differ.
     np.testing.assert_array_equal(inside(samples, now.extra["router_mismatch"]), 0)
     np.testing.assert_allclose(
         inside(samples, now.logp), inside(samples, old.logp), atol=1e-4
     )
-    plain = fakes.jit(decoder_policy(CONFIG).measure)(params, PROMPTS, samples)
+    plain = jax.jit(decoder_policy(CONFIG).measure)(params, PROMPTS, samples)
     np.testing.assert_allclose(
         inside(samples, now.logp), inside(samples, plain.logp), atol=1e-5
     )
@@ -108,8 +108,8 @@ def test_recorded_experts_compute_though_the_router_would_take_others(single):
     # route of a prompt, a layer or a token in another's place would show.
     policy, params, samples, old = single
     moved = with_other_routers(params)
-    now = fakes.jit(policy.measure)(moved, PROMPTS, samples)
-    plain = fakes.jit(decoder_policy(SINGLE).measure)(moved, PROMPTS, samples)
+    now = jax.jit(policy.measure)(moved, PROMPTS, samples)
+    plain = jax.jit(decoder_policy(SINGLE).measure)(moved, PROMPTS, samples)
     got, free, want = (inside(samples, x.logp) for x in (now, plain, old))
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert np.mean(np.abs(free - want) > 0.01) > 0.5
@@ -164,7 +164,7 @@ def test_weights_of_given_experts_by_hand(normalised, given, want):
 def rollout(policy, params, samples):
     draw = np.random.default_rng(1)
     verdict = Verdict.binary(jnp.asarray(draw.integers(0, 2, (4, 4)) > 0))
-    old = fakes.jit(policy.measure)(params, PROMPTS, samples)
+    old = jax.jit(policy.measure)(params, PROMPTS, samples)
     old = dataclasses.replace(old, extra={})
     return Rollout(prompts=PROMPTS, samples=samples, verdict=verdict, old=old)
 
@@ -174,7 +174,7 @@ def learned(policy, params, made, **pieces):
         policy.measure, algorithms.minirl(), optax.sgd(1.0), **pieces
     )
     state = learner.init(params, jax.random.key(0))
-    return fakes.jit(learner.learn)(state, made)
+    return jax.jit(learner.learn)(state, made)
 
 
 @pytest.mark.slow

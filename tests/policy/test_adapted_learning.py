@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xla
 
 from rljax import algorithms, program
 from rljax.learn import origin, reference, update
@@ -47,7 +48,7 @@ def case():
         copy = jax.tree.map(jnp.copy, params)
         return learner.init(params, key, copy, kept)
 
-    return policy, learner, act, fakes.jit(begin)(jax.random.key(0))
+    return policy, learner, act, jax.jit(begin)(jax.random.key(0))
 
 
 def num_bytes(tree):
@@ -91,7 +92,7 @@ def test_two_steps_move_adapters_head_and_reference_and_nothing_else(case):
 
 def test_the_actor_measures_the_reference_beside_the_base(case):
     policy, _, act, state = case
-    rollout = fakes.jit(act)(state, fakes.prompts())
+    rollout = jax.jit(act, compiler_options=xla.AS_USERS)(state, fakes.prompts())
     # Both begin as the base: with the base left out nothing could be measured at all.
     mask = rollout.samples.mask
     np.testing.assert_array_equal(rollout.reference.logp[mask], rollout.old.logp[mask])

@@ -98,7 +98,7 @@ def test_divergences_of_equal_distributions_are_zero():
 
 def decoders():
     policy = fakes.decoder(max_logits=60)
-    init = fakes.jit(policy.init)
+    init = jax.jit(policy.init)
     params, reference = init(jax.random.key(0)), init(jax.random.key(1))
     rows = fakes.rollout(2, 2, 5)
     return policy, params, reference, rows
@@ -107,14 +107,14 @@ def decoders():
 def test_chunks_change_nothing_and_logp_is_the_policys():
     policy, params, reference, rows = decoders()
     args = params, rows.prompts, rows.samples, reference
-    whole = fakes.jit(against_reference(policy))(*args)
-    parts = fakes.jit(against_reference(policy, max_logits=70))(*args)
+    whole = jax.jit(against_reference(policy))(*args)
+    parts = jax.jit(against_reference(policy, max_logits=70))(*args)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         whole,
         parts,
     )
-    plain = fakes.jit(policy.measure)(params, rows.prompts, rows.samples)
+    plain = jax.jit(policy.measure)(params, rows.prompts, rows.samples)
     np.testing.assert_allclose(whole.logp, plain.logp, rtol=1e-5)
     np.testing.assert_allclose(whole.entropy, plain.entropy, rtol=1e-5)
     assert float(jnp.min(whole.extra["kl_reverse"])) > 0
@@ -162,7 +162,7 @@ def test_a_learner_minimises_the_exact_divergence(num_microbatches):
         "logits": jnp.log(jnp.asarray(REF, jnp.float32)) + jnp.zeros((2, 2, 3))
     }
     state = made.init(policy.init(None), jax.random.key(0), reference)
-    state, _ = fakes.jit(made.learn)(state, rows)
+    state, _ = jax.jit(made.learn)(state, rows)
     got = jax.nn.softmax(state.params["logits"])
     reached = np.asarray(rows.samples.mask.any(1))[
         np.asarray(rows.prompts.id).argsort()
@@ -186,11 +186,11 @@ def test_an_exact_divergence_nobody_measured_is_named():
 def test_a_value_head_leaves_the_policy_as_it_is():
     policy, params, _, rows = decoders()
     headed = with_value_head(policy, d_model=32)
-    both = fakes.jit(headed.init)(jax.random.key(0))
+    both = jax.jit(headed.init)(jax.random.key(0))
     assert set(both) == {"policy", "value"}
     both["policy"] = params
-    got = fakes.jit(headed.measure)(both, rows.prompts, rows.samples)
-    want = fakes.jit(policy.measure)(params, rows.prompts, rows.samples)
+    got = jax.jit(headed.measure)(both, rows.prompts, rows.samples)
+    want = jax.jit(policy.measure)(params, rows.prompts, rows.samples)
     np.testing.assert_allclose(got.logp, want.logp, rtol=1e-5)
     np.testing.assert_allclose(got.entropy, want.entropy, rtol=1e-5)
     np.testing.assert_array_equal(got.extra["value"], 0)
@@ -201,14 +201,14 @@ def test_a_detached_value_head_trains_alone():
     policy, _, _, rows = decoders()
     for features_fn, moves in ((jax.lax.stop_gradient, False), (lambda h: h, True)):
         headed = with_value_head(policy, d_model=32, features_fn=features_fn)
-        both = fakes.jit(headed.init)(jax.random.key(0))
+        both = jax.jit(headed.init)(jax.random.key(0))
         both["value"]["kernel"] = jnp.ones(32)
 
         def total(params, headed=headed):
             stats = headed.measure(params, rows.prompts, rows.samples)
             return jnp.sum(stats.extra["value"])
 
-        grads = fakes.jit(jax.grad(total))(both)
+        grads = jax.jit(jax.grad(total))(both)
         assert float(jnp.abs(grads["value"]["kernel"]).sum()) > 0
         trunk = grads["policy"]["embed"]["embedding"]
         assert bool(jnp.any(trunk != 0)) is moves
@@ -247,9 +247,9 @@ def test_a_privileged_teacher_reads_another_prompt():
     state = update.learner(policy.measure, algorithms.dasd(), optax.sgd(1.0)).init(
         params, jax.random.key(0)
     )
-    rollout = fakes.jit(act)(state, prompts)
+    rollout = jax.jit(act)(state, prompts)
     told = rows.prompts.replace(tokens=other.tokens, length=other.length)
-    want = fakes.jit(policy.measure)(params, told, rows.samples)
+    want = jax.jit(policy.measure)(params, told, rows.samples)
     np.testing.assert_allclose(rollout.teacher.logp, want.logp, rtol=1e-5)
     with pytest.raises(ValueError, match="privileged"):
         act(state, rows.prompts)

@@ -36,7 +36,7 @@ def test_rounding_is_at_most_half_a_step_and_zeros_stay():
 @pytest.mark.parametrize("biased", [False, True])
 def test_decode_steps_read_int8_and_compute_the_dequantised_product(biased):
     policy = fakes.decoder(num_layers=2, qkv_bias=biased)
-    params = fakes.jit(policy.init)(jax.random.key(0))
+    params = jax.jit(policy.init)(jax.random.key(0))
     if biased:  # at 0, scaled by mistake, nobody would see
         params = jax.tree.map_with_path(
             lambda path, x: x + 0.3 if path[-1].key == "bias" else x, params
@@ -61,10 +61,10 @@ def test_decode_steps_read_int8_and_compute_the_dequantised_product(biased):
         return {k: dequantise(v) for k, v in tree.items()}
 
     rows = fakes.prompts()
-    _, prompt = fakes.jit(policy.prefill)(params, rows)
+    _, prompt = jax.jit(policy.prefill)(params, rows)
     tokens = jnp.arange(8).reshape(4, 2)
     cache = policy.init_cache(prompt, 2, 4)
-    decode = fakes.jit(policy.decode)
+    decode = jax.jit(policy.decode)
     got, _ = decode(read, tokens, jnp.zeros(4, jnp.int32), prompt, cache)
     want, _ = decode(dequantise(read), tokens, jnp.zeros(4, jnp.int32), prompt, cache)
     np.testing.assert_allclose(got, want, atol=1e-4)
@@ -79,7 +79,7 @@ def test_old_is_exact_the_mismatch_is_reported_and_the_weights_correct_it():
     sample = sampler(
         int8_decoding(policy), num_samples=4, max_tokens=4, stop_tokens=(1,)
     )
-    params = fakes.jit(policy.init)(jax.random.key(0))
+    params = jax.jit(policy.init)(jax.random.key(0))
     state = TrainState(
         params=params,
         optimizer=(),
@@ -89,8 +89,8 @@ def test_old_is_exact_the_mismatch_is_reported_and_the_weights_correct_it():
         step=jnp.int32(0),
     )
     act = program.actor(policy, sample, measure_old=policy.measure)
-    rollout = fakes.jit(act)(state, fakes.prompts())
-    exact = fakes.jit(policy.measure)(params, rollout.prompts, rollout.samples)
+    rollout = jax.jit(act)(state, fakes.prompts())
+    exact = jax.jit(policy.measure)(params, rollout.prompts, rollout.samples)
     mask = rollout.samples.mask
     np.testing.assert_allclose(rollout.old.logp[mask], exact.logp[mask], atol=1e-5)
     gap = importance.mismatch(rollout)

@@ -16,14 +16,14 @@ POLICY = {
     unroll: fakes.decoder(num_layers=2, window=30, sliding=(True, False), unroll=unroll)
     for unroll in (1, 2)
 }
-PARAMS = fakes.jit(POLICY[1].init)(jax.random.key(0))
+PARAMS = jax.jit(POLICY[1].init)(jax.random.key(0))
 PROMPTS = fakes.prompts(2)
 
 
 @functools.cache
 def draw(unroll, num_slots=None):
     options = {"num_samples": 2, "max_tokens": 100, "stop_tokens": ()}
-    run = fakes.jit(sampler(POLICY[unroll], **options, num_slots=num_slots))
+    run = jax.jit(sampler(POLICY[unroll], **options, num_slots=num_slots))
     return run(PARAMS, PROMPTS, jax.random.key(7))
 
 
@@ -31,7 +31,7 @@ def draw(unroll, num_slots=None):
 def test_sampled_statistics_are_the_learners(unroll):
     # The policy's own pass over whole completions knows neither blocks nor caches.
     samples, old = draw(unroll)
-    want = fakes.jit(POLICY[1].measure)(PARAMS, PROMPTS, samples)
+    want = jax.jit(POLICY[1].measure)(PARAMS, PROMPTS, samples)
     chex.assert_trees_all_close(old, want, atol=1e-4)
 
 
@@ -51,7 +51,7 @@ def test_a_mesh_that_splits_heads_changes_no_sample(unroll):
     # How many tokens there are is the largest of all rows, on whatever device they lie.
     place = mesh.make(jax.devices()[:4], data=2, tensor=2)
     options = {"num_samples": 2, "max_tokens": 100, "stop_tokens": ()}
-    run = fakes.jit(sampler(POLICY[unroll], **options))
+    run = jax.jit(sampler(POLICY[unroll], **options))
     with mesh.using(place):
         params = mesh.replicate(PARAMS, place)
         prompts = mesh.shard_prompts(PROMPTS, place)

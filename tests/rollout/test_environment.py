@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xla
 
 from rljax import keys, mesh
 from rljax.rollout.environment import FREE, Environment
@@ -23,7 +24,7 @@ LIMIT, EARLY = 40, 8
 EQUAL_SIGNS = (11, 12)  # two of them, so that there are enough
 PROMPTS = fakes.prompts(num_prompts=8)
 POLICY = fakes.decoder(num_layers=2)
-PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
+PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
 KEY = jax.random.key(5)
 G, T = 4, 18
 
@@ -78,7 +79,7 @@ class PlainCalculator:
             self.answer = [QUESTION]
 
 
-@fakes.jit
+@jax.jit
 def all_logits(samples):
     """f32[P, G, T, V] from whole completions; the first t tokens decide those at t."""
     return POLICY.logits(PARAMS, POLICY.hidden(PARAMS, PROMPTS, samples))
@@ -120,9 +121,8 @@ def by_a_plain_loop():
 @functools.cache
 def jitted(num_slots=None, environment=CALCULATOR):
     options = {"num_samples": G, "max_tokens": T, "stop_tokens": (STOP,)}
-    return fakes.jit(
-        sampler(POLICY, **options, environment=environment, num_slots=num_slots)
-    )
+    draw = sampler(POLICY, **options, environment=environment, num_slots=num_slots)
+    return jax.jit(draw, compiler_options=xla.AS_USERS)
 
 
 def assert_same_as_the_plain_loop(samples):
@@ -164,7 +164,7 @@ def test_on_eight_devices_as_on_one(num_slots):
 def test_forced_tokens_are_read_by_the_policy_and_not_trained_on():
     samples, old = jitted()(PARAMS, PROMPTS, KEY)
     mask = samples.mask
-    want = fakes.jit(POLICY.measure)(PARAMS, PROMPTS, samples)
+    want = jax.jit(POLICY.measure)(PARAMS, PROMPTS, samples)
     own = jax.tree.map(lambda x: jnp.where(mask, x, 0), want)
     # Statistics of what nobody chose are 0. The others agree only if sampler and
     # learner both read the forced tokens.
@@ -173,7 +173,7 @@ def test_forced_tokens_are_read_by_the_policy_and_not_trained_on():
     kept = samples.behaviour.extra["kept_mass"]
     chex.assert_trees_all_equal(kept, mask.astype(jnp.float32))
     other = jnp.where(mask, samples.tokens, (samples.tokens + 1) % 16)
-    got = fakes.jit(POLICY.measure)(PARAMS, PROMPTS, samples.replace(tokens=other))
+    got = jax.jit(POLICY.measure)(PARAMS, PROMPTS, samples.replace(tokens=other))
     assert float(jnp.max(jnp.where(mask, jnp.abs(got.logp - want.logp), 0))) > 1e-3
 
 
@@ -194,7 +194,7 @@ def test_the_first_token_may_be_forced_and_differ_by_prompt():
 
     echo = Environment(init, lambda state, token: (state, FREE))
     sample = greedy(POLICY, max_tokens=3, stop_tokens=(), environment=echo)
-    samples, _ = fakes.jit(sample)(PARAMS, PROMPTS, KEY)
+    samples, _ = jax.jit(sample)(PARAMS, PROMPTS, KEY)
     last = PROMPTS.tokens[jnp.arange(8), PROMPTS.length - 1]
     assert samples.tokens[:, 0, 0].tolist() == last.tolist()
     assert samples.mask.tolist() == [[[False, True, True]]] * 8

@@ -25,7 +25,7 @@ KEY = jax.random.key(5)
 
 
 def draw(sample, prompts=PROMPTS, params=PARAMS):
-    return fakes.jit(sample)(params, prompts, KEY)
+    return jax.jit(sample)(params, prompts, KEY)
 
 
 def longer_answers(num_tokens):
@@ -122,7 +122,7 @@ def test_the_actor_measures_the_reference_on_stored_rows_too():
     act = program.actor(
         BANDIT, mixed.side_by_side(sampling(BANDIT), mixed.stored_answers())
     )
-    rollout = fakes.jit(act)(state, PROMPTS)
+    rollout = jax.jit(act)(state, PROMPTS)
     want = BANDIT.measure(reference, PROMPTS, rollout.samples)
     chex.assert_trees_all_close(rollout.reference, want, atol=1e-5)
 
@@ -211,7 +211,7 @@ def act_with_hints(probability_fn):
 def start(algorithm, optimizer=None):
     optimizer = optax.sgd(0.1) if optimizer is None else optimizer
     learner = update.learner(POLICY.measure, algorithm, optimizer)
-    params = fakes.jit(POLICY.init)(jax.random.key(0))
+    params = jax.jit(POLICY.init)(jax.random.key(0))
     return learner, learner.init(
         params, jax.random.key(1), jax.tree.map(jnp.copy, params)
     )
@@ -223,7 +223,7 @@ def test_rollouts_continue_their_hints_under_the_original_prompt():
     # the policy says of it after prompt and hint: a shift by one, a lost or doubled
     # token of the hint or a wrong position would show.
     _, state = start(algorithms.uft())
-    rollout = fakes.jit(act_with_hints(lambda step: 0.6))(state, HINTED)
+    rollout = jax.jit(act_with_hints(lambda step: 0.6))(state, HINTED)
     samples, length = rollout.samples, rollout.prompts.data["hint_length"]
     assert set(length.tolist()) <= {0, 1, 2, 3, 4} and len(set(length.tolist())) > 1
     for p, h in enumerate(length.tolist()):
@@ -233,7 +233,7 @@ def test_rollouts_continue_their_hints_under_the_original_prompt():
         assert bool(jnp.all(samples.mask[p, :3, h]))
         assert samples.mask[p, 3].tolist() == [t < h for t in range(9)]
     np.testing.assert_array_equal(rollout.prompts.tokens, HINTED.tokens)
-    now = fakes.jit(POLICY.measure)(state.params, rollout.prompts, samples)
+    now = jax.jit(POLICY.measure)(state.params, rollout.prompts, samples)
     inside = lambda x: jnp.where(samples.mask, x, 0)  # noqa: E731
     chex.assert_trees_all_close(inside(now.logp), inside(rollout.old.logp), atol=1e-5)
 
@@ -248,8 +248,8 @@ def test_the_number_of_pieces_is_binomial():
         },
     )
     _, state = start(algorithms.sft())
-    revealed = fakes.jit(act)(state, prompts).data["hint_length"]
-    later = fakes.jit(act)(state.replace(step=state.step + 1), prompts)
+    revealed = jax.jit(act)(state, prompts).data["hint_length"]
+    later = jax.jit(act)(state.replace(step=state.step + 1), prompts)
     assert bool(jnp.any(revealed != later.data["hint_length"]))
     counts = np.bincount(revealed[::2], minlength=4) / 2000
     np.testing.assert_allclose(counts, [0.027, 0.189, 0.441, 0.343], atol=0.03)

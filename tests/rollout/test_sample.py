@@ -24,7 +24,7 @@ STOP = 3
 KEY = jax.random.key(7)
 PROMPTS = fakes.prompts(num_prompts=8)
 POLICY = fakes.decoder()
-PARAMS = fakes.jit(POLICY.init)(jax.random.key(0))
+PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
 TABLE = fakes.bandit(num_prompts=8, num_tokens=8, vocab_size=16)
 COLD = fakes.bandit(8, 8, 16, temperature=0.6)
 NUMBERS = {"logits": 2 * jax.random.normal(jax.random.key(1), (8, 8, 16))}
@@ -33,14 +33,14 @@ NUMBERS = {"logits": 2 * jax.random.normal(jax.random.key(1), (8, 8, 16))}
 @functools.cache
 def jitted(policy, **options):
     options = {"num_samples": 4, "max_tokens": 8, "stop_tokens": (STOP,)} | options
-    return fakes.jit(sampler(policy, **options))
+    return jax.jit(sampler(policy, **options))
 
 
 def draw(prompts=PROMPTS, policy=POLICY, params=PARAMS, key=KEY, **options):
     return jitted(policy, **options)(params, prompts, key)
 
 
-@functools.partial(fakes.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def learner(policy, params, samples):
     """Statistics and logits by the learner's pass over whole completions."""
     logits = policy.logits(params, policy.hidden(params, PROMPTS, samples))
@@ -92,7 +92,7 @@ def test_behaviour_is_old_at_defaults_and_another_distribution_otherwise():
 
 
 def test_greedy_takes_the_most_likely_token_and_is_certain_of_it():
-    sample = fakes.jit(greedy(POLICY, max_tokens=8, stop_tokens=(STOP,)))
+    sample = jax.jit(greedy(POLICY, max_tokens=8, stop_tokens=(STOP,)))
     samples, old = sample(PARAMS, PROMPTS, KEY)
     assert samples.tokens.shape == (8, 1, 8)
     want, logits = learner(POLICY, PARAMS, samples)

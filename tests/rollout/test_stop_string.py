@@ -4,8 +4,8 @@ import functools
 import itertools
 
 import chex
-import fakes
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def jitted(texts=ENDS, num_slots=None, environment=None, stop_tokens=(STOP,)):
     stops = stop_strings(texts, PIECES) if texts else None
     options = {"stop_tokens": stop_tokens, "environment": environment, **COMMON}
     made = sampler(POLICY, stop_strings=stops, num_slots=num_slots, **options)
-    return fakes.jit(made)
+    return jax.jit(made)
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def test_greedy_completions_end_as_well():
     stops = stop_strings(("c",), PIECES)
     cut = greedy(POLICY, stop_strings=stops, **options)
     samples, long = (
-        fakes.jit(sample)(PARAMS, PROMPTS, KEY)[0]
+        jax.jit(sample)(PARAMS, PROMPTS, KEY)[0]
         for sample in (cut, greedy(POLICY, **options))
     )
     want = [ending(row, ("c",)) for row in long.tokens[:, 0].tolist()]

@@ -23,7 +23,7 @@ def rollout(case: Case) -> Rollout:
     far = 0.4 * np.arange(G)[:, None] / G  # the first rows pass the strictest tests
 
     def measured(params):
-        return fakes.jit(fakes.bigram_measure)(params, rows.prompts, samples, REFERENCE)
+        return jax.jit(fakes.bigram_measure)(params, rows.prompts, samples, REFERENCE)
 
     def near():
         now = measured(PARAMS)

@@ -3,8 +3,6 @@
 Numbers come from NumPy, so that no release of JAX changes what a test sees.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +12,6 @@ from rljax.layout import over_tokens
 from rljax.model import DecoderConfig, decoder_policy
 from rljax.policy import Policy, against_reference
 from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
-
-# Most of a test's time is compilation. It takes half as long without the optimisations
-# of LLVM.
-UNOPTIMISED = {"xla_backend_optimization_level": 0}
-jit = functools.partial(jax.jit, compiler_options=UNOPTIMISED)
 
 STATISTICS = ("old", "reference", "teacher", "current")
 

@@ -306,13 +306,7 @@ def in_turn(config):
     return dataclasses.replace(config, unroll=1)
 
 
-# Models are so small that compiling takes longer than computing.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
-
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def measured(config, params, prompts, samples):
     """Logits, logp and the gradient of the summed logp, in one compilation."""
     policy = decoder_policy(in_turn(config))

@@ -151,7 +151,7 @@ def op_by_op(transform, rollout):
 
 # The same as one program, for numbers by hand: each has a shape of its own, for which
 # every single operation would be compiled.
-apply = fakes.jit(op_by_op, static_argnums=0)
+apply = jax.jit(op_by_op, static_argnums=0)
 
 
 def keeps_structure(transform, rollout):

@@ -11,7 +11,6 @@ import dataclasses
 import types
 import warnings
 
-import fakes
 import jax
 import numpy as np
 import pytest
@@ -213,7 +212,7 @@ def _pulled(loss, now):
 def ours(algorithm, rows: Rollout):
     """(loss, d/dlogp [B, T], d/dentropy [B, T]) of an algorithm at `rows.current`."""
 
-    @fakes.jit
+    @jax.jit
     def run(now):
         credits, state, _ = algorithm.credit(rows, algorithm.init())
         credits, _, _ = algorithm.weigh(credits, rows.replace(current=now), state)

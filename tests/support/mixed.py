@@ -196,7 +196,7 @@ def learned(policy, algorithm, sample, prompts, *, reference=None, **sizes):
     learner = update.learner(policy.measure, algorithm, optax.adam(0.2), **sizes)
     state = learner.init(policy.init(jax.random.key(0)), jax.random.key(1), reference)
     run = program.fused(program.actor(policy, sample), learner, verify)
-    state, metrics = fakes.jit(run)(state, prompts)
+    state, metrics = jax.jit(run)(state, prompts)
     return solving(policy, state.params, prompts), metrics
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import xla
+
 ROOT = pathlib.Path(__file__).parents[2]
 DEADLINE_S = 400.0  # of a busy machine with two cores
 
@@ -47,7 +49,7 @@ def started(
         "JAX_NUM_PROCESSES": str(count),
         "PJRT_NPROC": "64",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        " --xla_llvm_disable_expensive_passes=true",
+        f" {xla.QUICK_FLAGS}",
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
         "PYTHONUNBUFFERED": "1",
         **environment,

@@ -52,7 +52,7 @@ def case(
 def weigh(case: Case, weighting) -> Credit:
     """The credit after a weighting chain's first update."""
     state = numerics.strongly_typed(weighting.init())
-    return fakes.jit(weighting.update)(case.credit, case.rollout, state)[0]
+    return jax.jit(weighting.update)(case.credit, case.rollout, state)[0]
 
 
 def loss_of(case: Case, loss_fn, weighting=None):
@@ -65,11 +65,11 @@ def loss_of(case: Case, loss_fn, weighting=None):
         value = loss_fn(now, credit, case.rollout)
         return jnp.sum(jnp.where(credit.weight > 0, credit.weight * value, 0.0))
 
-    value, grad = fakes.jit(jax.value_and_grad(loss))(case.rollout.current.logp)
+    value, grad = jax.jit(jax.value_and_grad(loss))(case.rollout.current.logp)
     return float(value), -np.asarray(grad[0])
 
 
 def per_token(case: Case, loss_fn):
     """The loss of each token, [G, T]."""
-    value = fakes.jit(loss_fn)(case.rollout.current, case.credit, case.rollout)
+    value = jax.jit(loss_fn)(case.rollout.current, case.credit, case.rollout)
     return np.asarray(jnp.broadcast_to(value, case.credit.weight.shape)[0])

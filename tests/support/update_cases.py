@@ -35,7 +35,7 @@ def off_policy(policy, params):
     """8 prompts x 2 samples whose `old` is near the policy: some tokens clip."""
     rows = fakes.rollout(8, 2, 4)
     rows = rows.replace(prompts=fakes.prompts(8))
-    now = fakes.jit(policy.measure)(params, rows.prompts, rows.samples)
+    now = jax.jit(policy.measure)(params, rows.prompts, rows.samples)
     noise = np.random.default_rng(1).normal(0, 0.4, (3, 8, 2, 4)).astype(np.float32)
     old = now.replace(logp=now.logp + noise[0], entropy=now.entropy + noise[1])
     reference = now.replace(logp=now.logp + noise[2])
@@ -106,7 +106,7 @@ def gradient(
 
 @functools.cache
 def _step(policy, method, pieces):
-    @fakes.jit
+    @jax.jit
     def run(params, rollout, first):
         learner = update.learner(policy.measure, method, optax.sgd(1.0))
         state = learner.init(params, KEY)
@@ -135,4 +135,4 @@ def learner(method, optimizer=ADAM, **options):
 @functools.cache
 def _learner(method, optimizer, **options):
     made = update.learner(TABLE.measure, method, optimizer, **options)
-    return made, fakes.jit(made.learn)
+    return made, jax.jit(made.learn)

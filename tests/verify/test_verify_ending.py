@@ -86,7 +86,7 @@ def test_verifiers_judge_what_stands_before():
     samples = verify_fakes.samples(tokens, jnp.ones(tokens.shape, bool))
     prompts = verify_fakes.asking(["42"])
     for verifier in (exact(TABLE), number(TABLE)):
-        assert verifier(prompts, samples).correct.tolist() == [[True, False]]
+        assert jax.jit(verifier)(prompts, samples).correct.tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize(("ends", "told"), [((b"",), "one byte"), (("a",), "bytes")])
