@@ -1,19 +1,20 @@
-"""An accelerator near its limits: decoding against bandwidth, the update against FLOPs.
+"""Measures decoding, rollout and update on an accelerator against its limits.
 
 python -m benchmarks.accelerator [--models half_billion,smollm2] [--rounds 3]
 
-Random weights of Qwen2.5-0.5B's and SmolLM2-135M's shapes, activations and decoded
-weights in bfloat16, parameters and AdamW in float32. Three kinds of rows:
+The models have random weights and the shapes of Qwen2.5-0.5B and SmolLM2-135M.
+Activations and decoded weights are bfloat16, parameters and AdamW float32. Rows:
 
-- decode: 64 prompt tokens and 128 new ones for 1 to 512 prompts. Its limit is the
-  measured rate of memory: each token reads all weights, and the keys and values so far.
-- rollout and update: 64 prompts x 8 samples x 512 tokens. The update's limit is the
-  measured rate of matrix products; it counts 6 FLOP per weight and token, so what is
-  computed again for memory (remat) counts as loss. Completions never end.
-- training step: both in one program, with a verifier. Its share of pure inference is
-  the rollout's time by the step's.
+- decode: 64 prompt tokens and 128 new tokens, for 1 to 512 prompts. The limit is the
+  measured memory bandwidth: each token reads all weights, and the keys and values so
+  far.
+- rollout and update: 64 prompts x 8 samples x 512 tokens; completions never end. The
+  update's limit is the measured rate of matrix products, at 6 FLOPs per weight and
+  token. Recomputation (remat) does not count as useful work.
+- training step: both in one program, with a verifier. The share of pure inference is
+  the rollout's time divided by the step's.
 
---models tiny tries the script out where there is no accelerator.
+--models tiny runs the script without an accelerator, to try it.
 """
 
 import argparse
@@ -84,9 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     names = args.models.split(",")
     if jax.default_backend() == "cpu" and names != ["tiny"]:
-        sys.exit(
-            "no accelerator is there; --models tiny tries the script out without one."
-        )
+        sys.exit("there is no accelerator; --models tiny runs without one.")
     large = names != ["tiny"]
     bandwidth = machine.bandwidth(2**30 if large else 2**24, 1.0)
     size = 8192 if large else 256
@@ -104,14 +103,14 @@ def main() -> None:
         ):
             rows.append((name, *row))
             body = note + results.table(HEAD, rows)
-            if large:  # a stopped run leaves its rows
+            if large:  # written after every row, in case the run is stopped
                 results.write("accelerator", "Accelerator", body, rows)
             else:
                 print(body)
 
 
 def decoding(config: DecoderConfig, bandwidth: float, rounds: int):
-    """Rows of decoding alone, for each batch."""
+    """Yields a row for decoding with each batch size."""
     policy, params = made(config)
     sample = jax.jit(
         sampler(policy, num_samples=1, max_tokens=NEW_TOKENS, stop_tokens=())
@@ -123,21 +122,21 @@ def decoding(config: DecoderConfig, bandwidth: float, rounds: int):
     for batch, compiled in programs.items():
         call = functools.partial(compiled, *given[batch])
         seconds = clock.median(call, rounds)
-        limit = seconds_to_read(config, batch, NEW_TOKENS) / bandwidth
+        limit = bytes_to_read(config, batch, NEW_TOKENS) / bandwidth
         work = f"decode, batch {batch}"
         yield (
             work,
             *cells(batch * NEW_TOKENS, seconds, limit),
             GOALS.get(batch, ""),
-            (peak(compiled)),
+            peak(compiled),
         )
 
 
 def training(config: DecoderConfig, work, bandwidth: float, rate: float, rounds: int):
-    """Rows of a rollout, an update on it, and both in one program."""
+    """Yields rows for a rollout, an update on it, and both in one program."""
     P, G, T = work
     sampling, params = made(config)
-    # Training goes layer by layer and computes their insides again.
+    # The update scans over single layers and rematerialises them.
     scoring, _ = made(config, unroll=1, remat=True)
     sample = sampler(sampling, num_samples=G, max_tokens=T, stop_tokens=())
     act = program.actor(sampling, sample)
@@ -152,7 +151,7 @@ def training(config: DecoderConfig, work, bandwidth: float, rate: float, rounds:
     def lowered(fn, given, **options):
         return jax.jit(fn, **options).lower(held["state"], given)
 
-    def advance(program, *args):  # states are donated, as in training
+    def advance(program, *args):  # the state is donated, as in training
         held["state"], metrics = program(held["state"], *args)
         return metrics
 
@@ -180,7 +179,7 @@ def training(config: DecoderConfig, work, bandwidth: float, rate: float, rounds:
         }.items()
     }
     tokens, size = P * G * T, f"{P} x {G} x {T}"
-    read = seconds_to_read(config, P * G, T) / bandwidth
+    read = bytes_to_read(config, P * G, T) / bandwidth
     flops = 6.0 * weights * tokens / rate
     yield (
         f"rollout, {size}",
@@ -194,20 +193,20 @@ def training(config: DecoderConfig, work, bandwidth: float, rate: float, rounds:
 
 
 def together(lowered: dict) -> dict:
-    """The programs, compiled side by side: XLA leaves Python's lock meanwhile."""
+    """Compiles the programs in parallel threads; XLA releases Python's lock."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled = pool.map(lambda program: program.compile(), lowered.values())
         return dict(zip(lowered, compiled, strict=True))
 
 
 def made(config: DecoderConfig, **changes):
-    """The policy of a changed configuration, and random parameters in float32."""
+    """The policy of a config with some changes, and random float32 parameters."""
     policy = decoder_policy(dataclasses.replace(config, **changes))
     return policy, jax.jit(policy.init)(jax.random.key(0))
 
 
-def seconds_to_read(config: DecoderConfig, rows: int, tokens: int) -> float:
-    """Bytes that decoding reads at the least: weights, keys and values so far."""
+def bytes_to_read(config: DecoderConfig, rows: int, tokens: int) -> float:
+    """Bytes that decoding must read: weights, and the keys and values so far."""
     policy = decoder_policy(config)
     params = jax.eval_shape(policy.init, jax.random.key(0))
     weights = 2 * sum(x.size for x in jax.tree.leaves(params))
@@ -216,12 +215,13 @@ def seconds_to_read(config: DecoderConfig, rows: int, tokens: int) -> float:
 
 
 def parity(prompts, samples) -> Verdict:
-    """A verifier that needs no problem: whether the first token is even."""
+    """A verifier that needs no answers: the first token must be even."""
     del prompts
     return Verdict.binary(samples.tokens[..., 0] % 2 == 0)
 
 
 def prompts(config: DecoderConfig, count: int) -> Prompts:
+    """Prompts of random tokens, all of the same length."""
     draw = np.random.default_rng(0)
     shape = (count, PROMPT_TOKENS)
     return Prompts(
@@ -232,12 +232,12 @@ def prompts(config: DecoderConfig, count: int) -> Prompts:
 
 
 def cells(tokens: int, seconds: float, limit: float) -> tuple[str, str]:
-    """Tokens per second, and the share of the limit that was reached."""
+    """Tokens per second, and the fraction of the limit that was reached."""
     return f"{tokens / seconds:,.0f}", f"{limit / seconds:.0%}"
 
 
 def peak(compiled) -> str:
-    """GiB of a compiled program: its arguments, results and temporaries."""
+    """Peak GiB of a compiled program: arguments, results and temporaries."""
     found = compiled.memory_analysis()
     return f"{found.peak_memory_in_bytes / 2**30:.1f}"
 

@@ -1,12 +1,12 @@
-"""Whether this accelerator's attention kernel is right, and what it takes.
+"""Checks and times the attention kernel of this accelerator.
 
 python -m benchmarks.attention_check
 
 The kernel is cuDNN's on a GPU and splash on a TPU; see `rljax.model.causal`. First,
-outputs and gradients of small cases in bfloat16 against the textbook's formula in
-float32: an error may be twice that of `attend_causally` in bfloat16. Then a layer's
-attention at 1 prompt of 1,024 tokens and 4 samples of 4,096, forward and backward, in
-blocks and by the kernel. Exits with 1 if a case is wrong.
+outputs and gradients of small cases in bfloat16 are compared with the textbook formula
+in float32: an error may be twice that of `attend_causally` in bfloat16. Then a layer's
+attention is timed, forward and backward, with 1 prompt of 1,024 tokens and 4 samples of
+4,096 tokens, in blocks and by the kernel. Exits with 1 if a case is wrong.
 
 Neither kernel has been run where this was written.
 """
@@ -28,7 +28,7 @@ from rljax.model.attention_splash import attend_by_splash
 from rljax.plan import cost
 
 KERNELS = {"gpu": attend_by_cudnn, "tpu": attend_by_splash}
-# Tokens, tokens of the longest prompt, options.
+# (completion tokens, tokens of the longest prompt, options)
 CASES = (
     (1, 3, {}),
     (200, 70, {}),
@@ -42,7 +42,7 @@ ROUNDS = 5
 def main() -> None:
     platform = jax.default_backend()
     if platform not in KERNELS:
-        sys.exit(f"there must be a GPU or a TPU, got {platform}.")
+        sys.exit(f"this check needs a GPU or a TPU, got {platform}.")
     kernel = KERNELS[platform]
     print(f"{kernel.__name__} on {jax.devices()[0].device_kind}")
     wrong = [line for line in map(functools.partial(check, kernel), CASES) if line]
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def check(kernel: Callable, case) -> str:
-    """What is wrong with a case; empty if nothing is."""
+    """Prints the errors of a case; returns a message if they are too large, else ""."""
     num_tokens, prompt_tokens, options = case
     exact = inputs(SIZES, num_tokens, prompt_tokens, jnp.float32)
     narrow = inputs(SIZES, num_tokens, prompt_tokens, jnp.bfloat16)
@@ -62,12 +62,12 @@ def check(kernel: Callable, case) -> str:
     allowed, found = errors(whole, want), errors(both(kernel, **options)(*narrow), want)
     text = f"{num_tokens} tokens after {prompt_tokens}, {options or 'no window'}"
     good = all(f <= 2 * a + 1e-6 for f, a in zip(found, allowed, strict=True))
-    print(f"{text}: errors {show(found)}, in bfloat16 as a whole {show(allowed)}")
-    return "" if good else f"{text}: wrong, of out, q, k, v {show(found)}"
+    print(f"{text}: errors {show(found)}, those of attend_causally {show(allowed)}")
+    return "" if good else f"{text}: wrong, errors of gradients and out {show(found)}"
 
 
 def times(kinds: dict[str, Callable]) -> list[str]:
-    """Median seconds and peak of memory, forward and backward."""
+    """Median time and temporary memory, forward and backward, one line per kind."""
     arrays = inputs((1, 8, 4, 4, 128), 4096, 1024, jnp.bfloat16)
     lines = []
     for name, attend in kinds.items():
@@ -79,7 +79,7 @@ def times(kinds: dict[str, Callable]) -> list[str]:
 
 
 def both(attend: Callable, **options):
-    """(out, gradients of queries, own and prompt's keys and values), compiled."""
+    """A compiled function: inputs -> (gradients of q, own and prompt keys, output)."""
 
     def total(q, own, prompt, seen):
         out = attend(q, own, prompt, seen, **options).astype(jnp.float32)
@@ -90,7 +90,7 @@ def both(attend: Callable, **options):
 
 
 def inputs(sizes, num_tokens: int, prompt_tokens: int, dtype):
-    """Queries, own and prompt's keys and values, and which of the latter count."""
+    """Random queries, own and prompt keys and values, and the prompts' mask."""
     P, H, G, R, D = sizes
     draw = np.random.default_rng(0)
 
@@ -105,7 +105,7 @@ def inputs(sizes, num_tokens: int, prompt_tokens: int, dtype):
 
 
 def errors(got, want) -> list[float]:
-    """The largest error of each array."""
+    """The largest absolute error of each array."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     return [float(jnp.max(jnp.abs(a.astype(jnp.float32) - b))) for a, b in pairs]
 

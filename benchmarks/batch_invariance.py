@@ -1,16 +1,16 @@
-"""Whether a sample changes with the batch it is drawn in.
+"""Measures whether samples change with the batch in which they are drawn.
 
 python -m benchmarks.batch_invariance        about 10 minutes on two quiet cores
 
-A random decoder of 4 layers draws 128 samples of up to 64 tokens, once as a whole and
-once in each of the other ways below. The random numbers are the same by construction;
-what may differ is the last bit of a product, since XLA chooses its algorithm by shape,
-and a near tie then falls the other way. Reported: samples that differ anywhere, tokens
-that differ before or at the first difference of their sample (the rate of ties that
-fell the other way), and the gap of log-probabilities before it.
+A random decoder of 4 layers draws 128 samples of up to 64 tokens, once all together and
+once in each of the other ways below. The random numbers are equal by construction. The
+last bits of products may differ, because XLA chooses its algorithm by shape; then a
+near tie between two tokens falls the other way. Reported are the samples that differ
+anywhere, the rate of such ties per token, and the gap of log-probabilities before the
+first difference.
 
-In `fixed tiles` the shapes do not depend on the batch: prompts are read and rows
-decoded by tiles of 8 prompts (`tiled`), the price of which is a column of its own.
+In `fixed tiles`, prompts are read and rows decoded in tiles of 8 prompts (`tiled`), so
+that no shape depends on the batch. A second table has the cost of that.
 """
 
 import os
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def compared(dtype) -> tuple[list[tuple], tuple[float, float]]:
-    """The rows of a dtype, and seconds of drawing all at once and in tiles."""
+    """The rows of a dtype, and the seconds for all samples at once and in tiles."""
     config = DecoderConfig(
         vocab_size=V,
         num_layers=4,
@@ -93,7 +93,7 @@ def compared(dtype) -> tuple[list[tuple], tuple[float, float]]:
     out = [
         (dtype.__name__, way, *differences(base, host(x))) for way, x in ways.items()
     ]
-    # In tiles of fixed shape: all at once against half of the prompts at a time.
+    # In tiles of fixed shape: all prompts against half of them at a time.
     fixed = host(all_tiles(params, rows))
     for way, got in {
         "fixed tiles: in reverse order": flipped(all_tiles(params, flipped(rows))),
@@ -111,7 +111,7 @@ def compared(dtype) -> tuple[list[tuple], tuple[float, float]]:
 
 
 def tiled(draw):
-    """The same samples, drawn by tiles of prompts: no shape depends on the batch."""
+    """Draws samples tile by tile, so that no shape depends on the batch."""
 
     def by_tiles(params, prompts):
         tiles = jax.tree.map(lambda x: x.reshape(-1, TILE, *x.shape[1:]), prompts)
@@ -122,6 +122,7 @@ def tiled(draw):
 
 
 def problems() -> Prompts:
+    """Prompts of 4 to 16 random tokens."""
     draw = np.random.default_rng(0)
     return Prompts(
         tokens=jnp.asarray(draw.integers(0, V, (P, 16)), jnp.int32),
@@ -131,10 +132,12 @@ def problems() -> Prompts:
 
 
 def flipped(tree):
+    """The arrays with their prompts in reverse order."""
     return jax.tree.map(lambda x: x[::-1], tree)
 
 
 def in_parts(draw, params, prompts, size: int):
+    """Draws for `size` prompts at a time, and concatenates."""
     parts = [
         host(draw(params, jax.tree.map(lambda x, i=i: x[i : i + size], prompts)))
         for i in range(0, P, size)
@@ -143,6 +146,7 @@ def in_parts(draw, params, prompts, size: int):
 
 
 def on_mesh(draw, params, prompts):
+    """Draws with the prompts sharded over all devices."""
     devices = mesh.make()
     with jax.set_mesh(devices):
         return host(
@@ -155,7 +159,7 @@ def host(drawn):
 
 
 def differences(base, got) -> tuple[str, str, str]:
-    """How many samples differ, how often a tie fell the other way, and the gap."""
+    """Cells: samples that differ, ties per token, and the gap of log-probabilities."""
     (want, logp), (samples, other) = base, got
     mask = np.asarray(want.mask).reshape(-1, T)
     tokens, theirs = (np.asarray(s.tokens).reshape(-1, T) for s in (want, samples))

@@ -1,4 +1,4 @@
-"""Seconds of calls on the device; the first of each compiles and is not counted."""
+"""Times calls on the device; the first call compiles and is not counted."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import jax
 
 
 def in_turn(calls: dict, rounds: int) -> dict:
-    """Seconds of each call by round, the calls taking turns."""
+    """Name -> seconds by round; in each round the calls run in turn."""
     times = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())

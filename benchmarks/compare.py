@@ -1,11 +1,11 @@
-"""rljax and its peers on the same work, interleaved, in environments of their own.
+"""Compares the speed of rljax and its peers on the same work.
 
 python -m benchmarks.compare --peers trl,tunix [--workloads W1] [--rounds 3]
 
-Makes .peers/<peer> with pinned versions on first use, runs every implementation once
-per round in turn, and writes RESULTS.md and results.json beside this file, in which the
-tables of other workloads stay. Compare within a round: a shared host's speed drifts by
-up to 1.6 within minutes.
+Each peer has an environment of its own, .peers/<peer>, with pinned versions, made on
+first use. In each round every implementation runs once. The results are added to
+results.json beside this file, and RESULTS.md is written from it. Compare only within a
+round: the speed of a shared host drifts by a factor of up to 1.6 within minutes.
 """
 
 import argparse
@@ -40,19 +40,23 @@ PEERS = {
         "transformers==5.12.1",
     ),
 }
-RATES = ("XLA's products", "torch's products")  # of the latter if trl is a peer
+RATES = ("XLA's products", "torch's products")  # the latter only if trl is a peer
 CAVEATS = """\
-Caveats: a small CPU machine that may be shared; compare within a round. The peers time
-the gap between optimiser steps, rljax a dispatch of 5 steps over 5. The end token is
-not obeyed, so every step samples exactly the same number of tokens everywhere.
-`unshared` gives every sample its own copy of the prompt, as the peers do. rljax trains
-in microbatches that stay in a core's cache, the same gradient; the peers, as in their
-best settings known to us, in one. A floor is the step's matrix arithmetic, attention
-left out, at the rate that forward products of a whole batch reach alone in the same
-round, by XLA's own code and by torch's; `products alone` is the time of the step's own
-products, each at its own shape and rate. The parts of rljax's step are programs of
-their own, timed apart, so that their sum may differ from the step. One tiny model on
-one CPU says nothing about accelerators or large models."""
+Caveats: This is one tiny model on one small CPU machine, which may be shared. It says
+nothing about accelerators or large models. Compare only within a round.
+
+- Time: the peers measure the gap between optimiser steps, rljax a fifth of a dispatch
+  of 5 steps. End tokens are ignored, so every implementation samples exactly the same
+  number of tokens per step.
+- `unshared` gives every sample its own copy of the prompt, as the peers do.
+- rljax trains in microbatches that fit in a core's cache, with the same gradient. The
+  peers train without microbatches, which is their best setting known to us.
+- A floor is the arithmetic of the step's matrix products, without attention, divided by
+  the rate that forward products of a whole batch reach in the same round, in XLA or in
+  torch. `products alone` is the time of the step's own products, each measured at its
+  own shape.
+- The parts of rljax's step are timed as separate programs, so their sum may differ from
+  the step."""
 
 
 def main() -> None:
@@ -71,11 +75,11 @@ def main() -> None:
         runs = commands(name, args.steps, pythons)
         rounds = [measure(runs) for _ in range(args.rounds)]
         print(markdown(name, rounds), flush=True)
-        write(name, rounds)  # at once: the largest may take an hour
+        write(name, rounds)  # after each workload, because the largest takes an hour
 
 
 def write(name: str, rounds: list[dict]) -> None:
-    """The workload's table beside those of the others, measured before."""
+    """Adds a workload to results.json, and writes RESULTS.md from it."""
     path = HERE / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     results[name] = {
@@ -85,6 +89,11 @@ def write(name: str, rounds: list[dict]) -> None:
         "rounds": rounds,
     }
     path.write_text(json.dumps(results, indent=1))
+    (HERE / "RESULTS.md").write_text(page(results))
+
+
+def page(results: dict) -> str:
+    """The text of RESULTS.md: caveats, a table per workload, and NOTES.md."""
     tables = [
         f"{markdown(title, found['rounds'])}\n\nWritten by `{found['command']}`"
         f" on {found['date']}, {found['machine']}."
@@ -92,18 +101,18 @@ def write(name: str, rounds: list[dict]) -> None:
     ]
     notes = HERE / "NOTES.md"
     parts = ["# Speed", CAVEATS, *tables, notes.read_text() if notes.exists() else ""]
-    (HERE / "RESULTS.md").write_text("\n\n".join(parts).strip() + "\n")
+    return "\n\n".join(parts).strip() + "\n"
 
 
 def environment(name: str) -> pathlib.Path:
-    """The python of a peer's environment, which is made if it is not there."""
+    """The Python of a peer's environment, which is made on first use."""
     folder = HERE.parent / ".peers" / name
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         print(f"installing {', '.join(PEERS[name])}", flush=True)
         venv.create(folder, with_pip=True)
         pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-        # One after the other: torch first, so that nothing pulls in another build.
+        # The first package alone, so that no other one pulls in another build of it.
         first, *rest = PEERS[name]
         subprocess.run([*pip, first], check=True)
         subprocess.run([*pip, first, *rest], check=True)
@@ -112,7 +121,7 @@ def environment(name: str) -> pathlib.Path:
 
 
 def commands(name: str, steps: int, pythons: dict) -> dict[str, list[str]]:
-    """What is run in each round, in this order."""
+    """Name -> command line of what runs in each round, in order."""
     ours = [sys.executable, "-m", "benchmarks.rljax_step", name, "--steps", "25"]
     runs = {RATES[0]: [sys.executable, "-m", "benchmarks.floor", name]}
     if "trl" in pythons:
@@ -126,7 +135,7 @@ def commands(name: str, steps: int, pythons: dict) -> dict[str, list[str]]:
 
 
 def measure(runs: dict[str, list[str]]) -> dict[str, dict]:
-    """One round: each command once, its last line of JSON."""
+    """One round: name -> the JSON in the last line that the command prints."""
     out = {}
     for name, command in runs.items():
         done = subprocess.run(
@@ -138,19 +147,19 @@ def measure(runs: dict[str, list[str]]) -> dict[str, dict]:
         if "ms" in found:
             found["median"] = statistics.median(found["ms"])
         out[name] = found
-        print(f"{name:16s} {told(found)}", flush=True)
+        print(f"{name:16s} {summary(found)}", flush=True)
     return out
 
 
-def told(found: dict) -> str:
-    """A measurement in a few words."""
+def summary(found: dict) -> str:
+    """The main figure of a measurement."""
     if "median" in found:
         return f"{found['median']:8.1f} ms"
     return f"{found['gflops']:8.0f} GFLOP/s"
 
 
 def markdown(name: str, rounds: list[dict]) -> str:
-    """A table of one workload: a row for each implementation."""
+    """The table of one workload, with a row per implementation."""
     work = workload.WORKLOADS[name]
     head = (
         f"## {name}: {work.num_layers} layers x {work.d_model}, {work.num_prompts}"
@@ -191,12 +200,12 @@ def markdown(name: str, rounds: list[dict]) -> str:
 
 
 def spread(found: dict) -> str:
-    """Median, and in brackets the least and the most."""
+    """Median (minimum, maximum), ms."""
     return f"{found['median']:.0f} ({min(found['ms']):.0f}, {max(found['ms']):.0f})"
 
 
 def shares(work: workload.Workload, name: str, rounds: list[dict]) -> list[float]:
-    """Medians of each limit by the time of the same round."""
+    """For each limit, the median of its time divided by the step's of the round."""
     shared = name == "rljax"
     alone = "alone_ms" if shared else "unshared_alone_ms"
     found = []
@@ -210,7 +219,7 @@ def shares(work: workload.Workload, name: str, rounds: list[dict]) -> list[float
 
 
 def whereabouts(name: str, rounds: list[dict]) -> str:
-    """The parts that were timed, and what is left of the step."""
+    """The milliseconds of each timed part of a step, and of the rest."""
     parts = {
         part: statistics.median(r[name]["parts_ms"][part] for r in rounds)
         for part in rounds[0][name]["parts_ms"]

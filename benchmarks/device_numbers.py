@@ -1,11 +1,11 @@
-"""Whether an accelerator computes what the CPU does: samples, scores, an update.
+"""Checks that an accelerator computes the same samples, scores and updates as the CPU.
 
 python -m benchmarks.device_numbers
 
-One program samples, judges and updates a decoder of 4 layers, on the CPU and on the
-default device. In float32 with products at highest precision they must agree to
-rounding. In bfloat16 the device must be no further from float32 than twice what the
-CPU's bfloat16 is. Exits with 1 if they do not. About a minute.
+The CPU and the default device each sample from, score and update a decoder of 4 layers.
+In float32, with products at highest precision, both must agree up to rounding. In
+bfloat16, the device's error against float32 may be twice the CPU's. Exits with 1 if
+they disagree. Takes about a minute.
 """
 
 import dataclasses
@@ -32,8 +32,10 @@ CONFIG = DecoderConfig(
     head_dim=64,
     d_ff=512,
 )
-P, G, S, T = 8, 4, 32, 96  # T: attention in blocks
-SAME_TOKENS = 0.99  # of sampled ones: one that falls the other way changes its row
+P, G, S, T = 8, 4, 32, 96  # T is large enough for several blocks of attention
+# Fraction of sampled tokens that must agree: a tie that falls the other way changes the
+# rest of its row.
+SAME_TOKENS = 0.99
 LARGEST = {
     "logp, nats": 1e-4,
     "entropy, nats": 1e-4,
@@ -47,7 +49,7 @@ def main() -> None:
     same = np.mean(samples[cpu].samples.tokens == samples[device].samples.tokens)
     print(f"{device.device_kind}: {same:.2%} of the sampled tokens are the CPU's")
     bad = [] if same >= SAME_TOKENS else ["tokens"]
-    # Scores and update of the CPU's samples, so that these are compared alone.
+    # All devices score and update on the CPU's samples, so that only that differs.
     found = {
         (where, dtype): scored(where, dtype, samples[cpu])
         for where in (cpu, device)
@@ -69,11 +71,11 @@ def main() -> None:
             f" {narrow:.1e} (at most {allowed:.1e})"
         )
     if bad:
-        sys.exit(f"{device.device_kind} computes otherwise: {', '.join(bad)}")
+        sys.exit(f"{device.device_kind} and the CPU disagree on {', '.join(bad)}")
 
 
 def sampled(where: jax.Device) -> Rollout:
-    """A rollout with its verdict, in float32."""
+    """A rollout with verdicts, sampled on a device in float32."""
     policy, params = made(where, jnp.float32)
     sample = sampler(policy, num_samples=G, max_tokens=T, stop_tokens=(0,))
     act = program.actor(policy, sample)
@@ -89,7 +91,7 @@ def sampled(where: jax.Device) -> Rollout:
 
 
 def scored(where: jax.Device, dtype: Any, rollout: Rollout) -> dict[str, np.ndarray]:
-    """Scores of a rollout, and how far an update on it moves each parameter."""
+    """Log-probabilities, entropies, and the change of all parameters in an update."""
     policy, params = made(where, dtype)
 
     def step(params, rollout):
@@ -110,13 +112,13 @@ def scored(where: jax.Device, dtype: Any, rollout: Rollout) -> dict[str, np.ndar
 
 
 def learner(policy) -> update.Learner:
-    """Plain descent at rate 1, so that what moves is the gradient, clipped to 1."""
+    """SGD with rate 1, so that parameters change by the gradient, clipped to norm 1."""
     descent = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
     return update.learner(policy.measure, algorithms.grpo(), descent)
 
 
 def made(where: jax.Device, dtype: Any):
-    """The policy, and parameters drawn on the CPU."""
+    """The policy, and its parameters, which are drawn on the CPU."""
     policy = decoder_policy(CONFIG)
     with jax.default_device(jax.devices("cpu")[0]):
         params = jax.jit(policy.init)(jax.random.key(0))
@@ -125,6 +127,7 @@ def made(where: jax.Device, dtype: Any):
 
 
 def prompts() -> Prompts:
+    """Prompts of random tokens."""
     draw = np.random.default_rng(0)
     return Prompts(
         tokens=draw.integers(1, CONFIG.vocab_size, (P, S)).astype(np.int32),

@@ -1,12 +1,12 @@
-"""Thousands of steps on end: host memory, step time, and the host's share of a step.
+"""Measures host memory, step time and host overhead over thousands of steps.
 
 python -m benchmarks.endurance [--workload small] [--steps 3000] [--rounds 5]
 
-Trains with the host loop as a user does: all metrics, files, checkpoints. The host's
-share is found twice. Idle: the time from the end of a dispatch until the next one was
-asked for, over all time; the device then had nothing to do. Slowdown: the same run in
-turn with a bare loop that only starts dispatches; on a CPU the host's work also takes
-cores from the device, and this shows it, with the machine's noise.
+Trains with the run loop as a user does, with all metrics, files and checkpoints. The
+overhead of the host is measured in two ways. Idle share: the fraction of time between
+the end of a dispatch and the start of the next one, when the device has no work.
+Slowdown: the time of the run loop against a bare loop that only starts dispatches. On a
+CPU the host's work also takes cores from the device; the slowdown includes that.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks import results, rljax_program, workload
 from rljax.run import train
 
 STEPS_PER_DISPATCH = 20
-# What counts as growth: more than this part of the median over the whole run.
+# A quantity grows if it changes by more than this fraction of its median in a run.
 GROWTH = {"host memory": 0.01, "step time": 0.03}
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--checkpoint-every", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    sys.setswitchinterval(1e-4)  # the watching thread must not wait for the loop
+    sys.setswitchinterval(1e-4)  # the watching thread must not wait for the run loop
     work = workload.WORKLOADS[args.workload]
     built = rljax_program.build(work, STEPS_PER_DISPATCH)
     run = built.program.fused()
@@ -74,10 +74,10 @@ def main() -> None:
 
 
 class Watch:
-    """A run that notes when each dispatch was asked for and when it was done."""
+    """Wraps a program and records when each dispatch was started and finished."""
 
     def __init__(self, run):
-        self._run, self._flying = run, queue.SimpleQueue()
+        self._run, self._pending = run, queue.SimpleQueue()
         self.asked, self.done, self.memory = [], [], []
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
@@ -86,26 +86,26 @@ class Watch:
         self.asked.append(time.perf_counter())
         self.memory.append(host_memory())
         state, metrics = self._run(state, prompts)
-        self._flying.put(metrics)
+        self._pending.put(metrics)
         return state, metrics
 
     def _wait(self):
-        while (metrics := self._flying.get()) is not None:
+        while (metrics := self._pending.get()) is not None:
             jax.block_until_ready(metrics)
             self.done.append(time.perf_counter())
 
     def close(self):
-        self._flying.put(None)
+        self._pending.put(None)
         self._thread.join()
 
     def idle_share(self) -> float:
-        """Part of the time in which the device had nothing to do."""
+        """The fraction of time in which the device had no work."""
         waits = (asked - done for asked, done in zip(self.asked[1:], self.done))
         return sum(max(0.0, wait) for wait in waits) / (self.done[-1] - self.done[0])
 
 
 def endure(built, run, num_steps: int, checkpoint_every: int) -> Watch:
-    """Trains by the host loop, watched."""
+    """Trains with the run loop and returns the record of its dispatches."""
     watch = Watch(run)
     state = built.start(jax.random.key(0))
     phase = built.phase(num_steps, watch)
@@ -116,7 +116,7 @@ def endure(built, run, num_steps: int, checkpoint_every: int) -> Watch:
 
 
 def slowdown(built, run, num_steps: int, checkpoint_every: int) -> float:
-    """The host loop's time over a bare loop's, less 1, one after the other."""
+    """The time of the run loop divided by that of a bare loop, minus 1."""
     state, stream = built.start(jax.random.key(0)), built.stream()
     batches = [next(stream) for _ in range(num_steps // STEPS_PER_DISPATCH)]
     state, metrics = jax.block_until_ready(run(state, batches[0]))
@@ -130,7 +130,7 @@ def slowdown(built, run, num_steps: int, checkpoint_every: int) -> float:
 
 
 def host_memory() -> int:
-    """Bytes of this process in memory."""
+    """Resident bytes of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
@@ -138,8 +138,8 @@ def host_memory() -> int:
 def verdict(name: str, unit: str, steps, values) -> tuple[str, ...]:
     """A row of the table: whether a quantity grows over the run.
 
-    The slope is the median of those between all pairs of points (Theil and Sen), which
-    outliers do not move; the first tenth, in which things warm up, is left out.
+    The slope is the median over all pairs of points (Theil-Sen), which is robust
+    against outliers. The first tenth of the run is left out as warm-up.
     """
     first = len(values) // 10
     x, y = np.asarray(steps)[first:], np.asarray(values)[first:]
@@ -156,6 +156,7 @@ def verdict(name: str, unit: str, steps, values) -> tuple[str, ...]:
 
 
 def draw(steps, memory, ms):
+    """A figure of memory and step time over the run."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 6), sharex=True, layout="constrained"
     )

@@ -1,11 +1,11 @@
-"""The limit that matrix products set to a step of the workload on this machine.
+"""Measures the limits that matrix products set for a step of a workload.
 
 python -m benchmarks.floor W1
 
-Attention is left out. The rate of forward products of a whole batch, called one by one:
-the floor is all of the step's arithmetic at this rate. And the step's products alone:
-each at its own shape (decoding has few rows, the gradient of a weight is transposed)
-and at its own rate, one after another in one program that computes nothing else.
+Attention is left out. It measures the rate of forward products of a whole batch, called
+one at a time; the floor is all of the step's arithmetic at this rate. It also measures
+the step's products alone, each at its own shape, since decoding has few rows and
+weight gradients are transposed, in programs that compute nothing else.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks import clock, workload
 
-REPEATS = 10  # in one call, which costs as much as a small product
+REPEATS = 10  # products per call, because a call costs as much as a small product
 KINDS = {
     "forward": lambda x, w, g: x @ w,
     "of the input": lambda x, w, g: g @ w.T,
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def alone(work: workload.Workload, shared: bool) -> float:
-    """Milliseconds of the step's products, each measured alone."""
+    """The sum of milliseconds of all products of a step, each kind measured alone."""
     products = collections.Counter()
     layer = zip(work.products, (4, 2, 1), strict=True)
     each = {shape: work.num_layers * count for shape, count in layer}
@@ -59,7 +59,7 @@ def alone(work: workload.Workload, shared: bool) -> float:
 
 
 def called_rate(rows: int, inner: int, outer: int) -> float:
-    """FLOP/s of forward products, each a call of its own."""
+    """FLOP/s of forward products, with one product per call."""
     x, w = jnp.ones((rows, inner)), jnp.ones((inner, outer))
     product = jax.jit(lambda x, w: x @ w)
     return 2 * rows * inner * outer / clock.median(lambda: product(x, w), 30)
@@ -67,12 +67,12 @@ def called_rate(rows: int, inner: int, outer: int) -> float:
 
 @functools.cache
 def seconds(kind: str, rows: int, inner: int, outer: int) -> float:
-    """Of one product of [rows, inner] and [inner, outer], or of its gradients."""
+    """Seconds of a product [rows, inner] x [inner, outer], or of a gradient of it."""
     x, w, g = (jnp.ones(s) for s in ((rows, inner), (inner, outer), (rows, outer)))
 
     @jax.jit
     def repeated(last):
-        def once(i, last):  # the barriers keep XLA from doing it once, or in part
+        def once(i, last):  # the barriers keep XLA from hoisting or pruning the product
             x_, w_, g_, _ = jax.lax.optimization_barrier((x, w, g, last))
             out = jax.lax.optimization_barrier(KINDS[kind](x_, w_, g_))
             return out[0, 0]

@@ -1,10 +1,10 @@
-"""First that everything runs on this accelerator, then how near its limits that is.
+"""Checks in ten minutes that everything runs on this accelerator, and how fast.
 
 python -m benchmarks.gpu_check [--model FOLDER] [--quick]
 
-Each stage is a process of its own with a limit of time, and the others run whatever
-becomes of it: together less than ten minutes. What `benchmarks.accelerator` found until
-its limit lies in accelerator.md. --quick tries the script out, on any machine.
+Each stage is a process with a time limit; if one fails, the others still run. The last
+stage, `benchmarks.accelerator`, writes its rows to accelerator.md until its time limit.
+--quick tries the script on any machine.
 """
 
 import argparse
@@ -21,10 +21,12 @@ TOTAL = 590  # seconds
 
 
 class Stage(NamedTuple):
-    """A module with its arguments.
+    """A module to run, with its arguments.
 
+    title: for the output.
+    arguments: of `python -m`.
     limit: seconds.
-    keeps: whether what it found until its limit is good for something.
+    keeps: whether it succeeds when the time limit stops it.
     """
 
     title: str
@@ -34,7 +36,7 @@ class Stage(NamedTuple):
 
 
 def stages(model: str, folder: str, quick: bool) -> list[Stage]:
-    """What is run, in this order."""
+    """The stages, in order."""
     train = ["experiments.train", "--quick", "--run-dir"]
     real = ["experiments.real", "--run-dir", f"{folder}/real"]
     if quick:
@@ -44,7 +46,7 @@ def stages(model: str, folder: str, quick: bool) -> list[Stage]:
         real += ["--evaluate-every", "8", "--checkpoint-every", "8"]
     speed = ["benchmarks.accelerator", "--rounds", "2"]
     speed += ["--models", "tiny"] if quick else ["--models", "half_billion,smollm2"]
-    # No machine without an accelerator has a kernel to check.
+    # Only accelerators have a kernel to check.
     kernel = [Stage("attention's kernel", ["benchmarks.attention_check"], 60)]
     return [
         Stage("the device's numbers", ["benchmarks.device_numbers"], 90),
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="as of experiments.real")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    # Asked in a process that ends: on a GPU whoever asks takes most of its memory.
+    # Ask for the device in another process: on a GPU, jax reserves most of the memory.
     asked = (
         "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=',')"
     )
@@ -80,11 +82,12 @@ def main() -> None:
     platform, kind = answer.stdout.strip().split(",", 1) if answer.stdout else ("", "")
     if not platform or (platform == "cpu" and not args.quick):
         sys.exit(
-            f"an accelerator must be there, got {platform or answer.stderr[-300:]};"
-            " install 'jax[cuda13]' into .venv, or try the script out with --quick."
+            "this check needs an accelerator, got"
+            f" {platform or answer.stderr[-300:]}; install 'jax[cuda13]' into .venv, or"
+            " try the script with --quick."
         )
     print(f"on {kind}", flush=True)
-    # What is only tried out may be so on a slow machine.
+    # --quick may run on a slow machine.
     total = 6 * TOTAL if args.quick else TOTAL
     end, failed = time.monotonic() + total, []
     with tempfile.TemporaryDirectory() as folder:
@@ -96,11 +99,11 @@ def main() -> None:
                 print(said, flush=True)
     if failed:
         sys.exit(f"failed: {'; '.join(failed)}")
-    print(f"all of it runs, in {total - (end - time.monotonic()):.0f} s")
+    print(f"all stages passed, in {total - (end - time.monotonic()):.0f} s")
 
 
 def run(stage: Stage, limit: float) -> str | None:
-    """Runs a stage and shows the end of what it prints; returns what went wrong."""
+    """Runs a stage and prints the end of its output; returns a message if it failed."""
     print(f"== {stage.title}: python -m {' '.join(stage.arguments)}", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:

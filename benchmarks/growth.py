@@ -1,9 +1,10 @@
-"""Step time and memory against G, T, P, depth and width, set against the arithmetic.
+"""Measures how step time and memory grow with G, T, P, depth and width.
 
 python -m benchmarks.growth [--workload small] [--factors 1,2,4,8] [--rounds 5]
 
-One size at a time is multiplied, all others are the workload's. Times are medians over
-rounds in which all sizes run in turn; memory is the compiled program's.
+One size at a time is multiplied; the others are the workload's. Times are medians over
+rounds in which all sizes run in turn. Memory is that of the compiled program. Both are
+compared with arithmetic.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
         for factor in factors
     }
     cases = {}
-    for work in works.values():  # the workload itself is in every axis
+    for work in works.values():  # factor 1 gives the same workload on every axis
         if work not in cases:
             cases[work] = Case(work)
             print(f"compiled {work}", flush=True)
@@ -58,13 +59,13 @@ def main() -> None:
 
 
 def grown(base: workload.Workload, fields, factor: int) -> workload.Workload:
-    """The workload with these sizes multiplied."""
+    """The workload with the given sizes multiplied."""
     changes = {name: vars(base)[name] * factor for name in fields}
     return dataclasses.replace(base, **changes)
 
 
 class Case:
-    """A compiled program, timed dispatch by dispatch."""
+    """A compiled program; `run` times one dispatch."""
 
     def __init__(self, work: workload.Workload):
         built = rljax_program.build(work, STEPS_PER_DISPATCH)
@@ -78,13 +79,14 @@ class Case:
         self.times.clear()
 
     def run(self) -> None:
+        """Runs one dispatch and records its seconds per step."""
         prompts = next(self._stream)
         start = time.perf_counter()
         self._state, _ = jax.block_until_ready(self._compiled(self._state, prompts))
         self.times.append((time.perf_counter() - start) / STEPS_PER_DISPATCH)
 
     def found(self) -> dict[str, float]:
-        """Measured, and by arithmetic: state, gradients, keys and values."""
+        """Time and memory as measured, and by arithmetic."""
         sizes = self._program.sizes()
         memory = cost.memory(self._program, sizes, self._compiled)
         parts = memory.parameters + memory.optimizer + memory.gradients + memory.cache
@@ -97,7 +99,7 @@ class Case:
 
 
 def exponents(found: list[dict]) -> str:
-    """How each quantity grows from the smallest to the largest size of an axis."""
+    """A table of growth exponents between the ends of each axis."""
 
     def exponent(cases, name):
         first, last = cases[0], cases[-1]
@@ -113,10 +115,11 @@ def exponents(found: list[dict]) -> str:
             span = f"{cases[0]['size']} to {cases[-1]['size']}"
             lines.append([axis, span, *powers])
     head = ["", "sizes", "time", "arithmetic", "memory", "state, gradients, cache"]
-    return "Exponents: 1 grows in proportion.\n\n" + results.table(head, lines)
+    return "Growth exponents; 1 is linear.\n\n" + results.table(head, lines)
 
 
 def rows(found: list[dict]) -> str:
+    """The table of all measurements."""
     head = ["", "size", "ms/step", "GFLOP", "GFLOP/s", "MiB", "by arithmetic, MiB"]
     return results.table(
         head,
@@ -136,7 +139,7 @@ def rows(found: list[dict]) -> str:
 
 
 def draw(found: list[dict]):
-    """Time and memory of each axis, dashed what the arithmetic says."""
+    """Plots time and memory against each size, with arithmetic as dashed lines."""
     figure, axes = plt.subplots(
         2, len(AXES), figsize=(3 * len(AXES), 6), layout="constrained"
     )

@@ -1,13 +1,13 @@
-"""Completions of very different lengths: what slots and pieces by length are worth.
+"""Measures slots and microbatches by length for completions of very different lengths.
 
 python -m benchmarks.long_tail [--prompts 64] [--samples 16] [--tokens 128]
     [--model FOLDER --texts FILE --end-token 2]
 
-A real decoder computes; a script ends each sample at a lognormal length of coefficient
-of variation 1, mean a sixth of T, cut at T. Sampling with all samples at once is timed
-beside sampling in slots, and the update of whole rows beside pieces by length, in turn.
-With --model, a folder in Hugging Face layout, the same for a trained model that goes on
-with the texts of a JSONL file and ends its completions itself.
+A decoder does real work, but a script ends each sample at a random length: lognormal
+with a coefficient of variation of 1 and a mean of T / 6, cut at T. Sampling all
+completions at once is compared with sampling in slots, and updates of whole rows with
+updates by length. With --model, a Hugging Face folder, a trained model also continues
+the texts of a JSONL file and ends its completions itself.
 """
 
 import argparse
@@ -36,7 +36,11 @@ CV = 1.0
 
 
 class Case(NamedTuple):
-    """What samples; `end`: the token that ends a completion; `tokens`: the longest."""
+    """A policy and prompts to sample from.
+
+    end: the token that ends a completion.
+    tokens: of the longest completion.
+    """
 
     name: str
     policy: Policy
@@ -64,6 +68,7 @@ def main() -> None:
 
 
 def by_script(args) -> Case:
+    """W1's decoder, whose completions a script ends."""
     sizes = rljax_program.build(workload.WORKLOADS["W1"], 1).program.sizes()
     script = hazard(args.tokens + 1, mean=args.tokens / 6)
     policy = scripted(decoder_policy(sizes.decoder), script)
@@ -73,6 +78,7 @@ def by_script(args) -> Case:
 
 
 def trained(args) -> Case:
+    """The model of --model, which ends its completions itself."""
     config, params = hugging_face.load(args.model)
     texts = data.read_jsonl(args.texts)[: args.prompts]
     prompts, _ = data.encode_prompts(texts, load_tokenizer(args.model), 64)
@@ -81,7 +87,7 @@ def trained(args) -> Case:
 
 
 def measure(case: Case, args) -> tuple[str, dict]:
-    """Text and seconds."""
+    """The section of the page, and the seconds of all calls."""
     rollout, sampling, drawn = by_slots(case, args)
     training, learned = by_lengths(case, rollout, args)
     lengths = np.asarray(rollout.samples.length, float)
@@ -94,7 +100,7 @@ def measure(case: Case, args) -> tuple[str, dict]:
 
 
 def by_slots(case: Case, args):
-    """A rollout, a table, and seconds by number of slots."""
+    """A rollout, the table of slots, and slots -> seconds by round."""
     prompts, params, key = case.prompts, case.params, jax.random.key(1)
     total = len(prompts.id) * args.samples
     draws = {
@@ -131,7 +137,7 @@ def by_slots(case: Case, args):
 
 
 def by_lengths(case: Case, rollout: Rollout, args):
-    """A table, and seconds of an update by number of lengths."""
+    """The table of updates by length, and number of lengths -> seconds by round."""
     learns, after = {}, {}
     for n in (1, 2, 4, 8):
         learner = update.learner(
@@ -155,15 +161,15 @@ def by_lengths(case: Case, rollout: Rollout, args):
 
 
 def compared(times: dict, name, base) -> tuple[float, float]:
-    """Median seconds, and the median ratio to the base in the same round."""
+    """Median seconds, and the median speed-up over `base` in the same round."""
     pairs = zip(times[base], times[name], strict=True)
     return statistics.median(times[name]), statistics.median(a / b for a, b in pairs)
 
 
 def hazard(num_tokens: int, mean: float) -> np.ndarray:
-    """f32[num_tokens]: the chance that token t ends a completion that has not ended.
+    """f32[num_tokens]: the probability that token t ends a completion that reached it.
 
-    Lengths are then lognormal with this mean, tokens.
+    It makes lengths lognormal with the given mean, tokens.
     """
     sigma = np.sqrt(np.log(1 + CV**2))
     law = scipy.stats.lognorm(sigma, scale=mean * np.exp(-(sigma**2) / 2))
@@ -173,7 +179,7 @@ def hazard(num_tokens: int, mean: float) -> np.ndarray:
 
 
 def scripted(policy: Policy, hazard: np.ndarray) -> Policy:
-    """The same computation, but the end token's probability follows a script."""
+    """The same policy, but the probability of the end token at t is `hazard[t]`."""
     chance = jnp.asarray(hazard)
 
     def write(logits, t):  # f32[P, ..., V], i32[P]

@@ -1,9 +1,10 @@
-"""A run's memory at its largest against what `--plan` said of it, at three sizes.
+"""Compares the peak memory of runs with the prediction of `--plan`, at three sizes.
 
 python -m benchmarks.plan_memory [--smollm2 FOLDER] [--only 25M]
 
-Each command runs twice, in a process of its own: with --plan, which says "in all", and
-for a few steps with an evaluation and a checkpoint, whose largest resident set counts.
+Each command runs twice, in new processes: once with --plan, whose "in all" is the
+prediction, and once for a few steps with an evaluation and a checkpoint, whose largest
+resident set is the measurement.
 """
 
 import argparse
@@ -17,21 +18,21 @@ from typing import NamedTuple
 from benchmarks import results
 
 WITHIN = 0.15
-"""What the plan may be off by, as a share of the run's peak."""
+"""Largest allowed error of the plan, as a fraction of the run's peak."""
 
 _SHORT = ["--num-steps", "4", "--evaluate-every", "2", "--checkpoint-every", "2"]
 _SHORT += ["--no-compilation-cache"]
 
 
 class Case(NamedTuple):
-    """A command, without `python -m`."""
+    """A command to run; `words` are the arguments of `python -m`."""
 
     name: str
     words: list[str]
 
 
 def cases(smollm2: str) -> list[Case]:
-    """0.1 million parameters, 25 million, and SmolLM2-135M."""
+    """Cases with 0.1 and 25 million parameters, and SmolLM2-135M."""
     addition = ["experiments.addition", "--warm-steps", "0", "--num-test", "64"]
     addition += ["--steps-per-dispatch", "2"]
     large = ["--num-layers", "6", "--d-model", "512", "--num-heads", "8"]
@@ -60,16 +61,16 @@ def main() -> None:
 
 
 def compared(case: Case) -> dict:
-    """MiB that were planned, and that were taken."""
+    """The planned and the measured MiB of a case."""
     text, _ = finished([*case.words, "--plan"])
-    planned = float(re.findall(r"in all │\s*([\d,.]+)", text)[-1].replace(",", ""))
+    planned = float(re.findall(r"in all\s+│\s*([\d,.]+)", text)[-1].replace(",", ""))
     with tempfile.TemporaryDirectory() as folder:
         _, taken = finished([*case.words, "--run-dir", f"{folder}/run"])
     return {"case": case.name, "planned_mib": planned, "taken_mib": round(taken, 1)}
 
 
 def finished(words: list[str]) -> tuple[str, float]:
-    """What a command prints, and the MiB of its largest resident set."""
+    """The output of a command, and its largest resident set in MiB."""
     command = [sys.executable, "-m", *words]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         env = os.environ | {"COLUMNS": "120"}
@@ -85,12 +86,12 @@ def finished(words: list[str]) -> tuple[str, float]:
 
 
 def off(row: dict) -> float:
-    """By what share of the run's peak its plan is above it."""
+    """The relative error of the plan."""
     return row["planned_mib"] / row["taken_mib"] - 1
 
 
 def table(found: list[dict]) -> str:
-    """The figures, and by how much they differ."""
+    """The table of planned and measured memory."""
     rows = [
         (r["case"], r["planned_mib"], r["taken_mib"], f"{off(r):+.1%}") for r in found
     ]

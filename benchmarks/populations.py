@@ -1,9 +1,9 @@
-"""Populations of a tiny model: all seeds in one vmapped program, or one after another.
+"""Compares training many seeds of a tiny model in one vmapped program and one by one.
 
 python -m benchmarks.populations [--seeds 8,64] [--workload tiny] [--rounds 5]
 
-Both train every seed by the same steps from the same start, on prompts of its own;
-rounds alternate between them.
+Both ways take the same steps from the same start for every seed, which has its own
+prompts. They run in turn.
 """
 
 import argparse
@@ -93,6 +93,7 @@ def measure(built: rljax_program.Built, seeds: int, rounds: int) -> dict:
 
 
 def faster(case: dict) -> list[float]:
+    """The speed-up of one program over one by one, by round."""
     pairs = zip(case["apart_ms"], case["together_ms"], strict=True)
     return [apart / together for apart, together in pairs]
 

@@ -1,19 +1,19 @@
-"""SmolLM2-135M-Instruct beside TRL: time, memory and reward of the same steps.
+"""Compares rljax and TRL on SmolLM2-135M-Instruct: time, memory and reward per step.
 
 python -m benchmarks.real_model [--model FOLDER] [--steps 12] [--kinds "as used"]
 
-The task, sizes and learning rate are those of `experiments.real`; both learn from the
-same questions in the same order, by the model's own chat template, and one trainer
-steps while the other waits. Two kinds of runs:
+Task, sizes and learning rate are those of `experiments.real`. Both trainers learn from
+the same questions in the same order, with the model's own chat template. They take
+steps in turn. Two kinds of runs:
 
-- like for like: float32, GRPO, the batch in as many pieces; optimiser, schedule and
-  clipping have the same numbers.
-- as used: rljax what `experiments.real` does (FADE, bfloat16 where the CPU has units
-  for it), TRL its defaults (bfloat16 autocast, gradient checkpointing, DAPO's loss, a
-  rate that falls linearly from the first step).
+- like for like: both use float32, GRPO, the same number of microbatches, and the same
+  optimiser, schedule and clipping.
+- as used: rljax runs `experiments.real` (FADE, bfloat16 if the CPU has units for it),
+  TRL its defaults (bfloat16 autocast, gradient checkpointing, DAPO's loss, a learning
+  rate that decays linearly from the first step).
 
-12 steps of both kinds take about half an hour on two quiet cores, 40 steps 100
-minutes. Needs trl, and up to 16 GiB. Adds to real_model.json and writes real_model.md.
+12 steps of both kinds take about half an hour on two quiet cores, 40 steps 100 minutes.
+Needs trl, and up to 16 GiB. Adds to real_model.json, and writes real_model.md from it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NAME = "real_model"
 
 
 class Peer:
-    """A trainer in a process of its own, which takes a step when it is told to."""
+    """A trainer in another process, which takes a step on request."""
 
     def __init__(self, name: str, kind: str, work: pathlib.Path, log: IO[str]):
         module = f"benchmarks.{name}_real"
@@ -54,7 +54,7 @@ class Peer:
         )
 
     def step(self) -> dict[str, Any]:
-        """What the trainer says of its next step."""
+        """Makes the trainer take a step; returns its measurements."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write("step\n")
@@ -66,7 +66,7 @@ class Peer:
             sys.exit(f"{self._process.args} failed:\n{self._log.read()[-3000:]}")
 
     def close(self) -> None:
-        """Ends the process, which waits for its next command."""
+        """Kills the process."""
         self._process.kill()
         self._process.wait()
 
@@ -75,12 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="smollm2", help="a chat model's folder")
+    parser.add_argument("--model", default="smollm2", help="folder of a chat model")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=16, help="per step")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument(
-        "--trl-pieces", type=int, help="of a batch, instead of as many as rljax's"
+        "--trl-pieces", type=int, help="TRL's microbatches; default: rljax's number"
     )
     args = parser.parse_args()
     kinds = args.kinds.split(",")
@@ -107,13 +107,14 @@ def main() -> None:
 
 
 def described(config: real.Config) -> dict[str, Any]:
-    """What both trainers read: numbers, rates, and the questions in rljax's order."""
+    """The input of both trainers: config, learning rates, and questions in order."""
     (experiment,) = real.build(config)
     if (metadata := experiment.model.metadata) is None:
         raise ValueError(
-            f"--model must be a folder, which TRL can load, got {config.model!r}."
+            f"--model must be a folder that TRL can load, got {config.model!r}; pass"
+            " one."
         )
-    train = arithmetic.splits().train  # comes first among the ids of the prompts
+    train = arithmetic.splits().train  # ids of prompts count its problems first
     rate = optimizer.linear_decay(config.learning_rate, config.num_steps)
     rows = [
         train[i].problem
@@ -130,7 +131,7 @@ def described(config: real.Config) -> dict[str, Any]:
 
 
 def steps(kind: str, work: dict[str, Any], count: int):
-    """After every step, those of each trainer so far; the trainers take turns."""
+    """Yields, after every step, trainer -> measurements of its steps so far."""
     rows: dict[str, list] = {name: [] for name in PEERS}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -148,24 +149,25 @@ def steps(kind: str, work: dict[str, Any], count: int):
 
 
 def text(found: dict[str, dict[str, list]]) -> str:
-    """A table of each kind, and its learning curves."""
+    """A section with tables for each kind of run."""
     return "\n\n".join(f"## {kind}\n\n{section(rows)}" for kind, rows in found.items())
 
 
 def schedules(rates: list[float]) -> str:
-    """Why one kind's curves are not the other's: how far the first steps go."""
+    """A sentence on the schedules, which explain why the learning curves differ."""
     count, first = len(rates), min(5, len(rates))
     ours = sum(rates[:first]) / max(rates) if max(rates) else 0.0
     default = sum(1 - i / count for i in range(first))
     return (
-        f"The rates of the first {first} of {count} steps add up to {ours:.2f} peaks by"
-        " rljax's schedule, which climbs from 0, and which both have like for like; by"
-        f" TRL's default, which begins at its peak and falls to 0, to {default:.2f}."
+        f"The learning rates of the first {first} of {count} steps add up to"
+        f" {ours:.2f} peaks with rljax's schedule, which starts at 0 and which both use"
+        " like for like. With TRL's default, which decays from its peak to 0, they add"
+        f" up to {default:.2f}."
     )
 
 
 def section(rows: dict[str, list]) -> str:
-    """Times and memory, rljax's share of TRL's, and rewards by step."""
+    """A table of times and memory, the speed-up, and a table of rewards by step."""
     lines = []
     for name, taken in rows.items():
         later = [row["seconds"] for row in taken[1:]] or [taken[0]["seconds"]]
@@ -184,7 +186,7 @@ def section(rows: dict[str, list]) -> str:
     told = ""
     if ratios:
         told = (
-            f"\n\nTRL's time of a step by rljax's of the same round: median"
+            f"\n\nTRL's time per step over rljax's in the same round: median"
             f" {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}."
         )
     curve = [

@@ -1,4 +1,4 @@
-"""Writes what a benchmark found beside it: NAME.md, NAME.json and NAME.png."""
+"""Writes the results of a benchmark beside it: NAME.md, NAME.json and NAME.png."""
 
 import json
 import os
@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; numbers are shown with four digits."""
+    """A Markdown table; floats have four significant digits."""
 
     def text(cell):
         return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
@@ -25,10 +25,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write(name: str, title: str, body: str, data: Any, figure=None) -> None:
-    """Prints the body and writes it, with the command and the machine, to files.
+    """Prints the body, and writes it to files with the command and the machine.
 
     Args:
-      figure: a matplotlib figure, shown at the end.
+      name: of the files.
+      title: of the page.
+      body: Markdown.
+      data: for NAME.json; JSON-able.
+      figure: a matplotlib figure for the end of the page, or None.
     """
     device = jax.devices()[0]
     facts = {

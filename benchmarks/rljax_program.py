@@ -1,4 +1,4 @@
-"""The workload as an rljax program, for every benchmark that runs one."""
+"""The workload as an rljax program, shared by several benchmarks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,7 +20,11 @@ from rljax.types import Prompts, TrainState, Verdict
 
 
 class Built(NamedTuple):
-    """A program; `start`: key -> what it starts from; `prompts`: the data set."""
+    """A program, and what it needs to run.
+
+    start: key -> initial state.
+    prompts: the data set.
+    """
 
     policy: Policy
     program: step.Program
@@ -28,7 +32,7 @@ class Built(NamedTuple):
     prompts: Prompts
 
     def phase(self, num_steps: int, run: step.Run | None = None) -> train.Phase:
-        """Training by the host loop; `run`: instead of a new one of the program."""
+        """A phase for the run loop; `run` replaces the program's own fused step."""
         return train.Phase(
             name="rl",
             run=self.program.fused() if run is None else run,
@@ -54,7 +58,13 @@ def build(
     *,
     shared: bool = True,
 ) -> Built:
-    """GRPO with AdamW on a new decoder; `shared`: prompts within their groups."""
+    """GRPO with AdamW on a new decoder.
+
+    Args:
+      work: the workload.
+      steps_per_dispatch: training steps per call.
+      shared: whether the samples of a group share one copy of the prompt.
+    """
     decoder = DecoderConfig(
         vocab_size=workload.VOCAB,
         num_layers=work.num_layers,
@@ -109,7 +119,7 @@ def build(
 
 
 def prompts(count: int) -> Prompts:
-    """The problems as right-padded tokens; the answer as tokens for the verifier."""
+    """The problems as right-padded tokens, with the answers' tokens as data."""
     pairs = workload.problems(count)
     rows = [workload.token_ids(question) for question, _ in pairs]
     answers = [workload.token_ids(answer) for _, answer in pairs]
@@ -127,14 +137,14 @@ def prompts(count: int) -> Prompts:
 
 
 def verify(prompts, samples):
-    """Exact match of the first tokens: what is asked for here is work, not learning."""
+    """Whether the first tokens equal the answer; good enough to measure speed."""
     want = prompts.data["answer"][:, None]
     same = (samples.tokens[..., : want.shape[-1]] == want) | (want < 0)
     return Verdict.binary(jnp.all(same, -1))
 
 
 def unshared(policy: Policy, num_samples: int) -> Policy:
-    """The same policy, every sample with a prompt of its own: groups of one."""
+    """The same policy, but every sample has its own copy of the prompt."""
 
     def apart(tree):  # [P, G, ...] -> [P * G, 1, ...]
         return jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), tree)
@@ -142,10 +152,10 @@ def unshared(policy: Policy, num_samples: int) -> Policy:
     def flat(tree):  # [P, G, ...] -> [P * G, ...]
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
-    def together(tree):
+    def together(tree):  # [P * G, ...] -> [P, G, ...]
         return jax.tree.map(lambda x: x.reshape(-1, num_samples, *x.shape[2:]), tree)
 
-    def repeat(tree):
+    def repeat(tree):  # [P, ...] -> [P * G, ...]
         return jax.tree.map(lambda x: jnp.repeat(x, num_samples, 0), tree)
 
     def prefill(params, prompts):

@@ -1,7 +1,7 @@
-"""rljax on a real model, the steps of `experiments.real`; one per line of input.
+"""Trains a real model with rljax, one step of `experiments.real` per line of input.
 
 python -m benchmarks.rljax_real WORK.json --kind "like for like"
-Is started by `benchmarks.real_model`, which says what the kinds are.
+`benchmarks.real_model` starts it and explains the kinds.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--kind", required=True)
     args = parser.parse_args()
     config = real.Config(**json.loads(args.work.read_text())["config"])
-    out, sys.stdout = sys.stdout, sys.stderr  # whoever prints, prints elsewhere
+    out, sys.stdout = sys.stdout, sys.stderr  # keep other output out of the results
     like = args.kind == "like for like"
     experiment = like_trl(config) if like else real.build(config)[0]
     state = jax.jit(experiment.begin, donate_argnums=0)(
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def like_trl(config: real.Config) -> Experiment:
-    """The experiment in float32, with GRPO as TRL has it."""
+    """The experiment in float32, with TRL's GRPO."""
     config = dataclasses.replace(config, dtype="float32")
     (made,) = real.build(config)
     rate = optimizer.linear_decay(config.learning_rate, config.num_steps)

@@ -1,4 +1,4 @@
-"""rljax on the workload, as a user runs it: host loop, all metrics, files, display.
+"""Times rljax on a workload, as a user runs it: run loop, all metrics, files, display.
 
 python -m benchmarks.rljax_step W1 [--steps 40] [--unshared]
 `--unshared` gives every sample its own copy of the prompt, as the peers do.
@@ -70,9 +70,9 @@ def main() -> None:
 
 
 def time_parts(built: rljax_program.Built, pieces: int, state) -> dict[str, float]:
-    """Milliseconds of a step's parts, each a program of its own; medians of 5.
+    """Milliseconds of the parts of a step, timed as separate programs; medians of 5.
 
-    Weighing and updating is the update less its forward pass, which measures.
+    "weigh and update" is the update minus its forward pass, "measure".
     """
     program = built.program
     prompts = jax.tree.map(lambda x: x[0], next(built.stream(1)))

@@ -1,10 +1,11 @@
-"""A policy that `experiments.real` saved, sampled by rljax and by transformers.
+"""Samples a policy that `experiments.real` saved, with rljax and with transformers.
 
 python -m benchmarks.sample_with_transformers RUN/policy [--problems 217] [--samples 4]
 
-Both answer the same held-out questions, by the chat template in the folder, in float32;
-a table says how often, with errors. Exits with 1 if they differ by more than 3 standard
-errors of their difference. Needs torch; all problems take some minutes on two cores.
+Both answer the same held-out questions, with the chat template of the folder, in
+float32. A table shows how often they are right, with errors. Exits with 1 if they
+differ by more than 3 standard errors of the difference. Needs torch; all problems take
+some minutes on two cores.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from rljax.task import arithmetic
 from rljax.verify import read_last_number
 
 LARGEST = 3.0  # standard errors
-BATCH = 32  # questions asked at a time
+BATCH = 32  # questions at a time
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--problems", type=int, default=None, help="the first of them")
+    parser.add_argument("--problems", type=int, default=None, help="number to take")
     parser.add_argument("--samples", type=int, default=4)
     args = parser.parse_args()
     questions = arithmetic.splits().test[: args.problems]
@@ -53,12 +54,12 @@ def main() -> None:
 
 
 def named(stages: dict[str, np.ndarray]) -> dict[str, evaluate.Stage]:
-    """The verdicts bool[P, n] as stages of a table."""
+    """Name -> verdicts bool[P, n], as stages of a table."""
     return {name: evaluate.Stage(correct) for name, correct in stages.items()}
 
 
 def distance(stages: dict[str, np.ndarray]) -> float:
-    """How far pass@1 is apart, in standard errors of the difference by problem."""
+    """The difference of pass@1, in standard errors of the per-problem difference."""
     first, second = (np.mean(correct, -1) for correct in stages.values())
     apart = second - first
     error = np.std(apart, ddof=1) / np.sqrt(len(apart))
@@ -66,7 +67,7 @@ def distance(stages: dict[str, np.ndarray]) -> float:
 
 
 def by_rljax(folder: pathlib.Path, rows: Sequence[int], num_samples: int) -> np.ndarray:
-    """bool[P, n]: the verdicts on these of the test questions, sampled by rljax."""
+    """Verdicts bool[P, n] on some test questions, sampled by rljax."""
     c = real.Config()
     model = language_model.load(folder)
     chat = data.Chat()
@@ -89,14 +90,14 @@ def by_rljax(folder: pathlib.Path, rows: Sequence[int], num_samples: int) -> np.
 def by_transformers(
     folder: pathlib.Path, questions: list[arithmetic.Question], num_samples: int
 ) -> np.ndarray:
-    """bool[P, n]: the same of transformers, the policy's folder being all it has."""
+    """Verdicts bool[P, n], sampled by transformers from the policy's folder alone."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     import transformers
 
     c = real.Config()
     torch.manual_seed(0)
-    words = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32
     ).eval()
@@ -105,7 +106,7 @@ def by_transformers(
     rows: list[Any] = []
     for start in range(0, len(questions), BATCH):
         batch = [question.problem for question in questions[start : start + BATCH]]
-        asked = words.apply_chat_template(
+        asked = tokenizer.apply_chat_template(
             [[{"role": "user", "content": problem.question}] for problem in batch],
             add_generation_prompt=True,
             return_dict=True,
@@ -123,14 +124,16 @@ def by_transformers(
         )
         new = out[:, asked["input_ids"].shape[1] :].reshape(len(batch), num_samples, -1)
         for problem, samples in zip(batch, new.tolist(), strict=True):
-            rows.append([_right(words, ids, ends, problem.answer) for ids in samples])
+            rows.append(
+                [_right(tokenizer, ids, ends, problem.answer) for ids in samples]
+            )
     return np.array(rows, bool)
 
 
-def _right(words, ids: list[int], ends: list[int], answer: str) -> bool:
+def _right(tokenizer, ids: list[int], ends: list[int], answer: str) -> bool:
     """Whether the last number before the end token is the answer."""
     length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    text = words.decode(ids[:length], skip_special_tokens=False)
+    text = tokenizer.decode(ids[:length], skip_special_tokens=False)
     found = read_last_number(text.encode(), finished=length < len(ids))
     return found == decimal.Decimal(answer)
 

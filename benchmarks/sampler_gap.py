@@ -1,16 +1,18 @@
-"""The gap between sampler and learner, by dtype: real weights, the whole distribution.
+"""Measures the gap between sampler and learner by dtype, with real weights.
 
 RLJAX_SMOLLM2=DIR python -m benchmarks.sampler_gap [--prompts 4] [--samples 4] \\
     [--tokens 64]
 
-DIR is a folder of SmolLM2-135M-Instruct, or --model another.
+DIR is a folder of SmolLM2-135M-Instruct; --model names another folder.
 
-Both compute the log-probability of every sampled token, with the same parameters: the
-sampler one token at a time from its cache, the learner all at once. What differs is
-rounding, and an importance weight that is not exactly 1. The gap is |log-prob sampled -
-log-prob scored|, nats, of the tokens of sampled completions at temperature 1.
+Sampler and learner compute the log-probability of every sampled token with the same
+parameters: the sampler one token at a time from its cache, the learner all at once.
+They differ by rounding, so importance weights are not exactly 1. The gap is the
+absolute difference of the two log-probabilities in nats, at temperature 1. The table
+describes its whole distribution.
 
-Random bits are the same in all rows, so dtypes sample the same text until one differs.
+All rows use the same random bits, so dtypes sample the same text up to a first
+difference.
 """
 
 import argparse
@@ -45,7 +47,7 @@ TEXTS = (
     "Explain why the sky is blue to a child.",
     "Give me a recipe for a soup of lentils, step by step.",
 )
-# dtype of activations and of decoded weights, and the learner's attention.
+# (dtype of activations and decoded weights, the learner's attention)
 KINDS = (("float32", "whole"), ("bfloat16", "whole"), ("bfloat16", "blocks"))
 
 
@@ -59,7 +61,7 @@ def main() -> None:
     if not 0 < args.prompts <= len(TEXTS):
         sys.exit(f"--prompts must be from 1 to {len(TEXTS)}, got {args.prompts}.")
     if args.model is None:
-        sys.exit("RLJAX_SMOLLM2 or --model must name a folder of a model; set one.")
+        sys.exit("RLJAX_SMOLLM2 or --model must name the folder of a model; set one.")
     folder, rows = pathlib.Path(args.model), []
     for dtype, attention in KINDS:
         model = language_model.load(folder, dtype=jnp.dtype(dtype), attention=attention)
@@ -84,7 +86,7 @@ def gaps(
     num_samples: int,
     max_tokens: int,
 ) -> np.ndarray:
-    """[tokens] nats between what the sampler and the learner say of sampled tokens."""
+    """f64[tokens]: the gap of each sampled token, nats."""
     policy = decoder_policy(config)
     sample = sampler(
         policy, num_samples=num_samples, max_tokens=max_tokens, stop_tokens=()
@@ -101,14 +103,14 @@ def gaps(
 
 
 def prompts(model: Model, texts: Sequence[str]) -> Prompts:
-    """The texts as first messages of conversations, or as they are."""
+    """The texts as user messages if the model has a chat template, else as they are."""
     problems = [Problem(text, "none") for text in texts]
     chat = Chat() if model.tokenizer.chat_template else None
     return encode_prompts(problems, model.tokenizer, PROMPT_TOKENS, chat=chat)[0]
 
 
 def numbers(gap: np.ndarray) -> list[float]:
-    """Mean, quantiles, largest, and shares beyond each of `FAR`."""
+    """Mean, quantiles and maximum of the gap, and the fractions above each of `FAR`."""
     shares = [float(np.mean(gap > far)) for far in FAR]
     quantiles = [float(q) for q in np.quantile(gap, QUANTILES)]
     return [float(np.mean(gap)), *quantiles, float(np.max(gap)), *shares]

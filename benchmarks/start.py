@@ -1,9 +1,10 @@
-"""Time to the first step, with a cold and a warm compilation cache; depth 4 against 32.
+"""Measures the time to the first step, with a cold and a warm compilation cache.
 
 python -m benchmarks.start [--workload W1] [--rounds 3]
 
-Every run is a process of its own: `benchmarks.rljax_step`, from its first line to the
-end of the first dispatch, and what of that is compilation.
+Every run is a new process of `benchmarks.rljax_step`. The time counts from its first
+line to the end of the first dispatch; the part for compilation is reported as well. It
+also compares the compilation of 4 and 32 layers.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def first(name: str, cache: str) -> dict[str, float]:
-    """Seconds to the first step of a new process."""
+    """Seconds to the first step of a new process, and seconds of compilation."""
     env = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -55,13 +56,13 @@ def first(name: str, cache: str) -> dict[str, float]:
 
 
 def values(found: list[dict], name: str, kind: str, key: str) -> list[float]:
-    """By round."""
+    """The values of a measurement by round."""
     rows = [r for r in found if (r["workload"], r["cache"]) == (name, kind)]
     return [row[key] for row in rows]
 
 
 def table(found: list[dict]) -> str:
-    """Medians over rounds."""
+    """The table of medians over rounds."""
     head = ["workload", "layers", "cache", "first step, s", "compilation, s"]
     cases = dict.fromkeys((row["workload"], row["cache"]) for row in found)
     return results.table(
@@ -80,7 +81,7 @@ def table(found: list[dict]) -> str:
 
 
 def ratios(found: list[dict], name: str) -> str:
-    """What the figures are measured for, by round."""
+    """A sentence with the ratios warm to cold start, and deep to shallow model."""
     warm, cold = (values(found, name, k, "first_step_s") for k in ("warm", "cold"))
     few, many = (values(found, d, "cold", "compile_s") for d in DEPTHS)
     starts = " / ".join(f"{w / c:.2f}" for w, c in zip(warm, cold, strict=True))

@@ -1,7 +1,6 @@
-"""The rate of matrix products by PyTorch, for the floor that peers' library allows.
+"""Measures the rate of matrix products in PyTorch, as benchmarks/floor.py does in XLA.
 
-python benchmarks/torch_rate.py W1    # with the python of TRL's environment
-The same forward products of a whole batch as benchmarks/floor.py measures under XLA.
+python benchmarks/torch_rate.py W1    # with the Python of TRL's environment
 """
 
 import argparse
@@ -21,7 +20,7 @@ def main() -> None:
 
 
 def rate(rows: int, inner: int, outer: int) -> float:
-    """FLOP/s; the median of 30 calls after 5."""
+    """FLOP/s of a product; the median of 30 calls, after 5 for warm-up."""
     x, w = torch.ones(rows, inner), torch.ones(inner, outer)
     times = []
     for _ in range(35):

@@ -1,8 +1,8 @@
-"""TRL's GRPOTrainer on a real model; a step per line of standard input.
+"""Trains a real model with TRL's GRPOTrainer, one step per line of standard input.
 
 python -m benchmarks.trl_real WORK.json --kind "like for like"
-Is started by `benchmarks.real_model`, which says what the kinds are. JAX is imported
-for rljax's verifier alone, and adds about 0.1 GiB to the process.
+`benchmarks.real_model` starts it and explains the kinds. JAX is imported only for
+rljax's verifier; it adds about 0.1 GiB to the process.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from rljax.verify import read_last_number  # noqa: E402
 
 
 class Trainer(trl.GRPOTrainer):
-    """With the given rates, one per step, if there are any."""
+    """GRPOTrainer with a learning rate per step, `rates`; None: TRL's schedule."""
 
     rates = None
 
@@ -46,9 +46,9 @@ class Trainer(trl.GRPOTrainer):
 
 
 class Steps(transformers.TrainerCallback):
-    """Begins a step when it is told to, judges its completions, and says how it went.
+    """Starts each step on request, and prints its measurements.
 
-    `reward` is TRL's reward function: 1 where the last number is the answer.
+    `reward` is TRL's reward function: 1 if the last number is the answer.
     """
 
     def __init__(self, out):
@@ -56,7 +56,7 @@ class Steps(transformers.TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not sys.stdin.readline():
-            sys.exit()  # nobody is there any more
+            sys.exit()  # the other end was closed
         self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--kind", required=True)
     args = parser.parse_args()
     work = json.loads(args.work.read_text())
-    out, sys.stdout = sys.stdout, sys.stderr  # whoever prints, prints elsewhere
+    out, sys.stdout = sys.stdout, sys.stderr  # keep other output out of the results
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(work["config"]["seed"])
     like = args.kind == "like for like"
@@ -117,7 +117,12 @@ def main() -> None:
 
 
 def configuration(work: dict, like: bool) -> trl.GRPOConfig:
-    """The sizes of the work; `like`: and every number of rljax's that TRL can have."""
+    """TRL's configuration for the work.
+
+    Args:
+      work: read from WORK.json.
+      like: whether to set all numbers as in rljax, not only the sizes.
+    """
     c, pieces = work["config"], work["trl_pieces"]
     same = {
         "bf16": False,

@@ -1,7 +1,8 @@
-"""TRL's GRPOTrainer on the workload, its fastest settings here; run in its own venv.
+"""Times TRL's GRPOTrainer on a workload, with its fastest settings; has its own venv.
 
 python benchmarks/trl_step.py W1 [--steps 20] [--defaults]
-Fastest: no gradient checkpointing and no logging; `--defaults` leaves both as TRL has.
+The fastest settings are no gradient checkpointing and no logging; `--defaults` leaves
+both at TRL's defaults.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from datasets import Dataset  # noqa: E402
 
 
 class Clock(transformers.TrainerCallback):
-    """Notes when each step ended."""
+    """Records when each step ended."""
 
     def __init__(self):
         self.times = []
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def model(work: workload.Workload):
-    """Qwen2 of the workload's sizes."""
+    """A Qwen2 model of the workload's sizes."""
     return transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(
             vocab_size=workload.VOCAB,
@@ -117,7 +118,7 @@ def settings(work: workload.Workload, steps: int, *, defaults: bool):
 
 
 def timed(owner, name: str, part: str, parts: dict) -> None:
-    """Replaces a method by one that also notes how long this part of a step took."""
+    """Wraps a method to record its seconds under `part`."""
     method = getattr(owner, name)
 
     def call(*args, **kwargs):

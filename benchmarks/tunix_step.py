@@ -1,7 +1,6 @@
-"""Tunix's GRPOLearner on the workload, with its own Qwen2 and vanilla rollout; run in
-its own venv.
+"""Times Tunix's GRPOLearner on a workload, with Tunix's Qwen2 and vanilla rollout.
 
-python benchmarks/tunix_step.py W1 [--steps 20]
+python benchmarks/tunix_step.py W1 [--steps 20]    # with the Python of its own venv
 """
 
 import argparse
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def model(work: workload.Workload):
-    """Qwen2 of the workload's sizes, its embedding initialised as all others are."""
+    """A Qwen2 model of the workload's sizes, its embedding scaled as in the peers."""
     config = qwen2.ModelConfig(
         num_layers=work.num_layers,
         vocab_size=workload.VOCAB,
@@ -93,7 +92,7 @@ def model(work: workload.Workload):
 
 
 def cluster_of(actor, work: workload.Workload, steps: int, mesh):
-    """The actor, which samples, too; there is no reference."""
+    """An RL cluster whose actor also samples; there is no reference."""
     roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT)
     return rl_cluster.RLCluster(
         actor=actor,
@@ -110,7 +109,7 @@ def cluster_of(actor, work: workload.Workload, steps: int, mesh):
 
 
 def training(steps: int, num_prompts: int):
-    """One AdamW step per rollout batch, nothing in pieces."""
+    """One AdamW step per rollout batch, without microbatches."""
     return rl_cluster.RLTrainingConfig(
         actor_optimizer=optax.chain(
             optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0)
@@ -125,7 +124,10 @@ def training(steps: int, num_prompts: int):
 
 
 def rollout(new_tokens: int):
-    """top_p must be 1.0: None means greedy there. No token ends a completion."""
+    """The sampler's configuration: no token ends a completion.
+
+    top_p must be 1.0, because None means greedy in Tunix.
+    """
     return base_rollout.RolloutConfig(
         max_tokens_to_generate=new_tokens,
         max_prompt_length=workload.PROMPT_TOKENS,
@@ -138,7 +140,7 @@ def rollout(new_tokens: int):
 
 
 def time_parts(cluster, parts: dict, lengths: list) -> None:
-    """Notes how long generation and update take; waits for the device after each."""
+    """Wraps generation and update to record their seconds, with the device's work."""
     generate, update = cluster.rollout.generate, cluster.update_actor
 
     def timed(name, call, after):

@@ -1,9 +1,9 @@
-"""The work that every implementation does: one GRPO step of a tiny Qwen2-type decoder.
+"""The work that every implementation does: GRPO steps of a tiny decoder like Qwen2.
 
-Prompts `a+b=` of at most 6 characters, exact-match reward, one AdamW step per rollout
-batch, no KL, temperature 1. The end token is not obeyed, so that every step has exactly
-num_prompts * num_samples * new_tokens real tokens everywhere. No import beyond the
-standard library: the peers' scripts read it, too.
+Prompts are `a+b=`, at most 6 characters. The reward is exact match; there is one AdamW
+step per rollout batch, no KL term, and the temperature is 1. End tokens are ignored, so
+that every step has exactly num_prompts * num_samples * new_tokens tokens. Imports only
+the standard library, because the peers' scripts use this file in their environments.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ PROMPT_TOKENS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Sizes of one step."""
+    """Sizes of a model and of a training step."""
 
     num_layers: int = 4
     d_model: int = 128
@@ -29,35 +29,38 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Sampled tokens of a step."""
+        """Sampled tokens per step."""
         return self.num_prompts * self.num_samples * self.new_tokens
 
     @property
     def num_microbatches(self) -> int:
-        """Pieces of a batch whose widest activations, about 1 MiB, stay in a cache."""
+        """Microbatches whose widest activations, about 1 MiB, fit in a core's cache."""
         pieces = self.tokens * self.d_ff * 4 // 2**20
         return min(1 << max(0, pieces.bit_length() - 1), self.num_prompts)
 
     @property
     def weights(self) -> int:
-        """Weights that multiply each token: projections and the output head."""
+        """Number of weights used per token: projections and the output head."""
         layer = 4 * self.d_model**2 + 3 * self.d_model * self.d_ff
         return self.num_layers * layer + VOCAB * self.d_model
 
     @property
     def products(self) -> tuple[tuple[int, int], ...]:
-        """Shapes of a layer's weights."""
+        """The different shapes of a layer's weights."""
         width, wide = self.d_model, self.d_ff
         return (width, width), (width, wide), (wide, width)
 
     def flops(self, shared: bool) -> float:
-        """Arithmetic of a step, attention left out: 2 per weight and token forward,
-        6 forward and backward; `shared`: each prompt once instead of per sample."""
+        """FLOPs of a step without attention.
+
+        Per weight and token, sampling takes 2 and training 6.
+
+        Args:
+          shared: whether each prompt is computed once per group, not per sample.
+        """
         copies = 1 if shared else self.num_samples
-        prompt = self.num_prompts * copies * PROMPT_TOKENS
-        return 2.0 * self.weights * (self.tokens + prompt) + 6.0 * self.weights * (
-            self.tokens + prompt
-        )
+        tokens = self.tokens + self.num_prompts * copies * PROMPT_TOKENS
+        return (2.0 + 6.0) * self.weights * tokens
 
 
 WORKLOADS = {
@@ -73,14 +76,14 @@ WORKLOADS = {
 
 
 def problems(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs."""
+    """Pairs of a prompt and its answer."""
     rng = random.Random(seed)
     pairs = [(rng.randrange(100), rng.randrange(100)) for _ in range(count)]
     return [(f"{a}+{b}=", str(a + b)) for a, b in pairs]
 
 
 def token_ids(text: str) -> list[int]:
-    """Character tokens; 0 pads, 1 begins, 2 ends."""
+    """Tokens of characters, from 3 on; 0 pads, 1 begins, 2 ends a text."""
     return [3 + CHARACTERS.index(c) for c in text]
 
 

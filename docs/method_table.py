@@ -24,13 +24,16 @@ HEAD = """# Methods
 
 Written by `python docs/method_table.py` from the docstrings of `rljax/algorithms/`.
 
-Every method is a recipe, a function from numbers to an algorithm, made of the same few
-primitives. `r` is a sample's reward, `p` its group's solve rate, `q = 1 - p`; `A_S` and
-`A_F` are the advantages of successes and failures, a mass is an advantage times its
-class's share, and `f` is the objective that the method ascends on-policy. Confidence
-says where the formula is from: *paper* the paper's text or its authors' code,
-*secondary* third parties that agree, *reconstructed* our reading of an ambiguous
-source, *derived* algebra from a stated formula, *textbook* known to everybody.
+Every method is a recipe: a function from numbers to an algorithm, made of the same few
+primitives. `r` is a sample's reward, `p` its group's solve rate and `q = 1 - p`. `A_S`
+and `A_F` are the advantages of successes and failures. A mass is an advantage times the
+fraction of samples in its class. `f` is the objective that the method ascends
+on-policy.
+
+Confidence says where the formula comes from. *paper*: the paper's text or its authors'
+code. *secondary*: third parties that agree. *reconstructed*: our reading of an
+ambiguous source. *derived*: algebra from a stated formula. *textbook*: common
+knowledge.
 
 | recipe | what it is | lines | source | confidence |
 |---|---|---|---|---|
@@ -38,7 +41,7 @@ source, *derived* algebra from a stated formula, *textbook* known to everybody.
 
 
 class Entry(NamedTuple):
-    """What a docstring says of its recipe."""
+    """The parts of a recipe's docstring that the table shows."""
 
     summary: str
     source: str
@@ -46,7 +49,7 @@ class Entry(NamedTuple):
 
 
 def entry(recipe) -> Entry:
-    """The first line of a docstring, and its "Source: reference (TAG)." section.
+    """Parses the first line and the "Source: reference (TAG)." section of a docstring.
 
     Raises:
       ValueError: if the docstring has no such section.
@@ -84,7 +87,7 @@ def lines(recipe) -> int:
 
 
 def recipes() -> dict:
-    """All functions that return an algorithm, by name, ordered by their files."""
+    """Name -> function for all recipes, ordered by their files."""
     found = {
         name: fn
         for name in algorithms.__all__
@@ -101,10 +104,8 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    made = page()
+    text = page()
     if "--check" not in sys.argv:
-        PAGE.write_text(made)
-    elif not PAGE.exists() or PAGE.read_text() != made:
-        sys.exit(
-            "docs/methods.md is behind the recipes; run python docs/method_table.py"
-        )
+        PAGE.write_text(text)
+    elif not PAGE.exists() or PAGE.read_text() != text:
+        sys.exit("docs/methods.md is out of date; run python docs/method_table.py")

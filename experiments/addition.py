@@ -1,8 +1,8 @@
-"""FADE on column addition with working, after a careless warm start: the demo to copy.
+"""FADE on column addition with intermediate steps: the demo to copy.
 
-A small new decoder imitates demonstrations that forget most carries, and is then
-trained by RL against a verifier in the compiled program. All numbers stand in `Config`,
-all functions are chosen in `build`.
+A small new decoder first imitates demonstrations that forget most carries. RL then
+trains it against a verifier in the compiled program. All numbers are in `Config`; all
+functions are chosen in `build`.
 
 Result: LOG.md, 2026-11-21. Cost: two minutes on two CPU cores.
 Run:    python -m experiments.addition
@@ -27,7 +27,7 @@ from rljax.task import addition
 class Config:
     """Every number of the run."""
 
-    seed: int = 0  # of parameters, data order and sampling
+    seed: int = 0  # for parameters, data order and sampling
 
     # The policy
     num_layers: int = 2  # layers of the decoder
@@ -38,32 +38,32 @@ class Config:
     # Warm start on demonstrations
     warm_steps: int = 1000  # training steps of the warm start; 0 for none
     warm_prompts: int = 128  # demonstrations per step
-    warm_learning_rate: float = 3e-3  # peak; after 30 steps a cosine to 5 %
+    warm_learning_rate: float = 3e-3  # peak; 30 steps warm-up, then cosine to 5 %
     forget: float = 0.7  # probability that a demonstration forgets a carry
 
     # Reinforcement learning
     num_steps: int = 240  # training steps: rollout batches
     steps_per_dispatch: int = 20  # training steps per call of the compiled program
     num_prompts: int = 128  # prompts per step
-    num_samples: int = 8  # samples per prompt, the group
-    max_tokens: int = 12  # longest completion, tokens, the end token included
-    temperature: float = 1.0  # of the policy that is sampled and trained, above 0
+    num_samples: int = 8  # samples per prompt: the group
+    max_tokens: int = 12  # longest completion, tokens, with the end token
+    temperature: float = 1.0  # of the policy, in sampling and training; above 0
     num_minibatches: int = 2  # optimiser steps per rollout batch
-    num_microbatches: int = 1  # pieces of a minibatch that are in memory at once
-    num_lengths: int = 1  # further pieces by length; divides --num-samples
+    num_microbatches: int = 1  # parts of a minibatch, computed in turn to save memory
+    num_lengths: int = 1  # further parts, sorted by length; divides --num-samples
     num_slots: int | None = None  # completions sampled at a time; None: all at once
-    learning_rate: float = 8e-4  # peak; after 10 optimiser steps linear to 10 %
-    gradient_clip: float = 1.0  # largest global norm of a gradient
+    learning_rate: float = 8e-4  # peak; 10 steps warm-up, then linear to 10 %
+    gradient_clip: float = 1.0  # maximum global norm of a gradient
     clip: float = 0.2  # ratios further than this from 1 are clipped
-    entropy_target: float | None = None  # FADE's H*, nats; None: half of the first
+    entropy_target: float | None = None  # FADE's H*, nats; None: half of the initial
 
     # Evaluation and checkpoints
     evaluate_every: int = 40  # training steps between evaluations
-    evaluation_temperature: float = 1.0  # of the samples that are judged, above 0
-    num_validation: int = 256  # held-out problems of each evaluation
-    num_test: int = 1024  # held-out problems of the table at the end
+    evaluation_temperature: float = 1.0  # of samples in evaluations, above 0
+    num_validation: int = 256  # held-out problems per evaluation
+    num_test: int = 1024  # held-out problems for the table at the end
     checkpoint_every: int = 40  # training steps between checkpoints
-    keep: int = 3  # checkpoints kept
+    keep: int = 3  # checkpoints to keep
 
 
 QUICK = Config(
@@ -80,10 +80,10 @@ QUICK = Config(
 
 
 def build(c: Config) -> list[Experiment]:
-    """FADE, after imitation if there are warm steps.
+    """A warm start by imitation, if there are warm steps, and FADE.
 
     Raises:
-      ValueError: for numbers that no run can begin with, before anything is made.
+      ValueError: if a number is out of range, before anything is made.
     """
     ranges.addition(c)
     task = addition.task(c.num_validation, c.num_test)
@@ -108,7 +108,7 @@ def build(c: Config) -> list[Experiment]:
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
             batch_size=c.num_validation,
-            note=f"Drawn at temperature {c.evaluation_temperature:g}.",
+            note=f"Sampled at temperature {c.evaluation_temperature:g}.",
         ),
     }
     rl = Experiment(

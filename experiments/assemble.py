@@ -1,8 +1,9 @@
-"""From a recipe to an experiment: what it reads of other policies is found by tracing.
+"""Builds the experiment of a recipe, with everything that the recipe reads.
 
-A recipe says what it reads by reading it. The step is traced; where something was not
-measured, its supplier is added: reference parameters, a value head, a teacher that is
-told the solution, `old` statistics of stored answers, whole distributions.
+Recipes do not declare what they read. Instead, the training step is traced. If the
+recipe reads something that was not measured, its supplier is added, and the step is
+traced again. Suppliers are reference parameters, a value head, a teacher that sees the
+solution, `old` statistics of stored answers, and whole distributions.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,24 @@ if TYPE_CHECKING:
 
 _VALUE = {"old.extra['value']", "now.extra['value']"}
 _WHOLE = {f"now.extra[{n!r}]" for n in ("kl_reverse", "kl_forward", "chi_squared")}
+# With fewer rows a decode step takes about as long, the time to read the weights.
+_FEWEST_SLOTS = 128
 _SUPPLIED = {"reference", "old", "teacher", *_VALUE, *_WHOLE}
 
 
 def experiment(c: "Config", model: Model, task: Task) -> Experiment:
-    """The run of a recipe, with all that it reads.
+    """The experiment that a configuration describes.
+
+    Args:
+      c: the configuration.
+      model: to train.
+      task: to train on.
 
     Raises:
-      ValueError: for what the recipe refuses, or cannot have from the command line.
+      ValueError: if the recipe refuses its numbers, or reads something that the command
+        line cannot supply.
     """
-    numbers = vars(c).get("numbers")  # absent: the recipe's defaults
+    numbers = vars(c).get("numbers")  # only a config of `with_numbers` has them
     numbers = recipes.numbers_of(c.algorithm)() if numbers is None else numbers
     shared = {"max_tokens": c.max_tokens, "num_samples": c.num_samples}
     algorithm = transforms.corrected(c, recipes.make(c.algorithm, numbers, shared))
@@ -52,9 +61,9 @@ def experiment(c: "Config", model: Model, task: Task) -> Experiment:
         except NotMeasured as missing:
             if missing.name in needs | ({missing.name} - _SUPPLIED):
                 raise ValueError(
-                    f"--algorithm {c.algorithm} must be given what it reads, got none:"
-                    f" {missing} On the command line there is none; write an"
-                    " experiment of your own."
+                    f"--algorithm {c.algorithm} must get what it reads, got none:"
+                    f" {missing} The command line cannot supply it; write your own"
+                    " experiment."
                 ) from missing
             needs.add(missing.name)
         else:
@@ -109,7 +118,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
             num_samples=c.evaluation_samples,
             num_slots=evaluation_slots(c, problems * c.evaluation_samples),
             in_graph=not in_python,
-            note=f"Drawn at temperature {c.evaluation_temperature:g}.",
+            note=f"Sampled at temperature {c.evaluation_temperature:g}.",
         ),
         evaluate_every=c.evaluate_every,
         reference=reference,
@@ -121,19 +130,26 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
 
 
 def evaluation_slots(c, rows: int) -> int | None:
-    """Completions that an evaluation decodes at a time, of so many that it asks for.
+    """Completions that an evaluation decodes at a time; `rows` are asked for at once.
 
-    Those of a pretrained model differ much in length. Half of them take no more memory
-    than all at once, where prompts are no longer than completions: a slot holds the
-    keys of its prompt for itself.
+    Lengths of a pretrained model's completions differ much, so half as many slots do
+    nearly the same work. They need no more memory if prompts are no longer than
+    completions: each slot has its own copy of the prompt's keys.
     """
     if c.num_slots is not None or c.model is None:
         return c.num_slots
-    return max(1, rows // 2)
+    return rows // 2 if rows // 2 >= _FEWEST_SLOTS else None
 
 
 def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:
-    """The optimiser with gates and pieces; `whole`: it compares distributions."""
+    """The learner, with optimiser, gates and microbatches.
+
+    Args:
+      c: the configuration.
+      policy: to train.
+      algorithm: of the recipe.
+      whole: whether the recipe compares whole distributions with the reference's.
+    """
     make = optimizer.BY_NAME[c.optimizer]
     made = update.learner(
         against_reference(policy) if whole else policy.measure,
@@ -159,7 +175,14 @@ def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Lear
 
 
 def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
-    """The rows of a group: own samples, and what the recipe needs beside them."""
+    """The sampler: the policy's own samples, and the other rows that a recipe needs.
+
+    Args:
+      c: the configuration.
+      policy: to sample from.
+      model: for its stop tokens and strings.
+      measure: whether stored answers need `old` statistics.
+    """
     common = {
         "max_tokens": c.max_tokens,
         "stop_tokens": model.stop_tokens,
@@ -181,7 +204,11 @@ def samples(c, policy: Policy, model: Model, measure: bool) -> Sampler:
 
 
 def ahead(c, policy: Policy) -> decoupled.Ahead | None:
-    """How far ahead the sampler is; what corrects the sampler corrects that, too."""
+    """How far the sampler is ahead of the learner; None: they take turns.
+
+    Recipes that correct for a mismatched sampler correct for staleness, too, so `old`
+    is measured for them.
+    """
     if c.staleness is None:
         return None
     measure_old = policy.measure if c.algorithm in recipes.CORRECTING else None
@@ -199,7 +226,7 @@ def stops(model: Model) -> StopStrings | None:
 
 
 def gates(c) -> gate.Gate | None:
-    """All gates that the flags ask for."""
+    """The gates that the flags ask for, as one gate; None: no gate."""
     found = []
     if c.target_kl is not None:
         found.append(gate.target_kl(c.target_kl))
@@ -212,5 +239,5 @@ def gates(c) -> gate.Gate | None:
 
 
 def _projection(grads: Any) -> Any:
-    """The gradient of the output projection, beside a value head or not."""
+    """The gradient of the output projection, with or without a value head."""
     return output_projection(grads.get("policy", grads))

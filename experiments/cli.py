@@ -1,4 +1,4 @@
-"""What every experiment's command line shares: flags, the run folder, the XLA cache."""
+"""The command line of all experiments: flags, the run folder, the XLA cache."""
 
 import dataclasses
 import datetime
@@ -16,15 +16,14 @@ from rljax import program as step
 from rljax.plan import show
 from rljax.run import cluster, tracker
 
-# What a configuration, a file or a machine may be to blame for; memory that does not
-# suffice is JAX's own error.
+# Errors with a message for the user, caused by a configuration, a file or the machine.
+# JAX raises its own type for insufficient memory.
 _EXPECTED = (
     *(ValueError, OSError, FloatingPointError, MemoryError),
     jax.errors.JaxRuntimeError,
 )
 
-
-# Of a resumed run these may differ: no number of the training depends on them.
+# Fields that a resume may change, because no number of the training depends on them.
 _FREE = frozenset({"evaluate_every", "checkpoint_every", "keep", "num_workers"})
 
 _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
@@ -32,35 +31,35 @@ _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How to run, as opposed to what: nothing here changes a number of the run."""
+    """How to run an experiment; nothing here changes a number of the run."""
 
     run_dir: str | None = None
-    """Folder of the run, on a disk or in a bucket (gs://...); by default a new one
-    under runs/, with --resume the newest."""
+    """Folder of the run, on a disk or in a bucket (gs://...). Default: a new one under
+    runs/, or with --resume the newest there."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run folder. What changes no number of
-    the steps may change: --num-steps beside --schedule-steps, --evaluate-every,
-    --checkpoint-every, --keep, --num-workers."""
+    """Continue from the newest checkpoint of the run folder. Only flags that change no
+    number of the training may differ: --num-steps if --schedule-steps is given,
+    --evaluate-every, --checkpoint-every, --keep, --num-workers."""
     quick: bool = False
-    """Tiny sizes: the whole path in under a minute, for trying and for CI."""
+    """Use tiny sizes: the whole experiment in under a minute, for trying and for CI."""
     plan: bool = False
-    """Print what a training step takes, arithmetic, memory and time, and run nothing;
-    what cannot fit is refused with advice."""
+    """Print the arithmetic, memory and time of a training step, and run nothing. If it
+    does not fit, print what would."""
     mesh: str | None = None
-    """Devices along the axes data, fsdp, expert and tensor: data=2,fsdp=4,tensor=2. By
-    default all devices, or as many as divide the prompts."""
+    """Devices along the axes data, fsdp, expert and tensor, such as
+    data=2,fsdp=4,tensor=2. Default: as many devices as divide the prompts."""
     sampler_mesh: str | None = None
-    """The same of the first devices, which then only sample, ahead of the others by
-    --staleness updates; --mesh is of those behind."""
+    """Mesh of the first devices, which then only sample, --staleness updates ahead of
+    the learner. --mesh then describes the other devices."""
     profile: bool = False
-    """Write a trace of the second and third dispatch into `profile` in the run folder;
-    xprof shows it, its scopes sample, prefill, decode, verify, credit and update."""
+    """Write a trace of the second and third dispatch to `profile` in the run folder,
+    for xprof. Its scopes are sample, prefill, decode, verify, credit and update."""
     track: Literal["wandb", "trackio"] | None = None
-    """Send metrics and completions there, too, under the name of the run folder; needs
-    rljax[track]."""
+    """Also log metrics and completions there, as a run with the name of the run folder.
+    Needs rljax[track]."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
-    quick."""
+    fast."""
 
 
 def main(
@@ -73,16 +72,17 @@ def main(
     """Parses the command line and runs, or plans, what `build(config)` returns.
 
     Args:
-      name: the experiment's, for the default run folder.
-      build: config -> experiments, one after the other; refuses wrong numbers itself.
-      default: its config, a frozen dataclass of numbers.
-      quick: the config that --quick starts from; further flags change it.
-      text: what --help says above the flags; its first line titles the report.
+      name: of the experiment, for the default run folder.
+      build: config -> experiments, to run in order; must refuse wrong numbers itself.
+      default: config without flags, a frozen dataclass of numbers.
+      quick: config that --quick starts from; further flags change it.
+      text: printed by --help above the flags; its first line is the report's title.
     """
 
     def run(config: Any, run_dir: pathlib.Path, launch: Launch) -> Any:
         numbers, free = dataclasses.asdict(config), _FREE
-        if "schedule_steps" in numbers:  # what the number of steps would else change
+        if "schedule_steps" in numbers:
+            # With a recorded schedule, num_steps no longer affects the learning rate.
             numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
             free = _FREE | {"num_steps"}
         track = tracker.nowhere
@@ -108,7 +108,13 @@ def main(
 def on_devices(
     stages: Sequence[experiment.Experiment], sizes: str | None, sampler: str | None
 ) -> list[experiment.Experiment]:
-    """The stages on --mesh and --sampler-mesh; says which where there are devices."""
+    """The experiments on their meshes; prints the meshes if there are several devices.
+
+    Args:
+      stages: the experiments, in order.
+      sizes: of --mesh.
+      sampler: of --sampler-mesh.
+    """
     learner, own = (None if x is None else mesh.parse(x) for x in (sizes, sampler))
     made = spread.on_devices(stages, learner, sampler=own)
     if jax.device_count() > 1:
@@ -130,11 +136,15 @@ def start(
     """Parses the command line and calls `main(config, run_dir, launch)`.
 
     Args:
-      name: the experiment's, for the default run folder.
-      default: its config, a flat frozen dataclass of numbers.
-      quick: the config that --quick starts from; further flags change it.
-      program: (config, --mesh) -> what it is going to run, for --plan.
-      text: what --help says; None takes the docstring of `main`.
+      name: of the experiment, for the default run folder.
+      main: runs the experiment.
+      default: config without flags, a flat frozen dataclass of numbers.
+      quick: config that --quick starts from; further flags change it.
+      program: (config, --mesh) -> the program to plan; None: --plan is refused.
+      text: printed by --help above the flags; None: the docstring of `main`.
+
+    Returns:
+      What `main` returns.
     """
     config = quick if "--quick" in sys.argv else default
 
@@ -163,7 +173,7 @@ def _started(name, main, program, config, launch: Launch):
     if launch.plan:
         if program is None:
             raise ValueError(
-                "--plan needs an experiment that says what it runs, which this one"
+                "--plan must have an experiment that names its program, got one that"
                 " does not; pass program= to cli.start."
             )
         return show.show_plan(lambda config: program(config, launch.mesh), config)
@@ -172,12 +182,12 @@ def _started(name, main, program, config, launch: Launch):
         return str(launch.run_dir or _default_folder(name, launch))
 
     run_dir = processes.from_leader("the run folder's name", folder)
-    in_bucket = "://" in run_dir  # of which pathlib would make another name
+    in_bucket = "://" in run_dir  # pathlib would turn :// into :/
     return main(config, run_dir if in_bucket else pathlib.Path(run_dir), launch)
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Ends the process with the error's text, or with the error where that is asked."""
+    """Ends the process with the error's text; raises it if RLJAX_TRACEBACK is set."""
     if "RLJAX_TRACEBACK" in os.environ:
         raise error
     what = str(error) or type(error).__name__
@@ -185,7 +195,7 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs across processes, small ones too."""
+    """Keeps compiled programs in the user's cache folder, small ones included."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = pathlib.Path(home).expanduser() / "rljax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,8 +1,8 @@
-"""Algorithms side by side on column addition, with learning rates tuned for each.
+"""Compares algorithms on column addition, with learning rates tuned for each.
 
-All seeds and learning rates of an algorithm train as one vmapped program, from the same
-warm starts and on the same prompts as those of the others. Writes table.md,
-results.json, curves.png and schedule.png into the run folder.
+All seeds and learning rates of an algorithm train as one vmapped program. All
+algorithms have the same warm starts and the same prompts. Writes table.md,
+results.json, curves.png and schedule.png to the run folder.
 
 Result: see LOG.md.
 Run:   python -m experiments.compare --setting hard --tune 4e-4,8e-4,1.6e-3
@@ -24,9 +24,9 @@ from rljax.run import run_dir as folder
 
 SETTINGS = {
     "demo": Config(),
-    # A quarter of the digits slip: after the warm start pass@1 is about 0.05, pass@8
-    # 0.3 and the entropy 1.0 nat (seed 0). FADE's alpha then climbs from 1.5 to 3 by
-    # step 40; delta leaves 1 when the running average of the entropy has halved.
+    # A quarter of the digits are random: after the warm start pass@1 is about 0.05,
+    # pass@8 0.3 and the entropy 1.0 nat (seed 0). FADE's alpha then rises from 1.5 to 3
+    # by step 40; delta leaves 1 when the running average of the entropy has halved.
     "hard": Config(setting="hard", slip=0.25, num_steps=320),
 }
 
@@ -60,7 +60,7 @@ ALGORITHMS: dict[str, Callable[[Config], Algorithm]] = {
 
 
 def check(config: Config) -> list[str]:
-    """The algorithms asked for; raises ValueError for numbers that do not fit."""
+    """The names of the algorithms; raises ValueError for wrong numbers or names."""
     sweep.check(config)
     found = sweep.names(config.algorithms, ALGORITHMS, "--algorithms")
     if not found:
@@ -80,12 +80,14 @@ def check(config: Config) -> list[str]:
 def main(
     config: Config, run_dir: pathlib.Path, launch: cli.Launch
 ) -> dict[str, compare_report.Outcome]:
-    """Compares algorithms on column addition: all seeds of each in one program,
-    learning rates tuned on validation problems, bootstrap intervals on test problems.
+    """Compares algorithms on column addition.
+
+    All seeds of an algorithm train in one program. Learning rates are tuned on
+    validation problems. Test results have bootstrap intervals.
     """
     if launch.mesh is not None:
         raise ValueError(
-            "--mesh must not be given: a comparison runs all seeds side by side on one"
+            "--mesh must not be given, because a comparison runs all seeds on one"
             f" device, got {launch.mesh}; leave it out."
         )
     if launch.track is not None:
@@ -96,7 +98,7 @@ def main(
     found = check(config)
     if processes.count() > 1:
         raise ValueError(
-            "a comparison must be one process, which writes all its files, got"
+            "a comparison must run in one process, which writes all its files, got"
             f" {processes.count()}; start it on one host."
         )
     with folder.open_run(run_dir, config, resume=launch.resume) as run_dir:
@@ -106,7 +108,7 @@ def main(
 def compare(
     config: Config, found: list[str], run_dir: pathlib.Path
 ) -> dict[str, compare_report.Outcome]:
-    """The comparison, in a folder that is ours."""
+    """Trains all algorithms and writes the report; the process must own the folder."""
     setup = sweep.build(config, run_dir)
     params = sweep_warm.warm_start(setup)
     starts = {"": params}
@@ -133,11 +135,11 @@ def compare(
 
 
 def setting(arguments: list[str]) -> Config:
-    """The setting that the command line names: what its other flags change."""
+    """The configuration of --setting, which the other flags change."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--setting", default="demo")
     name = parser.parse_known_args(arguments)[0].setting
-    return SETTINGS.get(name, SETTINGS["demo"])  # the real parser refuses others
+    return SETTINGS.get(name, SETTINGS["demo"])  # the full parser refuses other names
 
 
 if __name__ == "__main__":

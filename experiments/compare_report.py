@@ -1,8 +1,8 @@
-"""Tables and pictures of a comparison, with bootstrap intervals.
+"""Tables and plots of a comparison, with bootstrap intervals.
 
-Intervals are 95 % percentile intervals of 2,000 resamples of seeds and of problems,
-both with replacement, the same for all algorithms; so differences are paired. Few seeds
-make them too narrow rather than too wide.
+Intervals are 95 % percentile intervals of 2,000 resamples, with replacement, of both
+seeds and problems. All algorithms use the same resamples, so differences are paired.
+With few seeds the intervals tend to be too narrow.
 
 Symbols: `E` evaluations, `S` seeds, `N` problems, `K` training steps.
 """
@@ -22,13 +22,14 @@ RESAMPLES = 2000
 
 
 class Outcome(NamedTuple):
-    """What is left of an algorithm's population, at the learning rate it was given.
+    """The result of an algorithm, at its best learning rate.
 
     rate: the learning rate.
-    tried: mean validation pass@1 at the end, by learning rate as text.
+    tried: learning rate, as text -> mean validation pass@1 at the end.
     steps: i[E], training steps at each evaluation, from 0 on.
-    correct, greedy: bool[E, S, N, 8] and bool[E, S, N], on test problems.
-    metrics: f32[S, K] by name.
+    correct: bool[E, S, N, 8], whether 8 samples per test problem are correct.
+    greedy: bool[E, S, N], whether the greedy completion is correct.
+    metrics: name -> f32[S, K].
     """
 
     rate: float
@@ -39,40 +40,43 @@ class Outcome(NamedTuple):
     metrics: dict[str, np.ndarray]
 
     def pass_at_1(self) -> np.ndarray:
-        """f[E, S, N]"""
+        """f[E, S, N]: fraction of samples that are correct."""
         return np.mean(self.correct, -1)
 
     def pass_at_8(self) -> np.ndarray:
-        """f[E, S, N]"""
+        """f[E, S, N]: 1 if any of the 8 samples is correct, else 0."""
         return np.any(self.correct, -1).astype(float)
 
 
 def restored(fields: dict) -> Outcome:
-    """An outcome from its fields as they come from a file, numbers as arrays."""
+    """An outcome from its fields in a file, where numbers are arrays."""
     tried = {rate: float(score) for rate, score in fields["tried"].items()}
     return Outcome(**fields | {"rate": float(fields["rate"]), "tried": tried})
 
 
 class Interval(NamedTuple):
+    """A mean and its 95 % bootstrap interval."""
+
     mean: float
     low: float
     high: float
 
     def percent(self, sign: str = "") -> str:
+        """In percent, as text; `sign` "+" shows the sign of positive numbers."""
         mean, low, high = (100 * x for x in self)
         return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 @functools.cache
 def _resamples(size: int, seed: int) -> np.ndarray:
-    """f[B, size]: how often each of `size` things is drawn, as a share."""
+    """f[RESAMPLES, size]: the weight of each of `size` items in each resample."""
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES)
     return drawn / size
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Of the mean of f[S, N], both axes resampled; N may be 1."""
+    """The interval of the mean of f[S, N], with both axes resampled; N may be 1."""
     seeds, problems = (_resamples(n, i) for i, n in enumerate(values.shape))
     means = np.sum((seeds @ values) * problems, 1)
     return Interval(
@@ -81,13 +85,16 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def band(values: np.ndarray) -> np.ndarray:
-    """f[3, K]: mean, low and high of f[S, K], seeds resampled."""
+    """f[3, K]: mean, low and high of f[S, K], with seeds resampled."""
     means = _resamples(len(values), 0) @ values
     return np.stack([values.mean(0), *np.percentile(means, (2.5, 97.5), axis=0)])
 
 
 def steps_to(steps: np.ndarray, curve: np.ndarray, level: float) -> float:
-    """The training step at which f[E] first reaches a level, interpolated; or NaN."""
+    """The interpolated training step at which a curve f[E] first reaches a level.
+
+    NaN if it never does.
+    """
     above = np.flatnonzero(curve >= level)
     if not len(above):
         return np.nan
@@ -99,12 +106,13 @@ def steps_to(steps: np.ndarray, curve: np.ndarray, level: float) -> float:
 
 
 def _reached(outcome: Outcome, level: float) -> np.ndarray:
-    """f[S]"""
+    """f[S]: the training step at which each seed's pass@1 reaches a level."""
     curves = outcome.pass_at_1().mean(-1).T
     return np.array([steps_to(outcome.steps, curve, level) for curve in curves])
 
 
 def _peak(outcome: Outcome) -> tuple[float, int]:
+    """The highest mean pass@1, and its training step."""
     curve = outcome.pass_at_1().mean((1, 2))
     return float(curve.max()), int(outcome.steps[curve.argmax()])
 
@@ -112,7 +120,16 @@ def _peak(outcome: Outcome) -> tuple[float, int]:
 def write(
     outcomes: Mapping[str, Outcome], folder: pathlib.Path, levels: Sequence[float]
 ) -> str:
-    """Writes table.md, results.json, curves.png and, for schedules, schedule.png."""
+    """Writes table.md, results.json and curves.png; for FADE also schedule.png.
+
+    Args:
+      outcomes: by algorithm; others are compared with the first.
+      folder: to write to.
+      levels: of pass@1, as fractions; the steps to reach them are reported.
+
+    Returns:
+      The text of table.md.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = tables(outcomes, levels)
     (folder / "table.md").write_text(text)
@@ -130,8 +147,9 @@ def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
     first = next(iter(outcomes))
     shape = outcomes[first].correct.shape
     lines = [
-        f"Test problems: {shape[2]}, {shape[3]} samples each; {shape[1]} seeds."
-        " Percent, in brackets 95 % bootstrap intervals over seeds and problems.",
+        f"{shape[2]} test problems with {shape[3]} samples each, {shape[1]} seeds."
+        " Numbers are in percent, with 95 % bootstrap intervals over seeds and problems"
+        " in brackets.",
         _markdown(
             ["", "lr", "start: pass@1, pass@8", "pass@1", "pass@8", "greedy"]
             + [f"pass@1 - {first}", f"pass@8 - {first}"]
@@ -139,15 +157,16 @@ def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
             + ["peak pass@1"],
             [_result_row(n, o, outcomes[first], levels) for n, o in outcomes.items()],
         ),
-        "Training, means over seeds in the first, middle and last tenth of the steps.",
+        "Training metrics: means over seeds in the first, middle and last tenth of the"
+        " steps.",
         _markdown(
             ["", *(label for label, _ in _DYNAMICS)],
             [
-                [name, *(_thirds(o.metrics.get(key)) for _, key in _DYNAMICS)]
+                [name, *(_tenths(o.metrics.get(key)) for _, key in _DYNAMICS)]
                 for name, o in outcomes.items()
             ],
         ),
-        "Learning rates and validation pass@1 (%) at the end, by which one was chosen.",
+        "Final validation pass@1 (%) by learning rate; the best rate was chosen.",
         _markdown(
             ["", "rates"],
             [
@@ -159,7 +178,7 @@ def tables(outcomes: Mapping[str, Outcome], levels: Sequence[float]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-# Heading and name of what is shown of the training of one-term algorithms.
+# (heading, name) of the training metrics that are shown.
 _DYNAMICS = tuple(
     (entry.heading, entry.pattern.replace("*", "policy"))
     for entry in SHOWN
@@ -195,7 +214,8 @@ def _steps_cell(reached: np.ndarray) -> str:
     return f"{mean:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def _thirds(values: np.ndarray | None) -> str:
+def _tenths(values: np.ndarray | None) -> str:
+    """Means of f[S, K] over the first, middle and last tenth of K."""
     if values is None:
         return ""
     curve = values.mean(0)
@@ -211,7 +231,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def summary(outcome: Outcome, levels: Sequence[float]) -> dict:
-    """The numbers of an algorithm for results.json; rates as fractions."""
+    """The numbers of an algorithm for results.json; rates are fractions."""
 
     def points(values):
         return [interval(v)._asdict() for v in values]
@@ -239,7 +259,7 @@ def summary(outcome: Outcome, levels: Sequence[float]) -> dict:
 
 
 def curves(outcomes: Mapping[str, Outcome]) -> Figure:
-    """pass@1, pass@8, entropy and masses over training, means and intervals."""
+    """Plots of pass@1, pass@8, entropy and masses over training, with intervals."""
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
     for name, outcome in outcomes.items():
@@ -253,7 +273,7 @@ def curves(outcomes: Mapping[str, Outcome]) -> Figure:
 
 
 def schedule(outcomes: Mapping[str, Outcome]) -> Figure:
-    """FADE's alpha and delta over training, above what they follow."""
+    """Plots of FADE's alpha and delta, above the averages that determine them."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     shown = {
@@ -275,7 +295,7 @@ def _draw(ax, name, steps, values):
 
 
 def _draw_metric(ax, name, values, most=60):
-    """Means over blocks of steps, at most `most` of them."""
+    """Draws means over at most `most` blocks of steps."""
     if values is None:
         ax.plot([], [])  # keeps each algorithm's colour the same in all panels
         return

@@ -1,4 +1,4 @@
-"""Number formats and memory of a model, as the flags of `train` name them."""
+"""Models with the number formats and memory options of `train`'s flags."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load(c: "Config") -> Model:
-    """The model of --model; its layers are computed again backward unless refused."""
+    """The model of --model; its layers are rematerialised unless --remat is none."""
     return language_model.load(
         cast(pathlib.Path, c.model),
         param_dtype=c.param_dtype,
@@ -28,14 +28,14 @@ def load(c: "Config") -> Model:
 def new(
     c: "Config", config: DecoderConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> Model:
-    """A new decoder of these sizes; nothing of it is computed twice unless asked."""
+    """A new decoder; its layers are rematerialised only if --remat is layers."""
     config = dataclasses.replace(config, **_fields(c, remat=c.remat == "layers"))
     made = language_model.new(config, tokenizer, param_dtype=c.param_dtype)
     return made._replace(save_dtype=c.save_dtype)
 
 
 def _fields(c: "Config", *, remat: bool) -> dict[str, Any]:
-    # Of layers side by side XLA may keep what remat should not.
+    # XLA may keep the activations of unrolled layers in spite of remat.
     unroll = 1 if remat and c.unroll is None else c.unroll
     return {
         "dtype": jnp.dtype(c.dtype),
@@ -46,9 +46,9 @@ def _fields(c: "Config", *, remat: bool) -> dict[str, Any]:
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:
-    """bfloat16 where the machine has units for its products, else float32."""
+    """bfloat16 if the machine has matrix units for it, else float32."""
     if jax.default_backend() != "cpu":
         return "bfloat16"
-    described = pathlib.Path("/proc/cpuinfo")  # of Linux
-    has_units = described.is_file() and "amx_bf16" in described.read_text()
+    cpu = pathlib.Path("/proc/cpuinfo")  # Linux only
+    has_units = cpu.is_file() and "amx_bf16" in cpu.read_text()
     return "bfloat16" if has_units else "float32"

@@ -1,7 +1,7 @@
-"""The optimisers and the learning rates of the experiments.
+"""The optimisers and learning-rate schedules of the experiments.
 
-optax and the other dependencies have no optimiser with 8-bit states; `adafactor` holds
-less than that would: its second moment is a row and a column per matrix.
+No dependency has an optimiser with 8-bit state. `adafactor` needs even less memory: its
+second moment is one row and one column per matrix.
 """
 
 import jax
@@ -14,10 +14,12 @@ def adamw(
     gradient_clip: float,
     mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW without decay; b2 is short, as runs are of some hundred steps.
+    """AdamW without weight decay; b2 is 0.99, because runs have a few hundred steps.
 
     Args:
-      mu_dtype: of the first moment; None is that of the parameters it moves.
+      rate: learning rate by optimiser step.
+      gradient_clip: maximum global norm of a gradient.
+      mu_dtype: of the first moment; None: that of the parameters.
     """
     return optax.chain(
         optax.clip_by_global_norm(gradient_clip),
@@ -30,9 +32,14 @@ def adafactor(
     gradient_clip: float,
     mu_dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> optax.GradientTransformation:
-    """Adam whose second moment of a matrix is the product of a row and a column.
+    """Adam with a factored second moment: the product of a row and a column per matrix.
 
-    The rate is absolute, as AdamW's, not a share of each parameter's size.
+    The learning rate is absolute, as in AdamW, not relative to each parameter's scale.
+
+    Args:
+      rate: learning rate by optimiser step.
+      gradient_clip: maximum global norm of a gradient.
+      mu_dtype: of the first moment.
 
     Source: Shazeer and Stern, arXiv:1804.04235.
     """
@@ -51,7 +58,7 @@ BY_NAME = {"adamw": adamw, "adafactor": adafactor}
 
 
 def linear_decay(peak: float, num_steps: int) -> optax.Schedule:
-    """10 optimiser steps of warm-up, then a linear decay to 10 %."""
+    """Warm-up over 10 optimiser steps, then linear decay to 10 % of the peak."""
     warmup = min(10, num_steps // 2)
     return optax.join_schedules(
         [
@@ -63,7 +70,7 @@ def linear_decay(peak: float, num_steps: int) -> optax.Schedule:
 
 
 def cosine_decay(peak: float, num_steps: int) -> optax.Schedule:
-    """30 optimiser steps of warm-up, then a cosine to 5 %."""
+    """Warm-up over 30 optimiser steps, then cosine decay to 5 % of the peak."""
     return optax.warmup_cosine_decay_schedule(
         0.0, peak, min(30, num_steps // 2), num_steps, 0.05 * peak
     )

@@ -1,8 +1,8 @@
-"""Populations: all seeds and learning rates of an algorithm train as one program.
+"""Trains all seeds and learning rates of an algorithm in one program.
 
-The fused training step is vmapped over states and prompts (one per seed) and over the
-learning rate, which is traced. Seeds share nothing; rates share a seed's start, prompts
-and key.
+The fused training step is vmapped over seeds, each with its own state and prompts, and
+over learning rates, which are traced. The learning rates of a seed share its initial
+parameters, prompts and key.
 
 Symbols: `R` learning rates, `S` seeds, `K` training steps, `N` held-out problems.
 """
@@ -29,15 +29,15 @@ from rljax.run import fault
 from rljax.types import Prompts, Sampler, Verify
 
 Verdicts = tuple[np.ndarray, np.ndarray]
+"""Whether samples bool[R, S, N, 8] and greedy completions bool[R, S, N] are correct."""
 
 
 class History(NamedTuple):
-    """What a population went through.
+    """The training history of a population.
 
     steps: training steps at each of the E evaluations, from 0 on.
-    asked: at each, whether samples bool[R, S, N, 8] and greedy ones bool[R, S, N] are
-      correct.
-    metrics: per training step, by name, f32[R, S, number of steps].
+    asked: verdicts of each evaluation.
+    metrics: name -> f32[R, S, training steps].
     params: at the end, [R, S, ...].
     """
 
@@ -55,7 +55,16 @@ def keys(seed: int, num: int) -> jax.Array:
 def streams(
     prompts: Prompts, seeds: range, *, part: int, num_prompts: int, steps: int, map_fn
 ) -> Iterator[Prompts]:
-    """Batches [S, K, P, ...]: a stream of its own for each seed and part of the run."""
+    """Batches [S, K, P, ...]; each seed has its own stream in each part of a run.
+
+    Args:
+      prompts: of the task, NumPy.
+      seeds: the S seeds.
+      part: number of the part of the run.
+      num_prompts: P.
+      steps: K, training steps per dispatch.
+      map_fn: (prompts, rng) -> prompts, applied to each batch.
+    """
     each = [
         data.stream(
             prompts,
@@ -73,7 +82,15 @@ def streams(
 def imitate(
     policy: Policy, learner: update.Learner, keys: jax.Array, batches, dispatches: int
 ) -> Any:
-    """Parameters [S, ...] of new policies that imitated their demonstrations."""
+    """Trains new policies on demonstrations; returns their parameters [S, ...].
+
+    Args:
+      policy: to train.
+      learner: of the imitation.
+      keys: key[S].
+      batches: prompts [S, K, P, ...], with demonstrations.
+      dispatches: number of batches.
+    """
 
     def begin(key):
         return learner.init(
@@ -101,15 +118,22 @@ def train(
     evaluate: Callable[[Any], Verdicts],
     show: Callable[[int, Verdicts], None] = lambda step, asked: None,
 ) -> History:
-    """Trains R x S policies from the parameters [S, ...] of each seed.
+    """Trains R x S policies, starting from the parameters of each seed.
 
     Args:
+      policy, sample, verify: of the task.
       make_learner: learning rate (traced) -> learner.
+      params: [S, ...], initial parameters.
+      keys: key[S].
+      rates: R learning rates.
       batches: prompts [S, K, P, ...].
-      evaluate: params [R, S, ...] -> verdicts, between dispatches; `show` gets them.
+      dispatches: number of batches.
+      evaluate: params [R, S, ...] -> verdicts; called before the first and after every
+        dispatch.
+      show: (training step, verdicts) -> None, called after each evaluation.
 
     Raises:
-      RunFault: if a member reports a fault.
+      RunFault: if one of the policies reports a fault.
     """
 
     def begin(params, key):
@@ -153,9 +177,14 @@ def evaluator(
     max_tokens: int,
     stop_tokens: tuple[int, ...],
 ) -> Callable[[Any], Verdicts]:
-    """Asks every member all problems, `size` at a time: 8 samples each, and greedily.
+    """Makes params [R, S, ...] -> verdicts: 8 samples per problem and a greedy one.
 
-    All members and stages are compared on the same noise.
+    All policies are sampled with the same random numbers, at every evaluation.
+
+    Args:
+      policy, verify, prompts: of the task.
+      size: problems at a time.
+      max_tokens, stop_tokens: of the samplers.
     """
     common = {"max_tokens": max_tokens, "stop_tokens": stop_tokens}
     sampled = ask.ask(sampler(policy, num_samples=8, **common), verify)
@@ -176,7 +205,7 @@ def learner(
     num_steps: int,
     num_minibatches: int,
 ) -> Callable[[jax.Array], update.Learner]:
-    """learning rate -> learner: 10 optimiser steps of warm-up, linear decay to 10 %."""
+    """Makes learning rate (traced) -> learner, with the schedule `linear_decay`."""
     shape = optimizer.linear_decay(1.0, num_steps * num_minibatches)
 
     def make(rate):
@@ -191,7 +220,7 @@ def learner(
 
 
 def save(path, tree: dict) -> None:
-    """Writes nested dicts of arrays to one .npz, whole or not at all."""
+    """Writes nested dicts of arrays to one .npz file, atomically."""
     new = path.with_suffix(".new.npz")
     np.savez_compressed(new, **dict(_flat(jax.device_get(tree))))
     new.rename(path)

@@ -1,4 +1,4 @@
-"""What `experiments.train` trains on what: files, or one-digit sums to try things."""
+"""The model and the task of `experiments.train`: from files, or one-digit sums."""
 
 import contextlib
 import importlib
@@ -32,7 +32,7 @@ _TINY = DecoderConfig(
 
 
 def check(c: "Config") -> None:
-    """Raises ValueError for texts that fit nothing; reads no file."""
+    """Raises ValueError for wrong flags on model, data and verifier; reads no file."""
     if (c.model is None) != (c.data is None):
         raise ValueError(
             f"--model and --data must go together, got --model {c.model} and --data"
@@ -45,8 +45,8 @@ def check(c: "Config") -> None:
     chat(c)
     if "" in c.stop:
         raise ValueError(
-            "--stop must hold at least one character, got ''; leave it out, or every"
-            " completion would end with its first token."
+            "--stop must hold at least one character, got '', which would end every"
+            " completion at its first token; leave it out."
         )
     if "{question}" not in c.template:
         raise ValueError(
@@ -63,7 +63,11 @@ def check(c: "Config") -> None:
 
 
 def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, Task]:
-    """The model and its task; checks all files before anything compiles.
+    """The model and its task; checks all files before anything is compiled.
+
+    Args:
+      c: the configuration.
+      resources: closes the processes of a verifier in Python.
 
     Raises:
       ValueError: naming the file or the flag that is wrong.
@@ -100,13 +104,13 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
             max_completion_tokens=c.max_tokens if worked else None,
             privileged=c.algorithm in recipes.TEACHER,
         )
-    except ValueError as error:  # the library names arguments, the user has flags
+    except ValueError as error:  # replace the library's argument names by flags
         text = str(error).replace("max_completion_tokens", "max_tokens")
         text = re.sub(r"\b(num|max)_[a-z_]+", lambda m: ranges.flag(m[0]), text)
         text = text.replace("pass chat=Chat()", "pass --chat")
         files = [file for file in (c.data, c.test_data) if file is not None]
         if any(isinstance(p.question, data.Tokens) for p in problems):
-            files = []  # the numbers are those of texts alone
+            files = []  # then the numbers in messages count texts only
         text = re.sub(r"\bnumber (\d+)", lambda m: place(files, m), text)
         raise ValueError(f"{name}: {text}") from error
     for note in parts.notes:
@@ -116,13 +120,13 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
         raise ValueError(
             f"{name} must leave at least --num-prompts {needed}"
             f" problems to train on beside --num-validation {c.num_validation} and"
-            f" --num-test {c.num_test}, got {len(parts.train.id)}; lower these."
+            f" --num-test {c.num_test}, got {len(parts.train.id)}; lower these numbers."
         )
     return model, parts.task(verifier(c, own.text_of(model), resources))
 
 
 def read(c: "Config", file: pathlib.Path) -> list[data.Problem]:
-    """The problems of a file, whose fields the flags name."""
+    """The problems in a file; flags name its fields."""
     return data.read_jsonl(
         file,
         c.question,
@@ -133,7 +137,7 @@ def read(c: "Config", file: pathlib.Path) -> list[data.Problem]:
 
 
 def place(files: list[pathlib.Path], number: re.Match) -> str:
-    """ "number 3" with file and line of the problem that has it among those of all."""
+    """ "number 3" -> "number 3 (file:line)" of that problem, counted over all files."""
     lines = [
         f"{file}:{n}"
         for file in files
@@ -145,13 +149,13 @@ def place(files: list[pathlib.Path], number: re.Match) -> str:
 
 
 def chat(c: "Config") -> data.Chat | None:
-    """How the flags have prompts written; raises ValueError for what is no argument."""
+    """The chat template options of the flags, or None; raises ValueError if wrong."""
     if not c.chat:
         for name, absent in (("system", None), ("template_args", ())):
             if vars(c)[name] != absent:
                 raise ValueError(
                     f"{ranges.flag(name)} must come with --chat, got it alone; add"
-                    " --chat."
+                    " --chat, or leave it out."
                 )
         return None
     arguments = {}
@@ -170,13 +174,17 @@ def chat(c: "Config") -> data.Chat | None:
 
 
 def _tiny(c: "Config") -> tuple[Model, list[data.Problem]]:
+    """A new tiny decoder and the sums of two digits, to try a recipe."""
     model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
     sums = [(a, b) for a in range(10) for b in range(10)]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 
 
 def require_positions(c: "Config", model: Model) -> None:
-    """Beyond the positions it was trained on a model writes nonsense."""
+    """Raises ValueError if texts may be longer than the model can read.
+
+    Beyond the positions that it was trained on, a model writes nonsense.
+    """
     if model.metadata is None:
         return
     limit = metadata.max_positions(model.metadata)
@@ -191,7 +199,13 @@ def require_positions(c: "Config", model: Model) -> None:
 def verifier(
     c: "Config", table: verify.TokenBytes, resources: contextlib.ExitStack | None
 ) -> Callable:
-    """The verifier that the flags name; one in Python ends with `resources`."""
+    """The verifier that the flags name.
+
+    Args:
+      c: the configuration.
+      table: the bytes of each token.
+      resources: closes the processes of a verifier in Python.
+    """
     if c.verifier == "exact":
         return verify.exact(table)
     if c.verifier == "contains":
@@ -199,8 +213,8 @@ def verifier(
     if c.verifier == "python":
         if resources is None:
             raise ValueError(
-                "--verifier python must have something that closes it, got none; pass"
-                " `resources`, or another verifier."
+                "--verifier python must have an ExitStack that closes its processes,"
+                " got none; pass `resources`, or choose another verifier."
             )
         made = pooled.pooled(
             imported(c.reward),
@@ -216,7 +230,7 @@ def verifier(
 
 
 def imported(name: str) -> Callable[[str, str], float]:
-    """The function module:function, from the working directory as well."""
+    """Imports module:function; modules in the working directory are found, too."""
     module, colon, function = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")

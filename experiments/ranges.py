@@ -1,7 +1,7 @@
-"""What the numbers and texts of a configuration may be, told before anything is made.
+"""Checks the values of a configuration before anything is built.
 
-Every number of every experiment has its range here, by the name of its field; numbers
-that must fit each other are the experiment's own matter. Cheap: nothing is built.
+`RANGES` has a range for every number of every experiment, by the name of its field. The
+functions below check relations between numbers. All checks are cheap.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from typing import Any
 from rljax import check
 from rljax.task import addition as task
 
-# Two billion, as random keys, shuffles and their sums stay below 2**31 then.
+# With seeds up to this, random keys, shuffles and their sums stay below 2**31.
 _SEEDS = 2_000_000_000
-# More than any of these would not fit into 32-bit sizes or anyone's machine.
+# Larger counts would overflow 32-bit sizes or any machine's memory.
 _MANY, _STEPS = 2**20, 2**30
 
 
@@ -29,7 +29,7 @@ def _number(**bounds):
     return functools.partial(check.number, **bounds)
 
 
-# A rate of 0 changes nothing, AdamW leaves every useful scale with one above 1.
+# A rate of 0 changes nothing; one above 1 makes AdamW diverge.
 _RATE = _number(above=0, high=1)
 _SHARE = _number(low=0, high=1)
 
@@ -52,11 +52,11 @@ RANGES = {
     "num_steps": _count(1, _STEPS),
     "steps_per_dispatch": _count(),
     "num_prompts": _count(),
-    # The advantages compare the samples of a group.
+    # Advantages compare the samples of a group, so one sample is not enough.
     "num_samples": _count(2),
     "draw_prompts": _count(),
     "max_tokens": _count(),
-    # At 0 all samples of a group are the same, and nothing is learned.
+    # At 0 all samples of a group would be equal, and nothing could be learned.
     "temperature": _number(above=0, high=100),
     "evaluation_temperature": _number(above=0, high=100),
     "num_passes": _count(),
@@ -91,13 +91,12 @@ RANGES = {
 
 
 def require(config: Any) -> None:
-    """Raises ValueError for a field outside its range or of a wrong kind, by its flag.
+    """Raises ValueError, naming the flag, if a field has a wrong type or range.
 
     Args:
-      config: a flat dataclass. Fields of str hold text, those of tuples several, those
-        of Literal one of their values, those of Path a path, those of bool one of two,
-        and all others are numbers of `RANGES`; None is allowed where the annotation
-        says so.
+      config: a flat dataclass. The annotation of a field gives its type: str, a tuple
+        of str, Literal, Path, bool, or a number with an entry in `RANGES`. None is
+        allowed if the annotation includes it.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -125,7 +124,7 @@ def _require_field(name: str, hint: Any, value: Any) -> None:
         check.text(flag(name), value)
     elif pathlib.Path in kinds:
         check.kind(flag(name), value, pathlib.Path, "Path('folder')")
-    elif dataclasses.is_dataclass(hint):  # a recipe's numbers, which it checks itself
+    elif dataclasses.is_dataclass(hint):  # the recipe checks its own numbers
         return
     else:
         RANGES[name](flag(name), value)
@@ -151,17 +150,17 @@ def multiple(config: Any, name: str, *parts: str) -> None:
 
 
 def product(config: Any, limit: int, what: str, *names: str) -> None:
-    """Raises ValueError if the product of numbers exceeds a limit; `what` has it."""
+    """Raises ValueError if the product of fields exceeds `limit`, named by `what`."""
     _at_most(config, limit, what, names, math.prod, " * ")
 
 
 def total(config: Any, limit: int, what: str, *names: str) -> None:
-    """Raises ValueError if the sum of numbers exceeds a limit; `what` has it."""
+    """Raises ValueError if the sum of fields exceeds `limit`, named by `what`."""
     _at_most(config, limit, what, names, sum, " + ")
 
 
 def tokens(config: Any, *names: str) -> None:
-    """`product` of numbers that together are the size of an array."""
+    """Raises ValueError if an array with these sizes would overflow a 32-bit index."""
     product(config, 2**31 - 1, "the largest 32-bit index", *names)
 
 
@@ -186,9 +185,9 @@ def heads(config: Any) -> None:
 
 
 def step(config: Any) -> None:
-    """Raises ValueError for numbers that no RL run can begin with.
+    """Raises ValueError for numbers with which no RL run can start.
 
-    Cheap, so that it can be asked first: before a file is read or a folder made.
+    It reads no file and makes no folder, so call it first.
     """
     require(config)
     multiple(config, "num_steps", "steps_per_dispatch")
@@ -203,7 +202,7 @@ def step(config: Any) -> None:
 
 
 def addition(config: Any) -> None:
-    """`step`, and what column addition needs: a new decoder, enough problems."""
+    """`step`, and checks for column addition: sizes of the decoder, enough problems."""
     step(config)
     heads(config)
     multiple(config, "warm_steps", "steps_per_dispatch")
@@ -211,7 +210,7 @@ def addition(config: Any) -> None:
 
 
 def problems(config: Any) -> None:
-    """Raises ValueError if more additions are asked for than there are."""
+    """Raises ValueError if a configuration asks for more additions than there are."""
     for name in ("num_prompts", "warm_prompts"):
         product(config, task.NUM_TRAIN, "the problems to train on", name)
     total(

@@ -1,8 +1,8 @@
-"""The recipes of `rljax.algorithms` by name, for the command line alone.
+"""The recipes of `rljax.algorithms` by name, for the command line only.
 
-Each has its own numbers as flags, `--algorithm.clip 0.3`, with the text of its
-docstring. What a recipe takes besides numbers (functions, transforms) is chosen in
-Python, in an experiment of one's own.
+The numbers of a recipe are flags such as `--algorithm.clip 0.3`, whose help texts come
+from its docstring. To choose a recipe's functions or transforms, write your own
+experiment.
 """
 
 import dataclasses
@@ -19,27 +19,29 @@ import tyro
 from rljax import algorithms
 from rljax.advantage import Algorithm
 
-# What a recipe shares with the rest of the run is no number of its own.
+# Arguments of recipes that are set by the run, and get no flags of their own.
 SHARED = ("max_tokens", "num_samples")
-# Rows that a recipe needs beside, or instead of, the policy's own samples.
+# Recipes that learn from stored answers instead of the policy's own samples.
 STORED = ("asft", "asft_sampled", "dft", "gcsl", "iw_sft", "psft", "sft")
+# Recipes that learn from stored answers beside the policy's own samples.
 MIXED = ("chord", "gac", "gft", "hpt", "luffy", "mixture", "srft")
+# Recipes that need a greedy completion beside the samples.
 GREEDY = ("remax",)
-# Those that learn from the policy itself, told the solution.
+# Recipes whose teacher is the policy itself with the solution in its prompt.
 TEACHER = ("dasd",)
-# Those that correct the distance from the sampler to the learner's `old` themselves.
+# Recipes that correct for a sampler that differs from the policy.
 CORRECTING = (
     *("tis", "icepop", "sequence_mask", "geometric_rejection", "sequence_mask_tis"),
     *("truncated_reinforce", "minirl"),
 )
-# Those that need another learner or act than an experiment of files has.
+# Recipes that need a learner or sampler of their own -> the module that has it.
 IN_PYTHON = {"lfu": "rljax.learn.consistency", "uft": "rljax.rollout.hint"}
-
 
 _ARRAY_LIKE = set(typing.get_args(jax.typing.ArrayLike))
 
 
 def _kinds(hint: Any) -> set:
+    """The members of a union; a set of one for any other type."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return set(typing.get_args(hint) if union else (hint,))
 
@@ -50,13 +52,14 @@ def _is_number(hint: Any) -> bool:
 
 
 def _flag_type(hint: Any) -> Any:
-    """A number that may be traced is a float on the command line."""
+    """The type of a flag: numbers that may be traced are floats on the command line."""
     if not _kinds(hint) >= _ARRAY_LIKE:
         return hint
     return float | None if type(None) in _kinds(hint) else float
 
 
 def _numbers(fn: Callable[..., Algorithm]) -> list[inspect.Parameter]:
+    """The parameters of a recipe that become flags."""
     return [
         p
         for p in inspect.signature(fn).parameters.values()
@@ -67,6 +70,7 @@ def _numbers(fn: Callable[..., Algorithm]) -> list[inspect.Parameter]:
 
 
 def _is_recipe(fn: Any) -> bool:
+    """Whether a function returns an `Algorithm` and needs only numbers."""
     signature = inspect.signature(fn)
     needed = [
         p
@@ -85,10 +89,12 @@ RECIPES: dict[str, Callable[..., Algorithm]] = {
 
 
 def numbers_of(name: str) -> type:
-    """A frozen dataclass of the recipe's own numbers; those without default have none.
+    """A frozen dataclass with a field for each number of the recipe.
+
+    Fields have the recipe's defaults.
 
     Raises:
-      ValueError: for a name that is no recipe.
+      ValueError: if there is no such recipe.
     """
     require(name)
     fn, fields = RECIPES[name], []
@@ -99,28 +105,28 @@ def numbers_of(name: str) -> type:
         annotated = Annotated[hint, tyro.conf.arg(help=text)]
         default = () if p.default is p.empty else (p.default,)
         fields.append((p.name, annotated, *default))
-    fields.sort(key=len)  # those without default first
+    fields.sort(key=len)  # dataclasses need fields without default first
     made = dataclasses.make_dataclass(f"Numbers of {name}", fields, frozen=True)
     made.__doc__ = inspect.getdoc(fn)
     return made
 
 
 def require(name: str) -> None:
-    """Raises ValueError unless the name is a recipe's that the command line offers."""
+    """Raises ValueError unless the command line offers a recipe of this name."""
     if name in IN_PYTHON:
         raise ValueError(
-            f"--algorithm must be a recipe that needs no more than numbers, got {name};"
+            f"--algorithm must be a recipe that needs only numbers, got {name};"
             f" write an experiment with {IN_PYTHON[name]}."
         )
     if name not in RECIPES:
         raise ValueError(
-            f"--algorithm must be one of {', '.join(RECIPES)}, got {name!r}; see the"
-            " table of methods."
+            f"--algorithm must be one of {', '.join(RECIPES)}, got {name!r}; see"
+            " docs/methods.md."
         )
 
 
 def require_solutions(name: str, given: bool) -> None:
-    """Raises ValueError if a recipe learns from worked solutions and there are none."""
+    """Raises ValueError if a recipe needs worked solutions and none are given."""
     if name in STORED + MIXED + TEACHER and not given:
         raise ValueError(
             f"--algorithm {name} must have worked solutions to learn from, got no"
@@ -129,11 +135,12 @@ def require_solutions(name: str, given: bool) -> None:
 
 
 def make(name: str, numbers: Any, shared: dict[str, int]) -> Algorithm:
-    """The algorithm.
+    """The algorithm of a recipe.
 
     Args:
-      numbers: of `numbers_of(name)`.
-      shared: the run's own numbers that recipes may ask for, those of `SHARED`.
+      name: of the recipe.
+      numbers: an instance of `numbers_of(name)`.
+      shared: values of the arguments in `SHARED`.
 
     Raises:
       ValueError: if the recipe refuses its numbers.
@@ -147,7 +154,7 @@ def make(name: str, numbers: Any, shared: dict[str, int]) -> Algorithm:
 
 
 def _argument_texts(text: str) -> dict[str, str]:
-    """The entries of a docstring's `Args:` by name; one entry may serve several."""
+    """Argument -> text in the docstring's `Args:`; an entry may name several."""
     found = re.search(r"^Args:\n((?:  .*\n?|\n)*)", text, re.MULTILINE)
     texts = {}
     for entry in re.split(r"\n(?=  \S)", found[1] if found else ""):

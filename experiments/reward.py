@@ -1,6 +1,6 @@
-"""A reward in Python, to be copied: any function of two texts in a file of its own."""
+"""A reward function in Python, to copy into your own file."""
 
 
 def exact(completion: str, answer: str) -> float:
-    """1 if the completion is the answer, without surrounding white space; else 0."""
+    """1 if completion and answer are equal up to surrounding white space, else 0."""
     return float(completion.strip() == answer.strip())

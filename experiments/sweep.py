@@ -1,6 +1,6 @@
-"""A sweep on column addition: what all contenders share, and how one of them trains.
+"""A sweep on column addition: the shared setup, and the training of one algorithm.
 
-All seeds and learning rates of a contender train as one vmapped program.
+All seeds and learning rates of an algorithm train as one vmapped program.
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ class Config:
     """Every number of the comparison."""
 
     setting: Literal["demo", "hard"] = "demo"
-    """Which numbers the others start from. demo: the main experiment's. hard: a start
-    of few right answers and high entropy, where FADE's schedule moves."""
+    """Defaults of the other numbers. demo: those of experiments.addition. hard: RL
+    starts from few right answers and high entropy, where FADE's schedule matters."""
     algorithms: str = "fade,grpo,dr_grpo,power,asym_grpo,stapo"
     """Names, comma-separated; the others' pass@1 is compared with the first one's."""
     warm: str = ""
-    """Objectives of a further warm start before RL, of gft, sft, sft_right, dft; each
-    algorithm then starts from each of them."""
+    """Objectives of a second warm start before RL, comma-separated, of gft, sft,
+    sft_right and dft; each algorithm then starts from the result of each."""
     seed: int = 0
-    """The first seed, of parameters, data order and sampling."""
+    """The first seed, for parameters, data order and sampling."""
     seeds: int = 5
     """Number of seeds."""
     tune: str = ""
     """Learning rates, comma-separated: each algorithm gets the one with the best mean
-    pass@1 on the validation problems; by default --learning-rate."""
+    pass@1 on the validation problems. Default: --learning-rate."""
     learning_rate: float = 8e-4
-    """Peak; after 10 optimiser steps of warm-up it decays linearly to 10 %."""
+    """Peak learning rate; 10 optimiser steps of warm-up, then linear decay to 10 %."""
 
     # The policy
     num_layers: int = 2
@@ -59,7 +59,7 @@ class Config:
     warm_prompts: int = 128
     """Demonstrations per step."""
     warm_learning_rate: float = 3e-3
-    """Peak; after 30 steps of warm-up it decays as a cosine to 5 %."""
+    """Peak learning rate; 30 steps of warm-up, then cosine decay to 5 %."""
     forget: float = 0.7
     """Probability that a demonstration forgets a carry that is due."""
     slip: float = 0.0
@@ -73,13 +73,13 @@ class Config:
     num_prompts: int = 128
     """Prompts per step."""
     num_samples: int = 8
-    """Rows per prompt, the group; of gft's, 2 are stored answers."""
+    """Rows per prompt: the group. For gft, 2 of them are stored answers."""
     max_tokens: int = 12
     """Longest completion, tokens."""
     num_minibatches: int = 2
     """Optimiser steps per rollout batch."""
     gradient_clip: float = 1.0
-    """Largest global norm of a gradient."""
+    """Maximum global norm of a gradient."""
     clip: float = 0.2
     """Ratios further than this from 1 are clipped; STAPO's upper bound is its own."""
 
@@ -87,16 +87,16 @@ class Config:
     evaluate_every: int = 20
     """Training steps between evaluations, and per call of the compiled program."""
     num_validation: int = 256
-    """Problems that learning rates are chosen by; test problems are asked so many at a
+    """Problems for choosing learning rates; also the test problems evaluated at a
     time."""
     num_test: int = 1024
-    """Problems that are reported."""
+    """Problems for the reported results."""
     levels: str = "0.5,0.8,0.9"
-    """Values of pass@1 the steps to which are reported, comma-separated."""
+    """Values of pass@1, comma-separated; the steps to reach them are reported."""
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for numbers that no sweep can begin with; builds nothing."""
+    """Raises ValueError for numbers with which no sweep can start; builds nothing."""
     ranges.require(config)
     ranges.heads(config)
     ranges.problems(config)
@@ -118,7 +118,11 @@ def check(config: Config) -> None:
 
 
 class Setup(NamedTuple):
-    """What all contenders share."""
+    """What all algorithms share.
+
+    keys: key[S], of each seed.
+    validation, test: params [R, S, ...] -> verdicts on the held-out problems.
+    """
 
     config: Config
     task: Task
@@ -161,7 +165,7 @@ def build(config: Config, run_dir: pathlib.Path) -> Setup:
 
 
 def batches(setup, part, num_prompts, map_fn, num_steps):
-    """Batches of every seed, and how many of them make the steps."""
+    """An iterator over batches [S, K, P, ...], and the number of batches to take."""
     config = setup.config
     steps = config.evaluate_every
     made = population.streams(
@@ -176,6 +180,7 @@ def batches(setup, part, num_prompts, map_fn, num_steps):
 
 
 def samples(setup: Setup, num: int) -> Sampler:
+    """A sampler of `num` completions per prompt."""
     return sampler(
         setup.policy,
         num_samples=num,
@@ -195,10 +200,22 @@ def train_population(
     map_fn,
     num_steps: int,
 ) -> tuple[compare_report.Outcome, Any]:
-    """Trains an algorithm's population; a result in the run folder is not made again.
+    """Trains an algorithm with all seeds and learning rates, or loads its result.
+
+    The result is kept in the run folder, so that a resume does not train it again.
+
+    Args:
+      setup: of the sweep.
+      name: of the result's file.
+      algorithm: to train.
+      params: [S, ...], initial parameters.
+      sample: rows of a group.
+      part: number of the part of the run, for its own stream of prompts.
+      map_fn: (prompts, rng) -> prompts, applied to each batch.
+      num_steps: training steps.
 
     Returns:
-      What it did at its best learning rate, and its parameters [S, ...] then.
+      The outcome at the best learning rate, and its final parameters [S, ...].
     """
     config, task = setup.config, setup.task
     path = setup.run_dir / "outcomes" / f"{name}.npz"
@@ -250,7 +267,7 @@ def names(text: str, known: dict, flag: str) -> list[str]:
     if wrong or len(set(found)) < len(found):
         raise ValueError(
             f"{flag} must name some of {', '.join(known)}, each once, got {text!r};"
-            " write them with commas between them."
+            " separate the names by commas."
         )
     return found
 
@@ -261,10 +278,11 @@ def numbers(flag: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError(
-            f"{flag} must be numbers with commas between them, got {text!r}; write"
-            " them as 4e-4,8e-4."
+            f"{flag} must be numbers separated by commas, got {text!r}; write them as"
+            " 4e-4,8e-4."
         ) from None
 
 
 def levels(config: Config) -> tuple[float, ...]:
+    """The values of pass@1 in --levels, as fractions."""
     return numbers("--levels", config.levels)

@@ -1,4 +1,4 @@
-"""What contenders start from: imitation, and what further objectives made of it."""
+"""Warm starts of a sweep: imitation, and then further supervised objectives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +18,10 @@ from rljax.types import Prompts, Source
 
 
 def sft_right() -> Algorithm:
-    """SFT on the stored answers that the verifier accepts: what GFT's verifier alone
-    is worth."""
+    """SFT on the stored answers that the verifier accepts.
+
+    The comparison with GFT shows the effect of the verifier alone.
+    """
     kept = adv.chain(adv.keep_stored(), adv.keep_correct(), adv.token_mean())
     return adv.algorithm(sft=adv.Term(weighting=kept, loss_fn=loss.nll()))
 
@@ -33,8 +35,11 @@ OBJECTIVES: dict[str, Callable[[], Algorithm]] = {
 
 
 def forgetful(config: Config, model: Model):
-    """(prompts, rng) -> prompts with careless demonstrations: carries are forgotten,
-    and then digits slip."""
+    """Makes (prompts, rng) -> prompts with careless demonstrations.
+
+    They forget carries with probability `config.forget`; then each digit is replaced by
+    a random one with probability `config.slip`.
+    """
     digits = np.array(model.tokenizer.convert_tokens_to_ids(list("0123456789")))
 
     def demonstrate(prompts: Prompts, rng: np.random.Generator) -> Prompts:
@@ -50,7 +55,7 @@ def forgetful(config: Config, model: Model):
 
 
 def right_and_forgetful(config: Config, model: Model):
-    """(prompts, rng) -> prompts that store a right and a careless answer."""
+    """Makes (prompts, rng) -> prompts that store a right and a careless answer."""
     demonstrate = forgetful(config, model)
 
     def store(prompts: Prompts, rng: np.random.Generator) -> Prompts:
@@ -70,7 +75,7 @@ def right_and_forgetful(config: Config, model: Model):
 
 
 def warm_start(setup: Setup) -> Any:
-    """Parameters [S, ...] after imitation; made once per run folder."""
+    """Parameters [S, ...] after imitation; trained once and kept in the run folder."""
     config, policy = setup.config, setup.policy
     path = setup.run_dir / "warm.npz"
     if not path.exists():
@@ -94,10 +99,17 @@ def warm_start(setup: Setup) -> Any:
 
 
 def warm_stage(setup: Setup, params: Any) -> dict[str, Any]:
-    """Each objective of --warm from the same start; writes their tables.
+    """Trains each objective of --warm from the same start, and writes their report.
 
     All see the same prompts with the same two stored answers, for the same number of
-    optimiser steps; GFT fills its groups with its own samples.
+    optimiser steps. GFT fills its groups with its own samples.
+
+    Args:
+      setup: of the sweep.
+      params: [S, ...], initial parameters.
+
+    Returns:
+      Objective -> final parameters [S, ...].
     """
     config = setup.config
     stored = mixed.stored_answers()

@@ -1,6 +1,6 @@
-"""Your own model on your own problems, with any recipe of rljax.algorithms.
+"""Trains your own model on your own problems, with any recipe of rljax.algorithms.
 
---model is a Hugging Face folder, --data a JSONL file with a problem per line. Without
+--model is a Hugging Face folder, --data a JSONL file with one problem per line. Without
 them a new tiny decoder learns one-digit sums, to try a recipe. `--algorithm NAME
 --help` shows the numbers of a recipe.
 
@@ -27,7 +27,7 @@ class Config:
     """Every number of the run."""
 
     seed: int = 0
-    """Of parameters, data order and sampling."""
+    """Seed for parameters, data order and sampling."""
 
     # Model, problems, verifier
     model: pathlib.Path | None = None
@@ -35,70 +35,72 @@ class Config:
     data: pathlib.Path | None = None
     """JSONL file of problems."""
     test_data: pathlib.Path | None = None
-    """JSONL file of the problems to report, at most --num-test of them; none is
-    trained on. None: some of --data are held out."""
+    """JSONL file of test problems, of which at most --num-test are used; none is
+    trained on. None: hold out some of --data."""
     question: str = "question"
     """Field with the question: a text, messages for --chat, or token ids."""
     answer: str = "answer"
     """Field with the reference answer."""
     answer_after: str | None = None
-    """Marker before the answer, #### for GSM8K."""
+    """Marker before the answer in its field, such as #### in GSM8K."""
     demonstration: str | None = None
-    """Field with a worked solution, to imitate."""
+    """Field with a worked solution, for recipes that imitate."""
     template: str = "{question}"
-    """Text of the prompt around the question; with --chat, of the user's message."""
+    """The prompt, with {question} for the question; with --chat, the user's message."""
     chat: bool = False
-    """Write prompts by the chat template of the model's tokenizer."""
+    """Format prompts with the chat template of the model's tokenizer."""
     system: str | None = None
-    """--chat: the system's message, where a conversation has none of its own."""
+    """--chat: system message for conversations that have none."""
     template_args: tuple[str, ...] = ()
-    """--chat: what the template takes, NAME=JSON such as enable_thinking=false."""
+    """--chat: arguments of the template, NAME=JSON, such as enable_thinking=false."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A text that ends a completion, beside the model's end tokens; may come several
-    times. The verifier reads what stands before it."""
+    """A text that ends a completion, beside the model's end tokens; may be given
+    several times. The verifier reads the text before it."""
     verifier: Literal["number", "last-number", "exact", "contains", "python"] = "number"
-    """number: the completion is the answer's number, or has it after --after;
-    last-number: its last number is, or the one in its last \\boxed{}; exact: the same
-    text; contains: the completion contains --needle; python: what --reward says."""
+    """number: the completion, or its number after --after, equals the answer's number;
+    last-number: its last number, or the one in its last \\boxed{}, does; exact: the
+    texts are equal; contains: the completion contains --needle; python: --reward
+    decides."""
     after: str = ""
-    """number: read the number right after the last occurrence of this, whatever text
-    follows it (#### for GSM8K, \\boxed{ for LaTeX); last-number: read only what follows
-    the first occurrence."""
+    """number: read the number right after the last occurrence of this text, and ignore
+    what follows (#### for GSM8K, \\boxed{ for LaTeX); last-number: read only the text
+    after its first occurrence."""
     needle: str = ""
     """contains: the text to look for."""
     reward: str = "experiments.reward:exact"
-    """python: module:function of (completion, answer) -> float, right from 1 on."""
+    """python: module:function of (completion, answer) -> float; 1 or more is right."""
     num_workers: int = 2
-    """python: processes."""
+    """python: number of processes."""
     timeout: float = 10.0
-    """python: of one call, seconds."""
+    """python: seconds for one call."""
     max_prompt_tokens: int = 256
-    """Longer prompts are dropped and counted."""
+    """Longer prompts are dropped, and their number is reported."""
 
     # Number formats and memory
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; sums, logits and losses are float32."""
+    """Format of activations; sums, logits and losses are float32."""
     attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = "auto"
-    """Of prompts and of training: all scores at once, blocks of them, or a kernel,
-    splash on TPUs, cudnn on GPUs. auto: whole for up to 1,024 tokens, else blocks."""
+    """Attention in prefill and training. whole: all scores at once; blocks: a block at
+    a time; splash, cudnn: kernels for TPUs and GPUs. auto: whole for up to 1,024
+    tokens, else blocks."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of parameters; those in bfloat16 have float32 copies in the optimiser's state."""
+    """Format of parameters; with bfloat16 the optimiser's state has float32 copies."""
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the saved policy; None: as the folder of --model says of itself."""
+    """Format of the saved policy; None: as in config.json of --model."""
     rollout_weights: Literal["exact", "int8"] = "exact"
-    """Of the layers, as each decode step reads them. int8: a quarter of the bytes; the
-    samples' scores are measured again, the difference is reported as mismatch/..., and
-    tokens weigh by it, at most twice (TIS)."""
+    """Format in which decode steps read the layers' weights. int8: a quarter of the
+    bytes; the samples' log-probabilities are then measured again, their difference is
+    reported as mismatch/..., and tokens get importance weights of at most 2 (TIS)."""
     remat: Literal["none", "layers"] | None = None
-    """layers: the inside of each layer is computed again backward, for memory. None:
-    layers with --model, none without."""
+    """layers: recompute the inside of each layer in the backward pass, to save memory.
+    None: layers with --model, none without."""
     unroll: int | None = None
-    """Layers compiled side by side, a divisor of their number; None: 1 with remat, else
-    all of up to 8."""
+    """Layers to unroll in the scan over layers; divides their number. None: 1 with
+    remat or more than 8 layers, else all."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    """adamw: two moments per parameter; adafactor: the second as rows and columns."""
+    """adamw: two moments per parameter; adafactor: a factored second moment."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the first moment."""
+    """Format of the optimiser's first moment."""
 
     # The recipe
     algorithm: str = "grpo"
@@ -108,82 +110,85 @@ class Config:
     steps_per_dispatch: int = 1
     """Training steps per call of the compiled program."""
     num_prompts: int = 64
-    """Prompts that are trained on per step."""
+    """Prompts per training step."""
     draw_prompts: int | None = None
-    """Prompts that are sampled per step; of these --num-prompts with mixed groups are
-    trained on (dynamic sampling). None: all are."""
+    """Prompts to sample per training step, of which --num-prompts with mixed groups are
+    trained on (dynamic sampling). None: no dynamic sampling."""
     num_samples: int = 8
-    """Samples per prompt; a stored answer comes beside them."""
+    """Samples per prompt, not counting a stored answer."""
     max_tokens: int = 512
-    """Longest completion, tokens, the end token included."""
+    """Longest completion, tokens, with the end token."""
     temperature: float = 1.0
-    """Of the policy that is sampled and trained, above 0."""
+    """Temperature of the policy, in sampling and training; above 0."""
     num_passes: int = 1
     """Passes over each rollout batch."""
     num_minibatches: int = 1
     """Optimiser steps per pass."""
     num_microbatches: int = 1
-    """Pieces of a minibatch that are in memory at once."""
+    """Parts of a minibatch, computed in turn to save memory."""
     num_lengths: int = 1
-    """Further pieces by length."""
+    """Further parts, by length of the samples."""
     num_group_parts: int = 1
-    """Further pieces along the samples; times --num-lengths a divisor of
-    --num-samples."""
+    """Further parts, by index of the samples; the product with --num-lengths must
+    divide --num-samples."""
     num_slots: int | None = None
     """Completions sampled at a time; None: all at once, but in evaluations of a --model
-    half of them."""
+    half of them if these are at least 128."""
     staleness: int | None = None
-    """Updates by which sampling is ahead of learning; it may then have devices of its
-    own, --sampler-mesh. None: they take turns, in one program."""
+    """Updates by which the sampler is ahead of the learner; it may have its own devices
+    (--sampler-mesh). None: sampler and learner take turns, in one program."""
     learning_rate: float = 1e-6
-    """Peak; after 10 optimiser steps linear to 10 %, and then constant."""
+    """Peak learning rate; 10 optimiser steps of warm-up, linear decay to 10 %, then
+    constant."""
     schedule_steps: int | None = None
-    """Training steps until the rate is at 10 %; None: --num-steps. A run of fewer steps
-    can be prolonged: --resume --num-steps MORE --schedule-steps THE SAME."""
+    """Training steps until the learning rate is at 10 %; None: --num-steps. Such a run
+    can be prolonged: --resume --num-steps MORE, with the same --schedule-steps."""
     gradient_clip: float = 1.0
-    """Largest global norm of a gradient."""
+    """Maximum global norm of a gradient."""
     target_kl: float | None = None
-    """Nats; a minibatch beyond ends the updates."""
+    """KL from the sampling policy, nats, above which a minibatch is refused and the
+    updates of its batch end."""
     target_kl_per_pass: float | None = None
-    """Nats; no further pass beyond."""
+    """KL from the sampling policy, nats, above which no further pass starts."""
     gradient_gate: float | None = None
-    """Standard deviations; see gradient_gate."""
+    """Refuse updates whose gradient deviates, in standard deviations; see
+    rljax.learn.gate.gradient_gate."""
 
-    # LoRA, and a reference that follows
+    # LoRA, and updates of the reference policy
     lora_rank: int | None = None
-    """Train adapters of this rank, the model stays; None: train the model."""
+    """Train LoRA adapters of this rank; None: train the whole model."""
     lora_alpha: float = 32.0
-    """Their product is scaled by this / rank."""
+    """The adapters' product is scaled by alpha / rank."""
     lora_targets: str = "q,k,v,o,gate,up,down"
-    """Matrices of the layers that get one, by name."""
+    """Matrices of the layers that get adapters, comma-separated."""
     reference_every: int | None = None
-    """Training steps after which the reference, where a recipe reads one, becomes the
-    policy, or with --reference-ema comes closer; None: it stays as it began."""
+    """Training steps between updates of the reference, if the recipe reads one. It
+    becomes the policy, or moves towards it with --reference-ema. None: it is fixed."""
     reference_ema: float | None = None
-    """Share of itself that the reference keeps each time, from 0 to below 1."""
+    """Weight of the old reference in each update, in [0, 1)."""
 
     # Mixtures of experts
     replay_routes: bool = False
-    """The update computes each token by the experts that sampled it."""
+    """Compute each token in the update by the experts that sampled it."""
 
     # Evaluation and checkpoints
     evaluate_every: int = 20
     """Training steps between evaluations."""
     evaluation_temperature: float = 1.0
-    """Of the samples that are judged, above 0."""
+    """Temperature of samples in evaluations, above 0."""
     evaluation_samples: int = 8
-    """Completions per held-out problem; as many at a time as in training."""
+    """Completions per held-out problem."""
     num_validation: int = 128
-    """Held-out problems of each evaluation."""
+    """Held-out problems per evaluation."""
     num_test: int = 512
-    """Held-out problems of the table of the policy before and after; 0 for none."""
+    """Held-out problems for the table of the policy before and after; 0: no table."""
     checkpoint_every: int = 20
     """Training steps between checkpoints."""
     keep: int = 3
-    """Checkpoints kept."""
+    """Checkpoints to keep."""
 
 
-# Without --model and --data the whole path in seconds.
+# Without --model and --data, --quick runs the whole experiment in seconds.
 QUICK: dict[str, Any] = {
     "num_steps": 4,
     "num_prompts": 8,
@@ -199,7 +204,7 @@ QUICK: dict[str, Any] = {
 
 
 def check(c: Config) -> None:
-    """Raises ValueError for numbers and texts that no run can begin with."""
+    """Raises ValueError for numbers and texts with which no run can start."""
     ranges.step(c)
     recipes.require(c.algorithm)
     ranges.tokens(c, "num_prompts", "steps_per_dispatch", "max_prompt_tokens")
@@ -209,20 +214,25 @@ def check(c: Config) -> None:
     if c.draw_prompts is not None and c.draw_prompts < c.num_prompts:
         raise ValueError(
             f"--draw-prompts must be at least --num-prompts {c.num_prompts}, got"
-            f" {c.draw_prompts}; draw more."
+            f" {c.draw_prompts}; raise it."
         )
     transforms.check(c)
     problems.check(c)
 
 
 def build(c: Config, resources: contextlib.ExitStack | None = None) -> list[Experiment]:
-    """The run; `resources` closes a verifier in Python after it."""
+    """The experiment that a configuration describes.
+
+    Args:
+      c: the configuration.
+      resources: closes the processes of a verifier in Python.
+    """
     check(c)
     return [assemble.experiment(c, *problems.build(c, resources))]
 
 
 def with_numbers(name: str, base: type) -> type:
-    """The configuration with the numbers of a recipe in `numbers`."""
+    """The configuration class with one more field, `numbers`, for those of a recipe."""
     own = recipes.numbers_of(name)
     required = [
         f.name for f in dataclasses.fields(own) if f.default is dataclasses.MISSING
@@ -243,7 +253,7 @@ def named(arguments: list[str]) -> str:
 
 
 def main() -> None:
-    """The command line: the flags depend on the recipe that it names."""
+    """Parses the command line, whose flags depend on the recipe, and runs."""
     try:
         make = with_numbers(name := named(sys.argv[1:]), Config)
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""The flags of policies: LoRA, a value head, references, replay, int8 rollouts."""
+"""Applies the flags that change a policy.
+
+These are LoRA, a value head, a moving reference, routing replay and int8 rollouts.
+"""
 
 import dataclasses
 import pathlib
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check(c: "Config") -> None:
-    """Raises ValueError for flags that do not fit each other."""
+    """Raises ValueError for flags that contradict each other."""
     lora_of(c)
     if c.reference_ema is not None and c.reference_every is None:
         raise ValueError(
@@ -28,37 +31,40 @@ def check(c: "Config") -> None:
     stored = c.algorithm in recipes.STORED + recipes.MIXED
     if stored and c.replay_routes:
         raise ValueError(
-            "--replay-routes must have samples alone, got --algorithm"
-            f" {c.algorithm}, which learns from stored answers that nothing has routed;"
-            " leave the flag out."
+            "--replay-routes must go with a recipe that learns from samples only, got"
+            f" --algorithm {c.algorithm}, which learns from stored answers without"
+            " recorded routes; leave the flag out."
         )
     if stored and rolls_in_int8(c):
         raise ValueError(
-            "--rollout-weights int8 must have samples alone, got --algorithm"
-            f" {c.algorithm}, which learns from stored answers of which nobody knows"
-            " how likely they were; leave the flag out."
+            "--rollout-weights int8 must go with a recipe that learns from samples"
+            f" only, got --algorithm {c.algorithm}, which learns from stored answers"
+            " without recorded log-probabilities; leave the flag out."
         )
 
 
 def rolls_in_int8(c: "Config") -> bool:
-    """Whether the sampler is by design not the policy."""
+    """Whether the sampler reads int8 weights and so differs from the policy."""
     return c.rollout_weights == "int8"
 
 
 def sampled(c: "Config", policy: Policy) -> Policy:
-    """What the sampler draws from, of the policy that is trained."""
+    """The policy that the sampler uses, for the policy that is trained."""
     return int8_decoding(policy) if rolls_in_int8(c) else policy
 
 
 def corrected(c: "Config", algorithm: Algorithm) -> Algorithm:
-    """The recipe, which then also weighs by how far the sampler is from the policy."""
+    """The recipe, with importance weights if the sampler reads int8 weights.
+
+    Recipes that have such weights already stay as they are.
+    """
     if rolls_in_int8(c) and c.algorithm not in recipes.CORRECTING:
         return importance.corrected(algorithm)
     return algorithm
 
 
 def lora_of(c: "Config") -> Lora | None:
-    """The adapters that the flags ask for."""
+    """The adapters that the flags ask for, or None."""
     if c.lora_rank is None:
         return None
     try:
@@ -74,7 +80,17 @@ def lora_of(c: "Config") -> Lora | None:
 def around(
     c: "Config", model: Model, *, value_head: bool
 ) -> tuple[Policy, dict[str, Any]]:
-    """The policy that is trained, and how an `Experiment` goes in and out of it."""
+    """The policy to train, with adapters and value head.
+
+    Args:
+      c: the configuration.
+      model: to train.
+      value_head: whether the recipe reads values.
+
+    Returns:
+      The policy, and fields of `Experiment` that convert the model's parameters to the
+      policy's and back.
+    """
     require_experts(c, model)
     policy = model.policy(c.temperature, replay_routes=c.replay_routes)
     spec = lora_of(c)
@@ -106,11 +122,11 @@ def asked(c: "Config", model: Model) -> Policy:
 
 
 def require_experts(c: "Config", model: Model) -> None:
-    """Raises ValueError if routes are to be replayed of a model that has none."""
+    """Raises ValueError if --replay-routes is given for a model without experts."""
     if c.replay_routes and model.config.experts is None:
         raise ValueError(
-            "--replay-routes must have a --model that is a mixture of experts, got a"
-            " dense one; leave the flag out."
+            "--replay-routes must have a --model with a mixture of experts, got a dense"
+            " one; leave the flag out."
         )
 
 
@@ -124,20 +140,21 @@ def require_whole(spec: Lora | None, model: Model) -> None:
 
 
 def without_replay(c: "Config") -> "Config":
-    """For policies that choose experts themselves: reference and teacher."""
+    """The configuration for reference and teacher, which choose experts themselves."""
     return dataclasses.replace(c, replay_routes=False)
 
 
 def _trains(path: tuple[str, ...]) -> bool:
+    """Whether the parameter at a path is trained with LoRA."""
     return lora.is_adapter(path) or path[0] == "value"
 
 
 def _save(
     c, spec: Lora, model: Model, run_dir: pathlib.Path, state: TrainState
 ) -> None:
-    """The adapters, beside the policy, which is merged."""
+    """Saves the adapters; the saved policy has them merged in."""
     folder = run_dir / "adapters"
-    if not folder.exists():  # a finished run that was resumed has them
+    if not folder.exists():  # it exists if a finished run is resumed
         base = None if c.model is None else str(c.model)
         adapters = state.params.get("policy", state.params)
         named = {} if model.metadata is None else model.metadata.config
@@ -146,7 +163,7 @@ def _save(
 
 
 def with_reference(c: "Config", learner: Learner) -> Learner:
-    """The learner whose reference follows the policy, if the flags ask for it."""
+    """The learner, with updates of the reference if the flags ask for them."""
     if c.reference_every is None:
         return learner
     if c.reference_ema is None:
@@ -157,7 +174,7 @@ def with_reference(c: "Config", learner: Learner) -> Learner:
 
 
 def require_reference(c: "Config", there: bool) -> None:
-    """Raises ValueError if a reference is to follow that the recipe never reads."""
+    """Raises ValueError if the flags move a reference that the recipe never reads."""
     if c.reference_every is not None and not there:
         raise ValueError(
             f"{ranges.flag('reference_every')} needs a recipe that reads a reference,"

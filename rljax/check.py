@@ -1,8 +1,9 @@
 """Checks of arguments, for the first lines of factories.
 
-Whoever calls a factory wrongly learns it there and not from a trace: each check raises
-ValueError with what must hold, what came and what to do. Numbers may be traced (a
-population is a `vmap` over them): of those only the dtype is checked.
+A wrong argument then raises where the factory is called, not later when a program is
+traced. Each check raises ValueError with what must hold, what came and what to do.
+Numbers may be traced (a population is a `vmap` over them); of a traced number only the
+dtype is checked.
 """
 
 import collections.abc
@@ -24,8 +25,8 @@ _LARGEST_INT = 2**31 - 1
 def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=None):
     """Raises ValueError unless `above < value < below` and `low <= value <= high`.
 
-    So NaN never passes, and an infinity only where a bound names it. Exclusive bounds
-    hold after rounding to float32, too: 1e-50 is not above 0.
+    NaN never passes. An infinity passes only if it is itself an inclusive bound.
+    Exclusive bounds also hold after rounding to float32: 1e-50 is not above 0.
 
     Args:
       name: the argument's name, for the message.
@@ -37,7 +38,7 @@ def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=
         refuse(name, "be a number", value)
     if isinstance(value, jax.core.Tracer):
         return
-    # NumPy: an operation of JAX on a constant would be traced, too.
+    # NumPy, because within a trace JAX would trace operations on constants as well.
     entries = np.asarray(value).ravel().tolist() if hasattr(value, "ravel") else [value]
     for x in entries:
         if isinstance(x, int) and abs(x) > _LARGEST_INT:
@@ -53,8 +54,8 @@ def number(name: str, value, *, above=-math.inf, below=math.inf, low=None, high=
             left = f"[{low}" if low is not None else f"({above}"
             right = f"{high}]" if high is not None else f"{below})"
             raise ValueError(
-                f"{name} must lie in {left}, {right}, got {x}; pass a number from"
-                " there."
+                f"{name} must lie in {left}, {right}, got {x}; pass a number in this"
+                " range."
             )
 
 
@@ -65,7 +66,7 @@ def count(name: str, value, *, low: int = 1, high: int = _LARGEST_INT):
     if not low <= int(value) <= high:
         raise ValueError(
             f"{name} must lie in [{low}, {high}], got {str(value)[:40]}; pass an"
-            " integer from there."
+            " integer in this range."
         )
 
 
@@ -79,22 +80,20 @@ def seed(name: str, value):
 
 
 def ordered(**values):
-    """Raises ValueError unless the concrete ones of these numbers do not decrease."""
+    """Raises ValueError unless these numbers never decrease; skips traced ones."""
     for name, value in values.items():
         number(name, value, low=-math.inf, high=math.inf)
     known = {k: v for k, v in values.items() if not isinstance(v, jax.core.Tracer)}
     if any(not np.all(a <= b) for a, b in itertools.pairwise(known.values())):
         got = ", ".join(f"{k}={v}" for k, v in known.items())
-        raise ValueError(
-            f"need {' <= '.join(known)}, got {got}; exchange or change them."
-        )
+        raise ValueError(f"need {' <= '.join(known)}, got {got}; swap or change them.")
 
 
 def kind(name: str, value, wanted: type | tuple[type, ...], example: str):
-    """Raises ValueError unless `value` is of the wanted type.
+    """Raises ValueError unless `value` is an instance of the wanted type.
 
     Args:
-      example: a call that makes one, such as "token_mean()".
+      example: a call that makes such a value, for the message: "token_mean()".
     """
     if not isinstance(value, wanted):
         one = wanted[0] if isinstance(wanted, tuple) else wanted
@@ -103,10 +102,12 @@ def kind(name: str, value, wanted: type | tuple[type, ...], example: str):
 
 
 def function(name: str, value, takes: str):
-    """Raises ValueError unless `value` can be called so and is no factory.
+    """Raises ValueError unless `value` takes these arguments and is not a factory.
+
+    A factory is recognised by its return annotation: a function or a pair of functions.
 
     Args:
-      takes: its positional arguments, such as "now, credit, rollout".
+      takes: the positional arguments, such as "now, credit, rollout".
     """
     maker(name, value, takes)
     found = getattr(value, "__annotations__", {})
@@ -116,7 +117,7 @@ def function(name: str, value, takes: str):
 
 
 def maker(name: str, value, takes: str):
-    """As `function`, for one whose results are transforms or algorithms themselves."""
+    """As `function`, but `value` may return transforms or algorithms."""
     if not callable(value) or isinstance(value, type):
         refuse(name, f"be a function of ({takes})", value)
     try:
@@ -143,7 +144,7 @@ def text(name: str, value):
 
 
 def raw_bytes(name: str, value):
-    """Raises ValueError unless `value` is bytes: a str never equals any."""
+    """Raises ValueError unless `value` is bytes; a str would never equal any bytes."""
     if not isinstance(value, bytes):
         refuse(name, "be bytes", value)
 
@@ -154,7 +155,7 @@ def stop_tokens(
     """Raises ValueError unless all end tokens are ids of the vocabulary.
 
     Args:
-      source: what names them, for the message.
+      source: the file or argument they come from, for the message.
     """
     for i in stops:
         whole = isinstance(i, numbers.Integral) and not isinstance(i, bool)
@@ -162,7 +163,7 @@ def stop_tokens(
             raise ValueError(
                 f"{source or 'stop_tokens'}: an end token must be an id in"
                 f" [0, {vocab_size}), the rows of the policy's embedding, got {i!r};"
-                " nothing could ever end with it."
+                " remove it, as no completion could end with it."
             )
 
 
@@ -179,7 +180,7 @@ def _is_number(value) -> bool:
 
 
 def _is_pair(result) -> bool:
-    """Whether this type is one of the library's pairs of functions, or a learner."""
+    """Whether a type is one of the library's tuples of functions with an `init`."""
     return isinstance(result, type) and "init" in getattr(result, "_fields", ())
 
 

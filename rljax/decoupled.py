@@ -1,19 +1,19 @@
-"""A decoupled loop: the sampler has devices of its own, and runs ahead of the learner.
+"""A decoupled loop: the sampler has its own devices and runs ahead of the learner.
 
     sampler's devices      sample 1    sample 2    sample 3        staleness 1
     learner's devices      learn 0     learn 1     learn 2
 
-Update t learns from samples of the policy before update t - staleness; of the first one
-while there were not so many updates. The schedule is fixed, so the numbers depend on
-the staleness alone, neither on devices nor on which half is faster. With staleness 0
+Update t learns from samples of the policy before update t - staleness, or of the
+initial policy if there were fewer updates. The schedule is fixed. So the numbers depend
+only on the staleness, not on the devices or on which half is faster. With staleness 0
 they are those of the coupled loop.
 
-No host waits for a device here. Programs and copies stand in the queues of the devices,
-and each begins when what it reads is there. Only a verifier in Python waits, for
-samples that were begun `staleness` updates ago, while both halves are at work.
+The host does not wait for devices. Programs and copies are queued on the devices, and
+each starts when its inputs are ready. Only a verifier in Python waits, for samples that
+were started `staleness` updates ago; meanwhile both halves are at work.
 
-Between calls the rollouts that wait for their update are a part of the state, and of
-its checkpoints: they are small, where the parameters that sampled them are not.
+Between calls the rollouts that wait for their update are part of the state and of its
+checkpoints: unlike the parameters that sampled them they are small.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,12 @@ class Ahead(NamedTuple):
     """How far ahead the sampler is, and where it runs.
 
     staleness: updates of the policy between sampling and learning, at least 0.
-    mesh, layout: of the sampler's devices; no mesh, those of the learner.
-    measure_old: (params, prompts, samples) -> TokenStats, becomes `rollout.old`, with
-      the parameters that the update begins with. Then ratios of the policy begin at 1,
-      and importance weights, `old` over `samples.behaviour`, correct the staleness:
-      TIS and its relatives. None: `old` is the sampler's, and ratios correct it.
+    mesh, layout: the sampler's devices; without a mesh it runs on the learner's.
+    measure_old: (params, prompts, samples) -> TokenStats; measures `rollout.old` with
+      the parameters that the update begins with. The policy's ratios then begin at 1,
+      and importance weights, `old` over `samples.behaviour`, correct the staleness (TIS
+      and its relatives). None: `old` is the sampler's, and the policy's ratios correct
+      the staleness.
     """
 
     staleness: int
@@ -53,20 +54,21 @@ class Ahead(NamedTuple):
 def loop(
     act: Act, learner: Learner, verify: Verify | None, ahead: Ahead, *, in_graph: bool
 ) -> Run:
-    """The decoupled loop, of the parts of a coupled one.
+    """The decoupled loop, made from the parts of a coupled one.
 
-    A call is one training step: it samples the prompts that it is given and learns from
-    those that have waited longest. So the first call of a run is given `staleness`
-    batches more, [1 + staleness, P, ...], and each later one [1, P, ...]; see `Early`.
+    A call is one training step: it samples the prompts it is given and learns from the
+    rollout that has waited longest. So the first call of a run needs `staleness`
+    batches more, [1 + staleness, P, ...], and each later call [1, P, ...]; see `Early`.
 
     Args:
-      act, learner, verify: as `program.fused` takes them.
-      in_graph: whether the verifier is traced, and then judges where samples are drawn,
-        or a Python function of NumPy arrays.
+      act, learner, verify: as for `program.fused`.
+      ahead: staleness and devices of the sampler.
+      in_graph: whether the verifier can be traced; it then runs on the sampler's
+        devices. Otherwise it is a Python function of NumPy arrays.
 
     Returns:
-      (state, prompts) -> (state, metrics f32[1]). The state is donated; `ahead` of it
-      holds the rollouts that wait, at first those of `waiting`.
+      (state, prompts) -> (state, metrics f32[1]). The state is donated. Its `ahead`
+      holds the waiting rollouts, initially those made by `waiting`.
     """
     check.number("staleness", ahead.staleness, low=0)
     sample = jax.jit(_sampling(act, verify if in_graph else None))
@@ -75,20 +77,21 @@ def loop(
 
     def run(state, prompts):
         num, frozen = prompts.tokens.shape[0], state.frozen
-        policy, rollouts = move.policy(state), list(state.ahead)
+        policy, sampled = move.policy(state), []
         with mesh.using(ahead.mesh, ahead.layout):
             for i in range(num):
                 batch = jax.tree.map(lambda x, i=i: x[i], prompts)
                 batch = mesh.shard_prompts(batch, ahead.mesh, layout=ahead.layout)
                 steps = np.int32(ahead.staleness + 1 - num + i)
-                rollouts.append(sample(policy, batch, steps))
-        rollouts[-num:] = map(move.rollout, rollouts[-num:])
-        rollout, *waiting = rollouts[-1 - ahead.staleness :]
+                sampled.append(sample(policy, batch, steps))
+        queue = [*state.ahead, *map(move.rollout, sampled)]
+        # In the first call the front of the queue are the zeros of `waiting`: dropped.
+        oldest, *later = queue[-1 - ahead.staleness :]
         if not in_graph and verify is not None:
-            rollout = verdict.on_host(verify, rollout)
+            oldest = verdict.on_host(verify, oldest)
         learned = state.replace(frozen=None, ahead=None)
-        state, metrics = finish(learned, frozen, rollout)
-        return state.replace(frozen=frozen, ahead=tuple(waiting)), metrics
+        state, metrics = finish(learned, frozen, oldest)
+        return state.replace(frozen=frozen, ahead=tuple(later)), metrics
 
     return run
 
@@ -96,11 +99,13 @@ def loop(
 def waiting(
     act: Act, verify: Verify | None, state: TrainState, prompts: Prompts, staleness: int
 ) -> tuple[Rollout, ...]:
-    """What `TrainState.ahead` begins with: zeros, that the first call throws away.
+    """The initial `TrainState.ahead`: rollouts of zeros, which the first call discards.
 
     Args:
-      verify: a verifier in the graph, or None.
+      act: makes rollouts, whose shapes are needed.
+      verify: a traceable verifier, or None.
       state, prompts [P, ...]: arrays or their shapes.
+      staleness: number of rollouts.
     """
     zeros = jax.eval_shape(_sampling(act, verify), state, prompts, np.int32(0))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
@@ -108,9 +113,9 @@ def waiting(
 
 
 class Early:
-    """A stream of single batches whose first item holds `staleness` more.
+    """A stream of single batches whose first item holds `staleness` batches more.
 
-    Its state is that of the stream, and whether the first item was given.
+    Its state is that of the wrapped stream, and whether the first item was taken.
     """
 
     def __init__(self, stream: Stream, staleness: int):
@@ -131,14 +136,14 @@ class Early:
 
 
 def _sampling(act: Act, verify: Verify | None) -> Callable[..., Rollout]:
-    """(state, prompts, steps) -> the rollout of the step that comes so many later."""
+    """(state, prompts, steps) -> the rollout for `steps` training steps later."""
 
     def sample(state, prompts, steps):
         version = jnp.full(prompts.length.shape, state.step)
         state = state.replace(step=state.step + steps, ahead=None)
         rollout = act(state, mesh.constrain(prompts)).replace(version=version)
         rollout = verdict.in_graph(verify, rollout)
-        # A copy on each device: no program of the learner's need run to spread it.
+        # Replicated, so that moving it to the learner needs no program to gather it.
         return jax.tree.map(lambda x: mesh.keep(x, *(None,) * x.ndim), rollout)
 
     return sample
@@ -166,9 +171,9 @@ def _learning(learner: Learner, ahead: Ahead) -> Callable:
 
 
 class _Mover:
-    """Moves weights to the sampler's devices and rollouts to the learner's.
+    """Moves parameters to the sampler's devices and rollouts to the learner's.
 
-    It remembers parameters that nothing moves, so that they are copied once.
+    It remembers its copy of the frozen parameters, so that they are moved only once.
     """
 
     def __init__(self, ahead: Ahead):
@@ -176,21 +181,22 @@ class _Mover:
         self._frozen = self._copy = None
 
     def policy(self, state: TrainState) -> TrainState:
-        """What a policy is sampled from; the learner's own arrays stay where they are.
+        """The part of the state that sampling needs, on the sampler's devices.
 
-        The optimiser stays behind. A reference goes along each time, as it may follow.
+        The reference is moved each time, as it may change.
         """
-        seen = state.replace(optimizer=(), algorithm=(), gate=(), ahead=None)
+        needed = state.replace(optimizer=(), algorithm=(), gate=(), ahead=None)
         if self._ahead.mesh is None:
-            return seen
+            return needed
         source = jax.sharding.get_mesh()
         there = source, self._ahead.mesh, self._ahead.layout
         if state.frozen is not self._frozen:
             self._frozen, self._copy = state.frozen, mesh.move(state.frozen, *there)
-        moved = mesh.move(seen.replace(frozen=None), *there)
+        moved = mesh.move(needed.replace(frozen=None), *there)
         return moved.replace(frozen=self._copy)
 
     def rollout(self, rollout: Rollout) -> Rollout:
+        """The rollout on the learner's devices."""
         if self._ahead.mesh is None:
             return rollout
         return mesh.everywhere(rollout, jax.sharding.get_mesh())

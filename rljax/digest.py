@@ -12,7 +12,7 @@ import numpy as np
 class Leaf(NamedTuple):
     """What one pass over an array finds.
 
-    digest: in [0, 2**32), of the array's bits and their places.
+    digest: a number in [0, 2**32) computed from the array's bits and their positions.
     nan, infinite: whether any of its numbers is NaN or infinite.
     """
 
@@ -22,7 +22,7 @@ class Leaf(NamedTuple):
 
 
 def examine(tree: Any) -> dict[str, Leaf]:
-    """Examines every leaf on its own devices; returns the findings by tree path.
+    """Examines every leaf on its own devices; returns a `Leaf` by tree path.
 
     The digests do not depend on the mesh.
     """
@@ -31,7 +31,7 @@ def examine(tree: Any) -> dict[str, Leaf]:
         bound = isinstance(leaf, jax.Array) and leaf.committed
         devices = frozenset(leaf.sharding.device_set) if bound else None
         groups.setdefault(devices, {})[jax.tree_util.keystr(path)] = leaf
-    free = groups.pop(None, {})  # uncommitted leaves can join any group
+    free = groups.pop(None, {})  # uncommitted leaves fit any group
     first, *rest = groups.values() or [{}]
     found: dict[str, Leaf] = {}
     for group in (first | free, *rest):
@@ -43,7 +43,7 @@ def examine(tree: Any) -> dict[str, Leaf]:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """The leaves in which a number is NaN or infinite; looked through on the host."""
+    """Paths of the leaves with a NaN or an infinity; checked on the host."""
     return [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -69,30 +69,30 @@ def _is_spread(x: Any) -> bool:
     return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
 
 
-# Numbers that are looked at at once: their words and places are in memory. XLA:CPU
-# else holds those of all leaves together, more than the state itself.
+# Number of elements examined at once, whose words and positions take memory. Without
+# this limit XLA:CPU holds those of all leaves together, more than the state itself.
 _PIECE = 2**20
 
 
 @functools.partial(jax.jit, static_argnames="whole")
 def _examine(leaves: dict[str, jax.Array], whole: bool = False):
-    return {name: _look_at(x, whole) for name, x in leaves.items()}
+    return {name: _examine_array(x, whole) for name, x in leaves.items()}
 
 
-def _look_at(x: jax.Array, whole: bool):
+def _examine_array(x: jax.Array, whole: bool):
     """(digest, any NaN, any infinity) of an array, some rows at a time.
 
     Args:
-      whole: all rows at once, for arrays that lie on several devices.
+      whole: all rows at once, for arrays that are spread over several devices.
     """
     rows = x.shape[0] if x.ndim else 1
     each = max(1, _PIECE // max(1, x.size // max(1, rows)))
     if whole or rows <= each or jnp.issubdtype(x.dtype, jnp.complexfloating):
-        return _look(x, 0)
+        return _examine_rows(x, 0)
 
     def add(found, start, size):
         part = jax.lax.dynamic_slice_in_dim(x, start, size)
-        more = _look(part, start)
+        more = _examine_rows(part, start)
         return found[0] + more[0], found[1] | more[1], found[2] | more[2]
 
     no = jnp.zeros((), bool)
@@ -106,8 +106,8 @@ def _look_at(x: jax.Array, whole: bool):
     return add(found, rows - left, left) if left else found
 
 
-def _look(x: jax.Array, first):
-    """The same of the rows of an array from row `first` on."""
+def _examine_rows(x: jax.Array, first):
+    """The same for rows x, which begin at row `first` of an array."""
     no = jnp.zeros((), bool)
     is_float = _is_float(x)
     return (
@@ -122,13 +122,14 @@ def _is_float(x: jax.Array) -> bool:
 
 
 def _digest(x: jax.Array, first) -> jax.Array:
-    """u32[]: the sum of x's words, each times an odd number computed from its place.
+    """u32[]: the sum of x's words, each times an odd number made from its position.
 
-    A product with an odd factor modulo 2**32 loses no difference. The sum does not
-    depend on its order, so all shardings give the same digest.
+    Multiplication by an odd number modulo 2**32 is invertible, so every changed word
+    changes its product. The sum does not depend on the order, so all shardings give the
+    same digest.
 
     Args:
-      first: the place of x's first row.
+      first: index of x's first row in the whole array.
     """
     words = _words(x)
     place = jnp.zeros(words.shape, jnp.uint32)
@@ -142,7 +143,7 @@ def _digest(x: jax.Array, first) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of x as u32. A wider number becomes two of them on a last axis."""
+    """The bits of x as u32; a wider number becomes two of them on a new last axis."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return _words(jax.random.key_data(x))
     if jnp.issubdtype(x.dtype, jnp.complexfloating):

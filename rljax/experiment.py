@@ -1,9 +1,9 @@
-"""An experiment as a value: what runs, what it starts from, how it is judged.
+"""An experiment as a value: what is trained, on what, and how it is evaluated.
 
     run([warm_start, reinforce], "runs/first", config=vars(config))
 
-The plan, `--resume`, tables, the report and the saved policy hang on this value, not on
-the file that builds it. A warm start is an experiment before an experiment.
+The plan, `--resume`, tables, the report and the saved policy depend only on this value,
+not on the file that builds it. A warm start is an experiment before the main one.
 """
 
 import dataclasses
@@ -47,30 +47,38 @@ def _unchanged(params: Any, key: jax.Array | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Training of a model on a task: a run, or a stage of one.
+    """Training of a model on a task: a run, or one stage of a run.
 
     name: unique in a run; shown and recorded.
-    model: where the run's parameters come from, and how they are saved.
-    task: what is trained on and held out; told in the run's config.json.
-    act, learner, verify: the parts of a step; without `verify` it is supervised.
+    model: where the initial parameters come from, and how a policy is saved.
+    task: problems and verifier; a fingerprint of the problems is in config.json.
+    act, learner, verify: the parts of a training step. Without `verify` the training is
+      supervised.
     glue: `program.fused`, or `program.split` for a verifier in Python.
-    ahead: how far ahead a sampler of its own is; None samples and learns by turns. See
-      `decoupled`; `steps_per_dispatch` is then 1.
+    ahead: runs the sampler ahead of the learner, see `decoupled`; `steps_per_dispatch`
+      must then be 1. None samples and learns in turns.
     prompts: a stream of batches [K, P, ...].
-    num_steps, steps_per_dispatch: training steps, and how many a dispatch takes, K.
-    evaluation: of what `decoder` gives, every `evaluate_every` training steps and at
-      the end.
-    enter_fn: (params, key) -> the parameters this begins with: those of the model, or
-      of the stage before, with a value head, say.
-    trains: names of a parameter -> whether it is trained; the others stay as they are,
-      without gradients, moments or a second copy. None trains all.
-    export_fn: these parameters -> the decoder's, for evaluation and saving.
-    adapters: of LoRA among these; they are merged where the decoder leaves the run.
-    save_also: (run folder, last state), writes more beside the policy: adapters, say.
-    reference: whether `TrainState.reference` holds the parameters this begins with.
-    seed: of parameters and sampling. checkpoint_every, keep: see `run.train`. mesh,
-      layout: what the run is spread over, and how; None is the default device. See
-      `rljax.spread`. Of a run's experiments the last one's count.
+    num_steps, steps_per_dispatch: training steps of the stage, and of one dispatch, K.
+    evaluation: of the parameters that `decoder` returns, every `evaluate_every`
+      training steps and at the end.
+    enter_fn: (params, key) -> the parameters that this stage begins with, for example
+      with a value head added. `params` are those of the model or of the previous stage.
+    trains: names of a parameter -> whether it is trained. Other parameters have no
+      gradients, no moments and no second copy. None trains all.
+    export_fn: this stage's parameters -> the decoder's, for evaluation and saving.
+    adapters: describes the LoRA adapters among them, which `export` merges; None: there
+      are none.
+    save_also: (run folder, last state), writes further files beside the policy, for
+      example adapters.
+    reference: whether `TrainState.reference` holds the parameters that this stage
+      begins with.
+    seed: of parameters and sampling.
+    checkpoint_every, keep: see `run.train`.
+    mesh, layout: the devices, and how everything is spread over them; None is the
+      default device. See `rljax.spread`.
+
+    If a run has several experiments, the last one's `seed`, `checkpoint_every`, `keep`,
+    `mesh` and `layout` count.
     """
 
     name: str = "rl"
@@ -102,12 +110,12 @@ class Experiment:
         if self.ahead is not None and self.steps_per_dispatch != 1:
             raise ValueError(
                 "a sampler that is ahead needs steps_per_dispatch=1, as sampling and"
-                " learning are programs of their own, got"
+                " learning are separate programs, got"
                 f" {self.steps_per_dispatch}; set it to 1."
             )
 
     def begin(self, params: Any, key: jax.Array) -> TrainState:
-        """The state to train from, of a model's or another stage's parameters."""
+        """The initial state, from the parameters of the model or the previous stage."""
         params = self.enter_fn(params, keys.stream(key, keys.Stream.PARAMETERS))
         fixed = {}
         if self.trains is not None:
@@ -124,16 +132,16 @@ class Experiment:
         return state.replace(ahead=early)
 
     def decoder(self, state: TrainState) -> Any:
-        """The decoder's parameters, of a state of this experiment; adapters beside."""
+        """The decoder's parameters in a state of this experiment, with adapters."""
         return self.export_fn(frozen.joined(state.params, state.frozen))
 
     def export(self, state: TrainState) -> Any:
-        """The same for others to read: adapters are merged."""
+        """The same with the adapters merged, to be saved."""
         params = self.decoder(state)
         return params if self.adapters is None else _merged(params, self.adapters)
 
     def loop(self) -> program.Run:
-        """(state, prompts [K, P, ...]) -> (state, metrics); each call makes another."""
+        """A new loop: (state, prompts [K, P, ...]) -> (state, metrics)."""
         parts = self.act, self.learner, self.verify
         if self.ahead is None:
             return self.glue(*parts)
@@ -144,7 +152,7 @@ class Experiment:
         return self.glue is not program.split
 
     def program(self) -> program.Program:
-        """What a run takes can be read off this; nothing runs."""
+        """The experiment's programs and shapes, to plan a run; nothing is computed."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
         decoder = jax.eval_shape(self.decoder, state)
@@ -165,7 +173,7 @@ class Experiment:
         )
 
     def batches(self) -> Prompts:
-        """The shapes of the prompts of a dispatch, [K, P, ...]; takes none away."""
+        """The shapes of the prompts of a dispatch, [K, P, ...]; the stream stays."""
         place = self.prompts.get_state()
         batch = next(self.prompts)
         self.prompts.set_state(place)
@@ -187,27 +195,29 @@ def run(
     profile: bool = False,
     track: tracker.Track = tracker.nowhere,
 ) -> dict[str, Estimate]:
-    """Runs experiments one after the other; each begins with the parameters before it.
+    """Runs experiments one after the other; each continues from the previous one.
 
-    Writes config.json, metrics, completions, checkpoints, the last policy, the best one
-    and the report into the folder, and shows tables of the policy before and after the
-    last experiment.
+    It writes config.json, metrics, completions, checkpoints, the last and the best
+    policy and the report into the run folder, and prints tables of the policy before
+    and after the last experiment.
 
     Args:
-      run_dir: on a file system or in a bucket (gs://...): see `run.bucket`.
-      config: the numbers that a resumed run must share, as JSON takes them.
+      experiments: stages of the run, at least one.
+      run_dir: the run folder, on a file system or in a bucket (gs://...): see
+        `run.bucket`.
+      config: JSON-able values by name; a resumed run must have the same.
       title: of the report.
-      resume: go on from the newest checkpoint of the folder.
-      may_change: numbers of `config` that a resumed run need not share.
-      profile: write a trace of a few dispatches into `profile` in the folder.
-      track: where metrics go as well: see `tracker.opener`.
+      resume: continue from the newest checkpoint in the folder.
+      may_change: names in `config` that may differ in a resumed run.
+      profile: write a trace of a few dispatches into the folder `profile`.
+      track: opens further writers: see `tracker.opener`.
 
     Returns:
-      pass@1 on the test problems, by stage; nothing if there are none.
+      pass@1 on the test problems, by stage; empty if there are no test problems.
 
     Raises:
-      ValueError: before the folder is made, if the experiments cannot be traced.
-      As `run_dir.open_run` and `train.train` do.
+      ValueError: before the folder is made, if the experiments cannot be traced; and as
+        `run_dir.open_run` and `train.train` do.
     """
     last = experiments[-1]
     with mesh.using(last.mesh, last.layout):
@@ -245,10 +255,10 @@ def run(
 
 
 def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
-    """Traces a training step: what its parts refuse is told before anything is made.
+    """Traces a training step, so that its parts raise before any file is written.
 
     Args:
-      loop: what is going to run, which then need not be traced again.
+      loop: the loop that is going to run; tracing it here saves tracing it again.
     """
     made = experiment.program()
     whole = made.glue is program.fused and experiment.ahead is None
@@ -262,11 +272,11 @@ def phases(
 ) -> list[Phase]:
     """The experiments as phases of the host loop.
 
-    The policy that the last one begins with is tested, for `before` to keep. Of those
-    that the last one comes to, the best on validation is kept.
+    The policy that the last experiment begins with is tested, and `before` keeps the
+    result. Of the last experiment's policies the best on validation is kept.
 
     Args:
-      loops: `loop()` of each.
+      loops: `loop()` of each experiment.
     """
     last = len(experiments) - 1
     placing = experiments[last].mesh, experiments[last].layout
@@ -275,15 +285,16 @@ def phases(
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
         params = one.decoder(state)
-        begins = index == last and step == 0
-        begins |= index == last - 1 and step == one.num_steps
-        if begins and one.evaluation.test is not None:
+        before_last = index == last and step == 0
+        before_last |= index == last - 1 and step == one.num_steps
+        if before_last and one.evaluation.test is not None:
             print(f"testing the policy before {experiments[-1].name} ...", flush=True)
             before.keep(one.evaluation.test(params)[0])
-        before.write()  # what a full disk did not take
+        before.write()  # in case the disk was full before
         metrics, completions = one.evaluation.validate(params)
         if index == last:
-            _offer(best, one, metrics, state, step)
+            facts = {"phase": one.name, "step": step}
+            kept.offer(best, metrics, facts, lambda: one.export(state), one.model.save)
         return {**metrics, COMPLETIONS: [c.record() for c in completions]}
 
     def begin(index):
@@ -311,21 +322,11 @@ def phases(
     return [phase(i, one) for i, one in enumerate(experiments)]
 
 
-def _offer(best: kept.Best | None, one: Experiment, metrics, state, step: int) -> None:
-    """Keeps the policy if it is the best one yet, which is for the leader to say."""
-    better = lambda: best is not None and best.is_beaten_by(metrics)  # noqa: E731
-
-    def offer(params):
-        save = functools.partial(one.model.save, params=params)
-        if best is not None:
-            best.offer(metrics, save, {"phase": one.name, "step": step})
-
-    if processes.from_leader("a better policy", better):
-        kept.written(one.export(state), offer)
-
-
 def _fed(one: Experiment, run: program.Run, placing) -> tuple[program.Run, Stream]:
-    """The loop and its prompts; a decoupled one puts them on its devices itself."""
+    """The loop with prompts put on devices, and its stream.
+
+    A decoupled loop puts prompts on its devices itself.
+    """
     if one.ahead is not None:
         return run, decoupled.Early(one.prompts, one.ahead.staleness)
     devices, layout = placing
@@ -337,9 +338,10 @@ def _fed(one: Experiment, run: program.Run, placing) -> tuple[program.Run, Strea
 
 
 def _start(first: Experiment, last: Experiment) -> TrainState:
-    """The state of the first stage; the model's parameters are consumed by it.
+    """The initial state of the first stage.
 
-    One program makes keys, new parameters and state; files are read before it.
+    One program makes keys, new parameters and the state. Parameters from files are read
+    before, and the program consumes them.
     """
     read = None
     if not first.model.is_new:
@@ -378,14 +380,14 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
         path = report.write_report(
             folder, title=title, tables=tables, completions=completions
         )
-    except OSError as error:  # a full disk must not take the tables with it
+    except OSError as error:  # a full disk must not prevent the tables
         path = f"none, {error}; a resumed run writes it"
     farewell.show(folder, tables, completions, path)
     return found
 
 
 def _save(last: Experiment, folder: pathlib.Path, params, state: TrainState) -> None:
-    """Writes the last policy and what goes with it."""
+    """Writes the last policy and the files of `save_also`."""
     if last.save_also is not None:
         last.save_also(folder, state)
     facts = {"phase": last.name, "step": last.num_steps}

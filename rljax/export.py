@@ -1,12 +1,12 @@
-"""Any checkpoint of a run as a Hugging Face folder.
+"""Exports a checkpoint of a run as a Hugging Face folder.
 
     python -m rljax.export RUN_FOLDER OUT            # the newest checkpoint
     python -m rljax.export RUN_FOLDER OUT --step 40
     python -m rljax.export RUN_FOLDER/checkpoints/00000040 OUT --dtype float32
 
-All it needs is in the run folder: the arrays in the checkpoint, everything else of the
-policy (configuration, tokenizer, generation defaults, licence) in `model`, which a run
-writes when it begins. Adapters of LoRA are merged into their base.
+All it needs is in the run folder: the checkpoint has the arrays, and `model`, which a
+run writes when it begins, everything else of the policy (configuration, tokenizer,
+generation defaults, licence). LoRA adapters are merged.
 """
 
 import os
@@ -41,25 +41,29 @@ def export(
     Args:
       path: a run folder, or one of its checkpoints.
       out: the folder to make; must not exist, or be empty.
-      step: of the checkpoint, if `path` is a run folder; None is the newest.
-      dtype: of the parameters; None is what the run saves its policies in.
+      step: the checkpoint's training step, if `path` is a run folder; None is the
+        newest checkpoint.
+      dtype: of the parameters; None is the dtype in which the run saves policies.
+
+    Returns:
+      `out`.
 
     Raises:
-      ValueError: naming what is missing or does not fit.
+      ValueError: if something is missing or does not fit.
     """
     found = _checkpoint(pathlib.Path(path), step)
     origin = found.parent.parent / MODEL
     if not (origin / LEAVES).is_file():
         raise ValueError(
             f"{found} must lie in a run folder with {MODEL}/{LEAVES}, which a run"
-            f" writes when it begins, got none at {origin}; export from the folder the"
-            " run was made in."
+            f" writes when it begins, got none at {origin}; export from the original"
+            " run folder."
         )
     facts = strict_json.read_file(origin / LEAVES)
     if (sources := facts["params"]) is None:
         raise ValueError(
             f"the policy must be a part of the parameters in {found}, got one that the"
-            " run computes from them; take the policy folders of the run."
+            " run computes from them; use the policy folders of the run."
         )
     beside = metadata.read(origin)
     config = config_json.read(beside.config, origin / metadata.CONFIG)
@@ -73,35 +77,34 @@ def export(
 
 
 def _checkpoint(path: pathlib.Path, step: int | None) -> pathlib.Path:
-    """The folder of the checkpoint that is meant."""
+    """The folder of the chosen checkpoint."""
     directory = path / "checkpoints"
+    wanted = None if step is None else f"{step:08d}"
     if not directory.is_dir():
         if step is not None:
             raise ValueError(
-                f"--step must go with a run folder, got {path}, which has no"
-                " checkpoints folder; leave --step out, or name the run folder."
+                f"step must go with a run folder, got {path}, which has no"
+                " checkpoints folder; leave step out, or name the run folder."
             )
-        directory, wanted = path.parent, {path.name}
-    else:
-        wanted = None if step is None else {f"{step:08d}"}
+        directory, wanted = path.parent, path.name
     found = [
         one
         for one in checkpoint_folder.ours(epath.Path(directory))
         if checkpoint_folder.saved(one) is not None
     ]
     for one in found:
-        if wanted is None or one.name in wanted:
+        if wanted in (None, one.name):
             return pathlib.Path(one).absolute()
     steps = ", ".join(str(int(one.name)) for one in reversed(found)) or "none"
     raise ValueError(
         f"{path} must be a run folder with the checkpoint asked for, or a checkpoint,"
-        f" got {'no ' + min(wanted) if wanted else 'none'}; there are those of steps:"
+        f" got {f'no {wanted}' if wanted else 'none'}; there are those of steps:"
         f" {steps}."
     )
 
 
 def _read(path: pathlib.Path, sources: dict[str, str]) -> dict[str, Any]:
-    """The decoder's parameters, and nothing else of a checkpoint."""
+    """Reads only the decoder's parameters from a checkpoint."""
     arrays = checkpoint_leaves.read(path, set(sources.values()))
     tree: dict[str, Any] = {}
     for name, source in sources.items():
@@ -126,7 +129,7 @@ def main(
     Args:
       checkpoint: a run folder, or one of its checkpoints.
       out: folder to make.
-      step: of the checkpoint; by default the newest of the run folder.
+      step: training step of the checkpoint; by default the newest of the run folder.
       dtype: of the parameters; by default that of the run's own policy folders.
     """
     try:

@@ -1,12 +1,13 @@
 """Random streams: every draw of a run has a name. Only this file folds keys.
 
-A key is a node of a tree. `stream` goes down from it: to the name of a draw, then to
-the numbers that tell one draw of this name from another. Two laws keep draws apart:
+Keys form a tree. `stream` descends from a key to the name of a draw, then to the
+numbers that distinguish the draws of that name. Two laws keep all draws independent:
 
-- Names come first. So no step, prompt id or sample number is ever read as a name.
-- A name is always followed by the same numbers. So no draw's key has keys below it:
-  JAX makes random bits and folded keys by the same function, and bits drawn at a node
-  would repeat the keys below it.
+- The name comes before the numbers. So no step, prompt id or sample number is ever
+  taken for a name.
+- A name is always followed by the same numbers. So no key that is drawn from has keys
+  below it. JAX makes random bits and folded keys with the same function: bits drawn at
+  a node would repeat the keys below it.
 """
 
 import enum
@@ -15,13 +16,16 @@ import jax
 
 
 class Stream(enum.IntEnum):
-    """The names, each with the numbers that follow it; `...` where names follow."""
+    """The names of draws.
+
+    Each comment lists the numbers that follow the name; `...`: then a further name.
+    """
 
     PARAMETERS = 1  # of a run: initial parameters; of a phase: further ones
     PHASE = 2  # of a run: number of the phase, ...
     STEP = 3  # of a phase: training step, ...
     SAMPLE = 4  # of a step: prompt id, sample, position
-    SOURCE = 5  # of a step: number of the sampler among those joined, ...
+    SOURCE = 5  # of a step: index of a sampler in `mixed.side_by_side`, ...
     SHUFFLE = 6  # of a step: pass
     HINT = 7  # of a step: prompt id
     STEERING = 8  # of a phase: initial vectors of `steering_learner`
@@ -30,12 +34,12 @@ class Stream(enum.IntEnum):
 
 
 def stream(key: jax.Array, name: Stream, *numbers: jax.typing.ArrayLike) -> jax.Array:
-    """The key below `key` with this name and these numbers (scalars, 32 bits)."""
+    """The key below `key` for this name and these numbers (32-bit scalars)."""
     return at(jax.random.fold_in(key, int(name)), *numbers)
 
 
 def at(key: jax.Array, *numbers: jax.typing.ArrayLike) -> jax.Array:
-    """Goes on from a key that lacks its last numbers."""
+    """Descends further: folds the last numbers into a key that still lacks them."""
     for number in numbers:
         key = jax.random.fold_in(key, number)
     return key

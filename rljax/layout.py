@@ -1,6 +1,6 @@
-"""Where arrays have their prompts and tokens: the layouts of the core types.
+"""The axes of the core types: which of their arrays have a token axis.
 
-Layouts are declared here. Sizes cannot tell them, as T may equal any other size.
+This is declared here and never inferred from sizes, as T may equal any other size.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rljax.types import Credit, Prompts, Rollout, Samples, TokenStats, Verdict
 
-# Which fields have a token axis.
+# The fields that have a token axis.
 _TOKEN_FIELDS = {
     TokenStats: {"logp", "entropy", "extra"},
     Samples: {"tokens", "mask"},
@@ -27,10 +27,10 @@ def over_tokens(fn: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
     Args:
       fn: changes the token axis, the third one.
       tree: core types and bare arrays [P, G, T, ...], nested in any way. Prompts,
-        verdicts and what belongs to whole samples stay as they are.
+        verdicts and arrays of whole samples stay as they are.
 
     Raises:
-      ValueError: when traced, if what should have a token axis does not.
+      ValueError: when traced, if an entry of `TokenStats.extra` has no token axis.
     """
 
     def node(x):
@@ -44,7 +44,8 @@ def over_tokens(fn: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
         for name in (f.name for f in dataclasses.fields(x)):
             value = getattr(x, name)
             if name in fields:
-                _require_tokens(x, name, value)
+                if name == "extra":
+                    _require_token_axis(value, jnp.shape(x.logp)[:3])
                 changes[name] = jax.tree.map(fn, value)
             elif node(value):
                 changes[name] = apply(value)
@@ -55,19 +56,16 @@ def over_tokens(fn: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
     return jax.tree.map(apply, tree, is_leaf=node)
 
 
-def _require_tokens(x, name, value):
-    if not isinstance(x, TokenStats) or name != "extra":
-        return
-    shape = jnp.shape(x.logp)[:3]
-    for key, array in value.items():
+def _require_token_axis(extra: dict[str, Any], shape: tuple[int, ...]):
+    for key, array in extra.items():
         if jnp.shape(array)[:3] != shape:
             raise ValueError(
                 f"extra[{key!r}] must begin with [P, G, T] = {list(shape)}, got"
-                f" {list(jnp.shape(array))}; what has no token axis belongs into"
+                f" {list(jnp.shape(array))}; put an array without a token axis into"
                 " `row_extra`."
             )
 
 
 def take(tree: Any, rows: Any) -> Any:
-    """These prompts of a rollout, of prompts, of credits: arrays [P, ...] at `rows`."""
+    """Indexes the prompt axis of a rollout, of prompts or of credits by `rows`."""
     return jax.tree.map(lambda x: x[rows], tree)

@@ -1,7 +1,7 @@
 """How a metric adds up over the optimiser steps of a training step.
 
-A plain number is a `Mean`. A metric that adds up in another way is logged as a value
-that says so, `credit.log(largest=Max(x))`, and keeps its kind up to the run loop.
+A plain number is a `Mean`. Another rule is chosen by the type of the logged value,
+`credit.log(largest=Max(x))`; the value keeps this type up to the run loop.
 """
 
 import dataclasses
@@ -15,7 +15,10 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number with a rule. value: f32[], or f32[K] after K training steps."""
+    """A number with a rule for adding it up over optimiser steps.
+
+    value: f32[], or f32[K] after K training steps.
+    """
 
     value: Any
     start: ClassVar[float] = 0.0
@@ -25,7 +28,7 @@ class Metric:
         return type(self)(self.value + other.value)
 
     def over(self, num_steps: jax.Array | float) -> Any:
-        """What is reported of so many steps that were added up."""
+        """The metric to report after `num_steps` steps were added."""
         del num_steps
         return self
 
@@ -42,7 +45,7 @@ class Mean(Metric):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sum(Metric):
-    """A count: what all steps have together."""
+    """A count: the total over all steps."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +62,7 @@ class Max(Metric):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Fault(Metric):
-    """A count of what must not happen. The run loop stops unless it is 0."""
+    """A count of events that must not happen. The run loop stops unless it is 0."""
 
 
 def as_float32(value: Any) -> Any:
@@ -70,21 +73,21 @@ def as_float32(value: Any) -> Any:
 
 
 def addable(metrics: Mapping[str, Any]) -> dict[str, Metric]:
-    """Metrics of one optimiser step, each in float32 and with its rule."""
+    """Metrics of one optimiser step as float32 `Metric`s; numbers become `Mean`s."""
     found = {name: as_float32(value) for name, value in metrics.items()}
     return {k: v if isinstance(v, Metric) else Mean(v) for k, v in found.items()}
 
 
 def nothing(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """The start of a sum of such metrics."""
+    """The start values for adding up such metrics with `plus`."""
     return {k: type(m)(jnp.asarray(m.start, jnp.float32)) for k, m in metrics.items()}
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers alone, by name."""
+    """The plain numbers of metrics, by name."""
     return {k: v.value if isinstance(v, Metric) else v for k, v in metrics.items()}
 
 
 def faults(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of the faults, by name."""
+    """The plain numbers of the `Fault`s, by name."""
     return {k: v.value for k, v in metrics.items() if isinstance(v, Fault)}

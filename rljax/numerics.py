@@ -7,29 +7,30 @@ import jax.numpy as jnp
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """numerator / denominator, and 0 where the denominator is 0.
 
-    Dividing first and masking later gives NaN gradients (0 * inf), hence two wheres.
+    Dividing first and masking the result gives NaN gradients (0 * inf), so a `where`
+    guards the denominator, too.
     """
     zero = denominator == 0
     return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
 
 
-# A log ratio of two policies, nats, beyond which e^d is not taken further: e^20 is
-# 5e8, so products, squares and sums over a batch of it stay finite in float32.
+# Cap of a log ratio of two policies before it is exponentiated, nats: e^20 is 5e8, so
+# products, squares and sums over a batch stay finite in float32.
 FARTHEST = 20.0
 
-# What two evaluations of one policy differ by, nats: float32 on other shapes or
-# another program gives 1e-6 to 1e-5. A difference up to this is none. (bfloat16
-# differs by far more: there let the learner measure `old`.)
+# Largest difference of two log-probabilities, nats, that counts as rounding: one policy
+# evaluated in float32 with other shapes or in another program differs by 1e-6 to 1e-5.
+# (bfloat16 differs by far more: there let the learner measure `old`.)
 ROUNDING = 1e-4
 
 
 def bounded(log_ratio: jax.Array) -> jax.Array:
-    """min(log_ratio, 20), for an exponential of it: exact up to 20 nats, bit for bit.
+    """min(log_ratio, 20), to be exponentiated; exact up to 20 nats, bit for bit.
 
-    Beyond, e^d is e^20 and has no gradient, so one token that has moved out of reach
-    neither makes a loss infinite nor outweighs a batch; verl clamps at 20, too. Masking
-    the result instead would be too late: the gradient is then 0 * inf. There is no
-    bound below, where e^d goes to 0 by itself. NaN stays NaN.
+    Above 20 the exponential is e^20 with gradient 0. So one token whose probability has
+    changed this much neither makes a loss infinite nor outweighs a batch; verl clamps
+    at 20, too. Masking the exponential instead would be too late: its gradient would be
+    0 * inf. There is no lower bound, as e^d goes to 0 by itself. NaN stays NaN.
     """
     return jnp.where(log_ratio > FARTHEST, FARTHEST, log_ratio)
 
@@ -38,6 +39,10 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis=None, keepdims=False):
     """Mean of `values` where `mask` holds; 0 over an empty mask.
 
     Values outside the mask may be NaN: they are replaced, not multiplied by 0.
+
+    Args:
+      values, mask: arrays that broadcast against each other.
+      axis, keepdims: as in `jnp.mean`; None averages over all axes.
     """
     mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(values.shape, mask.shape))
     total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis, keepdims=keepdims)
@@ -46,7 +51,7 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis=None, keepdims=False):
 
 
 def masked_var(values: jax.Array, mask: jax.Array, axis=None, keepdims=False, ddof=0):
-    """Variance of `values` where `mask` holds; 0 when at most `ddof` are left."""
+    """Variance of `values` where `mask` holds; 0 if it holds for at most `ddof`."""
     mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(values.shape, mask.shape))
     mean = masked_mean(values, mask, axis, keepdims=True)
     square = jnp.where(mask, (values - mean) ** 2, 0.0)
@@ -59,9 +64,12 @@ def logp_and_entropy(logits: jax.Array, tokens: jax.Array):
     """Log-probability of `tokens` [...] and entropy under `logits` [..., V], nats.
 
     The token's logit is selected by comparison, not by gather: the gradient of a
-    gather is a scatter, slow on every device and a collective when V is sharded. The
-    log-probability of what is no token is NaN: 0 selected logits would give that of
-    the most likely one.
+    gather is a scatter, which is slow on every device and a collective when V is
+    sharded. An invalid id gets NaN: it selects no logit, and the sum of none, 0, is
+    the shifted logit of the most likely token.
+
+    Returns:
+      (logp, entropy), each f32[...].
     """
     logits = logits.astype(jnp.float32)
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
@@ -79,12 +87,12 @@ def logp_and_entropy(logits: jax.Array, tokens: jax.Array):
 
 
 def readable_ids(tokens: jax.Array, read: jax.Array, num_rows: int) -> jax.Array:
-    """Token ids [...] that a table of `num_rows` rows can be asked for.
+    """Token ids [...] that are safe to look up in a table of `num_rows` rows.
 
-    Padding is anything at all, -100 in many tools. Looked up as it is, it gives NaN,
-    which no mask takes back: 0 * NaN is NaN, in attention and in every gradient. So
-    where `read` [...] does not hold, what is no id becomes 0. Where it holds, what is
-    no id becomes `num_rows`, whose row is NaN: -1 would silently be the last row.
+    Padding may be any number, -100 in many tools. Looking up such a number gives NaN,
+    and no mask removes it: 0 * NaN is NaN, in attention and in every gradient. So an
+    invalid id becomes 0 where `read`, bool[...], is False. Where `read` is True it
+    becomes `num_rows`, and its lookup is NaN; -1 would silently read the last row.
     """
     good = (tokens >= 0) & (tokens < num_rows)
     return jnp.where(good, tokens, jnp.where(read, num_rows, 0).astype(tokens.dtype))
@@ -93,8 +101,8 @@ def readable_ids(tokens: jax.Array, read: jax.Array, num_rows: int) -> jax.Array
 def strongly_typed(tree):
     """A copy with weak types made strong, so that carrying it never retraces.
 
-    A copy, because states are donated: a factory's constant would be gone after the
-    first run, and no buffer can be donated twice.
+    It is a copy because states are donated: donating a factory's constant would delete
+    it after the first run, and no buffer can be donated twice.
     """
     return jax.tree.map(
         lambda x: jax.lax.convert_element_type(jnp.copy(x), jnp.asarray(x).dtype), tree
@@ -108,9 +116,9 @@ def all_finite(tree) -> jax.Array:
 
 
 def stays_finite(old, new) -> jax.Array:
-    """bool[]: no number of `new` became infinite or NaN.
+    """bool[]: every number of `new` is finite, or equals that of `old` (NaN as well).
 
-    Some states begin with such numbers, as the best loss so far does: they may stay.
+    Some states begin with infinite numbers: a best loss so far does.
     """
 
     def stays(old, new):
@@ -124,7 +132,7 @@ def stays_finite(old, new) -> jax.Array:
 
 
 def equal_steps(total: int, num: int) -> list[int]:
-    """Whole numbers in `num` equal steps up to `total`, rounded up.
+    """`num` evenly spaced integers that end at `total`, rounded up.
 
     >>> equal_steps(10, 4)
     [3, 5, 8, 10]

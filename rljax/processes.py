@@ -1,12 +1,12 @@
-"""Several processes, one run: who leads, and how they agree.
+"""Several processes in one run: which one leads, and how they exchange values.
 
-As a rule there is one process per host. All run the same program on one mesh; the
-leader, process 0, also writes the run's files. What they tell each other beside arrays
-goes through the key-value store of `jax.distributed`. A message takes a fraction of a
-millisecond and waits for no device. All processes must call the functions here in the
-same order. With one process each of them is the identity.
+Usually there is one process per host. All run the same program on one mesh; process 0,
+the leader, also writes the run's files. Values other than arrays are exchanged through
+the key-value store of `jax.distributed`. A message takes a fraction of a millisecond
+and waits for no device. All processes must call the functions here in the same order.
+With a single process none of them communicates.
 
-`rljax.run.cluster` is where a process joins the others.
+`rljax.run.cluster` makes a process join the others.
 """
 
 import contextlib
@@ -17,23 +17,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed  # jax.distributed shows neither store nor barrier
+from jax._src import distributed  # jax.distributed exposes neither store nor barrier
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-_DAYS_MS = 7 * 24 * 3600 * 1000  # whether the others live is for `run.watch` to say
+_DAYS_MS = 7 * 24 * 3600 * 1000  # no timeout: `run.watch` detects dead processes
 _rounds = itertools.count()
 _names: list[str] = []
 
 
 def count() -> int:
-    """The processes of this run."""
+    """Number of processes of this run."""
     several = jax.distributed.is_initialized()
     return distributed.global_state.num_processes if several else 1
 
 
 def store() -> Any:
-    """The key-value store that all processes share; the leader's process holds it."""
+    """The key-value store that all processes share; the leader hosts it."""
     return distributed.global_state.client
 
 
@@ -43,28 +43,32 @@ def index() -> int:
 
 
 def leads() -> bool:
-    """Whether this process writes the run's files."""
+    """Whether this process is the leader, which writes the run's files."""
     return index() == 0
 
 
 def name(number: int) -> str:
-    """How messages call a process: its number, host and process id."""
+    """The name of a process in messages: its number, host and process id."""
     return _names[number] if _names else f"process {number}"
 
 
 def introduce(host: str, pid: int) -> None:
-    """Tells the others what this process is called."""
+    """Exchanges the names of all processes, for messages."""
     of = count()
     mine = f"process {index()} of {of} (host {host}, process id {pid})"
     _names[:] = gathered("names", mine)
 
 
 def gathered(what: str, value: Any) -> list[Any]:
-    """The values of all processes, in their order, once all have called this.
+    """The values of all processes in their order; waits until all have called this.
 
     Args:
-      what: the subject, the same in all; two that differ are at different places.
-      value: as JSON takes it.
+      what: the subject of the exchange, which must be the same in all processes.
+      value: this process's value, JSON-able.
+
+    Raises:
+      RuntimeError: if the subjects differ: the processes are at different places of the
+        program.
     """
     if count() == 1:
         return [value]
@@ -73,7 +77,7 @@ def gathered(what: str, value: Any) -> list[Any]:
     client.key_value_set(own.format(f"rljax/{number}"), json.dumps([what, value]))
     client.wait_at_barrier("rljax", _DAYS_MS)
     found = sorted(client.key_value_dir_get(f"rljax/{number}/"))
-    if number:  # all have read the round before, or they would not be here
+    if number:  # all processes have read the previous round before they came here
         client.key_value_delete(own.format(f"rljax/{number - 1}"))
     subjects, values = zip(*(json.loads(text) for _, text in found), strict=True)
     if len(set(subjects)) > 1:
@@ -83,25 +87,25 @@ def gathered(what: str, value: Any) -> list[Any]:
 
 
 def barrier(what: str) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have called this."""
     gathered(what, None)
 
 
 def from_leader(what: str, fn: Callable[[], Any]) -> Any:
-    """What `fn` returns in the leader, the only one to call it; as JSON takes it."""
+    """Calls `fn` in the leader only; returns its JSON-able result in all processes."""
     return gathered(what, fn() if leads() else None)[0]
 
 
 def require_same(what: str, mine: Mapping[str, Any], advice: str) -> None:
-    """Refuses processes whose entries are not those of the leader.
+    """Raises unless all processes have the same entries as the leader.
 
     Args:
-      what: must be the same in all processes.
-      mine: this process's entries by name, as JSON takes them.
+      what: what the entries describe, for the message.
+      mine: this process's entries by name, JSON-able.
       advice: what to do, the end of the message.
 
     Raises:
-      ValueError: in every process, with the first that differs and its entries.
+      ValueError: in every process, with the first process that differs and its entries.
     """
     if count() == 1:
         return
@@ -122,13 +126,14 @@ def require_same(what: str, mine: Mapping[str, Any], advice: str) -> None:
 
 @contextlib.contextmanager
 def led(what: str, context: contextlib.AbstractContextManager) -> Iterator[Any]:
-    """The leader enters the context, the others wait until it has.
+    """The leader enters the context; the others wait until it has.
 
     Yields:
-      What the context yields, in the leader; None in the others.
+      In the leader the context's value, in the others None.
 
     Raises:
-      ValueError: in the others, with its text, if the leader could not enter.
+      ValueError: in the others, with the leader's message, if the leader could not
+        enter. The leader raises its own error.
     """
     with contextlib.ExitStack() as stack:
         value, error = None, None
@@ -146,12 +151,13 @@ def led(what: str, context: contextlib.AbstractContextManager) -> Iterator[Any]:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Puts arrays on devices, also on those of other processes.
+    """Puts arrays on devices, including those of other processes.
 
-    Host arrays must be whole and equal in all processes; each process takes from them
-    what its devices hold. `jax.device_put` would send them all around to compare them.
+    Host arrays must be whole and equal in all processes; each process takes the parts
+    of its own devices. `jax.device_put` would send all arrays around to compare them.
 
     Args:
+      tree: arrays on the host or on devices.
       shardings: one for all arrays, or a tree of them.
     """
     if count() == 1:
@@ -173,9 +179,9 @@ def _placed(x: Any, sharding: Sharding) -> jax.Array:
 
 
 def fetch(tree: Any) -> Any:
-    """Whole arrays as NumPy ones, in every process; all of them must call it.
+    """Whole arrays as NumPy arrays, in every process; all processes must call it.
 
-    Of several processes, random keys stay as they are.
+    With several processes, random keys are returned unchanged.
     """
     if count() == 1:
         return jax.device_get(tree)
@@ -193,10 +199,16 @@ def fetch(tree: Any) -> Any:
 
 
 def require_shared(tree: Any, what: str) -> None:
-    """Refuses arrays that some process has no part of: each would go its own way.
+    """Raises unless every process holds a part of every array.
+
+    Otherwise the processes would compute different things.
+
+    Args:
+      tree: arrays on devices.
+      what: what they are, for the message.
 
     Raises:
-      ValueError: naming the first such leaf.
+      ValueError: with the first leaf that some process has no part of.
     """
     if count() == 1:
         return

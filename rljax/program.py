@@ -1,8 +1,8 @@
-"""A training step: act, verify, learn; in one program, or split at the verifier.
+"""A training step, act, verify, learn: as one program, or split at the verifier.
 
 `act` makes the rollout without its verdict: it samples, or reads stored answers, and
-measures the reference. `fused` and `split` give the same numbers. An experiment whose
-dataflow differs copies these few lines and edits them.
+measures the reference. `fused` and `split` give the same numbers. For another dataflow
+copy these few lines and edit them.
 """
 
 import contextlib
@@ -37,8 +37,13 @@ from rljax.types import (
 )
 
 Act = Callable[[TrainState, Prompts], Rollout]
+"""(state, prompts [P, ...]) -> a rollout without its verdict."""
+
 Teacher = Callable[[TrainState, Prompts, Samples], TokenStats]
+"""(state, prompts, samples) -> the teacher's statistics of the samples' tokens."""
+
 Run = Callable[[TrainState, Prompts], tuple[TrainState, dict[str, Any]]]
+"""(state, prompts [K, P, ...]) -> (state, metrics [K]), after K training steps."""
 
 
 def actor(
@@ -48,18 +53,21 @@ def actor(
     measure_old: Measure | None = None,
     teacher: Teacher | None = None,
 ) -> Act:
-    """Samples, and measures what the methods read of other policies.
+    """Makes the act: it samples, and measures reference and teacher.
 
     The reference is measured if the state holds its parameters. With the sampler
     `mixed.stored_answers()` the rollouts are demonstrations.
 
     Args:
-      policy: what is sampled from; it measures the reference.
-      sample: (params, prompts, key) -> (samples, old), a sampler of it.
+      policy: measures the reference.
+      sample: (params, prompts, key) -> (samples, old), a sampler of the policy.
       measure_old: (params, prompts, samples) -> TokenStats, replaces the sampler's
         statistics as `rollout.old`. Needed when a method reads values, or when the
         sampler differs from the policy by design.
       teacher: (state, prompts, samples) -> TokenStats, becomes `rollout.teacher`.
+
+    Returns:
+      (state, prompts) -> a rollout without its verdict.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.function("sample", sample, "params, prompts, key")
@@ -71,7 +79,7 @@ def actor(
     def act(state, prompts):
         key = keys.of_step(state.key, state.step)
         params = joined(state.params, state.frozen)
-        # The sampler's layout ends here, so that the update's does not reach into it.
+        # The sampler's shardings end here, so that the update's do not extend into it.
         samples, old = mesh.constrain(sample(params, prompts, key))
         if measure_old is not None:
             old = measure_old(params, prompts, samples)
@@ -90,10 +98,16 @@ def actor(
 
 
 def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
-    """K training steps in one XLA program: `lax.scan(step, state, prompts_K)`.
+    """K training steps in one XLA program: `lax.scan(step, state, prompts)`.
 
-    The state is donated: do not touch it after the call. Without a verifier
-    (supervised terms) rollouts carry no verdict.
+    Args:
+      act: makes the rollout.
+      learner: learns from it.
+      verify: a traceable verifier; None for supervised terms, which read no verdict.
+
+    Returns:
+      (state, prompts [K, P, ...]) -> (state, metrics [K]). The state is donated: do not
+      use it after the call.
     """
     check.function("act", act, "state, prompts")
     check.kind("learner", learner, Learner, "update.learner(...)")
@@ -114,9 +128,17 @@ def fused(act: Act, learner: Learner, verify: Verify | None = None) -> Run:
 
 
 def split(act: Act, learner: Learner, verify: Verify) -> Run:
-    """The same steps around a Python verifier of (prompts, samples), NumPy arrays.
+    """The same training steps with a verifier in Python: two programs per step.
 
-    Of several processes each verifies its share of the prompts: see `verdict`.
+    With several processes each verifies a share of the prompts: see `verdict.shared`.
+
+    Args:
+      act: makes the rollout.
+      learner: learns from it.
+      verify: (prompts, samples) -> Verdict, all of NumPy arrays.
+
+    Returns:
+      As `fused`.
     """
     if isinstance(verify, contextlib.AbstractContextManager):
         raise ValueError(
@@ -151,7 +173,7 @@ class Sizes(NamedTuple):
 
     decoder: configuration of the policy.
     prompt_tokens: S, padding included.
-    num_rows: completions that are decoded at a time; fewer than P * G with slots.
+    num_rows: completions decoded at a time; fewer than P * G if the sampler has slots.
     """
 
     decoder: DecoderConfig
@@ -167,25 +189,27 @@ class Sizes(NamedTuple):
 
     @property
     def num_pieces(self) -> int:
-        """Pieces of a rollout batch, one of which is in memory at once."""
+        """Number of pieces of a rollout batch; one is in memory at a time."""
         return self.num_minibatches * self.num_microbatches * self.num_group_parts
 
     @property
     def num_rounds(self) -> float:
-        """Completions per row that is decoded."""
+        """Number of completions per decoded row."""
         return self.num_prompts * self.num_samples / self.num_rows
 
 
 class Program(NamedTuple):
-    """What is going to run: the parts of a training step, and what it starts from.
+    """What a run is going to compile: a training step, its evaluations, their shapes.
 
-    verify: a verifier in the graph; with `glue=split` any function of NumPy arrays.
+    act, learner: parts of the training step.
+    verify: a traceable verifier; with `glue=split` a function of NumPy arrays.
     state, prompts [K, P, ...]: pytrees of jax.ShapeDtypeStruct.
     decoder: configuration of the policy.
     glue: `fused` or `split`, (act, learner, verify) -> run.
-    others: what else the run compiles, such as its evaluations: a function by name, and
-      the shapes of its arguments, parameters and a batch.
-    place, layout: the mesh that all of it is spread over; None is the default device.
+    others: further compiled functions by name, such as the evaluations, each with the
+      shapes of its arguments: (fn, (params, batch)).
+    place, layout: the mesh, and how everything is spread over it; no mesh is the
+      default device.
     """
 
     act: Act
@@ -201,25 +225,26 @@ class Program(NamedTuple):
 
     @property
     def num_devices(self) -> int:
+        """Devices of the mesh; 1 without a mesh."""
         return 1 if self.place is None else self.place.size
 
     def run(self) -> Run:
-        """The loop; each call makes a new one, which compiles anew."""
+        """The loop; each call makes a new one, which is compiled again."""
         return self.glue(self.act, self.learner, self.verify)
 
     def fused(self) -> jax.stages.Wrapped:
-        """The loop as one program; a verifier in Python is replaced by an empty one."""
+        """The loop as one program; a Python verifier is replaced by a placeholder."""
         return cast(jax.stages.Wrapped, fused(self.act, self.learner, self.in_graph()))
 
     def in_graph(self) -> Verify | None:
-        """The verifier, or what stands for one that cannot be traced."""
-        return _silent if self.glue is split else self.verify
+        """The verifier, or a placeholder for one that cannot be traced."""
+        return _all_wrong if self.glue is split else self.verify
 
     def lower(self, name: str | None = None) -> jax.stages.Lowered:
-        """Lowered for the mesh, or for the default device.
+        """The training step, lowered for the mesh or for the default device.
 
         Args:
-          name: of one of the others; None is the step.
+          name: lowers this one of `others` instead.
         """
         on = self.place, self.layout
         with mesh.using(*on):
@@ -231,12 +256,12 @@ class Program(NamedTuple):
             return jax.jit(fn).lower(mesh.shapes.stored(params, *on), batch)
 
     def compile(self, name: str | None = None) -> jax.stages.Compiled:
-        """As `lower`, compiled: to read off what it takes, not to run it."""
-        lowered, options = self.lower(name), dict[str, bool | str]()
-        # On a CPU, LLVM takes most of the time, and changes nothing of what is read.
+        """As `lower`, then compiled, to read its memory and cost; not to be run."""
+        options: dict[str, bool | str] = {}
+        # On CPUs LLVM takes most of the time and does not change memory or cost.
         if jax.default_backend() == "cpu":
             options["xla_backend_optimization_level"] = "0"
-        return lowered.compile(options)
+        return self.lower(name).compile(options)
 
     def batch(self) -> Prompts:
         """The shapes of the prompts of one training step, [P, ...]."""
@@ -245,7 +270,7 @@ class Program(NamedTuple):
         )
 
     def sizes(self) -> Sizes:
-        """The sizes, read from what the parts do when they are traced."""
+        """The sizes of a training step, found by tracing the act."""
         traced, rollout = jax.make_jaxpr(self.act, return_shape=True)(
             self.state, self.batch()
         )
@@ -266,13 +291,14 @@ class Program(NamedTuple):
         )
 
 
-def _silent(prompts: Prompts, samples: Samples) -> Verdict:
+def _all_wrong(prompts: Prompts, samples: Samples) -> Verdict:
+    """Takes the place of a verifier that cannot be traced."""
     del prompts
     return Verdict.binary(jnp.zeros(samples.tokens.shape[:2], bool))
 
 
 def _rows_decoded(jaxpr: core.Jaxpr, looped: bool = False) -> int:
-    """The rows of the products with weights inside of `while` loops; 0 without any."""
+    """Rows of the matmuls with weights inside `while` loops; 0 if there are none."""
     rows = 0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -289,9 +315,9 @@ def _rows_decoded(jaxpr: core.Jaxpr, looped: bool = False) -> int:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
-    """What every run reports of its rollouts; lengths in tokens, shares in [0, 1].
+    """Metrics of a rollout that every run logs; lengths in tokens, shares in [0, 1].
 
-    Rewards and solve rates are of verified samples, over groups that have any.
+    Rewards and solve rates count verified samples, and groups that have any.
     """
     samples = rollout.samples
     metrics = {
@@ -300,7 +326,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
         "samples/finished_share": jnp.mean(samples.finished, dtype=jnp.float32),
     }
     if is_measured(samples.decode_steps):
-        # Each sample's first token comes with its prompt.
+        # Each sample's first token comes from its prompt.
         used = jnp.sum(jnp.maximum(samples.length - 1, 0), dtype=jnp.float32)
         spent = jnp.sum(samples.decode_steps)
         metrics["samples/useful_share"] = used / jnp.maximum(spent, 1)
@@ -310,7 +336,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
 
 
 def _verdict_metrics(rollout: Rollout) -> dict[str, Any]:
-    """Rows whose verifier failed are counted, and take no part in anything else."""
+    """Metrics of the verdict; rows whose verifier failed are only counted."""
     given, member = rollout.verdict, solve_rate.members(rollout)
     group = solve_rate.by_correct(rollout)
     judged = jnp.mean(~given.failed, dtype=jnp.float32)
@@ -319,6 +345,6 @@ def _verdict_metrics(rollout: Rollout) -> dict[str, Any]:
         "reward/solved": numerics.masked_mean(group.p, group.n > 0),
         "reward/mixed_share": jnp.mean(group.mixed, dtype=jnp.float32),
         "verify/failed": metric.Sum(jnp.sum(given.failed, dtype=jnp.float32)),
-        # Exactly 1 if all have failed, however a device divides.
+        # Computed as 1 - share, so that it is exactly 1 if all have failed.
         "verify/failed_share": 1 - judged,
     }

@@ -1,4 +1,4 @@
-"""The experiments of a run, spread over devices."""
+"""Spreads the experiments of a run over devices."""
 
 import dataclasses
 import math
@@ -18,18 +18,22 @@ def on_devices(
     *,
     sampler: Mapping[str, int] | None = None,
 ) -> list[Experiment]:
-    """The experiments of a run, spread over a mesh; this changes no number.
+    """The experiments with a mesh and a layout; this changes no number.
 
-    Prompts that are computed at once must divide among the devices. Where they also do
-    among those of `tensor`, only sampling splits heads: see `mesh.Layout`.
+    The prompts of a microbatch must divide among the devices of all axes but `tensor`.
+    If they divide among all devices, only sampling splits heads: see `mesh.Layout`.
 
     Args:
+      experiments: those of one run.
       sizes: devices along the axes of the mesh. None: all devices, or as many as divide
-        prompts, along `fsdp` if the parameters are large and else along `data`.
-      devices: all there are, by default.
-      sampler: sizes of a second mesh, of the first devices; the other mesh is of those
-        behind. It samples for the experiments that are `ahead`. None: their sampler
-        runs where the learner does.
+        the prompts, along `fsdp` if the parameters are large, else along `data`.
+      devices: the devices to use; None is all.
+      sampler: sizes of a second mesh for experiments that sample `ahead`. It takes the
+        first devices, the learner's mesh those after them. None: the sampler runs on
+        the learner's mesh.
+
+    Returns:
+      Copies of the experiments.
 
     Raises:
       ValueError: if the sizes do not fit the devices or the experiments.
@@ -46,7 +50,7 @@ def on_devices(
     if sampler is not None:
         own, devices = _of_sampler(experiments, limits, sampler, devices)
     made = mesh.choose(limits, sizes, num_bytes=num_bytes, devices=devices)
-    if made is None and own is not None:  # the default device is the sampler's
+    if made is None and own is not None:  # the default device belongs to the sampler
         made = mesh.make(devices[:1])
     layout = mesh.PLAIN
     if made is not None and limits.prompts % made.size == 0:
@@ -65,12 +69,12 @@ def _of_sampler(
     sizes: Mapping[str, int],
     devices: list[jax.Device],
 ) -> tuple[Mesh, list[jax.Device]]:
-    """The sampler's mesh, of the first devices, and the devices behind."""
+    """(the sampler's mesh of the first devices, the remaining devices)."""
     if processes.count() > 1:
         raise ValueError(
             "a sampler on devices of its own needs one process for all devices, got"
-            f" {processes.count()}: JAX moves no arrays between meshes of several;"
-            " leave out its mesh."
+            f" {processes.count()}; leave out its mesh, as JAX moves no arrays between"
+            " meshes of several processes."
         )
     num = math.prod(sizes.values())
     if num >= len(devices):
@@ -92,7 +96,7 @@ def _of_sampler(
 
 
 def _prompts_at_once(experiment: Experiment) -> int:
-    """Prompts of a microbatch; a divisor of those that are sampled."""
+    """Prompts of a microbatch, as a divisor of the prompts that are sampled."""
     repeats = experiment.learner.repeats
     num_prompts = experiment.batches().tokens.shape[1]
     pieces = repeats.num_minibatches * repeats.num_microbatches

@@ -1,7 +1,7 @@
-"""JSON as others wrote it, read strictly: what is ambiguous or no text raises.
+"""Reads JSON that others wrote, strictly: ambiguous or invalid content raises.
 
-Python's `json` takes the last of two equal keys, takes NaN, and lets half a surrogate
-pair through, which no tokenizer and no file takes afterwards.
+Python's `json` takes the last of two equal keys and accepts NaN. It also accepts half a
+surrogate pair, which no tokenizer and no file accepts afterwards.
 """
 
 import json
@@ -13,10 +13,10 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def read_file(file: pathlib.Path) -> dict[str, Any]:
-    """The object that a file holds.
+    """The JSON object in a file.
 
     Raises:
-      ValueError: with the file, unless it is there and holds an object.
+      ValueError: with the file, if it is missing or does not hold one JSON object.
     """
     if not file.is_file():
         raise ValueError(
@@ -29,30 +29,31 @@ def read_file(file: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid JSON: {error}.") from error
     if not isinstance(out, dict):
         raise ValueError(
-            f"{file}: must hold an object, got a {type(out).__name__}; bring back the"
-            " file as it was published."
+            f"{file}: must hold an object, got a {type(out).__name__}; restore the file"
+            " as it was published."
         )
     return out
 
 
 class Written(str):
-    """A number of JSON as it is written: 0.10 is not 0.1, and no digit is lost."""
+    """A JSON number in its written form: 0.10 is not 0.1, and no digit is lost."""
 
 
 def loads(text: bytes, *, written: bool = False) -> Any:
-    """The value that UTF-8 bytes are; a byte-order mark in front is skipped.
+    """Parses UTF-8 bytes; a byte-order mark in front is skipped.
 
     Args:
-      written: numbers are `Written`, not int and float.
+      text: one JSON value.
+      written: return numbers as `Written`, not as int and float.
 
     Raises:
-      ValueError: with the reason alone, if the bytes are not UTF-8 or no JSON, if an
-        object has a key twice, for NaN, infinities, numbers of thousands of digits and
-        thousands of brackets.
+      ValueError: with the reason only, if the bytes are not UTF-8 or not JSON, if an
+        object has a key twice, or for NaN, infinities, numbers of thousands of digits
+        and brackets nested thousands deep.
     """
     try:
         return json.loads(
-            text.decode("utf-8-sig").strip(" \t\n\r\v\f"),  # not all blanks of Unicode
+            text.decode("utf-8-sig").strip(" \t\n\r\v\f"),  # only ASCII whitespace
             object_pairs_hook=_object,
             parse_constant=_no_number,
             parse_int=Written if written else None,
@@ -63,7 +64,7 @@ def loads(text: bytes, *, written: bool = False) -> Any:
 
 
 def no_text(text: str) -> str | None:
-    """Why a string cannot be trained on, or None: half a surrogate pair, or a zero."""
+    """Why a string is not valid text, or None: half a surrogate pair or a zero byte."""
     found = _NO_TEXT.search(text)
     if found is None:
         return None
@@ -76,7 +77,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!a} is there twice")
+        raise ValueError(f"the key {twice!a} occurs twice")
     return out
 
 

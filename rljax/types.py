@@ -17,7 +17,7 @@ from rljax import metric
 
 
 class NotMeasured(ValueError):
-    """A statistic was read that nothing in this run measures."""
+    """Raised when code reads a statistic that nothing in this run measures."""
 
     def __init__(self, name: str, supplier: str):
         super().__init__(f"`{name}` was read but not measured; {supplier}.")
@@ -27,7 +27,7 @@ class NotMeasured(ValueError):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """Stands where a statistic was not measured; reading anything of it raises.
+    """The placeholder of a statistic that was not measured; any use of it raises.
 
     A pytree node without leaves, so it passes through `jit`, `scan` and `vmap`.
     """
@@ -54,7 +54,7 @@ Value = TypeVar("Value")
 
 
 def is_measured(value: Value | Missing) -> TypeGuard[Value]:
-    """Whether a statistic is there; asking reads nothing and so never raises."""
+    """Whether a statistic was measured; this check itself never raises."""
     return not isinstance(value, Missing)
 
 
@@ -64,7 +64,7 @@ class _Replaceable:
         return dataclasses.replace(self, **changes)  # type: ignore
 
     def without(self, *names: str) -> Self:
-        """A copy in which these statistics are as if nobody had measured them."""
+        """A copy in which the named statistics are `Missing` again."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}  # type: ignore
         for name in names:
             if is_measured(defaults.get(name)):
@@ -89,12 +89,14 @@ def _missing(name: str, supplier: str):
 
 @_core_type
 class TokenStats(_Replaceable):
-    """What a policy says about given tokens.
+    """Statistics of given tokens under one policy.
 
     logp: f32[P, G, T] log-probability of each token, nats.
-    entropy: f32[P, G, T] entropy of the distribution it was drawn from, nats.
-    extra: what a method asks the measure function for, by name, each [P, G, T, ...].
-    row_extra: the same of whole samples, by name, each [P, G, ...], no token axis.
+    entropy: f32[P, G, T] entropy of the policy's distribution at each token, nats.
+    extra: further statistics that a measure function returns, by name, each
+      [P, G, T, ...].
+    row_extra: further statistics of whole samples, by name, each [P, G, ...] without a
+      token axis.
     """
 
     logp: jax.Array
@@ -109,24 +111,24 @@ class TokenStats(_Replaceable):
 class Prompts(_Replaceable):
     """A batch of prompts, right-padded; the only part of a rollout without a G axis.
 
-    tokens: i32[P, S] token ids; what lies past `length` is never read.
+    tokens: i32[P, S] token ids; padding after `length` tokens is never read.
     length: i32[P] prompt length, tokens, at least 1.
     id: i32[P] the prompt's identity in its data set; keys its samples' randomness.
-    data: arrays [P, ...] by name. Your own names are carried along. The library reads:
+    data: arrays [P, ...] by name. Add your own under any other name. The library reads:
 
       answer            u8[P, A]       reference answer, zero-padded UTF-8: verifiers
       completion        i32[P, T]      one demonstration: supervised terms
       completion_mask   bool[P, T]       its tokens, the end token included
       answers           i32[P, A, T]   several stored answers: mixed groups
-      answers_mask      bool[P, A, T]    their tokens; an empty row is no answer
+      answers_mask      bool[P, A, T]    their tokens; an empty row holds no answer
       answers_source    i32[P, A]        where each comes from, one of `Source`
-      solution          i32[P, H]      a solution to be revealed in part: hints
-      solution_ends     i32[P, N]        where its pieces end, tokens
-      hint_length       i32[P]           how much of it is revealed, tokens
+      solution          i32[P, H]      a solution, revealed in part: hints
+      solution_ends     i32[P, N]        where its N pieces end, tokens
+      hint_length       i32[P]           how much of the solution is revealed, tokens
       privileged        i32[P, S']     the prompt that a privileged teacher reads
       privileged_length i32[P]           its length, tokens
       weight            f32[P]         weight of the demonstration: `gcsl`
-      aside             Prompts of P   an independent batch: learn.consistency
+      aside             Prompts        P other prompts: learn.consistency
     """
 
     tokens: jax.Array
@@ -143,18 +145,19 @@ class Source:
 
 @_core_type
 class Samples(_Replaceable):
-    """Completions.
+    """Completions: G samples of each prompt.
 
-    tokens: i32[P, G, T] token ids. Outside the mask, what is no id counts as token 0.
-    mask: bool[P, G, T] tokens the policy answers for, the end token included. Born in
-      the sampler; may have holes (tool output). Attention does not read it.
+    tokens: i32[P, G, T] token ids. Outside the mask an invalid id is read as token 0.
+    mask: bool[P, G, T] the loss mask: tokens that the policy chose (or should have
+      chosen, in a demonstration), the end token included. The sampler makes it. It may
+      have holes (tool output). Attention does not read it.
     source: i32[P, G] one of `Source`.
-    finished: bool[P, G] ended by itself, not cut at T tokens.
-    behaviour: statistics of the distribution the tokens were really drawn from, after
-      top-k and top-p; `extra["kept_mass"]` is what truncation left.
+    finished: bool[P, G] the completion ended by itself; it was not cut at T tokens.
+    behaviour: statistics of the distribution that the tokens were really drawn from,
+      after top-k and top-p; `extra["kept_mass"]` is the probability that these kept.
     decode_steps: f32[P, G] decode steps spent on the batch, divided evenly over its
       samples. Compare with `length - 1`: the first token comes from the prompt.
-    environment: the last states of the rows' environments, a tree [P, G, ...].
+    environment: the final states of the rows' environments, a pytree of [P, G, ...].
     """
 
     tokens: jax.Array
@@ -173,18 +176,18 @@ class Samples(_Replaceable):
 
     @property
     def length(self) -> jax.Array:
-        """i32[P, G] tokens the policy answers for."""
+        """i32[P, G] number of tokens under the mask."""
         return jnp.sum(self.mask, axis=-1, dtype=jnp.int32)
 
 
 @_core_type
 class Verdict(_Replaceable):
-    """What the verifier says.
+    """The verifier's judgement of each sample.
 
-    reward: f32[P, G] the reward as given; shaping changes only the advantage.
-    correct: bool[P, G] solved; pass rates read this.
-    failed: bool[P, G] the verifier itself failed (raised, hung): such rows are counted
-      and take no part in statistics or loss.
+    reward: f32[P, G] the verifier's reward; reward shaping changes only the advantage.
+    correct: bool[P, G] the sample solves its prompt; pass rates read this.
+    failed: bool[P, G] the verifier itself failed (raised, hung). Such rows are counted
+      and left out of statistics and loss.
     """
 
     reward: jax.Array
@@ -203,15 +206,18 @@ class Verdict(_Replaceable):
 
 @_core_type
 class Rollout(_Replaceable):
-    """All that one batch of samples is known by; a minibatch is one, too.
+    """A batch of samples with everything measured of them; a minibatch is one, too.
 
     prompts, samples, verdict: see their types.
-    old: the sampling policy's statistics, before any truncation.
-    reference, teacher: of a reference policy and of a teacher, on the same tokens.
-    current: of the policy being updated, under stop-gradient; in `weighting` only.
+    old: statistics of the sampling policy, before top-k and top-p.
+    reference, teacher: statistics of a reference policy and of a teacher, on the same
+      tokens.
+    current: statistics of the policy being updated, under stop-gradient; only
+      `weighting` chains may read them.
     origin: u32[P] fingerprint of `old` and of the parameters it was measured with. The
-      update takes `old` for `current` only if it fits; else it measures.
-    version: i32[P] training steps that the sampling policy had learned from.
+      update uses `old` as `current` only if the fingerprint matches; otherwise it
+      measures `current`.
+    version: i32[P] training steps that the sampling policy had taken.
     """
 
     prompts: Prompts
@@ -237,7 +243,7 @@ class Rollout(_Replaceable):
         "origin", "the actor of the loop supplies it"
     )
     version: jax.Array | Missing = _missing(
-        "version", "a decoupled loop supplies it, of others it is the step"
+        "version", "only a decoupled loop supplies it; in others it equals the step"
     )
 
 
@@ -248,8 +254,8 @@ class Credit(_Replaceable):
     advantage: f32[P, G, 1 or T] starts as the reward.
     weight: f32[P, G, T] >= 0, the token's share of the loss; starts as the mask.
     member: bool[P, G, 1] rows that count in the statistics of their group.
-    metrics: scalars by name; a plain one is averaged over optimiser steps, others say
-      how they add up: see `metric`.
+    metrics: scalars by name. A plain number is averaged over optimiser steps; a
+      `metric.Metric` says how it adds up.
     reduced: whether a reduction has turned `weight` into shares of a mean (static).
     """
 
@@ -261,11 +267,11 @@ class Credit(_Replaceable):
 
     @property
     def weighs(self) -> jax.Array:
-        """bool[P, G, T]: tokens with a weight; NaN is one, so that it is not lost."""
+        """bool[P, G, T]: tokens with nonzero weight; NaN counts, so that it shows."""
         return self.weight != 0
 
     def log(self, **metrics) -> "Credit":
-        """A copy that also reports these scalars: a plain number is a `metric.Mean`."""
+        """A copy with these metrics added; a plain number becomes a `metric.Mean`."""
         new = {name: metric.as_float32(value) for name, value in metrics.items()}
         return self.replace(metrics={**self.metrics, **new})
 
@@ -276,14 +282,22 @@ LossFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
 def measured_extra(
     stats: TokenStats | Missing, owner: str, name: str, supplier: str
 ) -> jax.Array:
-    """`stats.extra[name]`; raises NotMeasured, naming the supplier, if nobody did."""
+    """`stats.extra[name]`, [P, G, T, ...].
+
+    Args:
+      owner: the field of the rollout that `stats` is, for the message.
+      supplier: how to get it measured, for the message.
+
+    Raises:
+      NotMeasured: if it was not measured.
+    """
     if name not in stats.extra:
         raise NotMeasured(f"{owner}.extra[{name!r}]", supplier)
     return stats.extra[name]
 
 
 def old_value(rollout: Rollout) -> jax.Array:
-    """f32[P, G, T]: the sampling policy's values, before each token."""
+    """f32[P, G, T]: the sampling policy's value estimates, each before its token."""
     supplier = (
         "samplers return no values: pass the actor measure_old, the measure function of"
         " a policy with a value head"
@@ -293,17 +307,17 @@ def old_value(rollout: Rollout) -> jax.Array:
 
 @_core_type
 class TrainState(_Replaceable):
-    """All that a run is on the device, and all of it that a checkpoint holds.
+    """The complete device state of a run; checkpoints store it whole.
 
-    params: the policy's parameters; those that are trained.
+    params: the policy's trained parameters.
     optimizer, algorithm, gate: states of the optax optimiser, algorithm and gate.
     reference: parameters of the reference policy, or None when nothing reads one.
-    frozen: parameters that nothing moves, beside `params` and `reference` in the trees
-      that policies read; None if all are trained. See `policy.frozen`.
-    key: the run's PRNG key; never changes: step keys are folded from it.
+    frozen: the parameters that are not trained. Policies read them merged with `params`
+      (or with `reference`). None if all are trained. See `policy.frozen`.
+    key: the run's PRNG key. It never changes: step keys are folded from it.
     step: i32[] training steps (rollout batches) done.
-    ahead: rollouts that were sampled and not learned from, oldest first; None in a
-      coupled loop. See `decoupled`.
+    ahead: rollouts sampled but not yet learned from, oldest first; None in a coupled
+      loop. See `decoupled`.
     """
 
     params: Any
@@ -321,14 +335,14 @@ Verify = Callable[[Prompts, Samples], Verdict]
 """(prompts, samples) -> Verdict: a verifier, in the graph or on the host."""
 
 Sampler = Callable[[Any, Prompts, Any], tuple[Samples, TokenStats | Missing]]
-"""(params, prompts, step key) -> (samples, `old`): a sampler."""
+"""(params, prompts, key of the step) -> (samples, their `Rollout.old`): a sampler."""
 
 
 class Measure(Protocol):
     """(params, prompts, samples, reference) -> TokenStats of the samples' tokens.
 
-    `reference` is what `TrainState.reference` holds: only measure functions that
-    compare two policies read it.
+    `reference` is `TrainState.reference`. Only measure functions that compare two
+    policies read it.
     """
 
     def __call__(
@@ -342,10 +356,10 @@ def require(data: Mapping[str, Value], name: str, how: str) -> Value:
     Args:
       data: the `data` of some prompts.
       name: a key of the table in `Prompts`.
-      how: what puts it there, an imperative for the message.
+      how: how to add it, an imperative clause for the message.
 
     Raises:
-      ValueError: if it is not there.
+      ValueError: if the key is missing.
     """
     if name not in data:
         raise ValueError(f"prompts.data must hold {name!r}, got {sorted(data)}; {how}.")
@@ -353,10 +367,10 @@ def require(data: Mapping[str, Value], name: str, how: str) -> Value:
 
 
 def require_stored_answers(prompts: Prompts, reader: str) -> None:
-    """Raises ValueError unless the prompts carry stored answers; static.
+    """Raises ValueError, when traced, unless the prompts carry stored answers.
 
     Args:
-      reader: who reads them, with its verb: "stored_answers() reads".
+      reader: start of the message, with a verb: "stored_answers() reads".
     """
     if "answers" not in prompts.data and "completion" not in prompts.data:
         raise ValueError(

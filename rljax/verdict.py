@@ -1,4 +1,4 @@
-"""A verifier is called: what it returns is checked, and rollouts get their verdicts."""
+"""Calls verifiers, checks what they return, and adds their verdicts to rollouts."""
 
 import functools
 from typing import NoReturn
@@ -13,7 +13,7 @@ from rljax.types import Prompts, Rollout, Samples, Verdict, Verify
 
 
 def in_graph(verify: Verify | None, rollout: Rollout) -> Rollout:
-    """The rollout with its verdict, by a verifier that is traced; None gives none."""
+    """The rollout with the verdict of a traced verifier; unchanged if it is None."""
     if verify is None:
         return rollout
     with jax.named_scope("verify"):
@@ -21,13 +21,13 @@ def in_graph(verify: Verify | None, rollout: Rollout) -> Rollout:
 
 
 def on_host(verify: Verify, rollout: Rollout) -> Rollout:
-    """The rollout with its verdict, by a verifier of NumPy arrays: see `shared`."""
+    """The rollout with the verdict of a verifier of NumPy arrays; see `shared`."""
     host = processes.fetch((rollout.prompts, rollout.samples))
     return rollout.replace(verdict=shared(verify, *host))
 
 
 def of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
-    """The verifier's verdict, checked: when traced in a graph, at each call on a host.
+    """The verifier's verdict, checked: at trace time, or at each call on the host.
 
     Rewards of another floating type become float32.
 
@@ -35,9 +35,8 @@ def of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
       ValueError: unless it is a `Verdict` of arrays [P, G].
     """
     verdict = verify(prompts, samples)
-    shape, xp = samples.tokens.shape[:2], jnp
-    if isinstance(samples.tokens, np.ndarray):
-        xp = np
+    shape = samples.tokens.shape[:2]
+    xp = np if isinstance(samples.tokens, np.ndarray) else jnp
     if not isinstance(verdict, Verdict):
         _refuse(verify, "a Verdict", verdict, shape)
     arrays = {}
@@ -55,9 +54,10 @@ def of(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
 
 
 def shared(verify: Verify, prompts: Prompts, samples: Samples) -> Verdict:
-    """The verdict on NumPy arrays that all processes hold; each judges a share.
+    """The verdict on NumPy arrays; with several processes, each verifies a share.
 
-    Every process gets the whole verdict, so verifiers may time out differently.
+    All processes must hold the same arrays, and all get the same whole verdict, even if
+    the verifier times out in one of them.
     """
     if processes.count() == 1:
         return of(verify, prompts, samples)
@@ -93,7 +93,7 @@ def _refuse(verify: Verify, what: str, got, shape: tuple[int, ...]) -> NoReturn:
 
 
 def _described(value) -> str:
-    """Type and shape of anything."""
+    """The type, and shape or length, of any value."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, list | tuple):

@@ -56,12 +56,12 @@ def test_a_large_array_in_pieces_has_the_digest_of_the_whole(monkeypatch, rows, 
     monkeypatch.setattr(digest, "_PIECE", 12)
     x = jnp.arange(rows * 6).reshape(rows, 2, 3).astype(dtype)
     for other in (x, x.at[-1, 0, 0].set(7), x[::-1]):
-        assert tuple(digest._look_at(other, False)) == tuple(
-            digest._look_at(other, True)
+        assert tuple(digest._examine_array(other, False)) == tuple(
+            digest._examine_array(other, True)
         )
     if dtype != "int8":
         bad = x.at[rows // 2, 1, 1].set(jnp.nan).at[0, 0, 0].set(jnp.inf)
-        assert digest._look_at(bad, False)[1:] == (True, True)
+        assert digest._examine_array(bad, False)[1:] == (True, True)
 
 
 def test_arrays_on_different_devices_are_examined_together():

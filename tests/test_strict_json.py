@@ -33,13 +33,13 @@ def write(folder, *lines: bytes):
         (rb'{"question": "a\u0000", "answer": "2"}', r"'question' .*is a zero byte"),
         (
             b'{"question": "a", "answer": "2", "answer": "3"}',
-            r"key 'answer' is there tw",
+            r"key 'answer' occurs tw",
         ),
         (b'{"question": "a", "answer": "2", "x": NaN}', "NaN is no number of JSON"),
         (b'{"question": "a", "answer": "2", "x": -Infinity}', "-Infinity is no number"),
         (
             b'{"question": "a", "answer": "2", "x": {"y": 1, "y": 2}}',
-            "key 'y' is there",
+            "key 'y' occurs",
         ),
         (b'{"question": "a\0", "answer": "2"}', "Invalid control character"),
         (b"[" * 100_000, "nested too deeply"),

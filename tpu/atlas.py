@@ -1,9 +1,10 @@
-"""The atlas: what models of known shapes take on slices of TPUs, each row compiled.
+"""Writes docs/atlas.md: memory and time of known models on TPU slices, as compiled.
 
 python -m tpu.atlas [--only qwen2.5-0.5b] [--rows 2] [--minutes 20] [--again]
 
-Rows that docs/atlas.json holds are kept; docs/atlas.md is written from it, and names
-the rows that were not compiled. A row takes minutes.
+Compiles rows that docs/atlas.json lacks, adds them to that file, and writes
+docs/atlas.md from it. The page also lists the rows that were not compiled. A row takes
+minutes.
 """
 
 import dataclasses
@@ -24,26 +25,26 @@ SLICES = (
     *("v5e:2x4", "v6e:2x4", "v5p:2x2x1", "v5e:4x4", "v6e:4x4"),
     *("v5p:2x2x4", "v5e:4x8", "v5p:4x4x8"),
 )
-# Samples per prompt, tokens of a prompt, longest completion.
+# (samples per prompt, prompt tokens, completion tokens)
 LENGTHS = ((8, 512, 1024), (16, 2048, 8192))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which rows."""
+    """Which rows to compile."""
 
     only: str | None = None
-    """Rows with this in their name, such as a model or a slice."""
+    """Only rows whose name contains this text, such as a model or a slice."""
     rows: int | None = None
-    """Compile so many at most."""
+    """Maximum number of rows to compile."""
     minutes: float | None = None
-    """Give up a row after this."""
+    """Time after which a row is given up."""
     again: bool = False
-    """Compile rows that are there, too."""
+    """Also compile rows that docs/atlas.json already has."""
 
 
 def main(args: list[str] | None = None) -> None:
-    """Compiles what is missing and writes the page."""
+    """Compiles missing rows and writes the page."""
     options = tyro.cli(Options, args=args, description=__doc__)
     file = DOCS / "atlas.json"
     found = json.loads(file.read_text()) if file.exists() else {}
@@ -66,16 +67,16 @@ def main(args: list[str] | None = None) -> None:
 
 @functools.cache
 def rows() -> tuple[Row, ...]:
-    """All steps of the atlas that fit by arithmetic; what is quickly compiled first.
+    """All rows that fit by arithmetic; those that compile fast come first.
 
-    Each has 16 prompts, or one per chip, and the fewest microbatches that fit.
+    A row has 16 prompts, or one per chip, and the fewest microbatches that fit.
     """
     found = (planned(*of) for of in grid())
     return tuple(row for row in found if row is not None)
 
 
 def grid() -> list[tuple[str, str, tuple[int, int, int]]]:
-    """Model, slice and lengths of every step that the atlas asks for."""
+    """(model, slice, lengths) of every row of the atlas, whether it fits or not."""
     return [
         (model, topology, lengths)
         for lengths in LENGTHS
@@ -86,7 +87,7 @@ def grid() -> list[tuple[str, str, tuple[int, int, int]]]:
 
 @functools.cache
 def planned(model: str, topology: str, lengths: tuple[int, int, int]) -> Row | None:
-    """The step to compile; None if none fits by arithmetic."""
+    """The row to compile; None if none fits by arithmetic."""
     prompts = max(16, chips.parse(topology).num_chips)
     found = [
         row
@@ -97,7 +98,7 @@ def planned(model: str, topology: str, lengths: tuple[int, int, int]) -> Row | N
 
 
 def write(found: dict[str, Any]) -> None:
-    """The file and the page, rows in the order of the list, with today's arithmetic."""
+    """Writes the file and the page, in the order of `rows`, with current arithmetic."""
     order = {row.name: i for i, row in enumerate(rows())}
     names = sorted(found, key=lambda name: order.get(name, len(order)))
     found = {name: found[name] for name in names}

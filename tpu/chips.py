@@ -1,14 +1,16 @@
-"""What chips can do, what slices of them there are, and what they cost.
+"""Chips, their peak rates, the slices they come in, and prices.
 
-Rates are the vendors' peaks per chip. Of TPUs they are those of Google's pages,
+Rates are the vendors' peaks per chip. Those of TPUs come from Google's pages
 docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read 2026-11: 197, 459 and 918
 TFLOP/s in bfloat16; 819, 2765 and 1638 GB/s; links of 400, 1200 and 800 GB/s, both
-directions of all ports together). Those of the H100 SXM, 989 TFLOP/s and 3.35 TB/s, are
-quoted the same by others, such as NVLink's 900 GB/s; its data sheet was not read.
+directions of all ports together). Those of the H100 SXM (989 TFLOP/s, 3.35 TB/s,
+NVLink at 900 GB/s) come from secondary sources, which agree; its data sheet was not
+read.
 
-Prices of v5p and v6e are those of SkyPilot's catalog, which Google's billing API fills
+Prices of v5p and v6e come from SkyPilot's catalog, which Google's billing API fills
 (skypilot-org/skypilot-catalog, catalogs/v8/gcp/vms.csv: us-east5, on demand, $4.20 and
-$2.70; spot was at 40 and 45 % of it). The price of v5e is from memory. They change.
+$2.70; spot prices were 40 and 45 % of these). The price of v5e is from memory. Prices
+change.
 """
 
 import math
@@ -19,19 +21,19 @@ PRICES = "on demand, United States, list price of 2025: check it"
 
 
 class Chip(NamedTuple):
-    """One chip.
+    """A kind of chip.
 
-    tflops: peak of bfloat16 products, 1e12 FLOP/s.
-    hbm_gib: memory that a program may fill, GiB; of a TPU what libtpu lets it.
+    tflops: peak rate of bfloat16 products, 1e12 FLOP/s.
+    hbm_gib: memory that a program may use, GiB; for a TPU, as libtpu allows.
     hbm_gb_per_s: bandwidth of the memory, 1e9 bytes/s.
-    link_gb_per_s: what it receives from its two neighbours along one axis of the torus,
-      1e9 bytes/s; of a GPU from the others of its machine.
-    dollars: per chip and hour; None: nobody lists one price.
-    accelerator: the name that Google's API has before the size; "" for a GPU.
-    cores: that this size counts per chip.
-    runtime: version of the software of a TPU VM.
-    gke: label of the nodes in GKE, and their machine types by chips per host.
-    zone: one of those that have it.
+    link_gb_per_s: rate at which a chip receives data from its two neighbours along one
+      axis of the torus, 1e9 bytes/s; for a GPU, from the other GPUs of its machine.
+    dollars: per chip and hour; None: there is no single list price.
+    accelerator: name in Google's API, before the size; "" for a GPU.
+    cores: cores per chip, as the size in that API counts them.
+    runtime: software version of a TPU VM.
+    gke: label of the nodes in GKE, and template of their machine types.
+    zone: a zone that has such chips.
     """
 
     tflops: float
@@ -46,8 +48,8 @@ class Chip(NamedTuple):
     zone: str = ""
 
 
-# Links: both directions of all ports together are 400, 1200 and 800 GB/s; one axis of
-# two (v5p: three) has half (a third) of them, half of that inward.
+# Links: one axis of the torus has half of the total bandwidth (v5p: a third), and half
+# of that is inward: 400 / 2 / 2, 1200 / 3 / 2 and 800 / 2 / 2 GB/s.
 CHIPS = {
     "v5e": Chip(
         *(197.0, 15.75, 819.0, 100.0, 1.20),
@@ -84,9 +86,10 @@ SHAPES = {
 
 
 class Slice(NamedTuple):
-    """Chips that belong together.
+    """A slice: chips that are connected.
 
-    kind: a key of `CHIPS`. shape: chips along each axis, such as 2x4.
+    kind: a key of `CHIPS`.
+    shape: chips along each axis, such as 2x4.
     """
 
     kind: str
@@ -97,45 +100,45 @@ class Slice(NamedTuple):
 
     @property
     def chip(self) -> Chip:
-        """What each of its chips can do."""
+        """The kind of its chips."""
         return CHIPS[self.kind]
 
     @property
     def is_tpu(self) -> bool:
-        """Whether libtpu can compile for it."""
+        """Whether the chips are TPUs."""
         return bool(self.chip.accelerator)
 
     @property
     def num_chips(self) -> int:
-        """How many there are."""
+        """Number of chips."""
         return math.prod(map(int, self.shape.split("x")))
 
     @property
     def chips_per_host(self) -> int:
-        """Of one machine: up to 8 chips of a small slice share one, else 4 do."""
+        """Chips per host: all of a slice of up to 8 chips (v5p: 4), else 4."""
         if self.kind == "v5p":
             return 4
         return self.num_chips if self.num_chips <= 8 else 4
 
     @property
     def num_hosts(self) -> int:
-        """Machines, each of which runs a process."""
+        """Number of hosts, each of which runs a process."""
         return self.num_chips // self.chips_per_host
 
     @property
     def accelerator_type(self) -> str:
-        """As Google's API names it: v5litepod-8, v5p-32."""
+        """The name in Google's API, such as v5litepod-8 or v5p-32."""
         return f"{self.chip.accelerator}-{self.num_chips * self.chip.cores}"
 
     @property
     def dollars_per_hour(self) -> float | None:
-        """List price of all chips; see `PRICES`."""
+        """List price of all chips, or None; see `PRICES`."""
         price = self.chip.dollars
         return None if price is None else price * self.num_chips
 
 
 def known() -> list[str]:
-    """The slices there are, small ones first."""
+    """The names of all known slices, by kind, small ones first."""
     return [str(Slice(kind, s)) for kind, shapes in SHAPES.items() for s in shapes]
 
 
@@ -143,7 +146,7 @@ def parse(topology: str) -> Slice:
     """The slice that a text such as v5e:2x4 or h100:8 names.
 
     Raises:
-      ValueError: if it is none of those there are.
+      ValueError: if the slice is not known.
     """
     if topology not in known():
         family = re.split(r"[:-]", topology)[0]

@@ -1,18 +1,18 @@
-"""Compiles an experiment for TPU chips that are not there, and says what it takes.
+"""Compiles an experiment for TPUs without having any, and reports memory and time.
 
 python -m tpu.compile --experiment addition --topology v5e:4x4 [--json FILE]
 python -m tpu.compile --experiment train --model qwen3-8b --topology v5p:2x2x4 \\
     --mesh fsdp=16 --prompt-tokens 2048 --max-tokens 8192 --num-prompts 16
 
-Further flags change numbers of the experiment's config (--num-prompts 512). Needs
-libtpu, but no TPU. The experiment is a module of `experiments` with a function
-build(config) -> experiments; the last one is compiled. For GPUs (h100:8) jax's CUDA
-plugin compiles, which needs no GPU (see `tpu.gpu`); without it, and with --arithmetic,
-nothing is compiled: the plan's arithmetic alone says what it takes.
+Further flags change numbers of the experiment's config (--num-prompts 512). The
+experiment is a module of `experiments` with a function build(config) -> experiments, of
+which the last one is compiled. This needs libtpu, but no TPU. For GPUs (h100:8) it
+needs jax's CUDA plugin, but no GPU (see `tpu.gpu`). Without the plugin, or with
+--arithmetic, nothing is compiled, and the report is an estimate by arithmetic.
 
-XLA counts the body of a loop once, and so do its FLOPs and bytes accessed here: they
-are about one of the K training steps, and one token of the sampler's loop. Collectives
-are counted as often as they run, in the sampler's loop at most.
+XLA's FLOPs and bytes accessed count the body of every loop once: one of the K training
+steps, and one token of the sampler's loop. Collectives are counted as often as they
+run; in the sampler's loop that is an upper bound.
 """
 
 import contextlib
@@ -41,30 +41,30 @@ from tpu import chips, gpu, memory, report, roofline, subject
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to compile for what."""
+    """What to compile, and for which slice."""
 
     experiment: str = "train"
-    """Module of `experiments` that has a `Config` and a `build`."""
+    """Module of `experiments` with a `Config` and a `build`."""
     topology: str
     """Kind and shape of the slice, such as v5e:4x4 or v5p:4x4x8; h100:8 for GPUs."""
     mesh: str | None = None
-    """Devices along the axes of the mesh, data=2,fsdp=4,tensor=2; by default all along
-    data, or fsdp for large models."""
+    """Devices along the axes of the mesh, such as data=2,fsdp=4,tensor=2. Default: all
+    along data, or along fsdp for large models."""
     model: str | None = None
-    """Shape of a known model instead of the experiment's, for `train`."""
+    """A known model that replaces the experiment's; for `train` only."""
     prompt_tokens: int | None = None
-    """Tokens of a prompt, instead of the experiment's."""
+    """Tokens per prompt; replaces the experiment's."""
     prompts_per_device: int | None = None
-    """Prompts per step and device, instead of the number of the experiment."""
+    """Prompts per step and device; replaces the experiment's number."""
     arithmetic: bool = False
-    """Compile nothing."""
+    """Compile nothing; estimate by arithmetic."""
     json: pathlib.Path | None = None
     """File to write the report to."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Parses the command line, compiles, prints the report."""
-    # Before anything asks jax for a device: libtpu, once loaded, would look for one.
+    # Set first: libtpu, once loaded, would look for a device.
     jax.config.update("jax_platforms", "cpu")
     options, flags = tyro.cli(
         Options, args=args, description=__doc__, return_unknown_args=True
@@ -76,7 +76,8 @@ def main(args: list[str] | None = None) -> None:
     except jax.errors.JaxRuntimeError as error:
         sys.exit(
             f"error: {error}\n(jax {jax.__version__}, libtpu {libtpu_version()}: an"
-            " INTERNAL error means that these do not fit; jax[tpu] pins a libtpu.)"
+            " INTERNAL error means that these versions do not match; jax[tpu] pins a"
+            " libtpu.)"
         )
     report.show(found)
     if options.json is not None:
@@ -86,12 +87,18 @@ def main(args: list[str] | None = None) -> None:
 
 
 def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
-    """The report on an experiment: numbers by name, as JSON takes them; in bytes.
+    """The report on an experiment.
 
-    What does not fit has `refusal`, and of the compiler nothing.
+    Args:
+      options: what to compile, and for which slice.
+      flags: of the experiment's config.
+
+    Returns:
+      Numbers by name, JSON-able; sizes in bytes. If the step does not fit, `refusal`
+      says why, and there may be no numbers of the compiler.
 
     Raises:
-      ValueError: for what cannot be compiled.
+      ValueError: if the experiment or the slice is unknown, or they do not match.
     """
     place = chips.parse(options.topology)
     devices = None
@@ -109,17 +116,17 @@ def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
     )
     program = made.program()
     sizes, stored = program.sizes(), memory.of_program(program)
-    assert made.mesh is not None  # `spread` makes one even of a single chip
-    axes, has = dict(made.mesh.shape), place.chip.hbm_gib * memory.GIB
+    assert made.mesh is not None  # `subject.spread` makes one even of a single chip
+    axes, capacity = dict(made.mesh.shape), place.chip.hbm_gib * memory.GIB
     arithmetic = memory.by_arithmetic(sizes, axes, stored)
     compiled: dict[str, Any] = {}
     needed, how = arithmetic.peak, "by arithmetic"
-    if compiles and arithmetic.state > has:
+    if compiles and arithmetic.state > capacity:
         needed, how = arithmetic.state, "for the state alone, before it was compiled"
     elif compiles:
         compiled, how = _compiled(program)
         needed = compiled["memory_per_device"]["peak"] if compiled else math.inf
-    fits = bool(needed <= has)
+    fits = bool(needed <= capacity)
     refusal = "" if fits else memory.refusal(sizes, stored, place, needed, how)
     return {
         "experiment": options.experiment,
@@ -127,7 +134,7 @@ def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
         "topology": options.topology,
         "mesh": mesh.text(made.mesh),
         "devices": place.num_chips,
-        "hbm_per_device": has,
+        "hbm_per_device": capacity,
         "fits": fits,
         "refusal": refusal,
         "steps_per_dispatch": program.prompts.tokens.shape[0],
@@ -139,8 +146,10 @@ def plan_for(options: Options, flags: list[str]) -> dict[str, Any]:
 
 
 def _compiled(program: Program) -> tuple[dict[str, Any], str]:
-    """The report of the compiler and where it comes from; none if it gives up for lack
-    of memory, with its words."""
+    """The compiler's numbers, and how the memory is known.
+
+    If the compiler runs out of memory, there are no numbers; the text is its message.
+    """
     try:
         return compile_on(program), "the compiler's peak"
     except jax.errors.JaxRuntimeError as error:
@@ -150,24 +159,24 @@ def _compiled(program: Program) -> tuple[dict[str, Any], str]:
 
 
 def stand_ins(num: int) -> list[jax.Device]:
-    """So many devices of this machine's CPU, for a mesh that nothing runs on.
+    """CPU devices in place of chips, for a mesh on which nothing runs.
 
     Raises:
-      ValueError: if jax has begun with fewer.
+      ValueError: if jax was initialised with fewer devices.
     """
-    with contextlib.suppress(RuntimeError):  # jax has begun
+    with contextlib.suppress(RuntimeError):  # raised if jax is initialised already
         jax.config.update("jax_num_cpu_devices", num)
     devices = jax.devices("cpu")
     if len(devices) < num:
         raise ValueError(
-            f"jax must begin with {num} CPU devices, got {len(devices)}; call this in a"
-            " process of its own."
+            f"jax must be initialised with {num} CPU devices, got {len(devices)}; call"
+            " this in a process of its own."
         )
     return devices[:num]
 
 
 def find_devices(topology: str) -> list[jax.Device]:
-    """The devices of a TPU slice, to compile for and nothing else.
+    """Descriptions of the devices of a TPU slice, for which programs can be compiled.
 
     Raises:
       ValueError: if libtpu is not installed or does not know the topology.
@@ -177,8 +186,8 @@ def find_devices(topology: str) -> list[jax.Device]:
             "compiling for a TPU needs libtpu, which is not installed; run"
             " pip install 'rljax[tpu]'."
         )
-    # What libtpu would otherwise ask a TPU machine's metadata server, with complaints;
-    # and no chip is touched, so several processes may do this at once.
+    # libtpu would otherwise ask the metadata server of a TPU machine, and log failures.
+    # No chip is used, so several processes may load libtpu at once.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -194,23 +203,23 @@ def find_devices(topology: str) -> list[jax.Device]:
 
 
 def compile_on(program: Program) -> dict[str, Any]:
-    """Compiles a program for its mesh and reads off what XLA knows of it.
+    """Compiles a program for its mesh and reports what XLA knows of it.
 
     Args:
       program: on a mesh of devices of `find_devices`, which divides its prompts.
 
     Returns:
-      The report: numbers by name, as JSON takes them; sizes in bytes.
+      Numbers by name, JSON-able; sizes in bytes.
     """
     place = program.place
-    assert place is not None  # `spread` makes one even of a single chip
+    assert place is not None  # `subject.spread` makes one even of a single chip
     start = time.perf_counter()
     lowered = program.lower()
     lower_seconds = time.perf_counter() - start
     on_gpu = place.devices.flat[0].platform == "gpu"
     with _no_compilation_cache():
         compiled = lowered.compile(gpu.OPTIONS if on_gpu else None)
-    cost: Any = compiled.cost_analysis() or {}  # of GPUs that are not there, none
+    cost: Any = compiled.cost_analysis() or {}  # None for descriptions of GPUs
     text = compiled.as_text() or ""
     found = hlo.collectives(text)
     num_steps = program.prompts.tokens.shape[0]
@@ -234,7 +243,11 @@ def compile_on(program: Program) -> dict[str, Any]:
 
 
 def _memory(compiled) -> dict[str, int]:
-    """Bytes of a device; a GPU's temporaries are one piece, so the peak is the sum."""
+    """Bytes on a device, by kind.
+
+    XLA gives no peak for a GPU. Its temporaries are one allocation, so the peak is the
+    sum of all parts.
+    """
     sizes = plan.compiled_memory(compiled)
     peak = compiled.memory_analysis().peak_memory_in_bytes
     parts = sizes["arguments"] + sizes["outputs"] + sizes["temporaries"]
@@ -242,7 +255,7 @@ def _memory(compiled) -> dict[str, int]:
 
 
 def largest(text: str, num: int = 8) -> dict[str, int]:
-    """The largest arrays of a program on one device, bytes by shape."""
+    """Shape -> bytes of the `num` largest arrays of a program on one device."""
     found = hlo.arrays(text, 2**20)
     return dict(sorted(found.items(), key=lambda one: -one[1])[:num])
 
@@ -254,10 +267,10 @@ def libtpu_version() -> str:
 
 @contextlib.contextmanager
 def _no_compilation_cache():
-    """A program kept on disk can be loaded again only where its devices are."""
+    """A context without the cache: a cached program cannot be loaded without chips."""
     before = jax.config.jax_enable_compilation_cache  # pyrefly: ignore
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # whether it is used is asked only once
+    compilation_cache.reset_cache()  # jax reads the setting only once per reset
     try:
         yield
     finally:

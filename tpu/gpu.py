@@ -1,7 +1,7 @@
-"""GPUs that are not there, for XLA's compiler: it takes a description of the chip.
+"""Compiles for GPUs without having any: XLA only needs a description of the chip.
 
-Needs jax's CUDA plugin, and neither a GPU nor CUDA:
-pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt, 130 MB, of jax's version.
+This needs jax's CUDA plugin, in jax's version, but neither a GPU nor CUDA:
+pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt, 130 MB.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ import jax
 from jax.experimental import topologies
 
 OPTIONS: dict[str, bool | str] = {"xla_gpu_autotune_level": "0"}
-"""Of the compiler: it cannot time kernels, so it takes its first choice."""
+"""Compiler options: no autotuning, because kernels cannot be timed without a GPU."""
 
-# The H100 SXM, by the names of XLA's GpuTargetConfigProto.
+# The H100 SXM, as a GpuTargetConfigProto of XLA.
 _H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -43,11 +43,11 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def devices(num: int) -> list[jax.Device] | None:
-    """So many H100s of one machine; None without the plugin."""
+    """Descriptions of `num` H100s of one machine; None without the plugin."""
     if compiler() is None:
         return None
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    jax.devices("cpu")  # finds the plugin
+    jax.devices("cpu")  # makes jax load the plugin
     found = topologies.get_topology_desc(
         platform="cuda", target_config=_H100, topology=f"1x1x{num}"
     )

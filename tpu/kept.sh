@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs an experiment in a folder that is kept in a bucket: takes what is there, goes on
-# from it, and copies the folder back each minute and at the end. For one host.
+# Runs an experiment whose run folder is kept in a bucket, on one host. It copies the
+# bucket's files to the folder, resumes from them, and copies the folder back to the
+# bucket every minute and at the end.
 #   tpu/kept.sh gs://BUCKET/one runs/one experiments.train --quick
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -25,7 +26,8 @@ fi
 copier=$!
 tpu/run.sh "$@" --run-dir "$folder" --resume &
 run=$!
-trap 'kill -TERM "$run"' TERM INT # it saves and ends; a signal ends `wait` before
+# After a signal the run saves and ends. The signal also interrupts `wait`, hence the loop.
+trap 'kill -TERM "$run"' TERM INT
 while kill -0 "$run" 2> /dev/null; do
   wait "$run" || true
 done

@@ -1,12 +1,12 @@
-"""Writes the files that launch a run: create, set up, run, watch, resume, delete.
+"""Writes scripts that launch a run: create, set up, run, watch, resume, delete.
 
 python -m tpu.launch --topology v5e:2x4 --via queued --name first \\
     --bucket gs://BUCKET --project PROJECT --shape qwen2.5-0.5b \\
     --algorithm fade --model MODEL --data problems.jsonl
 
-Flags that are not of this command are the experiment's. The head of each file says what
-a step takes: from a report of `tpu.compile --json`, else by arithmetic. Nothing is
-started: read the files, then `FOLDER/NAME.sh create`, and so on.
+Further flags are the experiment's. The head of each file has the memory, time and cost
+of a step, from a report of `tpu.compile --json` or by arithmetic. Nothing is started:
+read the files, then run `FOLDER/NAME.sh create`, and so on.
 """
 
 import dataclasses
@@ -32,43 +32,43 @@ TARGETS: dict[str, Callable[[Job], dict[str, str]]] = {
     "skypilot": skypilot.files,
     "slurm": slurm.files,
 }
-# What a plan of another model's shape must not see: the files are elsewhere.
+# Flags that a plan with --shape must not get, because the files are on another machine.
 _PATHS = ("--model", "--data", "--test-data")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where to launch what."""
+    """What to launch, and where."""
 
     topology: str
     """Kind and shape of the slice, such as v5e:2x4; h100:8 for GPUs."""
     via: Literal["queued", "tpu-vm", "xpk", "jobset", "skypilot", "slurm"]
-    """Who gives the machines."""
+    """Tool that provides the machines."""
     experiment: str = "train"
     """Module of `experiments`."""
     name: str = "rljax"
-    """Of machines and run."""
+    """Name of machines and run."""
     mesh: str | None = None
-    """As --mesh of the experiment, to which it is passed."""
+    """Passed to the experiment as --mesh."""
     shape: str | None = None
-    """Known model whose shape is planned, where the model's files are not here."""
+    """Known model to plan with, if the files of --model are not on this machine."""
     report: pathlib.Path | None = None
-    """What tpu.compile --json wrote of this run; None: the plan's arithmetic."""
+    """Report of tpu.compile --json on this run; None: estimate by arithmetic."""
     project: str = "PROJECT"
-    """Of Google Cloud."""
+    """Project of Google Cloud."""
     zone: str | None = None
-    """None: one that has such chips."""
+    """Zone of Google Cloud; None: one that has such chips."""
     bucket: str = "gs://BUCKET"
-    """Keeps the run folder of a single host."""
+    """Bucket that keeps the run folder of a single host."""
     shared: str | None = None
-    """What all hosts see: HOST:/PATH of NFS, a claim (jobset), a storage (xpk), or a
-    folder (slurm)."""
+    """Storage that all hosts see: HOST:/PATH of NFS, a volume claim (jobset), a storage
+    (xpk), or a folder (slurm)."""
     image: str = "IMAGE"
-    """Of a container, for GKE."""
+    """Container image, for GKE."""
     spot: bool = False
-    """Cheaper chips, that may be taken away."""
+    """Use spot machines, which are cheaper and may be taken away."""
     out: pathlib.Path = pathlib.Path("launch")
-    """Folder of the files."""
+    """Folder to write the files to."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -91,10 +91,10 @@ def main(args: list[str] | None = None) -> None:
 
 
 def launch(options: Options, flags: list[str]) -> dict[str, str]:
-    """The files, text by name.
+    """File name -> text of the files to write.
 
     Raises:
-      ValueError: for what cannot be launched there, or fits no chip.
+      ValueError: if the target cannot launch the run, or a step does not fit the chips.
     """
     place = chips.parse(options.topology)
     check_name(options.name)
@@ -116,10 +116,10 @@ def launch(options: Options, flags: list[str]) -> dict[str, str]:
 
 
 def report_of(options: Options, flags: list[str]) -> dict[str, Any]:
-    """What is predicted of the run.
+    """The report on the run: that of --report, or one by arithmetic.
 
     Raises:
-      ValueError: if the report is of another topology, or it does not fit.
+      ValueError: if the report is of another topology, or the run does not fit.
     """
     if options.report is None:
         found = ahead.plan_for(
@@ -145,7 +145,7 @@ def report_of(options: Options, flags: list[str]) -> dict[str, Any]:
 
 
 def _planned(flags: list[str]) -> list[str]:
-    """The flags without paths of model and data."""
+    """The flags without those of `_PATHS` and their values."""
     kept, skip = [], False
     for flag in flags:
         if (
@@ -159,7 +159,7 @@ def _planned(flags: list[str]) -> list[str]:
 
 
 def head(found: dict[str, Any], place: chips.Slice, options: Options) -> list[str]:
-    """Lines of prediction: memory, step time, cost."""
+    """Lines with the predicted memory, step time and cost."""
     compiled = found.get("memory_per_device")
     peak = (compiled or found["memory_by_arithmetic"])["peak"] / 2**30
     how = "the compiler's peak" if compiled else "by arithmetic; compile it to be sure"
@@ -174,7 +174,7 @@ def head(found: dict[str, Any], place: chips.Slice, options: Options) -> list[st
     ]
     price = place.dollars_per_hour
     if price is None:
-        return [*lines, "Cost: no list price is known here"]
+        return [*lines, "Cost: no list price is known"]
     spot = "; spot costs less" if options.spot else ""
     return [
         *lines,

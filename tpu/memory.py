@@ -1,8 +1,8 @@
-"""What a training step needs of a chip's memory, by arithmetic: nothing is compiled.
+"""Estimates the memory of a training step on a chip, by arithmetic, without compiling.
 
-It sees arrays, and neither padding nor what a compiler keeps twice; docs/atlas.md holds
-it against compiled programs. So it says what cannot fit, and where to begin to look for
-what does.
+It counts arrays, but neither padding nor copies that the compiler makes; docs/atlas.md
+compares it with compiled programs. So it can tell what does not fit, and is a starting
+point in the search for what does.
 """
 
 import math
@@ -22,9 +22,11 @@ GIB = 2**30
 
 
 class Stored(NamedTuple):
-    """What a run keeps, over all chips.
+    """The state of a run, over all chips.
 
-    parameters: how many. parameter_bytes: of those. state_bytes: of all that is kept.
+    parameters: number of parameters.
+    parameter_bytes: bytes of the parameters.
+    state_bytes: bytes of the whole state, with parameters and optimiser.
     """
 
     parameters: int
@@ -33,18 +35,19 @@ class Stored(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of a chip.
+    """Bytes on a chip. Sampling and update are never in memory at the same time.
 
-    state: parameters, optimiser and what else the run keeps.
-    caches, weights: while sampling, keys and values, and weights in the activations'
-      format.
-    gradients: while updating, one set of them for microbatches, and one of each
-      backward pass, over prompts and over completions.
-    head: its gradient, whole on each chip, in float32.
-    ends: that and the embedding's, and both gathered; not while layers are computed.
+    state: the whole state.
+    caches: in sampling, keys and values.
+    weights: in sampling, weights in the activations' format.
+    gradients: in the update, a set for prompts, a set for completions, and, with
+      several microbatches, their sum.
+    head: the gradient of the output head in float32, whole on each chip.
+    ends: the gradients of head and embedding, and both of them gathered; not while
+      layers are computed.
     inputs: of all layers, kept for the backward pass.
-    layer: what one layer computes again, and its gradients.
-    logits: those that are held at once, and their gradients.
+    layer: activations that one layer recomputes, and their gradients.
+    logits: those held at once, and their gradients.
     """
 
     state: float
@@ -59,7 +62,7 @@ class Memory(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """The larger half of the step, beside the state."""
+        """The state, and the larger of sampling and update."""
         sampling = self.caches + self.weights
         layers = self.head + self.inputs + self.layer
         updating = self.gradients + max(layers, self.ends + self.logits)
@@ -67,7 +70,7 @@ class Memory(NamedTuple):
 
 
 def of_program(program: Program) -> Stored:
-    """What the run of a program keeps."""
+    """The state of a program."""
     params = program.state.params
     return Stored(
         cost.num_elements(params), cost.num_bytes(params), cost.num_bytes(program.state)
@@ -75,14 +78,20 @@ def of_program(program: Program) -> Stored:
 
 
 def of_shape(decoder: DecoderConfig) -> Stored:
-    """What a run keeps of a decoder: AdamW, all in float32."""
+    """The state of a decoder with AdamW, all in float32."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     count = cost.num_elements(jax.eval_shape(decoder_policy(decoder).init, key))
     return Stored(count, 4 * count, 12 * count)
 
 
 def by_arithmetic(sizes: Sizes, axes: Mapping[str, int], stored: Stored) -> Memory:
-    """The memory of a chip of a mesh with these axes."""
+    """The memory on one chip.
+
+    Args:
+      sizes: of the step.
+      axes: mesh axis -> devices along it.
+      stored: the state.
+    """
     c, num = sizes.decoder, roofline.num_chips(axes)
     itemsize = jnp.dtype(c.dtype).itemsize
     split = roofline.parts(axes, mesh.FSDP, mesh.EXPERT, mesh.TENSOR)
@@ -108,7 +117,7 @@ def by_arithmetic(sizes: Sizes, axes: Mapping[str, int], stored: Stored) -> Memo
 
 
 def _layer(c: DecoderConfig) -> float:
-    """Numbers of a token that exist at once in the backward pass of a layer."""
+    """Numbers per token that exist at once in the backward pass of a layer."""
     heads = c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     width = c.d_ff
     if c.experts is not None:
@@ -117,7 +126,7 @@ def _layer(c: DecoderConfig) -> float:
 
 
 def fitting(sizes: Sizes, stored: Stored, kind: str) -> Iterator[str]:
-    """Slices of a kind of chip on which it fits, as far as arithmetic sees."""
+    """Slices of a kind of chip on which a step fits with FSDP, by arithmetic."""
     for topology in chips.known():
         place = chips.parse(topology)
         if place.kind == kind and _divides(sizes, place):
@@ -137,10 +146,13 @@ def _divides(sizes: Sizes, place: chips.Slice) -> bool:
 def refusal(
     sizes: Sizes, stored: Stored, place: chips.Slice, needed: float, how: str
 ) -> str:
-    """That it does not fit on a slice, and what would.
+    """The message of a step that does not fit on a slice, with changes that help.
 
     Args:
-      needed: bytes of a chip.
+      sizes: of the step.
+      stored: the state.
+      place: the slice.
+      needed: bytes per chip; infinite if not known.
       how: how that is known.
     """
     larger = [f for kind in ("v5e", "v6e", "v5p") for f in fitting(sizes, stored, kind)]
@@ -150,7 +162,7 @@ def refusal(
     where = f"one of {', '.join(larger)}" if larger else "no slice known here"
     much = "more" if math.isinf(needed) else f"{needed / GIB:,.1f} GiB"
     return (
-        f"a chip must hold what it needs, {place.chip.hbm_gib:g} GiB on"
+        f"the step must fit in the memory of a chip, {place.chip.hbm_gib:g} GiB on"
         f" {place}, but it needs {much} ({how}); by arithmetic"
         f" it fits with --mesh fsdp over {where}; or take {advice}."
     )

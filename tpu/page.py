@@ -1,4 +1,4 @@
-"""The page of the atlas, from reports of `tpu.compile`."""
+"""Makes the text of docs/atlas.md from reports of `tpu.compile`."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -8,13 +8,13 @@ from tpu.search import Row
 _HEAD = """\
 # Atlas
 
-What a training step takes on TPUs, and on H100s, by XLA's compiler for chips that are
-not there: FADE, AdamW in float32, activations in bfloat16, layers computed again
-backward. Written by `python -m tpu.atlas` from `atlas.json`, which a later run adds
-rows to. Times are estimates at the shares of peak rates that `tpu/roofline.py` names,
-nothing overlaps, and none was ever measured. "By arithmetic" is `tpu/memory.py`, which
-compiles nothing; it was fitted to the first two TPU rows. Compiling was timed on a
-shared machine.
+The memory and time of a training step on TPUs and H100s, from XLA's compiler, without
+the chips: FADE, AdamW in float32, activations in bfloat16, layers rematerialised.
+`python -m tpu.atlas` writes this page from `atlas.json`, and adds rows to that file.
+Times are estimates, never measured: they assume the fractions of peak rates in
+`tpu/roofline.py`, and no overlap. "By arithmetic" is the estimate of `tpu/memory.py`,
+which compiles nothing; it was fitted to the first two TPU rows. Compile times are from
+a shared machine.
 """
 _GIB = 2**30
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
@@ -33,16 +33,26 @@ def text(
     """The page.
 
     Args:
-      found: reports. missing: steps that were not compiled. too_large: model, slice,
-        and samples, prompt and completion tokens of what does not fit by arithmetic.
+      found: reports of compiled rows.
+      missing: rows that were not compiled.
+      too_large: (model, slice, (samples, prompt tokens, completion tokens)) of rows
+        that do not fit by arithmetic.
     """
     found = list(found)
-    did = [one for one in found if "memory_per_device" in one]
-    parts = [_HEAD, _table(_STEP, found, _step)]
-    parts += ["## Memory of a chip, GiB\n", _table(_WHERE, did, _where), _error(did)]
-    parts += ["## Seconds of a step, by phase\n", _table(_TIME, did, _time)]
-    parts += ["## Collectives of a chip and step, GB\n", _table(_MOVED, did, _moved)]
-    parts += ["## Not compiled\n", _list(missing, too_large)]
+    compiled = [one for one in found if "memory_per_device" in one]
+    parts = [
+        _HEAD,
+        _table(_STEP_COLUMNS, found, _step_cells),
+        "## Memory of a chip, GiB\n",
+        _table(_MEMORY_COLUMNS, compiled, _memory_cells),
+        _error(compiled),
+        "## Seconds of a step, by phase\n",
+        _table(_TIME_COLUMNS, compiled, _time_cells),
+        "## Collectives of a chip and step, GB\n",
+        _table(_COLLECTIVE_COLUMNS, compiled, _collective_cells),
+        "## Not compiled\n",
+        _not_compiled(missing, too_large),
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -54,16 +64,16 @@ def _table(columns, found, line) -> str:
 
 
 def _name(one: Mapping[str, Any]) -> str:
-    """One that stays unique on the page."""
+    """The name of a row, unique on the page."""
     size = f"{one['prompts_per_step']} x {one['num_samples']}"
     tokens = f"{one['prompt_tokens']} + {one['max_tokens']}"
     return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens})"
 
 
-_STEP = ("microbatches", "peak, GiB of", "step, s", "tokens/s", "compiling, s")
+_STEP_COLUMNS = ("microbatches", "peak, GiB of", "step, s", "tokens/s", "compiling, s")
 
 
-def _step(one):
+def _step_cells(one):
     limit = one["hbm_per_device"] / _GIB
     pieces, expected = one["num_microbatches"], one["roofline"]["expected"]
     if "memory_per_device" not in one:
@@ -78,7 +88,7 @@ def _step(one):
     )
 
 
-_WHERE = (
+_MEMORY_COLUMNS = (
     *_MEMORY,
     "by arithmetic: peak (off by)",
     *_ARITHMETIC,
@@ -86,12 +96,12 @@ _WHERE = (
 
 
 def _off(one) -> float:
-    """By what share of XLA's peak arithmetic is above it."""
+    """The relative error of arithmetic: its peak over XLA's, minus 1."""
     least = one["memory_by_arithmetic"]["peak"]
     return least / one["memory_per_device"]["peak"] - 1
 
 
-def _where(one):
+def _memory_cells(one):
     measured, least = one["memory_per_device"], one["memory_by_arithmetic"]
     yield from (f"{measured[part] / _GIB:.2f}" for part in _MEMORY)
     yield f"{least['peak'] / _GIB:.2f} ({_off(one):+.0%})"
@@ -103,15 +113,15 @@ def _error(did) -> str:
         return ""
     off = sorted(_off(one) for one in did)
     return (
-        f"Arithmetic was off by {off[0]:+.0%} to {off[-1]:+.0%} of the compiler's peak,"
-        f" in {len(did)} rows.\n"
+        f"Arithmetic differs from the compiler's peak by {off[0]:+.0%} to"
+        f" {off[-1]:+.0%} in {len(did)} rows.\n"
     )
 
 
-_TIME = (*_PHASES, "collectives", "of them in the update", "step at peak rates")
+_TIME_COLUMNS = (*_PHASES, "collectives", "of them in the update", "step at peak rates")
 
 
-def _time(one):
+def _time_cells(one):
     expected = one["roofline"]["expected"]["seconds"]
     moved = {k: v for k, v in expected.items() if k.startswith("collectives")}
     yield from (f"{expected[phase]:.2f}" for phase in _PHASES)
@@ -120,10 +130,10 @@ def _time(one):
     yield f"{one['roofline']['at_peak']['step_seconds']:.2f}"
 
 
-_MOVED = (*_KINDS, "received")
+_COLLECTIVE_COLUMNS = (*_KINDS, "received")
 
 
-def _moved(one):
+def _collective_cells(one):
     steps = one["steps_per_dispatch"]
     for kind in _KINDS:
         of = one["collectives"].get(kind)
@@ -133,20 +143,20 @@ def _moved(one):
     yield f"{sum(one['link_bytes_per_step'].values()) / 1e9:.1f}"
 
 
-def _list(missing, too_large) -> str:
-    lines = [f"- {model}, {where}: {_of(*of)}" for model, where, of in too_large]
-    found = "Nothing is known of these but what arithmetic says.\n\nIt fits by it:\n\n"
+def _not_compiled(missing, too_large) -> str:
+    lines = [f"- {model}, {where}: {_sizes(*of)}" for model, where, of in too_large]
+    found = "For these rows only arithmetic is known. By arithmetic, these fit:\n\n"
     found += "".join(
         f"- {row.model}, {row.topology}, {row.mesh}, {row.prompts} x"
-        f" {_of(row.samples, row.prompt_tokens, row.max_tokens)},"
+        f" {_sizes(row.samples, row.prompt_tokens, row.max_tokens)},"
         f" {row.microbatches} microbatches\n"
         for row in missing
     )
     if lines:
-        found += "\nIt does not, with a prompt per chip or 16:\n\n"
+        found += "\nThese do not fit, with 16 prompts or one per chip:\n\n"
         found += "\n".join(lines) + "\n"
     return found
 
 
-def _of(samples: int, prompt_tokens: int, max_tokens: int) -> str:
+def _sizes(samples: int, prompt_tokens: int, max_tokens: int) -> str:
     return f"{samples} x ({prompt_tokens} + {max_tokens})"

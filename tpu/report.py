@@ -1,4 +1,4 @@
-"""The report of `tpu.compile`: its numbers from the plan, and the table it prints."""
+"""The report of `tpu.compile`: sizes and times, and the printed table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,17 @@ from tpu.memory import Stored
 
 _CLOSING = (
     "A dispatch is {steps_per_dispatch} training steps of {prompts_per_step} prompts of"
-    " {prompt_tokens} x {num_samples} samples x {max_tokens} tokens. FLOPs and bytes of"
-    " the compiler count every loop body once; collectives count each turn, up to the"
-    " longest completion. What a chip must hold is the peak. Expected: {flops:.0%} of"
-    " the peak of FLOPs, {memory:.0%} of memory, {links:.0%} of links; none of these"
-    " was measured here, and nothing overlaps."
+    " {prompt_tokens} tokens x {num_samples} samples x {max_tokens} tokens. The"
+    " compiler's FLOPs and bytes count every loop body once; collectives count every"
+    " iteration, up to the longest completion. The peak is the memory that a chip must"
+    " have. Expected times assume {flops:.0%} of the peak FLOP/s, {memory:.0%} of the"
+    " memory bandwidth, {links:.0%} of the links, and no overlap; none of these was"
+    " measured here."
 )
 
 
 def sizes_of(sizes: Sizes, stored: Stored) -> dict[str, Any]:
-    """The sizes of a step, and of the model."""
+    """The report's sizes of a step and of the model."""
     return {
         "prompts_per_step": sizes.num_prompts,
         "num_samples": sizes.num_samples,
@@ -42,10 +43,14 @@ def times(
     axes: Mapping[str, int],
     compiled: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """FLOPs of a chip and the time of a step, at peak rates and as expected.
+    """The report's FLOPs per chip, and the time of a step, at peak rates and expected.
 
     Args:
-      compiled: of `compile_on`; nothing if nothing was compiled.
+      sizes: of the step.
+      program: that is planned.
+      place: the slice.
+      axes: mesh axis -> devices along it.
+      compiled: numbers of `compile_on`; empty if nothing was compiled.
     """
     count = cost.num_elements((program.state.params, program.state.frozen))
     links = compiled.get("link_bytes_per_step", {})
@@ -84,7 +89,7 @@ def show(found: Mapping[str, Any]) -> None:
     )
     table.add_column("")
     table.add_column("per chip", justify="right")
-    table.add_row("memory it has", _gib(found["hbm_per_device"]))
+    table.add_row("memory available", _gib(found["hbm_per_device"]))
     for name, size in found.get("memory_per_device", {}).items():
         table.add_row(f"memory: {name.replace('_', ' ')}", _gib(size))
     table.add_section()

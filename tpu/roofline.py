@@ -1,11 +1,13 @@
-"""How long a training step takes at best, by phase, from a table of chips.
+"""Estimates the time of a training step by phase, from the peak rates of a chip.
 
-Prompts and updates by arithmetic, decoding by what it must read: all weights in the
-activations' format and the keys so far, once per token; collectives by what a chip
-receives. Nothing overlaps, nothing waits. `EXPECTED` says what share of the peaks
-programs reach that are known from elsewhere; none of it was measured here.
+The time of prefill and update follows from FLOPs. Decoding must read all weights, in
+the activations' format, and the keys so far, once per token. The time of collectives
+follows from the bytes that a chip receives. No overlap and no waiting is assumed.
+`EXPECTED` has the fractions of peak rates that programs elsewhere are known to reach;
+they were not measured here.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -22,7 +24,7 @@ PHASES = ("sample", "prefill", "decode", "verify", "credit", "update")
 
 
 class Shares(NamedTuple):
-    """Shares of a chip's peaks that a program reaches."""
+    """Fractions of a chip's peak rates that a program reaches."""
 
     flops: float = 1.0
     memory: float = 1.0
@@ -33,12 +35,12 @@ EXPECTED = Shares(flops=0.4, memory=0.7, links=0.7)
 
 
 class Work(NamedTuple):
-    """What one chip does in a training step.
+    """The work of one chip in a training step.
 
-    prefill_flops, decode_flops, update_flops: of matrix products; the update's with
-      what is computed again backward.
+    prefill_flops, decode_flops, update_flops: of matrix products; the update includes
+      recomputation in the backward pass.
     decode_bytes: read while decoding.
-    link_bytes: received in collectives, by phase; none if nothing was compiled.
+    link_bytes: phase -> bytes received in collectives; empty if nothing was compiled.
     """
 
     prefill_flops: float
@@ -49,7 +51,7 @@ class Work(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Seconds of a training step, by phase, and sampled tokens per second."""
+    """Phase -> seconds of a training step, and sampled tokens per second."""
 
     seconds: dict[str, float]
     tokens_per_second: float
@@ -66,19 +68,20 @@ def work(
     axes: Mapping[str, int],
     link_bytes: Mapping[str, float],
 ) -> Work:
-    """The work of a chip, where prompts divide evenly.
+    """The work of a chip, if prompts divide evenly.
 
     Args:
+      sizes: of the step.
       num_parameters: of the decoder.
-      axes: devices along the axes of the mesh.
-      link_bytes: as `received` says of a training step.
+      axes: mesh axis -> devices along it.
+      link_bytes: of `received`, per training step.
     """
     chips = num_chips(axes)
     flops = cost.decoder_flops(sizes)
-    # Forward once more, for what the backward pass computes again.
+    # With remat the backward pass runs the forward pass once more.
     again = 4 / 3 if sizes.decoder.remat else 1.0
     itemsize = jnp.dtype(sizes.decoder.dtype).itemsize
-    # Sampling splits weights over `tensor` alone.
+    # In sampling, weights are split over `tensor` only.
     weights = itemsize * num_parameters / parts(axes, mesh.TENSOR)
     return Work(
         prefill_flops=flops.prompts / chips,
@@ -92,29 +95,27 @@ def work(
 
 
 def mean_cache(sizes: Sizes) -> float:
-    """Bytes of keys and values that a token of all rows reads, on average."""
+    """Mean bytes of keys and values that one decode step of all rows reads."""
     prompts, own = cost.cache_bytes(sizes)
     return prompts + own / 2
 
 
 def parts(axes: Mapping[str, int], *names: str) -> int:
-    """Into how many parts these axes of the mesh split something."""
-    found = 1
-    for name in names:
-        found *= axes.get(name, 1)
-    return found
+    """The product of the sizes of some mesh axes."""
+    return math.prod(axes.get(name, 1) for name in names)
 
 
 def num_chips(axes: Mapping[str, int]) -> int:
-    """Devices of the mesh."""
+    """Number of devices of the mesh."""
     return parts(axes, *axes)
 
 
 def received(collectives: Iterable[Collective], chips: int) -> dict[str, float]:
-    """Bytes that a chip receives in collectives, by phase.
+    """Phase -> bytes that a chip receives in collectives.
 
-    A ring is assumed: an all-reduce brings its result twice, a reduce-scatter its
-    result once for each other chip (of the whole mesh, so this is at most).
+    Assumes a ring: in an all-reduce a chip receives the size of the result twice; in a
+    reduce-scatter, once for each other chip. (All chips of the mesh are counted, so
+    this is an upper bound.)
     """
     found: dict[str, float] = {}
     for one in collectives:
@@ -125,13 +126,13 @@ def received(collectives: Iterable[Collective], chips: int) -> dict[str, float]:
 
 
 def phase_of(op_name: str) -> str:
-    """The innermost phase whose scope an operation is in; "other" for none."""
+    """The innermost phase in an operation's scopes, or "other"."""
     scopes = re.split(r"[/()]", op_name)
     return next((scope for scope in reversed(scopes) if scope in PHASES), "other")
 
 
 def estimate(done: Work, sizes: Sizes, chip: Chip, shares: Shares) -> Estimate:
-    """The time of a training step on chips that reach these shares of their peaks."""
+    """The time of a training step on chips that reach `shares` of their peak rates."""
     flops = 1e12 * chip.tflops * shares.flops
     memory = 1e9 * chip.hbm_gb_per_s * shares.memory
     links = 1e9 * chip.link_gb_per_s * shares.links

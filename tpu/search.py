@@ -1,10 +1,10 @@
-"""Which step fits a slice: meshes, prompts, microbatches and remat, by arithmetic.
+"""Searches for the largest step that fits a slice: mesh, prompts, microbatches, remat.
 
 python -m tpu.search --model qwen3-8b --topology v5p:2x2x4
     [--prompt-tokens 2048 --max-tokens 8192 --num-samples 16] [--no-compile]
 
-It lists the largest batches that fit, as far as arithmetic sees, and compiles them one
-after the other until one does fit.
+It lists the largest batches that fit by arithmetic, and compiles them in turn until one
+does fit.
 """
 
 import dataclasses
@@ -29,7 +29,11 @@ from tpu import chips, memory, roofline
 class Row(NamedTuple):
     """A step to compile: FADE and AdamW, parameters in float32, bfloat16 activations.
 
-    remat: `layers` or `none`, as the experiment takes it.
+    model: a known shape.
+    topology: the slice.
+    mesh: as --mesh takes it.
+    prompts, samples: prompts per step, and samples per prompt.
+    remat: "layers" or "none", as --remat takes it.
     """
 
     model: str
@@ -44,17 +48,17 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Unique, for the file."""
+        """All fields as text, for docs/atlas.json."""
         return " ".join(map(str, self))
 
     @classmethod
     def named(cls, name: str) -> "Row":
-        """The row of a name."""
+        """The row with this name."""
         words = (int(w) if w.isdigit() else w for w in name.split())
         return cls(*words)  # type: ignore
 
     def arguments(self) -> list[str]:
-        """For `tpu.compile`."""
+        """Command-line arguments of `tpu.compile`."""
         flags = {
             "model": self.model,
             "topology": self.topology,
@@ -70,7 +74,7 @@ class Row(NamedTuple):
         return [word for k, v in flags.items() for word in (f"--{k}", str(v))]
 
     def arithmetic(self) -> memory.Memory:
-        """What a chip must hold, by arithmetic."""
+        """The memory on a chip, by arithmetic."""
         axes = mesh.parse(self.mesh)
         return memory.by_arithmetic(self.sizes(), axes, _stored(self.model))
 
@@ -92,26 +96,26 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is to fit where."""
+    """The model and slice to search for."""
 
     model: str = "qwen2.5-0.5b"
-    """Known shape."""
+    """A known model."""
     topology: str = "v5e:2x4"
-    """Slice."""
+    """Kind and shape of the slice."""
     prompt_tokens: int = 512
-    """Tokens of a prompt."""
+    """Tokens per prompt."""
     max_tokens: int = 1024
     """Longest completion, tokens."""
     num_samples: int = 8
     """Samples per prompt."""
     compile: bool = True
-    """Compile the largest, and smaller ones until one fits."""
+    """Compile the largest batch, and then smaller ones until one fits."""
     show: int = 5
-    """Steps to list."""
+    """Number of steps to list."""
 
 
 def main(args: list[str] | None = None) -> None:
-    """Lists what fits by arithmetic, and compiles."""
+    """Parses the command line and searches."""
     options = tyro.cli(Options, args=args, description=__doc__)
     try:
         search(options)
@@ -120,10 +124,10 @@ def main(args: list[str] | None = None) -> None:
 
 
 def search(options: Options) -> Row:
-    """The largest batch that fits by arithmetic and, unless told not, when compiled.
+    """The largest batch that fits by arithmetic and, if options say so, when compiled.
 
     Raises:
-      ValueError: if none does.
+      ValueError: if no batch fits.
     """
     place = chips.parse(options.topology)
     found = list(
@@ -157,7 +161,7 @@ def search(options: Options) -> Row:
             print(words)
             return row
     raise ValueError(
-        f"{options.model} must fit {options.topology}, but not even"
+        f"{options.model} must fit on {options.topology}, but not even"
         f" {place.num_chips} prompts do; take a larger slice."
     )
 
@@ -170,9 +174,11 @@ def fitting(
     max_tokens: int,
     prompts: Sequence[int],
 ) -> Iterator[tuple[Row, float, float]]:
-    """Steps that fit a slice, with bytes of a chip and expected seconds.
+    """Steps that fit a slice by arithmetic.
 
-    In the order of `prompts`; of one batch the fastest first, collectives aside.
+    Yields:
+      (row, bytes per chip, expected seconds without collectives), in the order of
+      `prompts`; for each number of prompts, the fastest first.
     """
     place = chips.parse(topology)
     stored = _stored(model)
@@ -197,7 +203,7 @@ def fitting(
             if needed <= place.chip.hbm_gib * memory.GIB:
                 work = roofline.work(sizes, stored.parameters, axes, {})
                 time = roofline.estimate(work, sizes, place.chip, roofline.EXPECTED)
-                # Each piece gathers all weights once more.
+                # Among equals, fewer microbatches are better: each gathers all weights.
                 found.append((time.step, pieces, len(axes), row, needed))
         for seconds, _, _, row, needed in sorted(found, key=lambda one: one[:3]):
             yield row, needed, seconds
@@ -220,13 +226,15 @@ def _pieces(num_prompts: int) -> list[int]:
 
 
 def compiled(row: Row, *more: str, seconds: float | None = None) -> dict[str, Any]:
-    """The report of `tpu.compile`, from a process of its own.
+    """The report of `tpu.compile`, run in another process.
 
     Args:
-      seconds: after which it is given up.
+      row: to compile.
+      *more: further arguments.
+      seconds: timeout; None: no limit.
 
     Raises:
-      ValueError: with its words, if there is none.
+      ValueError: with the error output, if there is no report.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "report.json"

@@ -1,4 +1,4 @@
-"""What is compiled: an experiment, the shape of its model, prompts of any size."""
+"""Makes the experiment to compile, with any model shape and any prompt sizes."""
 
 import dataclasses
 import importlib
@@ -23,14 +23,15 @@ from rljax.types import Prompts
 def find_experiment(
     experiment: str, flags: list[str], shape: str | None = None
 ) -> Experiment:
-    """The experiment, or its last stage.
+    """The last experiment that a module's `build` returns.
 
     Args:
+      experiment: name of a module of `experiments`.
       flags: of its configuration.
-      shape: a known model instead of its own, for `train`.
+      shape: a known model that replaces its own; for `train` only.
 
     Raises:
-      ValueError: if there is no such experiment or model, or it has no `build`.
+      ValueError: if there is no such module or model, or the module has no `build`.
     """
     names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__))
     module = None
@@ -48,8 +49,8 @@ def find_experiment(
     decoder = shapes.named(shape)
     if module is not train:
         raise ValueError(
-            f"--model {shape} must go with --experiment train, got {experiment}; others"
-            " have models of their own."
+            f"--model {shape} must go with --experiment train, got {experiment}, which"
+            " has its own model; leave --model out."
         )
     few = train.Config(
         num_prompts=16, num_validation=8, num_test=8, dtype="bfloat16", remat="layers"
@@ -62,7 +63,10 @@ def find_experiment(
 
 @dataclasses.dataclass(frozen=True)
 class _Resized:
-    """A stream of other sizes, whose values nobody reads: P prompts of S tokens."""
+    """A stream with another number and length of prompts; the tokens are zeros.
+
+    num_prompts, num_tokens: P and S; None: those of `stream`.
+    """
 
     stream: Stream
     num_prompts: int | None
@@ -91,12 +95,14 @@ def spread(
     num_prompts: int | None = None,
     prompt_tokens: int | None = None,
 ) -> Experiment:
-    """The experiment on a mesh of all the devices.
+    """The experiment on a mesh of all devices.
 
     Args:
+      made: the experiment.
+      devices: of the mesh.
       sizes: of the mesh, as `--mesh` takes them; None: all along `fsdp` for a large
         model, else along `data`.
-      num_prompts, prompt_tokens: P and S instead of the experiment's.
+      num_prompts, prompt_tokens: P and S; None: the experiment's.
 
     Raises:
       ValueError: if the mesh does not divide the devices, prompts or heads.

@@ -1,20 +1,20 @@
 """Credit: how hard each sampled token is pushed up or down.
 
-A transform maps `Credit` to `Credit`, and transforms chain; a term is a loss function
-with credit of its own; an algorithm is a sum of terms (`algebra`). The other files are
-named by what a transform does:
+A transform maps `Credit` to `Credit`, and transforms chain. A term is a loss function
+with credit of its own. An algorithm is a sum of terms (see `algebra`). The other files
+are named after what their transforms do:
 
-    baseline, scale, whiten   subtract from the reward, multiply, do both over the batch
+    baseline, scale, whiten   subtract from the reward, multiply, both over the batch
     assign, gae, pass_at_k    replace the reward
-    shaping                   change rewards by lengths, confidence or a teacher
+    shaping                   change rewards by length, confidence or a teacher
     filter, token_filter      leave out rows, prompts and tokens
-    importance                correct for a sampler that is not the policy
+    importance                correct for a sampler that differs from the policy
     reduction                 turn weights into shares of a mean; one in every term
-    controller, coefficient   numbers that follow the run
+    controller, coefficient   hyper-parameters that follow measurements of the run
     fade, gac                 methods with a state
 
-A new transform is a function in the file of its verb, or in your own file. Nothing here
-knows models, tokenizers, files or meshes: arrays in, arrays out.
+Add a transform as a function to the file of its verb, or write it in your own file.
+Nothing here knows models, tokenizers, files or meshes: arrays in, arrays out.
 """
 
 from rljax.advantage import fade, gac, importance, mass, token_filter

@@ -1,8 +1,9 @@
 """The algebra: transforms of credit, terms of a loss, algorithms.
 
-Every policy-gradient method is a field of coefficients over tokens. A transform maps
-`Credit` to `Credit`, so transforms chain; a `Term` is a loss function with credit of
-its own; an `Algorithm` is a sum of named terms.
+Every policy-gradient method multiplies each token's gradient by a coefficient. A
+transform computes coefficients: it maps `Credit` to `Credit`, so transforms chain. A
+`Term` is a loss function with credit of its own. An `Algorithm` is a sum of named
+terms.
 """
 
 import dataclasses
@@ -25,8 +26,11 @@ from rljax.types import (
 
 
 class AdvantageTransform(NamedTuple):
-    """A pair of pure functions: `init() -> state` and
-    `update(credit, rollout, state) -> (credit, state)`."""
+    """A pair of pure functions, as in optax.
+
+    init: () -> state.
+    update: (credit, rollout, state) -> (credit, state).
+    """
 
     init: Callable[[], Any]
     update: Callable[[Credit, Rollout, Any], tuple[Credit, Any]]
@@ -74,15 +78,15 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
 class Term:
     """A summand of the loss: `sum(weight * loss_fn(now, credit, rollout))`.
 
-    Fields stand in the order in which data flow through them.
+    Data flow through the fields from top to bottom.
 
-    advantage: chain run once per rollout batch; empty by default.
-    weighting: chain run once per optimiser step on its whole minibatch; contains
+    advantage: transform run once per rollout batch; by default it changes nothing.
+    weighting: transform run once per optimiser step on the whole minibatch. It contains
       exactly one reduction and may read `rollout.current`.
-    loss_fn: minimised, f32[P, G, T] or [P, G, 1].
-    local: whether a row's loss and gradient depend on that row alone, as every loss of
-      this library's do. False for one that compares rows: it is then right in pieces of
-      a minibatch, too, for a forward pass more.
+    loss_fn: (now, credit, rollout) -> f32[P, G, T] or [P, G, 1], minimised.
+    local: whether a row's loss and gradient depend on that row alone. This holds for
+      every loss of this library. Set False for a loss that compares rows; with
+      microbatches it then costs one more forward pass.
     """
 
     advantage: AdvantageTransform = dataclasses.field(default_factory=chain)
@@ -99,13 +103,13 @@ class Term:
 
 
 class Algorithm(NamedTuple):
-    """What the update needs to know of a method; made by `algorithm`.
+    """A method, as the learner sees it; made by `algorithm`.
 
     init: () -> state.
     credit: (rollout, state) -> (credits, state, metrics), once per rollout batch.
     weigh: (credits, minibatch, state) -> (credits, state, metrics), per optimiser step.
     loss: (now, credits, minibatch) -> f32[], a plain sum over tokens and terms.
-    local: () -> whether the loss of pieces adds up to that of the minibatch.
+    local: () -> whether the losses of microbatches add up to that of the minibatch.
     """
 
     init: Callable[[], Any]
@@ -125,9 +129,9 @@ class AlgorithmState(NamedTuple):
 def initial_credit(rollout: Rollout) -> Credit:
     """The credit that every chain starts from: the reward and the mask.
 
-    Without a verdict (supervised terms) the reward is 1. Every row is a member, except
-    a row whose verifier failed and a row without any token (as in short groups). Such a
-    row has weight 0 and reward 0.
+    Without a verdict (supervised terms) the reward is 1. Two kinds of rows are no
+    members: those whose verifier failed and those without any token (in short groups).
+    Their weight and their reward are 0.
     """
     mask, member = rollout.samples.mask, solve_rate.members(rollout)
     if is_measured(rollout.verdict):
@@ -147,7 +151,7 @@ def algorithm(**terms: Term) -> Algorithm:
     Raises:
       ValueError: if there are no terms; when traced, if a weighting contains no
         reduction, if an advantage chain contains one, or if a transform or loss
-        function breaks its law (`seam.BrokenLaw`).
+        function returns other shapes or dtypes than it must (`seam.BrokenLaw`).
     """
     if not terms:
         raise ValueError("algorithm needs at least one term, got none; pass name=Term.")
@@ -195,8 +199,8 @@ def algorithm(**terms: Term) -> Algorithm:
         for name, term, c in zip(names, parts, credits, strict=True):
             c = _without_idle_rows(c)
             value = seam.loss_of(term.loss_fn, now, c, rollout, f"term {name!r}")
-            # `weighs` compares with 0: a weight of NaN must reach the loss, so that the
-            # update is refused.
+            # A weight of NaN passes `weighs` and reaches the loss, so that the step is
+            # refused.
             total += jnp.sum(jnp.where(c.weighs, c.weight * value, 0.0))
         return total
 
@@ -221,15 +225,15 @@ def _run_chains(kind: str, terms: dict[str, Term], credits, rollout: Rollout, st
 def _lawful(credit: Credit, rollout: Rollout) -> Credit:
     """Weights outside the mask become 0, negative ones NaN.
 
-    A traced coefficient that turns negative would drop its term silently. With NaN the
-    update is refused, and counted.
+    Without this a traced coefficient that turns negative would go unnoticed. With NaN
+    the step is refused, and counted.
     """
     weight = jnp.where(credit.weight < 0, jnp.nan, credit.weight)
     return credit.replace(weight=jnp.where(rollout.samples.mask, weight, 0.0))
 
 
 def _without_idle_rows(credit: Credit) -> Credit:
-    """Advantage 0 in rows without weight: a NaN there would be 0 * NaN in gradients."""
+    """Rows without weight get advantage 0: a NaN there would make gradients NaN."""
     idle = ~jnp.any(credit.weighs, -1, keepdims=True)
     return credit.replace(advantage=jnp.where(idle, 0.0, credit.advantage))
 
@@ -238,7 +242,7 @@ def _require_not_reduced(name: str, credit: Credit) -> None:
     if credit.reduced:
         raise ValueError(
             f"term {name!r} needs its one reduction in its weighting, its advantage"
-            " chain has one; move it there, or exchange the chains if they are swapped."
+            " chain has one; move it there, or swap the two chains."
         )
 
 
@@ -250,14 +254,15 @@ def _require_no_reward(name: str, transform, rollout: Rollout, state) -> None:
         got, _ = transform.update(credit.replace(advantage=reward), rollout, state)
         return jnp.zeros(()) if got.advantage is reward else got.advantage
 
-    # Under vmap what depends on the reward is mapped; asking for it unmapped raises.
+    # Under vmap an output that depends on the reward is batched; out_axes=None then
+    # raises.
     try:
         jax.eval_shape(jax.vmap(made, out_axes=None), credit.advantage[None])
     except ValueError as error:
         raise ValueError(
-            f"term {name!r} needs a verdict, as its advantage is made of the reward,"
+            f"term {name!r} needs a verdict, as its advantage depends on the reward,"
             " got a rollout without one; pass verify to the loop, such as"
-            " loop.fused(act, learner, verify)."
+            " program.fused(act, learner, verify)."
         ) from error
 
 

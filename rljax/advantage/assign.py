@@ -1,9 +1,9 @@
 """Assignments: advantages that replace the reward.
 
-A static method on rewards 0 and 1 is two functions of the group's solve rate p: the
-advantages A_S of a success and A_F of a failure. The masses m_S = p A_S and m_F =
--(1 - p) A_F say the same. Where both classes are scaled alike, use `center_by_group()`
-and a `scale_by_rate`; where they are treated apart, use `assign_by_class`.
+A method without state on rewards 0 and 1 amounts to two functions of the group's solve
+rate p: the advantage A_S of a success and A_F of a failure. Equivalently, to the masses
+m_S = p A_S and m_F = -(1 - p) A_F. If both classes have the same scale, chain
+`center_by_group()` and `scale_by_rate(fn)`; otherwise use `assign_by_class`.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from rljax.advantage.solve_rate import Group
 
 
 def assign_constant(value: ArrayLike) -> AdvantageTransform:
-    """The same advantage everywhere, such as a coefficient for one rollout batch."""
+    """The same advantage everywhere; for example a coefficient of the whole term."""
     check.number("value", value)
     return stateless(
         lambda c, r: c.replace(
@@ -33,8 +33,8 @@ def assign_by_class(
 ) -> AdvantageTransform:
     """A = success_fn(group) for correct samples, failure_fn(group) for the others.
 
-    The advantage so far is replaced: only `verdict.correct` is read. Where a function
-    is not finite (1 / p of a group without successes) its value counts as 0.
+    It replaces the advantage so far and reads only `verdict.correct`. A value that is
+    not finite (1 / p in a group without successes) counts as 0.
 
     Args:
       success_fn, failure_fn: `Group` -> f32[P, 1, 1] or a number.

@@ -1,9 +1,9 @@
 """Baselines: what is subtracted from the reward.
 
 Statistics run over the members of a group (axis G, rank 3: [P, G, 1]). Rows that are
-no members get the same baseline but do not shape it. `r` is the advantage as it comes
-in, usually the reward. A group whose members are all equal ends up at exactly 0, unless
-its baseline comes from elsewhere (a constant, a greedy sample).
+no members get the same baseline but do not enter it. `r` is the incoming advantage,
+usually the reward. A group whose members are all equal gets exactly 0, unless its
+baseline is computed from something else (a constant, a greedy sample).
 """
 
 import jax
@@ -17,7 +17,7 @@ from rljax.types import Credit, Source
 
 
 def require_group(credit: Credit, num_samples: int, name: str) -> None:
-    """Raises unless groups have at least `num_samples` samples; static."""
+    """Raises ValueError, when traced, unless groups have `num_samples` samples."""
     shape = credit.advantage.shape
     if shape[1] < num_samples:
         raise ValueError(
@@ -33,8 +33,8 @@ def group_mean(credit: Credit) -> jax.Array:
 
 def equal_groups(credit: Credit) -> jax.Array:
     """bool[P, 1, 1 or T]: groups whose members all have the same advantage."""
-    # Exact equality, not a threshold on the variance: float noise in a mean must not
-    # become an advantage once it is divided by its own standard deviation.
+    # Exact equality, not a threshold on the variance: a mean's rounding error would
+    # become a large advantage when it is divided by its own standard deviation.
     a, m = credit.advantage, credit.member
     high = jnp.max(jnp.where(m, a, -jnp.inf), 1, keepdims=True)
     low = jnp.min(jnp.where(m, a, jnp.inf), 1, keepdims=True)
@@ -53,7 +53,7 @@ def center_by_group() -> AdvantageTransform:
     def apply(credit, rollout):
         del rollout
         require_group(credit, 2, "center_by_group()")
-        # Members only: a row that is no member may differ from a group of equals.
+        # Only members become 0: another row may differ from a group of equals.
         equal = equal_groups(credit) & credit.member
         centred = jnp.where(equal, 0.0, credit.advantage - group_mean(credit))
         return credit.replace(advantage=centred)
@@ -77,11 +77,11 @@ def center_by_leave_one_out() -> AdvantageTransform:
 
 
 def center_by_greedy() -> AdvantageTransform:
-    """r - reward of the prompt's greedy sample, which itself takes no further part.
+    """r - reward of the prompt's greedy sample.
 
-    Greedy rows (`samples.source == Source.GREEDY`) lose membership and weight; several
-    of one prompt give their mean. A prompt without one keeps r and is counted in
-    `fault/greedy_missing`.
+    Greedy rows (`samples.source == Source.GREEDY`) lose membership and weight. If a
+    prompt has several, the baseline is their mean. A prompt without any keeps r and is
+    counted in `fault/greedy_missing`.
 
     Source: ReMax, arXiv:2310.10505 (SECONDARY: third-party code).
     """
@@ -101,10 +101,10 @@ def center_by_greedy() -> AdvantageTransform:
 
 
 def center_by_length() -> AdvantageTransform:
-    """r - sum(l r) / sum(l), l the policy tokens of a row: the optimal baseline.
+    """r - sum(l r) / sum(l), l the tokens of a row: the optimal baseline.
 
-    Balanced in tokens: sum(l A) = 0 over a group. Equal lengths give the group mean. A
-    group of one member has baseline 0, as in verl.
+    Advantages are balanced in tokens: sum(l A) = 0 over a group. With equal lengths the
+    baseline is the group mean. A group of one member has baseline 0, as in verl.
 
     Source: OPO, arXiv:2505.23585 (SECONDARY: verl `opo`, merged by the authors).
     """
@@ -123,11 +123,11 @@ def center_by_length() -> AdvantageTransform:
 
 
 def center_by_quantile(level: ArrayLike) -> AdvantageTransform:
-    """r - Q, Q = inf{x : F(x) >= level} of the group's rewards: a gate for 0 and 1.
+    """r - Q with the group's quantile Q = inf{x : F(x) >= level}.
 
-    Q = 0 while p <= 1 - level, so that only successes count; else Q = 1 and only
-    failures do. The quantile is the inverted cdf; an interpolated one would have no
-    gate.
+    For rewards 0 and 1 this is a gate: Q = 0 while p <= 1 - level, so only successes
+    count; above, Q = 1 and only failures count. The quantile is the inverted cdf; an
+    interpolated one would have no gate.
 
     Args:
       level: K, a fraction in (0, 1).
@@ -142,7 +142,7 @@ def center_by_quantile(level: ArrayLike) -> AdvantageTransform:
         require_group(credit, 2, "center_by_quantile()")
         ranked = jnp.sort(jnp.where(credit.member, credit.advantage, jnp.inf), 1)
         n = jnp.sum(credit.member, 1, keepdims=True, dtype=jnp.float32)
-        # 1e-5, so that level * n is whole where exact arithmetic has it whole.
+        # - 1e-5: float32 rounding must not push a whole level * n above its integer.
         index = jnp.maximum(jnp.ceil(level * n - 1e-5), 1.0).astype(jnp.int32) - 1
         quantile = jnp.take_along_axis(ranked, index, 1)
         quantile = jnp.where(n > 0, quantile, 0.0)
@@ -154,8 +154,9 @@ def center_by_quantile(level: ArrayLike) -> AdvantageTransform:
 def center_by_risk(beta: ArrayLike) -> AdvantageTransform:
     """(e^(beta r) / mean(e^(beta r)) - 1) / beta: the gradient of a log-mean-exp.
 
-    The objective is (1 / beta) log E[e^(beta r)], from the mean (beta -> 0) to the best
-    of the group. For r in {0, 1}: (r - p) (e^beta - 1) / (beta (1 + p (e^beta - 1))).
+    The objective is (1 / beta) log E[e^(beta r)]: the mean reward for beta -> 0, the
+    best of the group for beta -> infinity. For r in {0, 1} the advantage is
+    (r - p) (e^beta - 1) / (beta (1 + p (e^beta - 1))).
 
     Args:
       beta: risk seeking, > 0.
@@ -170,7 +171,7 @@ def center_by_risk(beta: ArrayLike) -> AdvantageTransform:
         a, m = credit.advantage, credit.member
         top = jnp.max(jnp.where(m, a, -jnp.inf), 1, keepdims=True)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
-        # No member exceeds the top, but the reward of another row may.
+        # No member exceeds the top, but a row that is no member may.
         tilt = jnp.exp(numerics.bounded(beta * (a - top)))
         mean = numerics.masked_mean(tilt, m, 1, keepdims=True)
         ratio = numerics.safe_divide(tilt, mean)
@@ -181,7 +182,7 @@ def center_by_risk(beta: ArrayLike) -> AdvantageTransform:
 
 
 def skip_groups_of_one(*transforms: AdvantageTransform) -> AdvantageTransform:
-    """Applies transforms, but groups of one member keep the advantage they came with.
+    """Applies transforms, but groups of one member keep their incoming advantage.
 
     For a group of one, verl (and so GFT) takes mean 0 and deviation 1; a lone
     demonstration therefore keeps its reward as its advantage.

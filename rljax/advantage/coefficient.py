@@ -1,7 +1,7 @@
-"""Coefficients of a term that follow a measurement: entropy and KL at a target.
+"""Coefficients of a term that hold entropy or KL near a target.
 
-A coefficient is the advantage of its term, and `times_advantage` multiplies the loss by
-it. Example: a KL term whose coefficient was set by the previous step's divergence:
+The coefficient is the advantage of its term; `loss.times_advantage` multiplies the loss
+by it. Example: a KL term whose coefficient was set by the previous step's divergence:
 
     adv.Term(
         advantage=adv.controlled(
@@ -31,7 +31,7 @@ def entropy_controller(
     low: ArrayLike = 0.0,
     high: ArrayLike = 0.005,
 ) -> Controller:
-    """From an entropy e to a bonus coefficient that is on while e is too low.
+    """Maps an entropy e to a bonus coefficient c, which is on while e is too low.
 
     c <- clip(c + step if e < target else c - step, low, high); the value is c if
     e < target (strictly), else 0. The state is c, f32[].
@@ -43,8 +43,8 @@ def entropy_controller(
 
     Source: Skywork-OR1, arXiv:2505.22312; code SkyworkAI/Skywork-OR1
       verl/trainer/ppo/core_algos.py `EntController`, or1_scripts (PAPER).
-    Variants: in the code the new value serves the next training step; `delayed` does
-      that.
+    Variants: the released code uses the new value at the next training step; wrap the
+      controller in `delayed` for that.
     """
     check.number("target", target, low=0)
     check.number("step", step, low=0)
@@ -72,17 +72,16 @@ def kl_controller(
     initial: ArrayLike = 0.2,
     largest_error: ArrayLike = 0.2,
 ) -> Controller:
-    """From a divergence d to a penalty's coefficient, which grows while d is too large.
+    """Maps a divergence d to a penalty coefficient c, which grows while d is too large.
 
     c <- c (1 + rate clip(d / target - 1, -largest_error, largest_error)). The
     state is c, f32[].
 
     Args:
-      target: nats, in the unit of what is measured.
-      rate: samples per update, divided by the samples in which the coefficient moves
-        (the paper's horizon, 10,000).
+      target: wanted divergence, nats, in the unit of the measurement.
+      rate: samples per update / the paper's horizon (10,000 samples).
       initial: the coefficient's start.
-      largest_error: bounds the relative error.
+      largest_error: bound of the relative error d / target - 1.
 
     Source: arXiv:1909.08593, section 2.2; peers' adaptive KL controllers (PAPER).
     """
@@ -101,7 +100,7 @@ def kl_controller(
 
 
 def sampled_kl(credit: Credit, rollout: Rollout) -> jax.Array:
-    """f32[]: mean log(pi_old / pi_ref) over response tokens, k1, nats per token."""
+    """f32[]: mean log(pi_old / pi_ref) over response tokens (k1), nats per token."""
     del credit
     gap = rollout.old.logp - rollout.reference.logp
     return numerics.masked_mean(gap, rollout.samples.mask)

@@ -1,4 +1,4 @@
-"""Controllers: pure state machines that turn measurements into hyper-parameters."""
+"""Controllers: pure state machines that map measurements to hyper-parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ class Controller(NamedTuple):
 
 
 class ControlledState(NamedTuple):
+    """States of the controller and of the transform it controls."""
+
     controller: Any
     transform: Any
 
@@ -29,15 +31,18 @@ def controlled(
     controller: Controller,
     measure_fn: Callable[[Credit, Rollout], Any],
 ) -> AdvantageTransform:
-    """Drives the hyper-parameters of a transform by a controller.
+    """A transform whose hyper-parameters a controller sets.
 
-    At each update the controller sees the measurement first and its new value shapes
-    the same batch. The value is logged: a NamedTuple's fields by name, else `value`.
+    At each update the controller first sees the measurement; its new value is used for
+    the same batch. The value is logged: a NamedTuple's fields by name, else as `value`.
 
     Args:
       make: value -> transform; the value may be traced.
-      controller: the state machine.
+      controller: maps measurements to values.
       measure_fn: (credit, rollout) -> measurement, taken before the transform runs.
+
+    Returns:
+      A transform whose state is a `ControlledState`.
     """
     check.maker("make", make, "value")
     check.kind("controller", controller, Controller, "ema(0.1)")
@@ -73,17 +78,17 @@ def controlled_algorithm(
     controller: Controller,
     measure_fn: Callable[[tuple[Credit, ...], Rollout], Any],
 ) -> Algorithm:
-    """Drives the hyper-parameters of an algorithm, once per optimiser step.
+    """An algorithm whose hyper-parameters a controller sets once per optimiser step.
 
-    In `weigh` the controller first sees the measurement of the whole minibatch, and its
-    new value shapes the same minibatch. So the cut into microbatches changes nothing,
-    and a refused step leaves the controller where it was. Advantage chains run once per
-    rollout batch and see the value of the last optimiser step.
+    In `weigh` the controller first sees the measurement of the whole minibatch; its new
+    value is used for the same minibatch. So microbatches change nothing, and a refused
+    step leaves the controller's state as it was. Advantage chains run once per rollout
+    batch and see the value of the last optimiser step.
 
     Args:
-      make: value -> algorithm, of the same terms for every value; the value may be
-        traced and may reach transforms (`scale_weight`), not loss functions.
-      controller: the state machine.
+      make: value -> algorithm, with the same terms for every value. The value may be
+        traced. Transforms may depend on it (`scale_weight`), loss functions may not.
+      controller: maps measurements to values.
       measure_fn: (credits in the order of terms, minibatch) -> measurement; it may
         read `rollout.current`.
 
@@ -130,8 +135,8 @@ def controlled_algorithm(
 
 
 def _require_independent(fn: Callable[[Any], jax.Array], value) -> None:
-    # Under vmap what depends on the value is mapped; asking for it unmapped raises.
-    # This is traced only, nothing is computed.
+    # Under vmap an output that depends on the value is batched; out_axes=None then
+    # raises. This only traces, nothing is computed.
     many = jax.tree.map(lambda x: jnp.asarray(x)[None], value)
     try:
         jax.eval_shape(jax.vmap(fn, out_axes=None), many)
@@ -152,7 +157,7 @@ def constant(value) -> Controller:
 
 
 def schedule(fn: Callable[[jax.Array], Any]) -> Controller:
-    """`fn(step)`, step i32[] counting updates from 0; optax schedules fit."""
+    """`fn(step)`, with step i32[] counting updates from 0; takes optax schedules."""
     check.function("fn", fn, "step")
     zero = jnp.zeros((), jnp.int32)
     return Controller(
@@ -161,12 +166,19 @@ def schedule(fn: Callable[[jax.Array], Any]) -> Controller:
 
 
 class EmaState(NamedTuple):
-    value: jax.Array  # f32[]
-    count: jax.Array  # i32[]
+    """State of `ema`."""
+
+    value: jax.Array  # f32[] the average
+    count: jax.Array  # i32[] updates so far
 
 
 def ema(rate: ArrayLike, initial: ArrayLike | None = None) -> Controller:
-    """x <- (1 - rate) x + rate * measurement; the first measurement if no `initial`."""
+    """x <- (1 - rate) x + rate * measurement; starts at `initial`.
+
+    Args:
+      rate: weight of the new measurement, a fraction in (0, 1].
+      initial: None starts at the first measurement.
+    """
     check.number("rate", rate, above=0, high=1)
     if initial is not None:
         check.number("initial", initial)
@@ -188,8 +200,10 @@ def ema(rate: ArrayLike, initial: ArrayLike | None = None) -> Controller:
 
 
 class PidState(NamedTuple):
-    integral: jax.Array  # f32[]
-    last_error: jax.Array  # f32[]
+    """State of `pid`."""
+
+    integral: jax.Array  # f32[] sum of errors
+    last_error: jax.Array  # f32[] target - measurement of the last update
 
 
 def pid(
@@ -204,7 +218,13 @@ def pid(
 ) -> Controller:
     """clip(initial + Kp e + Ki sum(e) + Kd (e - e_last), low, high), e = target - x.
 
-    The sum stands still while the output is clipped (no wind-up).
+    The sum does not change while the output is clipped (no wind-up).
+
+    Args:
+      target: of the measurement x.
+      initial: output at zero error, sum and change.
+      proportional, integral, derivative: Kp, Ki, Kd.
+      low, high: bounds of the output.
     """
     check.number("target", target)
     check.number("initial", initial)
@@ -229,7 +249,7 @@ def pid(
 
 
 def delayed(controller: Controller) -> Controller:
-    """A controller whose value serves from the next update on."""
+    """The controller with its values one update late."""
     check.kind("controller", controller, Controller, "ema(0.1)")
 
     def init():

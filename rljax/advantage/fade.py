@@ -5,10 +5,10 @@
     alpha = clip(3 (1 - p_hat) / (2 p_hat), 1, 3)
     delta = clip(1 + H_hat - H*, 0.3, 1)
 
-`p` is the solve rate of the prompt's group; `p_hat` and `H_hat` are averages over the
-run, of the solve rate and of the policy's entropy in nats. The masses are
-m_S = p q^alpha and m_F = m_S / delta: alpha moves them along difficulty, delta tilts
-their sign; both follow the training dynamics.
+`p` is the solve rate of the prompt's group, q = 1 - p. `p_hat` and `H_hat` are running
+averages of the solve rate and of the policy's entropy in nats; `H*` is a target. The
+masses are m_S = p q^alpha and m_F = m_S / delta: alpha moves the focus from easy to
+hard prompts, delta sets the balance of successes and failures.
 
 Source: Decugis, O'Brien, Bach, Synnaeve, Cohen, arXiv:2607.01490 v1 (formula SECONDARY,
   from one third-party reading; convention of the averages, scope of p and unit of H
@@ -40,15 +40,17 @@ class FadeState(NamedTuple):
 
 
 class FadeValue(NamedTuple):
-    """What the controller sets: focus, sign, and the averages they follow."""
+    """What the controller sets, and the averages it is computed from; each f32[]."""
 
-    alpha: jax.Array
-    delta: jax.Array
-    p_ema: jax.Array
-    h_ema: jax.Array
+    alpha: jax.Array  # focus on hard prompts
+    delta: jax.Array  # balance of successes and failures
+    p_ema: jax.Array  # solve rate, fraction
+    h_ema: jax.Array  # entropy, nats
 
 
 class FadeMeasurement(NamedTuple):
+    """What the controller sees of a rollout batch."""
+
     mean_reward: jax.Array  # f32[], fraction
     mean_entropy: jax.Array  # f32[], nats
 
@@ -67,11 +69,11 @@ def fade_controller(
     delta_max: ArrayLike = 1.0,
     delta_slope: ArrayLike = 1.0,
 ) -> Controller:
-    """FADE's schedule: averages first, then alpha and delta from them.
+    """FADE's controller: updates the averages, then computes alpha and delta from them.
 
     Args:
-      ema_rate: weight of the new value, x <- (1 - rate) x + rate new. The literal
-        reading of the source is 0.98, which would smooth nothing.
+      ema_rate: weight of the new value, x <- (1 - rate) x + rate new. Read literally,
+        the source says 0.98, which would smooth nothing.
       p_init: solve rate before the first batch, a fraction.
       h_init: initial entropy, nats; None takes the first measurement.
       entropy_target: H*, nats; None takes `entropy_target_frac` of the initial entropy.
@@ -121,24 +123,24 @@ def fade_controller(
 
 
 def group_rate(credit: Credit, reward: jax.Array, value: FadeValue) -> jax.Array:
-    """The focal factor's p: each group's own solve rate (the default)."""
+    """The focal factor's p, f32[P, 1, 1]: each group's solve rate (the default)."""
     del value
     return solve_rate.of(reward, credit.member).p
 
 
 def run_rate(credit: Credit, reward: jax.Array, value: FadeValue) -> jax.Array:
-    """The focal factor's p: the run's average solve rate, one for all groups."""
+    """The focal factor's p, f32[]: the run's average solve rate, for all groups."""
     del credit, reward
     return value.p_ema
 
 
 def unit_scale(alpha: jax.Array) -> jax.Array:
-    """C = 1: FADE as stated."""
+    """C = 1: FADE as the paper states it."""
     return jnp.ones_like(alpha)
 
 
 def area_scale(alpha: jax.Array) -> jax.Array:
-    """C that keeps the integral of the mass over p, (alpha+1)(alpha+2)/6.
+    """The C that keeps the mass's integral over p: (alpha+1)(alpha+2)/6.
 
     Source: the integral of p (1 - p)^alpha (DERIVED).
     """
@@ -146,7 +148,7 @@ def area_scale(alpha: jax.Array) -> jax.Array:
 
 
 def peak_scale(alpha: jax.Array) -> jax.Array:
-    """C that keeps the mass's peak, (1+alpha)^(1+alpha) / (4 alpha^alpha).
+    """The C that keeps the mass's peak: (1+alpha)^(1+alpha) / (4 alpha^alpha).
 
     Source: the maximum of p (1 - p)^alpha, at p = 1 / (1 + alpha) (DERIVED).
     """
@@ -161,20 +163,22 @@ def scale_by_fade(
     scale_fn: Callable[[jax.Array], jax.Array] = unit_scale,
     reward_range: tuple[float, float] = (0.0, 1.0),
 ) -> AdvantageTransform:
-    """The FADE advantage with its persistent state.
+    """The FADE advantage, C (1 - p)^(alpha - 1) times the centred reward.
+
+    Negative advantages are then divided by delta.
 
     Args:
       controller: from `FadeMeasurement` to `FadeValue`; None is `fade_controller()`.
-      base: centres the reward; None is `center_by_group()`. With a further
-        `scale_by_group_std()` it is GRPO with FADE's factors, which is not the paper's.
+      base: centres the reward; None is `center_by_group()`. A chain with
+        `scale_by_group_std()` gives GRPO with FADE's factors, unlike the paper.
       focal_rate_fn: `group_rate` or `run_rate`, the p of the focal factor alone.
       scale_fn: C as a function of alpha: `unit_scale`, `area_scale` or `peak_scale`.
       reward_range: rewards are mapped from this range to [0, 1] first.
 
     Returns:
-      A transform for `advantage=`. Reads rewards and the entropies of `rollout.old` (if
-      unmeasured, the mean of -logp); changes `advantage`, logs alpha, delta and the
-      averages, and counts `fault/reward_out_of_range`.
+      A transform for `advantage=`, with a state. Reads rewards and the entropies of
+      `rollout.old` (if unmeasured, the mean of -logp); changes `advantage`, logs alpha,
+      delta and the averages, and counts `fault/reward_out_of_range`.
     """
     if controller is not None:
         check.kind("controller", controller, Controller, "fade_controller()")
@@ -222,15 +226,15 @@ def _bounds(reward_range) -> tuple[float, float]:
     if low >= high:
         raise ValueError(
             f"reward_range must be (low, high) with low < high, got {low, high};"
-            " exchange them."
+            " swap them."
         )
     return low, high
 
 
 def mean_entropy(rollout: Rollout) -> jax.Array:
-    """f32[]: token-mean entropy of the sampling policy over own tokens, nats.
+    """f32[]: token-mean entropy of the sampling policy under the mask, nats.
 
-    Without measured entropies, the mean of -logp, its sampled estimate.
+    If entropies were not measured, it is the sampled estimate, the mean of -logp.
     """
     old = rollout.old
     entropy = old.entropy if is_measured(old.entropy) else -old.logp

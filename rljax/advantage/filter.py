@@ -1,11 +1,12 @@
 """Filters: which rows and prompts learn, and which rows count in statistics.
 
-Most stand in `weighting=` and set weights to 0. Placed before a reduction, its divisor
-counts the kept rows alone; placed after it, the divisor stays. Rows that are left out
-still count in the statistics of their group, which were taken before.
+Most belong into `weighting=` and set weights to 0. If a filter is placed before the
+reduction, the divisor counts only the kept rows; after the reduction it does not change
+the divisor. Dropped rows still count in the statistics of their group, which were
+computed before.
 
-A mixed group holds rollouts beside demonstrations and teacher answers; `source` of
-`samples` tells them apart.
+A mixed group holds sampled rows, demonstrations and teacher answers side by side;
+`samples.source` says which row is which.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from rljax.types import Rollout, Source, require, require_stored_answers
 
 
 def keep_rows(fn: Callable[[Rollout], jax.Array]) -> AdvantageTransform:
-    """Weight 0 for the rows where `fn(rollout)`, bool[P, G], does not hold."""
+    """Keeps the rows where `fn(rollout)`, bool[P, G], holds; others get weight 0."""
     check.function("fn", fn, "rollout")
     return stateless(
         lambda c, r: c.replace(weight=jnp.where(fn(r)[..., None], c.weight, 0.0))
@@ -28,17 +29,17 @@ def keep_rows(fn: Callable[[Rollout], jax.Array]) -> AdvantageTransform:
 
 
 def keep_correct() -> AdvantageTransform:
-    """Successes alone, by `verdict.correct`."""
+    """Keeps successes only, by `verdict.correct`."""
     return keep_rows(lambda rollout: rollout.verdict.correct)
 
 
 def keep_incorrect() -> AdvantageTransform:
-    """Failures alone, by `verdict.correct`."""
+    """Keeps failures only, by `verdict.correct`."""
     return keep_rows(lambda rollout: ~rollout.verdict.correct)
 
 
 def drop_truncated() -> AdvantageTransform:
-    """Weight 0 for samples that were cut off (DAPO's overlong filtering).
+    """Weight 0 for samples that were cut off at T tokens (DAPO's overlong filtering).
 
     Their rewards still count in their group's statistics.
     """
@@ -48,12 +49,13 @@ def drop_truncated() -> AdvantageTransform:
 def drop_equal_groups() -> AdvantageTransform:
     """Weight 0 for groups that are all right or all wrong (DAPO's dynamic sampling).
 
-    Placed before a reduction, its divisor counts only groups with 0 < #correct < G. The
-    paper samples until the batch is full of such groups; that is the learner's part
-    (`rljax.learn.dynamic_sampling`).
+    It keeps groups with 0 < #correct < G; placed before a reduction, the divisor counts
+    only these. The paper samples until the batch is full of such groups; for that see
+    `rljax.learn.dynamic_sampling`.
 
     Returns:
-      A stateless transform; reads `verdict.correct`, logs `dropped_share`.
+      A stateless transform; reads `verdict.correct`, logs `dropped_share`, the fraction
+      of groups dropped.
 
     Source: arXiv:2503.14476, eq. (11) (PAPER).
     """
@@ -67,20 +69,23 @@ def drop_equal_groups() -> AdvantageTransform:
 
 
 def keep_source(*sources: int) -> AdvantageTransform:
-    """Only rows of these sources learn: zeroes the weight of all others.
+    """Only rows of these sources learn; others get weight 0.
 
-    Changes `weight` alone: all rows still count in the statistics of their group.
+    It changes `weight` alone: all rows still count in the statistics of their group.
+
+    Args:
+      *sources: values of `Source`, such as `Source.OWN`.
     """
     _require_sources(sources)
     return keep_rows(lambda rollout: of_source(rollout, *sources))
 
 
 def keep_stored() -> AdvantageTransform:
-    """Only demonstrations and teacher answers learn; logs `stored_share` of rows.
+    """Only demonstrations and teacher answers learn; logs their share of the rows.
 
     Raises:
-      ValueError: when traced, if the prompts carry neither, so that the term would
-        silently be empty.
+      ValueError: when traced, if the prompts carry neither; the term would silently be
+        empty.
     """
 
     def apply(credit, rollout):
@@ -96,7 +101,10 @@ def keep_stored() -> AdvantageTransform:
 def restrict_members(*sources: int) -> AdvantageTransform:
     """Only rows of these sources count in the statistics of their group.
 
-    Other rows still get the group's baseline. Stands at the head of an advantage chain.
+    Other rows still get the group's baseline. Place it first in an advantage chain.
+
+    Args:
+      *sources: values of `Source`, such as `Source.OWN`.
     """
     _require_sources(sources)
     return stateless(
@@ -105,13 +113,13 @@ def restrict_members(*sources: int) -> AdvantageTransform:
 
 
 def keep_prompts(select_fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
-    """Only selected prompts learn, selected by their number of correct own rollouts.
+    """Only prompts learn that are selected by their number of correct own samples.
 
-    HPT's gate: `keep_prompts(lambda solved: solved <= 0)` before the mean of an
-    imitation term, its complement in the reinforcement term.
+    HPT's gate is `keep_prompts(lambda solved: solved <= 0)` before the reduction of an
+    imitation term, and the complement in the reinforcement term.
 
     Args:
-      select_fn: i32[P] counts -> bool[P].
+      select_fn: i32[P] number of correct rows with `Source.OWN` -> bool[P].
 
     Returns:
       A stateless transform; reads `rollout.verdict`, changes `weight`, logs
@@ -138,7 +146,7 @@ def of_source(rollout: Rollout, *sources: int) -> jax.Array:
 
 
 def is_stored(rollout: Rollout) -> jax.Array:
-    """bool[P, G]: demonstrations and teacher answers."""
+    """bool[P, G]: rows that are demonstrations or teacher answers."""
     return of_source(rollout, Source.DEMONSTRATION, Source.TEACHER)
 
 
@@ -158,6 +166,6 @@ def _require_sources(sources):
         check.count("sources", source, low=0, high=3)
     if not sources:
         raise ValueError(
-            "sources must name one, as a filter needs a source, got none; pass"
-            " Source.OWN or so."
+            "sources must name at least one source, got none; pass one, such as"
+            " Source.OWN."
         )

@@ -1,10 +1,11 @@
-"""GAC: how much supervised loss to mix into reinforcement, from noise and mismatch.
+"""GAC: the share mu of supervised loss that is mixed into a reinforcement loss.
 
     mu* = (alpha D + s_r) / (D + s_s + s_r)
 
 minimises E(mu) = (mu - alpha)^2 D + mu^2 s_s + (1 - mu)^2 s_r, the error of the mixed
-gradient (1 - mu) g_r + mu g_s: D is the squared distance of the two gradients, s_s and
-s_r their noise. All three are read off tokens by cheap proxies, averaged over steps.
+gradient (1 - mu) g_r + mu g_s. D is the squared distance of the two gradients, s_s and
+s_r are their variances. Cheap proxies estimate all three from token statistics; they
+are averaged over optimiser steps.
 
 Source: arXiv:2605.26184; code deepnovacore/GAC gac/controller.py (PAPER: code).
 """
@@ -25,29 +26,31 @@ _FLOOR = 1e-8
 
 
 class GacMeasurement(NamedTuple):
-    """Proxies of one minibatch, f32[] each."""
+    """Proxies measured on one minibatch, f32[] each."""
 
-    mismatch: jax.Array
-    sft_variance: jax.Array
-    rl_variance: jax.Array
+    mismatch: jax.Array  # D
+    sft_variance: jax.Array  # s_s
+    rl_variance: jax.Array  # s_r
 
 
 class GacValue(NamedTuple):
-    """What the controller sets and what it comes from."""
+    """What the controller sets, and the closed form behind it."""
 
     mu: jax.Array  # f32[] share of the supervised loss, a fraction
     raw: jax.Array  # f32[] the closed form, before smoothing and bounds
 
 
 class GacState(NamedTuple):
+    """State of `gac_controller`."""
+
     mu: jax.Array  # f32[] the last applied share
     average: GacMeasurement  # running averages of the proxies
-    last: jax.Array  # i32[] step of the last measurement taken in
+    last: jax.Array  # i32[] step of the last measurement that was used
     step: jax.Array  # i32[] optimiser steps so far
 
 
 def optimal_share(m: GacMeasurement, alpha: ArrayLike = 0.5) -> jax.Array:
-    """The closed form of mu*; inverse-variance weighting without mismatch.
+    """The closed form of mu*; for D = 0 it is inverse-variance weighting.
 
     Args:
       alpha: the share that would be right if both gradients were exact, a fraction.
@@ -71,17 +74,17 @@ def gac_controller(
     """The bounded, smoothed controller of the mixing share.
 
     Args:
-      alpha: see `optimal_share`. Constant: the outer rule that the paper mentions for
-        it is not in the released code.
-      keep: how much of its old value each average, and the share, keeps per update
+      alpha: see `optimal_share`. It is constant: the outer rule that the paper mentions
+        for alpha is not in the released code.
+      keep: fraction of the old value that each average, and the share, keep per update
         (the paper's beta).
       initial, low, high: first share and bounds, fractions.
       max_change: largest change of the share per optimiser step.
       every: optimiser steps between two measurements that are used.
-      prior: step -> share, such as an optax schedule; it is
-        averaged with the measurements' share (the code's lambda is 1/2). None follows
-        the measurements alone.
-      mismatch_cap: D is at most this times s_s + s_r; None is no bound.
+      prior: step -> share, such as an optax schedule. The result is the mean of the
+        prior's and the measured share (the code's lambda is 1/2). None uses the
+        measured share alone.
+      mismatch_cap: D is capped at this times s_s + s_r; None is no cap.
 
     Returns:
       A controller from `GacMeasurement` to `GacValue`.
@@ -133,7 +136,7 @@ def _capped(m: GacMeasurement, cap: ArrayLike | None) -> GacMeasurement:
 
 
 def as_they_are(coefficient: jax.Array, valid: jax.Array) -> jax.Array:
-    """Compares the coefficients as they are, as the released code does."""
+    """Compares raw coefficients, as the released code does."""
     del valid
     return coefficient
 
@@ -154,17 +157,20 @@ def gac_proxies(
     trim: float = 0.1,
     scale_fn: Callable[[jax.Array, jax.Array], jax.Array] = as_they_are,
 ) -> Callable[[tuple[Credit, ...], Rollout], GacMeasurement]:
-    """The measurement of an algorithm whose first term is the reinforcement term.
+    """The measure function for an algorithm whose first term is the reinforcement term.
 
-    s_r: variance over own rows of their mean advantage. s_s: trimmed variance over
+    s_r: variance over sampled rows of their mean advantage. s_s: trimmed variance over
     stored rows of their mean -log p. D: mean over all rows of the token mean of
-    (c_s - c_r)^2 with c_s = -w(p) and c_r = -A on own rows, 0 on stored ones. If a
-    minibatch has no rows of a kind, that variance is 0; otherwise it is at least 1e-8.
+    (c_s - c_r)^2, where c_s = -w(p), and c_r = -A on sampled and 0 on stored rows. If a
+    minibatch has no rows of a kind, its variance is 0; otherwise it is at least 1e-8.
 
     Args:
-      weight_fn: the supervised term's weight, as `reweighted` takes it.
-      trim: fraction of rows left out on each side of s_s; nothing below 4 rows.
+      weight_fn: the supervised term's weight, as `loss.reweighted` takes it.
+      trim: fraction of rows left out at each end for s_s; none of fewer than 4 rows.
       scale_fn: `as_they_are` or `z_scores`.
+
+    Returns:
+      (credits, rollout) -> `GacMeasurement`; reads `rollout.current`.
     """
     check.function("weight_fn", weight_fn, "now, credit, rollout")
     check.number("trim", trim, low=0, below=0.5)
@@ -201,9 +207,9 @@ def _floored(variance, rows):
 
 
 def trimmed_variance(values: jax.Array, mask: jax.Array, trim: float) -> jax.Array:
-    """f32[]: biased variance without the `floor(trim n)` extremes on either side.
+    """f32[]: biased variance without the `floor(trim n)` values at each end.
 
-    Of fewer than 4 values none is left out.
+    With fewer than 4 values none is left out.
     """
     n = jnp.sum(mask, dtype=jnp.int32)
     k = jnp.floor(order.share(mask, trim)).astype(jnp.int32)

@@ -1,14 +1,14 @@
-"""Generalised advantage estimation over masks with holes, for a critic.
+"""Generalised advantage estimation (GAE), for masks with holes.
 
     delta_t = r_t + gamma V_next - V_t,   A_t = delta_t + gamma lambda A_next
     return_t = A_t + V_t
 
-"next" is the next token the policy answers for: holes (tool output) cost no discount,
-and the result is that of the sequence without them.
+"next" is the next token under the mask. Holes of the mask (tool output) cost no
+discount: the result is that of the sequence without them.
 
 Source: Schulman et al., arXiv:1506.02438, eq. (16); holes as in verl `gae` (SECONDARY).
-Variants: OpenRLHF zeroes reward and value at holes but recurses through them: a hole
-  costs gamma and counts V = 0; TRL knows no holes. Tested against both.
+Variants: OpenRLHF sets reward and value to 0 at holes but recurses through them, so
+  that a hole costs gamma and counts as V = 0. TRL has no holes. Tested against both.
 """
 
 import jax
@@ -21,13 +21,13 @@ from rljax.types import Credit, Rollout, old_value
 
 
 def gae(reward, value, mask, gamma, lam, bootstrap=0.0):
-    """Advantages and returns of value estimates, in parallel over tokens.
+    """Advantages and returns from value estimates, by a scan that is parallel over T.
 
     Args:
       reward, value: f32[..., T]; read under the mask only.
       mask: bool[..., T].
       gamma, lam: discount and lambda, fractions; gamma may be f32[..., T].
-      bootstrap: f32[..., 1] value of the state after the last token; 0 where it ended.
+      bootstrap: f32[..., 1] value after the last token; 0 if the episode ended there.
 
     Returns:
       (A, return), each f32[..., T], 0 outside the mask.
@@ -45,7 +45,7 @@ def gae(reward, value, mask, gamma, lam, bootstrap=0.0):
 def _backward(decay, gain, last):
     """x_t = gain_t + decay_t x_{t+1} with x_T = last; logarithmic depth."""
 
-    def join(right, left):  # compositions of x -> g + d x
+    def join(right, left):  # composes maps x -> g + d x, each a pair (d, g)
         return left[0] * right[0], left[1] + left[0] * right[1]
 
     axis = decay.ndim - 1
@@ -54,9 +54,10 @@ def _backward(decay, gain, last):
 
 
 def token_reward(credit: Credit, rollout: Rollout) -> jax.Array:
-    """f32[P, G, T]: the advantage so far, a row's single number at its last token.
+    """f32[P, G, T]: the advantage so far as a reward per token.
 
-    An advantage that is [P, G, T] already is a reward per token and stays.
+    A [P, G, 1] advantage is paid at the row's last token; a [P, G, T] one is returned
+    unchanged.
     """
     mask = rollout.samples.mask
     if credit.advantage.shape[-1] > 1:
@@ -77,8 +78,8 @@ def assign_gae(gamma: ArrayLike = 1.0, lam: ArrayLike = 0.95) -> AdvantageTransf
     """Replaces rewards by GAE over the sampling policy's values; f32[P, G, T].
 
     Args:
-      gamma: discount per policy token.
-      lam: lambda; 1 is the Monte Carlo return minus the value.
+      gamma: discount per token under the mask, a fraction.
+      lam: lambda, a fraction; 1 gives the Monte Carlo return minus the value.
 
     Returns:
       A stateless transform for `advantage=`; reads `rollout.old.extra["value"]`.
@@ -96,7 +97,7 @@ def assign_gae(gamma: ArrayLike = 1.0, lam: ArrayLike = 0.95) -> AdvantageTransf
 def assign_value_target(
     gamma: ArrayLike = 1.0, lam: ArrayLike = 0.95
 ) -> AdvantageTransform:
-    """Replaces rewards by GAE's returns: the value loss's target, f32[P, G, T].
+    """Replaces rewards by GAE's returns, the targets of the value loss; f32[P, G, T].
 
     Logs `explained_variance` of the old values. Arguments as `assign_gae`.
     """
@@ -112,14 +113,17 @@ def assign_value_target(
 
 
 def assign_return_to_go(discount: ArrayLike = 1.0) -> AdvantageTransform:
-    """G_t = sum over policy tokens s >= t of discount^(s - t) r_s; f32[P, G, T].
+    """G_t = sum over tokens s >= t of discount^(s - t) r_s; f32[P, G, T].
 
-    An advantage per row is a reward paid at the row's last token; an advantage per
-    token (with a KL penalty, say) is taken as it is. Tokens that the policy does not
-    answer for are skipped: they pay nothing, cost no discount and get 0.
+    A [P, G, 1] advantage is a reward paid at the row's last token; a [P, G, T] one is
+    used unchanged (with a KL penalty, say). Tokens outside the mask are skipped: they
+    pay nothing, cost no discount and get 0.
 
-    Variants: SkyRL ends the running sum at a token outside the mask, which in
-      completions with tool output keeps the final reward from all earlier turns.
+    Args:
+      discount: per token under the mask, a fraction.
+
+    Variants: SkyRL ends the running sum at a token outside the mask. In completions
+      with tool output the final reward then reaches only the last turn.
     """
     check.number("discount", discount, low=0, high=1)
 
@@ -133,7 +137,11 @@ def assign_return_to_go(discount: ArrayLike = 1.0) -> AdvantageTransform:
 
 
 def explained_variance(target, value, mask) -> jax.Array:
-    """f32[]: 1 - Var(target - value) / Var(target) over the mask; 0 if that is 0 / 0.
+    """f32[]: 1 - Var(target - value) / Var(target), masked; 0 for constant targets.
+
+    Args:
+      target, value: f32[P, G, T].
+      mask: bool[P, G, T].
 
     Source: CleanRL, verl (SECONDARY; the 0 RECONSTRUCTED).
     Variants: CleanRL gives NaN for constant targets; verl adds 1e-5 to the divisor and

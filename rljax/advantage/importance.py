@@ -1,20 +1,20 @@
-"""Correction of the mismatch between the sampler's distribution and the learner's.
+"""Importance weights: correct for a sampler whose distribution is not the learner's.
 
     d_t = log pi_old - log mu,   w = e^d
 
-mu (`samples.behaviour`) is what the tokens were really drawn from: by another engine,
-in another precision, after temperature and truncation. `old` is the learner's own
-evaluation of the sampling weights. Both are constants of the batch, and so is w, which
-multiplies the term's weight.
+mu (`samples.behaviour`) is the distribution that the tokens were really drawn from:
+another engine, another precision, after temperature and truncation. pi_old (`old`) is
+the learner's own evaluation of the sampling weights. Both are constants of the batch.
+So is w, which multiplies the term's weight.
 
-A correction is a pooling (`per_token`, `per_sequence`, `geometric`) of d into a ratio
-and a bound on the ratio (`truncate`, `clip`, `mask_outside`), or a rejection of tokens
-and rows by a statistic. Importance weights stand after the reduction, whose divisor
-they leave alone; rejections before it renormalise.
+A correction either pools d into a ratio (`per_token`, `per_sequence`, `geometric`) and
+bounds the ratio (`truncate`, `clip`, `mask_outside`), or it rejects tokens and rows by
+a statistic of d. Place importance weights after the reduction: they must not change its
+divisor. Rejections before the reduction renormalise over the rest.
 
 Source: verl rollout_corr_helper.py and docs/algo/rollout_corr_math.md, OpenRLHF
   models/loss.py, TRL grpo_trainer.py (SECONDARY).
-Variants: verl clamps d to +-20; here exponents have the upper bound alone
+Variants: verl clamps d to +-20; here exponents have only the upper bound
   (`numerics.bounded`).
 """
 
@@ -30,28 +30,29 @@ from rljax.metric import Max
 from rljax.types import Rollout
 
 Statistic = Callable[[jax.Array, jax.Array], jax.Array]
+"""(d f32[P, G, T], mask bool[P, G, T]) -> f32[P, G, T or 1]."""
 
 
 def mismatch(rollout: Rollout) -> jax.Array:
-    """d f32[P, G, T], nats; 0 outside the mask."""
+    """f32[P, G, T]: d = log pi_old - log mu, nats; 0 outside the mask."""
     d = rollout.old.logp - rollout.samples.behaviour.logp
     return jnp.where(rollout.samples.mask, d, 0.0)
 
 
 def per_token(d: jax.Array, mask: jax.Array) -> jax.Array:
-    """w_t = e^d f32[P, G, T]."""
+    """f32[P, G, T]: w_t = e^d."""
     del mask
     return jnp.exp(numerics.bounded(d))
 
 
 def per_sequence(d: jax.Array, mask: jax.Array) -> jax.Array:
-    """Product of a row's w, f32[P, G, 1]."""
+    """f32[P, G, 1]: the product of a row's w."""
     total = jnp.sum(jnp.where(mask, d, 0.0), -1, keepdims=True)
     return jnp.exp(numerics.bounded(total))
 
 
 def geometric(d: jax.Array, mask: jax.Array) -> jax.Array:
-    """Geometric mean of a row's w, f32[P, G, 1]."""
+    """f32[P, G, 1]: the geometric mean of a row's w."""
     mean = numerics.masked_mean(d, mask, -1, keepdims=True)
     return jnp.exp(numerics.bounded(mean))
 
@@ -71,7 +72,7 @@ def clip(low: ArrayLike, high: ArrayLike) -> Callable[[jax.Array], jax.Array]:
 
 
 def mask_outside(low: ArrayLike, high: ArrayLike) -> Callable[[jax.Array], jax.Array]:
-    """w inside [low, high], ends kept, else 0: IcePop; TRL's "mask" modes."""
+    """w where low <= w <= high, else 0: IcePop, TRL's "mask" modes."""
     check.number("low", low, low=0)
     check.number("high", high, above=0, high=jnp.inf)
     check.ordered(low=low, high=high)
@@ -79,14 +80,14 @@ def mask_outside(low: ArrayLike, high: ArrayLike) -> Callable[[jax.Array], jax.A
 
 
 def _inside(x, low, high) -> jax.Array:
-    """f32: 1 in [low, high], 0 outside; NaN, which must show, where one of them is."""
+    """f32: 1 in [low, high], 0 outside; NaN where x or a bound is NaN, to show it."""
     outside = (x < low) | (x > high)
     undecided = jnp.where(outside, 0.0, jnp.nan)
     return jnp.where((x >= low) & (x <= high), 1.0, undecided)
 
 
 def untouched(w: jax.Array) -> jax.Array:
-    """w unbounded."""
+    """w itself: no bound."""
     return w
 
 
@@ -94,14 +95,17 @@ def weigh_by_importance(
     bound_fn: Callable[[jax.Array], jax.Array] | None = None,
     ratio_fn: Statistic = per_token,
 ) -> AdvantageTransform:
-    """Multiplies the weight by bound(ratio): TIS by default, with a cap of 2.
+    """Multiplies the weight by bound(ratio); by default TIS with a cap of 2.
 
-    Stands after the reduction in `weighting=`. IcePop: `mask_outside(0.5, 5)`; TRL's
-    default: `mask_outside(0, 3)` of `per_sequence`.
+    Place it after the reduction in `weighting=`. IcePop is `mask_outside(0.5, 5)`;
+    TRL's default is `mask_outside(0, 3)` with `per_sequence`.
 
     Args:
       bound_fn: w -> w; None is `truncate(2.0)` (verl; 8 in the authors' 32B run).
       ratio_fn: (d, mask) -> w f32[P, G, T or 1].
+
+    Returns:
+      A stateless transform; reads `rollout.old` and `samples.behaviour`.
 
     Source: fengyao.notion.site/off-policy-rl, as quoted by TRL and verl (SECONDARY).
     """
@@ -120,7 +124,10 @@ def weigh_by_importance(
 def weigh_by_normalised_importance(
     bound_fn: Callable[[jax.Array], jax.Array], ratio_fn: Statistic = per_token
 ) -> AdvantageTransform:
-    """`weigh_by_importance` divided by the weights' mean over tokens (or rows)."""
+    """As `weigh_by_importance`, with the ratios divided by their mean.
+
+    The mean runs over tokens, or over rows if `ratio_fn` returns [P, G, 1].
+    """
     check.function("bound_fn", bound_fn, "w")
     check.function("ratio_fn", ratio_fn, "d, mask")
 
@@ -135,7 +142,7 @@ def weigh_by_normalised_importance(
 
 
 def k1(d: jax.Array) -> jax.Array:
-    """-d: its mean is KL(mu, pi_old)."""
+    """-d: its mean over samples of mu estimates KL(mu, pi_old)."""
     return -d
 
 
@@ -145,13 +152,13 @@ def k2(d: jax.Array) -> jax.Array:
 
 
 def k3(d: jax.Array) -> jax.Array:
-    """e^d - 1 - d: its mean is KL(mu, pi_old), never negative."""
+    """e^d - 1 - d: never negative; its mean estimates KL(mu, pi_old)."""
     d = numerics.bounded(d)
     return jnp.expm1(d) - d
 
 
 def row_sum(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
-    """A divergence's sum over each row, f32[P, G, 1]."""
+    """The statistic that sums a divergence over each row, f32[P, G, 1]."""
     check.function("divergence_fn", divergence_fn, "d")
     return lambda d, mask: jnp.sum(
         jnp.where(mask, divergence_fn(d), 0.0), -1, keepdims=True
@@ -159,7 +166,7 @@ def row_sum(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
 
 
 def row_mean(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
-    """A divergence's mean over each row, f32[P, G, 1]."""
+    """The statistic that averages a divergence over each row, f32[P, G, 1]."""
     check.function("divergence_fn", divergence_fn, "d")
     return lambda d, mask: numerics.masked_mean(
         divergence_fn(d), mask, -1, keepdims=True
@@ -167,7 +174,9 @@ def row_mean(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
 
 
 def row_max(divergence_fn: Callable[[jax.Array], jax.Array]) -> Statistic:
-    """A non-negative divergence's maximum over each row, f32[P, G, 1]."""
+    """The statistic that takes a non-negative divergence's maximum over each row,
+    f32[P, G, 1].
+    """
     check.function("divergence_fn", divergence_fn, "d")
     return lambda d, mask: jnp.max(
         jnp.where(mask, divergence_fn(d), 0.0), -1, keepdims=True
@@ -180,15 +189,21 @@ def reject(
     low: ArrayLike = -jnp.inf,
     high: ArrayLike = jnp.inf,
 ) -> AdvantageTransform:
-    """Weight 0 where a statistic lies outside [low, high]; ends are kept.
+    """Weight 0 where a statistic lies outside [low, high].
 
-    Chain several: all must pass. Before the reduction the rest is renormalised (verl);
-    after it the divisor stays. There, with `weigh_by_importance(untouched)` beside it,
-    this is OpenRLHF's `seq-mask-tis`, which leaves the token weights untruncated.
+    With several in a chain a token must pass all. Before the reduction the divisor
+    counts what is left (verl); after it the divisor stays. OpenRLHF's `seq-mask-tis`
+    rejects after the reduction and adds `weigh_by_importance(untouched)`, so that the
+    token weights are not truncated.
 
     Args:
       statistic_fn: (d, mask) -> f32[P, G, T or 1]: `per_token`, `per_sequence` or
-        `geometric` (of w itself), or a `row_...` of `k2` or `k3`.
+        `geometric` for w itself, or `row_sum`, `row_mean`, `row_max` of `k2` or `k3`.
+      low, high: bounds of the statistic, both allowed.
+
+    Returns:
+      A stateless transform; reads `rollout.old` and `samples.behaviour`, logs
+      `rejected_share` of the tokens with weight.
 
     Variants: verl's bounds on k1 bound mu / pi_old, the inverse of w. Here they bound
       w; `lambda d, mask: per_token(-d, mask)` gives verl's.
@@ -209,12 +224,15 @@ def reject(
 
 
 def mismatch_metrics(d: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Scalars of a batch; rows without tokens do not count.
+    """Scalars f32[] of a batch; rows without tokens do not count.
 
-    kl_k1, kl_k3: KL(mu, pi_old) per token, nats. chi_squared, chi_squared_sequence:
-    mean(w^2) - 1 over tokens, and over rows' products (a sample may be negative).
-    perplexity_ratio: mean over rows of exp(-mean d). effective_share,
-    effective_share_sequence: Kish's (sum w)^2 / (N sum w^2). gap_max: largest |d|.
+    kl_k1, kl_k3: KL(mu, pi_old) per token, nats.
+    chi_squared, chi_squared_sequence: mean(w^2) - 1 over tokens, and over the rows'
+      products (the estimate may be negative).
+    perplexity_ratio: mean over rows of exp(-mean d).
+    effective_share, effective_share_sequence: (sum w)^2 / (N sum w^2), Kish's effective
+      sample size as a fraction of N tokens or rows.
+    gap_max: largest |d|, nats.
     """
     rows = jnp.any(mask, -1, keepdims=True)
     w, sequence = per_token(d, mask), per_sequence(d, mask)
@@ -236,7 +254,7 @@ def mismatch_metrics(d: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
 
 
 def log_mismatch() -> AdvantageTransform:
-    """Logs `mismatch/...` of each batch and changes nothing; for `advantage=`."""
+    """Changes nothing; logs `mismatch_metrics` of each batch; for `advantage=`."""
 
     def apply(credit, rollout):
         found = mismatch_metrics(mismatch(rollout), rollout.samples.mask)
@@ -249,14 +267,15 @@ def log_mismatch() -> AdvantageTransform:
 def corrected(
     algorithm: Algorithm, transform: AdvantageTransform | None = None
 ) -> Algorithm:
-    """The algorithm, whose weights a correction changes last; logs the mismatch.
+    """The algorithm with an importance correction after the weighting of every term.
 
-    For recipes that correct nothing themselves, where the sampler is by design not the
-    policy. `old` must be measured: `program.actor(measure_old=)`.
+    Use it if the sampler differs from the policy by design and the recipe does not
+    correct for that itself. The learner's policy must measure `old`:
+    `program.actor(measure_old=)`. Logs the mismatch.
 
     Args:
-      transform: stateless, after every term's reduction; None is
-        `weigh_by_importance()`.
+      algorithm: any algorithm.
+      transform: a stateless correction; None is `weigh_by_importance()`.
     """
     check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
     if transform is not None:

@@ -1,8 +1,9 @@
 """Gradient masses: how much a method pushes samples up and down, and where.
 
-For a prompt with solve rate p, grad J = m_S g_S - m_F g_F with m_S = p A_S and
-m_F = -(1 - p) A_F. Here the masses are computed from realised advantages or
-coefficients, so they hold for every advantage, surrogate, clip and mask.
+For a prompt with solve rate p, grad J = m_S g_S - m_F g_F, where g_S and g_F are the
+mean gradients of log-likelihood of successes and failures, m_S = p A_S and
+m_F = -(1 - p) A_F. The masses are computed from the actual advantages or coefficients,
+so they are right for every advantage, surrogate, clip and mask.
 
 Source: arXiv:2607.01490 (SECONDARY; definitions of the batch's scalars RECONSTRUCTED).
 """
@@ -19,8 +20,8 @@ def masses(advantage: jax.Array, valid: jax.Array, lengths: jax.Array | None = N
     Args:
       advantage: f32[P, G].
       valid: bool[P, G], rows that count.
-      lengths: i32[P, G] response tokens: weighs rows by their share of the group's
-        tokens, as a token mean does; None weighs rows equally.
+      lengths: i32[P, G] response tokens; rows then count in proportion to them, as in a
+        token mean. None counts rows equally.
 
     Returns:
       (m_S, m_F), each f32[P]: the sums of positive and of negated negative advantages.
@@ -37,9 +38,11 @@ def masses(advantage: jax.Array, valid: jax.Array, lengths: jax.Array | None = N
 def summary(m_S: jax.Array, m_F: jax.Array, p: jax.Array) -> dict[str, jax.Array]:
     """Scalars of a batch of groups, from masses and solve rates f32[P].
 
-    positive, negative: means over groups. log_ratio: log(m_S / m_F), the sign axis; 0
-    where a mass is 0. difficulty: solve rate weighted by mass; `effective_groups`:
-    (sum w)^2 / sum w^2 of w = m_S + m_F (Kish); `zero_share`: groups without mass.
+    positive, negative: means of m_S and m_F over groups.
+    log_ratio: log(sum m_S / sum m_F); 0 if one of the sums is 0.
+    difficulty: mean solve rate, weighted by w = m_S + m_F.
+    effective_groups: (sum w)^2 / sum w^2 (Kish's effective sample size).
+    zero_share: fraction of groups with w = 0.
     """
     w = m_S + m_F
     total_S, total_F, total = jnp.sum(m_S), jnp.sum(m_F), jnp.sum(w)
@@ -58,8 +61,8 @@ def summary(m_S: jax.Array, m_F: jax.Array, p: jax.Array) -> dict[str, jax.Array
 def of_coefficients(coefficient: jax.Array, p: jax.Array) -> dict[str, jax.Array]:
     """The same scalars from the update's coefficients -dL/dlogp f32[P, G, T].
 
-    They are shares of the whole batch already, so `positive` and `negative` are sums:
-    under a token mean, sums over tokens of A / number of tokens.
+    Coefficients are shares of the whole batch already, so `positive` and `negative` are
+    sums of them: under a token mean, sums over tokens of A / number of tokens.
     """
     P = coefficient.shape[0]
     m_S = jnp.sum(jnp.maximum(coefficient, 0), (1, 2)) * P

@@ -12,7 +12,7 @@ def quantile(values: jax.Array, mask: jax.Array, q: ArrayLike) -> jax.Array:
     """Quantile of the masked entries along the last axis, linearly interpolated.
 
     Args:
-      values, mask: [..., N]; values outside the mask may be anything, NaN too.
+      values, mask: [..., N]; values outside the mask may be anything, even NaN.
       q: a fraction in [0, 1].
 
     Returns:
@@ -37,7 +37,7 @@ def quantile_of_all(values: jax.Array, mask: jax.Array, q: ArrayLike):
 def smallest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
     """bool, like `values`: the `count` smallest masked entries of the whole array.
 
-    Exactly `count` of them, all if there are fewer; among equals the first ones.
+    Exactly `count` are chosen, or all if there are fewer. Ties go to the first entries.
     """
     order = jnp.argsort(jnp.where(mask, values, jnp.inf).ravel())
     rank = jnp.argsort(order).reshape(values.shape)
@@ -50,9 +50,9 @@ def largest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def share(mask: jax.Array, fraction: ArrayLike) -> jax.Array:
-    """f32[]: `fraction` of the masked entries' number, for `floor` or `ceil`.
+    """f32[]: `fraction` times the number of masked entries, to be floored or ceiled.
 
-    A product that is whole up to the rounding of float32 counts as whole: 0.3 of 10 is
+    A product within float32 rounding of an integer becomes that integer: 0.3 of 10 is
     3.
     """
     exact = fraction * jnp.sum(mask, dtype=jnp.float32)

@@ -1,19 +1,20 @@
 """Advantages whose objective is pass@k, from one group of n >= k samples.
 
-All are ratios of binomial coefficients: chances that a subset of the group, drawn
-without replacement, contains no success. c of n members are correct.
+All are made of ratios of binomial coefficients: the probabilities that a subset of the
+group, drawn without replacement, contains no success. c of n members are correct.
 
 | transform | objective on-policy | pushes |
 |---|---|---|
 | `assign_pkpo` | pass@k | all up, successes more |
-| `assign_pkpo_minus_one` | pass@k | successes up alone |
+| `assign_pkpo_minus_one` | pass@k | only successes, up |
 | `center_by_pkpo_leave_one_out` | near pass@k / k for large n | balanced |
 | `assign_pass_at_k_training` | pass@k normalised by its deviation | balanced |
-| `assign_lead_of_best` | pass@n | the only success up |
+| `assign_lead_of_best` | pass@n | only the single success, up |
 
-The first three `assign_...` replace the advantage and read `verdict.correct` alone; the
-other two also read the reward. Without sampling error pass@k is the power objective of
-order k: `center_by_group()` and `scale_by_focal_factor(k - 1)`.
+`assign_pkpo`, `assign_pkpo_minus_one` and `assign_pass_at_k_training` replace the
+advantage and read only `verdict.correct`; the other two also read the reward. Without
+sampling error pass@k is the power objective of order k: `center_by_group()` and
+`scale_by_focal_factor(k - 1)`.
 """
 
 import jax
@@ -27,11 +28,11 @@ from rljax.advantage.solve_rate import Group
 
 
 def all_from(part: jax.Array, total: jax.Array, k: int) -> jax.Array:
-    """C(part, k) / C(total, k): chance that k of `total` all come from `part`.
+    """C(part, k) / C(total, k): probability that k of `total` all come from `part`.
 
     Args:
       part, total: f32 counts of any shape, part <= total.
-      k: subset size, >= 0; where k > total no subset exists and the result is 0.
+      k: subset size, >= 0; if k > total there is no subset and the result is 0.
     """
     result = jnp.ones(jnp.broadcast_shapes(part.shape, total.shape), jnp.float32)
     for drawn in range(k):
@@ -40,7 +41,7 @@ def all_from(part: jax.Array, total: jax.Array, k: int) -> jax.Array:
     return result
 
 
-def _needs(k: int, name: str) -> AdvantageTransform:
+def _require_samples(k: int, name: str) -> AdvantageTransform:
     def apply(credit, rollout):
         del rollout
         baseline.require_group(credit, k, name)
@@ -50,7 +51,7 @@ def _needs(k: int, name: str) -> AdvantageTransform:
 
 
 def _silence_short_groups(k: int) -> AdvantageTransform:
-    """Groups with fewer than k members (verifier failures) have no subset: A = 0."""
+    """A = 0 in groups with fewer than k members (after verifier failures)."""
 
     def apply(credit, rollout):
         enough = solve_rate.by_correct(rollout, credit.member).n >= k
@@ -60,25 +61,30 @@ def _silence_short_groups(k: int) -> AdvantageTransform:
 
 
 def _miss_beside_success(group: Group, k: int) -> jax.Array:
-    """a: chance that k - 1 other members all fail, for a correct sample."""
+    """a: probability that k - 1 other members all fail, for a correct sample."""
     return all_from(group.n - group.c, group.n - 1, k - 1)
 
 
 def _miss_beside_failure(group: Group, k: int) -> jax.Array:
-    """b: chance that k - 1 other members all fail, for a failed sample."""
+    """b: probability that k - 1 other members all fail, for a failed sample."""
     return all_from(group.n - group.c - 1, group.n - 1, k - 1)
 
 
 def _by_class(name: str, k: int, success_fn, failure_fn) -> AdvantageTransform:
     assigned = assign.assign_by_class(success_fn, failure_fn)
-    return chain(_needs(k, f"{name}({k})"), assigned, _silence_short_groups(k))
+    required = _require_samples(k, f"{name}({k})")
+    return chain(required, assigned, _silence_short_groups(k))
 
 
 def assign_pkpo(k: int) -> AdvantageTransform:
-    """A_S = k, A_F = k (1 - b): pass@k's unbiased estimate, no baseline.
+    """A_S = k, A_F = k (1 - b): unbiased gradient of pass@k, without a baseline.
 
-    The mean of max(r) over the subsets of size k that contain the sample, times k.
-    Failures are pushed up too, and a solved group still counts.
+    This is k times the mean of max(r) over the subsets of size k that contain the
+    sample; b is the probability that k - 1 other members all fail. Failures are pushed
+    up as well, and a solved group still has advantages.
+
+    Args:
+      k: subset size, at least 1 and at most G.
 
     Source: PKPO, arXiv:2505.15201 (SECONDARY; here checked by enumerating subsets).
     """
@@ -90,6 +96,11 @@ def assign_pkpo(k: int) -> AdvantageTransform:
 
 def assign_pkpo_minus_one(k: int) -> AdvantageTransform:
     """A_S = k a, A_F = 0: each subset's max minus the max without the sample.
+
+    a is the probability that k - 1 other members all fail.
+
+    Args:
+      k: subset size, at least 1 and at most G.
 
     Source: PKPO's leave-one-out-minus-one baseline, arXiv:2505.15201 (DERIVED here,
       checked by enumerating subsets).
@@ -104,10 +115,13 @@ def assign_pkpo_minus_one(k: int) -> AdvantageTransform:
 
 
 def center_by_pkpo_leave_one_out(k: int) -> AdvantageTransform:
-    """A = a (r - mean of the others): RLOO scaled by the chance that others miss.
+    """A = a (r - mean of the others): RLOO times the probability that others fail.
 
-    Only near the gradient of pass@k / k for large groups (at n = 8, k = 4, p = 1/4 its
-    slope is .482, not .422): a counts the sample's own class.
+    a counts the sample among the successes. So this is near the gradient of pass@k / k
+    only for large groups; at n = 8, k = 4, p = 1/4 its slope is .482 instead of .422.
+
+    Args:
+      k: subset size, at least 1 and at most G.
 
     Source: tajwarfahim/maxrl (SECONDARY code).
     """
@@ -118,7 +132,7 @@ def center_by_pkpo_leave_one_out(k: int) -> AdvantageTransform:
         return credit.replace(advantage=credit.advantage * factor)
 
     return chain(
-        _needs(k, f"center_by_pkpo_leave_one_out({k})"),
+        _require_samples(k, f"center_by_pkpo_leave_one_out({k})"),
         baseline.center_by_leave_one_out(),
         stateless(scale),
         _silence_short_groups(k),
@@ -130,12 +144,13 @@ def assign_pass_at_k_training(
 ) -> AdvantageTransform:
     """A_S = (1 - R) / s, A_F = (1 - R - b) / s: GRPO over all subsets of size k.
 
-    R = 1 - C(n - c, k) / C(n, k) is the mean reward of a subset, s = sqrt(R (1 - R)) +
-    epsilon its deviation; a sample gets the mean over the subsets that contain it.
-    Balanced, and 0 once every subset contains a success (n - c < k).
+    R = 1 - C(n - c, k) / C(n, k) is the mean reward of the subsets,
+    s = sqrt(R (1 - R)) + epsilon its standard deviation. A sample gets the mean
+    advantage of the subsets that contain it. Advantages are balanced, and 0 if every
+    subset contains a success (n - c < k).
 
     Args:
-      k: subset size.
+      k: subset size, at least 1 and at most G.
       epsilon: added to the deviation; the authors' code has 1e-6.
 
     Source: Pass@k Training (PAPER: authors' code, RUCAIBox/Passk_Training).
@@ -162,9 +177,8 @@ def assign_pass_at_k_training(
 def assign_lead_of_best() -> AdvantageTransform:
     """The best sample gets its lead over the second best, the others 0: pass@n.
 
-    Each sample's share in the group's best reward, max(r) - max(r without it). For 0
-    and 1 it is 1 for an only success. Some divide by the group's std: put
-    `scale_by_group_std()` before it.
+    A = max(r) - max(r without the sample). With rewards 0 and 1 only a single success
+    gets 1. To divide by the group's std, as some do, put `scale_by_group_std()` before.
 
     Source: arXiv:2503.19595 (SECONDARY: verl `grpo_passk`).
     """

@@ -1,8 +1,8 @@
-"""Reductions: turn token weights into shares, so that the loss is a plain sum.
+"""Reductions: turn token weights into shares of a mean, so that the loss is a sum.
 
-A reduction's scope is the minibatch of one optimiser step, all rows of all prompts.
-Exactly one stands in each term's weighting. The divisor counts what the filters before
-it have kept; what stands after it does not change the divisor.
+A reduction runs over the minibatch of one optimiser step: all rows of all prompts. Each
+term's weighting contains exactly one. Its divisor counts what the filters before it
+kept; transforms after it do not change the divisor.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ def _reduction(name: str, share: Callable[[jax.Array, Rollout], jax.Array]):
     def apply(credit, rollout):
         if credit.reduced:
             raise ValueError(
-                f"{name} found weights that are reduced already; a term takes exactly"
-                " one reduction: remove one from its weighting."
+                f"{name} needs weights that no reduction has changed, got reduced ones;"
+                " a term takes exactly one reduction: remove one from its weighting."
             )
         return credit.replace(weight=share(credit.weight, rollout), reduced=True)
 
@@ -34,9 +34,9 @@ def token_mean() -> AdvantageTransform:
 
 
 def prompt_mean() -> AdvantageTransform:
-    """Mean over prompts of each one's token mean (DAPO, 2503.14476, eq. 8 as printed).
+    """Mean over prompts of each prompt's token mean (DAPO, 2503.14476, eq. 8).
 
-    Prompts without weight are not counted: those whose groups were filtered out.
+    Prompts without weight, such as filtered groups, are not counted.
     """
 
     def share(w, rollout):
@@ -50,7 +50,7 @@ def prompt_mean() -> AdvantageTransform:
 def sequence_mean() -> AdvantageTransform:
     """Mean over rows of each row's token mean (GRPO, arXiv:2402.03300, eq. 3).
 
-    Rows without weight are not counted: the mean runs over rows that have any token.
+    Rows without weight are not counted.
     """
 
     def share(w, rollout):
@@ -62,9 +62,9 @@ def sequence_mean() -> AdvantageTransform:
 
 
 def constant_length(num_tokens: int) -> AdvantageTransform:
-    """Mean over rows of each row's token sum over a constant (Dr. GRPO, 2503.20783).
+    """Mean over rows of token sums divided by a constant (Dr. GRPO, 2503.20783).
 
-    All P * G rows count, empty ones too: the divisor does not depend on the batch.
+    All P * G rows count, even empty ones: the divisor does not depend on the batch.
 
     Args:
       num_tokens: the constant, tokens; usually the longest completion allowed.
@@ -79,11 +79,10 @@ def constant_length(num_tokens: int) -> AdvantageTransform:
 
 
 def constant_sum(num_tokens: int) -> AdvantageTransform:
-    """A reduction: the sum over all tokens of all rows, over a constant length.
+    """Sum over all tokens of all rows, divided by a constant (LUFFY's and HPT's code).
 
-    LUFFY's and HPT's code do this. Unlike `constant_length` it does not divide by the
-    number of rows, so it grows with the batch. Under Adam the difference matters only
-    beside other terms or a gradient clip.
+    Unlike `constant_length` it does not divide by the number of rows, so it grows with
+    the batch. With Adam that matters only beside other terms or gradient clipping.
 
     Args:
       num_tokens: the constant, tokens.
@@ -95,12 +94,12 @@ def constant_sum(num_tokens: int) -> AdvantageTransform:
 def weighted_sequence_mean(
     row_weight_fn: Callable[[Rollout], jax.Array],
 ) -> AdvantageTransform:
-    """A reduction: the mean of each row's token mean, rows weighted by a number.
+    """Weighted mean over rows of each row's token mean.
 
     sum_i w_i mean_t l_it / sum_i w_i; rows without tokens are not counted.
 
     Args:
-      row_weight_fn: rollout -> broadcastable to f32[P, G], not negative.
+      row_weight_fn: rollout -> w >= 0, broadcastable to f32[P, G].
     """
     check.function("row_weight_fn", row_weight_fn, "rollout")
 
@@ -115,11 +114,11 @@ def weighted_sequence_mean(
 
 
 def scale_weight(coefficient: ArrayLike) -> AdvantageTransform:
-    """Multiplies the weight: a term's coefficient, placed after its reduction.
+    """Multiplies the weight: a term's coefficient; place it after the reduction.
 
     Args:
-      coefficient: >= 0. If a traced one is negative or NaN, the update is refused. To
-        reverse a term, negate its loss function.
+      coefficient: >= 0. If a traced one is negative or NaN, the step is refused. To
+        change a term's sign, negate its loss function.
     """
     check.number("coefficient", coefficient, low=0)
     return stateless(lambda c, r: c.replace(weight=c.weight * coefficient))

@@ -1,7 +1,7 @@
-"""Scales: what multiplies the advantage of a group.
+"""Scales: factors that multiply the advantages of a group.
 
-A scale depends on the spread of a group's rewards, on its solve rate p, on the sign of
-an advantage, or on how the group compares with its batch and with past batches.
+A factor depends on the spread of the group's rewards, on its solve rate p, on the sign
+of the advantage, or on the solve rates of the batch and of past batches.
 Symbols: q = 1 - p; B, the mean solve rate of the batch.
 """
 
@@ -26,11 +26,11 @@ def scale_by_group_std(
 
     Args:
       ddof: 0 for the population standard deviation, 1 for the sample one.
-      epsilon: added to the standard deviation, in units of the reward.
+      epsilon: added to the standard deviation, reward units.
 
-    Variants: TRL ddof 1 + 1e-4, verl and Tunix ddof 1 + 1e-6, EasyDeL ddof 0 + 1e-4;
-      at G = 8 the ddof alone is a factor of 1.069. Here ddof 0 and no epsilon, the
-      formula of arXiv:2402.03300; equal groups are found exactly, so none is needed.
+    Variants: TRL has ddof 1 and epsilon 1e-4, verl and Tunix 1 and 1e-6, EasyDeL 0 and
+      1e-4; at G = 8 the ddof alone is a factor of 1.069. The defaults are the formula
+      of arXiv:2402.03300. No epsilon is needed, as equal groups are detected exactly.
     """
     check.count("ddof", ddof, low=0)
     check.number("epsilon", epsilon, low=0)
@@ -53,8 +53,8 @@ def normalise_by_group(
 ) -> AdvantageTransform:
     """(r - mean) / (std + epsilon) of the group; groups of equal rewards become 0.
 
-    Most papers of GRPO's family leave the convention open and were run on verl, whose
-    numbers are the defaults.
+    Most papers of GRPO's family do not state the convention and were run on verl, so
+    the defaults are verl's.
 
     Args:
       ddof: 1 for the sample standard deviation, 0 for the population one.
@@ -68,11 +68,11 @@ def normalise_by_group(
 def scale_by_group_norm(order: ArrayLike) -> AdvantageTransform:
     """A / (mean |A|^order)^(1 / order); groups of equal advantages become 0.
 
-    After a centring, order 2 is `scale_by_group_std()`, 1 the mean absolute deviation,
-    infinity (`float("inf")`) the largest deviation.
+    After centring, order 2 divides by the standard deviation, 1 by the mean absolute
+    deviation, `float("inf")` by the largest deviation.
 
     Args:
-      order: s > 0.
+      order: > 0, infinity included.
     """
     check.number("order", order, above=0, high=float("inf"))
 
@@ -81,7 +81,7 @@ def scale_by_group_norm(order: ArrayLike) -> AdvantageTransform:
         require_group(credit, 2, "scale_by_group_norm()")
         size = jnp.where(credit.member, jnp.abs(credit.advantage), 0.0)
         top = jnp.max(size, 1, keepdims=True)
-        # Relative to the largest, so that no power overflows: x^inf is then 0 or 1.
+        # Divided by the largest, so that no power overflows; x^inf is then 0 or 1.
         power = numerics.safe_divide(size, top) ** order
         mean = numerics.masked_mean(power, credit.member, 1, keepdims=True)
         norm = jnp.where(equal_groups(credit), 1.0, top * mean ** (1 / order))
@@ -94,11 +94,11 @@ def scale_by_group_norm(order: ArrayLike) -> AdvantageTransform:
 def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
     """A * fn(p), p the mean of the group's rewards, which must lie in [0, 1].
 
-    An infinite factor counts as 0, so `lambda p: 1 / p` is safe: where it is infinite
-    no member has an advantage to scale.
+    An infinite factor counts as 0. So `lambda p: 1 / p` is safe: at p = 0 no member has
+    a nonzero centred reward.
 
     Args:
-      fn: f32[P, 1, 1] -> f32[P, 1, 1], or a number.
+      fn: p f32[P, 1, 1] -> f32[P, 1, 1] or a number.
 
     Returns:
       A stateless transform. Reads `verdict.reward`; changes `advantage` and counts
@@ -120,8 +120,10 @@ def scale_by_rate(fn: Callable[[jax.Array], jax.Array]) -> AdvantageTransform:
 def scale_by_focal_factor(exponent: ArrayLike) -> AdvantageTransform:
     """A * (1 - p)^exponent, p the group's solve rate: focus on hard prompts.
 
-    FADE's difficulty factor with exponent alpha - 1; F-GRPO's with gamma.
-    0^0 counts as 1. Reads `rollout.verdict.reward`, in [0, 1].
+    FADE's difficulty factor has exponent alpha - 1, F-GRPO's gamma. 0^0 counts as 1.
+
+    Returns:
+      A stateless transform; reads `verdict.reward`, which must lie in [0, 1].
     """
     check.number("exponent", exponent)
 
@@ -140,7 +142,7 @@ def focal_factor(p: jax.Array, exponent: ArrayLike) -> jax.Array:
 
 
 def scale_negative(factor: ArrayLike) -> AdvantageTransform:
-    """Multiplies negative advantages: the sign axis (AsymGRPO with factor 1/delta)."""
+    """Multiplies negative advantages by a factor >= 0 (AsymGRPO: 1 / delta)."""
     check.number("factor", factor, low=0)
     return stateless(
         lambda c, r: c.replace(
@@ -150,14 +152,15 @@ def scale_negative(factor: ArrayLike) -> AdvantageTransform:
 
 
 def scale_by_mixed_share() -> AdvantageTransform:
-    """A * groups / mixed groups: the mean runs over groups of unequal advantages alone.
+    """A * groups / mixed groups, where a group is mixed if its advantages differ.
 
-    Without any such group the factor is 1. Logs `mixed_share`.
+    A mean over all groups thereby becomes a mean over the mixed ones. Without any mixed
+    group the factor is 1. Logs `mixed_share`, the fraction of groups that are mixed.
 
     Source: GPG's alpha, arXiv:2504.02546; code AMAP-ML/GPG (PAPER; the factor of 1
       RECONSTRUCTED).
-    Variants: verl's `gpg` has responses / responses of nonzero score instead, another
-      quantity; R1-V divides its loss by the share + 1e-5 on top.
+    Variants: verl's `gpg` has responses / responses of nonzero score, another quantity;
+      R1-V also divides its loss by the share + 1e-5.
     """
 
     def apply(credit, rollout):
@@ -176,14 +179,15 @@ def scale_by_mixed_share() -> AdvantageTransform:
 
 
 def anneal_by_batch_rate(k0: ArrayLike = 1.0) -> AdvantageTransform:
-    """A h, and times min(1, B / k0) where A > 0; B the mean solve rate of the prompts.
+    """A h, and where A > 0 also times min(1, B / k0); B is the batch's solve rate.
 
         h = 1/2 ((1 - B) / (1 - sqrt p) + B / sqrt p)
 
-    As B grows it goes from easy prompts to hard ones and from failures to balance.
+    As B grows, the focus moves from easy prompts to hard ones, and from failures to a
+    balance of successes and failures.
 
     Args:
-      k0: batch solve rate at which the sign is balanced; 1 (mathematics) or 0.5.
+      k0: batch solve rate from which on both are balanced; 1 (mathematics) or 0.5.
 
     Source: A-GRAE (PAPER: authors' code, Yu7-code/A-GRAE).
     """
@@ -204,7 +208,7 @@ def anneal_by_batch_rate(k0: ArrayLike = 1.0) -> AdvantageTransform:
 
 
 class HistoryState(NamedTuple):
-    """Histograms of the last `window` batches, the oldest overwritten first.
+    """Histograms of the last `window` batches, in a ring buffer.
 
     counts: i32[window, G + 1] groups per bin.
     step: i32[] batches so far.
@@ -217,16 +221,16 @@ class HistoryState(NamedTuple):
 def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransform:
     """A * f(p) / F(p), f the histogram of solve rates in (0, 1) of past batches.
 
-    F is the inclusive cumulative sum of f: where all lower rates are rare, the factor
-    is near 1; above them it falls. The bin of p is floor(p (G + 1)), taken in integers.
-    Each batch enters the history after its own factors are taken, so a rate that was
-    not seen before has factor 0. While the history is empty (in the first batch, or
-    until some group is mixed) a batch uses its own histogram. Solve rates 0 and 1 never
-    enter and have factor 0.
+    F is the inclusive cumulative sum of f, so the factor is near 1 where all lower
+    rates are rare. The bin of p is floor(p (G + 1)), computed in integers. A batch
+    enters the history after its own factors are computed, so a rate that was not seen
+    before has factor 0. While the history is empty (in the first batch, or until some
+    group is mixed) a batch uses its own histogram. Solve rates 0 and 1 never enter the
+    history and have factor 0.
 
     Args:
       num_samples: G, samples per prompt; the histogram has G + 1 bins.
-      window: batches remembered.
+      window: number of past batches in the histogram.
 
     Returns:
       A stateful transform; reads `verdict.correct`.
@@ -243,9 +247,8 @@ def scale_by_history(num_samples: int, *, window: int = 10) -> AdvantageTransfor
     def update(credit, rollout, state):
         if credit.advantage.shape[1] != num_samples:
             raise ValueError(
-                f"scale_by_history({num_samples}) keeps one bin per sample and got an"
-                f" advantage of shape {credit.advantage.shape} ([P, G, 1]); pass G as"
-                " num_samples."
+                f"scale_by_history({num_samples}) needs num_samples = G, got an"
+                f" advantage of shape {credit.advantage.shape} ([P, G, 1]); pass its G."
             )
         group = solve_rate.by_correct(rollout, credit.member)
         c, n = group.c.astype(jnp.int32), group.n.astype(jnp.int32)

@@ -1,10 +1,9 @@
-"""The seam where users' functions enter: what they return is checked after the call.
+"""Checks of what users' transforms and loss functions return.
 
-An array that lacks an axis broadcasts. Where P = G or G = T that raises no error, and
-the run trains on another objective. So the results of transforms and loss functions
-must have the shapes and dtypes of their type, and where sizes coincide, functions are
-traced once more with sizes that differ. The checks run when traced and cost nothing at
-run time.
+An array that lacks an axis broadcasts. If P = G or G = T, this raises no error, and the
+run silently trains on another objective. So every result must have the shapes and
+dtypes of its type. If some of P, G and T are equal, the function is also traced with
+sizes that differ. The checks run at trace time and cost nothing at run time.
 """
 
 import contextlib
@@ -23,7 +22,11 @@ Sizes = tuple[int, int, int]
 
 
 class BrokenLaw(ValueError):
-    """A transform or loss function broke the law of its type; says which and where."""
+    """A transform or loss function returned what its type does not allow.
+
+    place: which function it is: term, chain and link.
+    what: what it must return, what it returned, what to do.
+    """
 
     def __init__(self, place: str, what: str):
         super().__init__(f"{place} {what}")
@@ -34,11 +37,11 @@ def transformed(transform, credit: Credit, rollout: Rollout, state, place: str):
     """(credit, state) of the transform's update, checked.
 
     Args:
-      place: whose update it is, for the message.
+      place: where the transform stands, for the message.
 
     Raises:
-      BrokenLaw: when traced, if what comes back is no (credit, state) of the right
-        shapes and dtypes, for these sizes of P, G and T or for unequal ones.
+      BrokenLaw: when traced, if the result is no (credit, state) with the right shapes
+        and dtypes, for these sizes of P, G and T or for unequal ones.
     """
     place = f"{place} ({name_of(transform.update)})"
 
@@ -61,7 +64,7 @@ def loss_of(loss_fn, now, credit: Credit, rollout: Rollout, place: str) -> jax.A
 
 
 def name_of(fn) -> str:
-    """The name of the factory that made a function, else its own."""
+    """The name of the factory that made a function, or else the function's own."""
     name = getattr(fn, "__qualname__", type(fn).__name__)
     return name.split(".<locals>")[0].removeprefix("_")
 
@@ -82,7 +85,7 @@ def _called(fn: Callable, args: tuple, require: Callable, place: str):
 
 
 def _fixed(fn, args) -> set[int]:
-    """Sizes of the function's constants and state, which cannot be changed."""
+    """Sizes that occur in the function's constants and state and so must not change."""
     arrays = jax.make_jaxpr(fn)(*args).consts
     if isinstance(args[0], Credit):  # (credit, rollout, state)
         arrays = [*arrays, *jax.tree.leaves(args[2])]
@@ -90,9 +93,10 @@ def _fixed(fn, args) -> set[int]:
 
 
 def unequal(sizes: Sizes, fixed: Collection[int] = ()) -> Sizes:
-    """Sizes of P, G and T that differ where these do not; G stays, it may be fixed.
+    """Sizes for P and T such that P, G and T all differ; G stays.
 
-    Multiples, so that P still divides by what it is sharded over.
+    The new sizes are multiples of the old ones, so that P still divides by the devices
+    it is sharded over. Sizes of 1 and those in `fixed` stay as well.
 
     >>> unequal((4, 4, 4))
     (12, 4, 8)
@@ -109,19 +113,19 @@ def unequal(sizes: Sizes, fixed: Collection[int] = ()) -> Sizes:
 
 
 def _resized(args, old: Sizes, new: Sizes):
-    """The shapes that the arguments have for a rollout of the new sizes."""
+    """The arguments' shapes for a rollout of the new sizes."""
 
     def tokens(x) -> Any:
         shape = (*x.shape[:2], new[2], *x.shape[3:])
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
-    def answers(x):  # stored ones are as long as completions
+    def answers(x):  # stored answers have T tokens, as completions do
         if x.ndim > 1 and x.shape[-1] == old[2]:
             return jax.ShapeDtypeStruct((*x.shape[:-1], new[2]), x.dtype)
         return x
 
     def prompts(x):
-        # All arrays begin with [P, ...] but a credit's metrics, which are scalars.
+        # All arrays begin with [P, ...], except a credit's metrics, which are scalars.
         return jax.ShapeDtypeStruct((new[0], *x.shape[1:]) if x.shape else (), x.dtype)
 
     def resized(x):
@@ -139,7 +143,7 @@ def _resized(args, old: Sizes, new: Sizes):
 def _watching(place: str):
     try:
         yield
-    except BrokenLaw as error:  # of a link further in
+    except BrokenLaw as error:  # from a nested chain: prepend this place
         raise BrokenLaw(f"{place}, {error.place}", error.what) from error.__cause__
     except (TypeError, ValueError) as error:
         if "broadcast" not in str(error):

@@ -1,7 +1,7 @@
-"""Shaping of rewards and advantages by lengths, confidence and a teacher.
+"""Shaping: rewards and advantages changed by length, confidence or a teacher.
 
-For `advantage=`: rewards are shaped at the head of the chain, before the baseline,
-advantages at its end. The verdict stays as it was given.
+All belong into `advantage=`. Transforms that shape the reward stand before the
+baseline, those that shape the advantage after it. The verdict itself never changes.
 """
 
 from collections.abc import Callable
@@ -16,24 +16,25 @@ from rljax.advantage.algebra import AdvantageTransform, stateless
 
 
 def rescale_reward(*, scale: ArrayLike, shift: ArrayLike) -> AdvantageTransform:
-    """scale r + shift; DAPO's rewards of +1 and -1 are scale 2, shift -1."""
+    """scale r + shift; for DAPO's rewards of -1 and 1: scale 2, shift -1."""
     check.number("scale", scale)
     check.number("shift", shift)
     return stateless(lambda c, r: c.replace(advantage=scale * c.advantage + shift))
 
 
 def punish_overlong(*, max_tokens: int, buffer: int) -> AdvantageTransform:
-    """Adds DAPO's soft punishment of overlong completions, in [-1, 0].
+    """Adds DAPO's soft punishment of overlong completions, in [-1, 0], to the reward.
 
-    0 up to max_tokens - buffer; ((max_tokens - buffer) - length) / buffer in between;
-    -1 beyond max_tokens. For the head of the chain: it is part of the reward.
+    It is 0 up to max_tokens - buffer, falls linearly as
+    ((max_tokens - buffer) - length) / buffer, and is -1 from max_tokens on. Place it
+    before the baseline.
 
     Args:
       max_tokens: completion tokens at which the punishment is -1.
       buffer: length of the slope, tokens, at most max_tokens.
 
     Source: arXiv:2503.14476, eq. (13) (PAPER).
-    Variants: Tunix counts characters and does not stop at -1; TRL is as here.
+    Variants: Tunix counts characters and does not stop at -1; TRL does as here.
     """
     check.number("max_tokens", max_tokens, above=0)
     check.number("buffer", buffer, above=0, high=max_tokens)
@@ -54,7 +55,7 @@ def summed(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def averaged(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
-    """f32[P, G, 1]: mean over a row's tokens, which does not grow with its length."""
+    """f32[P, G, 1]: mean over a row's tokens; unlike the sum, independent of length."""
     return numerics.masked_mean(log_ratio, mask, -1, keepdims=True)
 
 
@@ -64,10 +65,10 @@ def punish_confident_errors(
 ) -> AdvantageTransform:
     """A (1 + alpha softplus(c)) where A < 0, c = log(pi_old / pi_ref) of the row (ACE).
 
-    At c = 0 the multiplier is already 1 + 0.69 alpha. Stands after the baseline.
+    At c = 0 the factor is already 1 + 0.69 alpha. Place it after the baseline.
 
     Args:
-      alpha: strength, >= 0; 1 is a placeholder.
+      alpha: strength, >= 0; 1 is a placeholder, the paper's value is unknown.
       confidence_fn: (log-ratios, mask) -> c: `summed` (the paper's) or `averaged`.
 
     Returns:
@@ -92,17 +93,17 @@ def follow_teacher_by_entropy(
     beta: ArrayLike = 0.1,
     entropy_quantile: ArrayLike = 0.8,
 ) -> AdvantageTransform:
-    """A + beta omega d: towards the teacher where certain, else away from it (DASD).
+    """A + beta omega d: towards the teacher at low entropy, away at high (DASD).
 
         omega = tanh((tau - H) / sigma) sigmoid(|d| - 1),  d = gap / mean |gap|
 
-    gap = log(pi_teacher / pi_old) of a token, tau a quantile and sigma the mean
-    absolute deviation of the entropies H; all of them are the row's own.
+    gap = log(pi_teacher / pi_old) of a token; tau is a quantile and sigma the mean
+    absolute deviation of the entropies H. All statistics run over the row.
 
     Args:
-      beta: strength; 0.1 is a placeholder, the paper's is unknown.
-      entropy_quantile: tau's fraction. 0.8 repels the top 20 % of tokens; the paper's
-        "rho = 0.20" could also mean 0.2, which repels 80 %.
+      beta: strength; 0.1 is a placeholder, the paper's value is unknown.
+      entropy_quantile: fraction below tau. 0.8 repels the top 20 % of tokens; the
+        paper's "rho = 0.20" could also mean 0.2, which repels 80 %.
 
     Returns:
       A stateless transform; its advantage is f32[P, G, T]. Reads `rollout.old` and
@@ -117,7 +118,7 @@ def follow_teacher_by_entropy(
     def apply(credit, rollout):
         mask, entropy = rollout.samples.mask, rollout.old.entropy
         gap = rollout.teacher.logp - rollout.old.logp
-        # d is relative to its mean: of a teacher that agrees it would be all rounding.
+        # d is relative to its mean: for a teacher that agrees it would be all rounding.
         gap = jnp.where(mask & (jnp.abs(gap) > numerics.ROUNDING), gap, 0.0)
         d = gap / jnp.maximum(averaged(jnp.abs(gap), mask), 1e-8)
         tau = order.quantile(entropy, mask, entropy_quantile)

@@ -1,9 +1,10 @@
-"""One solve rate: what the verified samples of a group say about its prompt.
+"""The solve rate of a group: its one definition.
 
-A row whose verifier failed is neither right nor wrong, and its verdict is read nowhere:
-[right, right, verifier failed] is a solved group. Advantages, filters, dynamic
-sampling, masses and metrics all count here. Rewards between 0 and 1 are counted as
-successes in part, so that for rewards 0 and 1 both counts are the same number.
+Advantages, filters, dynamic sampling, masses and metrics all use it. A row whose
+verifier failed is neither right nor wrong, and its verdict is never read:
+[right, right, verifier failed] is a solved group. Successes are counted by
+`verdict.correct`, or by `verdict.reward`, where a reward between 0 and 1 counts as a
+fraction of a success. For rewards 0 and 1 both give the same.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from rljax.types import NotMeasured, Rollout, Verdict
 
 
 class Group(NamedTuple):
-    """What a group of samples says about its prompt; each f32[P, 1, 1]."""
+    """Counts of each group of samples, f32[P, 1, 1]."""
 
     c: jax.Array  # successes among the members, count
     n: jax.Array  # members, count
@@ -41,7 +42,7 @@ def of(success: jax.Array, member: jax.Array) -> Group:
     """Counts over each group's members.
 
     Args:
-      success: f32 or bool[P, G, 1]; read for members alone, others' may be NaN.
+      success: f32 or bool[P, G, 1]; read for members only, others may be NaN.
       member: bool[P, G, 1].
     """
     success = jnp.where(member, success.astype(jnp.float32), 0.0)
@@ -52,21 +53,21 @@ def of(success: jax.Array, member: jax.Array) -> Group:
 
 
 def by_correct(rollout: Rollout, member: jax.Array | None = None) -> Group:
-    """Successes by `verdict.correct`; `member` is `members(rollout)` by default."""
+    """Counts successes by `verdict.correct`; `member` defaults to all `members`."""
     member = members(rollout) if member is None else member
     return of(rollout.verdict.correct[..., None], member)
 
 
 def by_reward(rollout: Rollout, member: jax.Array | None = None) -> Group:
-    """Successes in units of `verdict.reward`, for rewards in [0, 1]."""
+    """Counts successes by `verdict.reward`, for rewards in [0, 1]."""
     member = members(rollout) if member is None else member
     return of(rollout.verdict.reward[..., None], member)
 
 
 def members(rollout: Rollout) -> jax.Array:
-    """bool[P, G, 1]: verified rows with any token (short groups have rows without).
+    """bool[P, G, 1]: rows with at least one token whose verifier did not fail.
 
-    Without a verdict every row with a token.
+    Without a verdict, all rows with a token. (Short groups have rows without tokens.)
     """
     filled = jnp.any(rollout.samples.mask, -1, keepdims=True)
     try:
@@ -76,9 +77,9 @@ def members(rollout: Rollout) -> jax.Array:
 
 
 def only_verified(rollout: Rollout) -> Rollout:
-    """The rollout with verdicts of failed verifications replaced: 0 and not correct.
+    """The rollout with reward 0 and `correct` False where the verifier failed.
 
-    What a verifier that failed has written there, NaN perhaps, reaches no transform.
+    A failed verifier may have left anything there, even NaN; no transform must see it.
     """
     if not isinstance(rollout.verdict, Verdict):
         return rollout

@@ -1,8 +1,9 @@
-"""Filters that compare tokens of a whole minibatch under the current policy.
+"""Filters that compare the tokens of a whole minibatch under the current policy.
 
-They stand in `weighting=` and change `weight` alone. Before a reduction the divisor
-counts the kept tokens; after it the divisor counts all. Each docstring says where its
-paper stands. A token is valid if it has a weight. Selections carry no gradient.
+They belong into `weighting=` and change only `weight`. Before a reduction the divisor
+counts the kept tokens; after it the divisor counts all. Each docstring says which of
+the two its paper does. A token is valid if its weight is not 0. Selections carry no
+gradient.
 """
 
 from collections.abc import Callable
@@ -25,13 +26,13 @@ def _keep(credit: Credit, kept: jax.Array) -> Credit:
 
 
 def low_probability(rare: jax.Array, valid: jax.Array) -> jax.Array:
-    """STAPO's entropy quantile runs over rare rewarded tokens (v4, v5 of the paper)."""
+    """The population of STAPO's quantile: rare rewarded tokens (paper v4, v5)."""
     del valid
     return rare
 
 
 def all_tokens(rare: jax.Array, valid: jax.Array) -> jax.Array:
-    """STAPO's entropy quantile runs over every token (v1, v2 of the paper)."""
+    """The population of STAPO's quantile: every valid token (paper v1, v2)."""
     del rare
     return valid
 
@@ -42,17 +43,18 @@ def silence_spurious(
     entropy_quantile: ArrayLike = 0.75,
     population_fn: Callable[[jax.Array, jax.Array], jax.Array] = low_probability,
 ) -> AdvantageTransform:
-    """Drops tokens that are rare, certain and rewarded (STAPO).
+    """Drops improbable tokens of low entropy that were rewarded (STAPO).
 
-    Rare: A > 0 and pi(token) < max_prob, under the current policy. Dropped: the rare
-    ones whose entropy lies below the quantile of the population's entropies, over the
-    whole minibatch. Stands before `token_mean()`: the divisor counts what is left.
+    A token is rare if A > 0 and pi(token) < max_prob under the current policy. A rare
+    token is dropped if its entropy is below a quantile of the entropies of a population
+    of tokens, taken over the minibatch. Place it before `token_mean()`, so that the
+    divisor counts what is left.
 
     Args:
-      max_prob: a probability, fixed.
-      entropy_quantile: a fraction, linearly interpolated.
-      population_fn: (rare, valid) -> bool[P, G, T] whose entropies the quantile is of:
-        `low_probability`, or `all_tokens` (the first versions, with quantile 0.8).
+      max_prob: a probability.
+      entropy_quantile: a fraction; the quantile is linearly interpolated.
+      population_fn: (rare, valid) -> bool[P, G, T], the tokens over which the quantile
+        runs: `low_probability`, or `all_tokens` (paper v1 and v2, with quantile 0.8).
 
     Returns:
       A stateless transform; reads `rollout.current`, logs `dropped_share`.
@@ -76,13 +78,13 @@ def silence_spurious(
 
 
 def by_count(values: jax.Array, valid: jax.Array, fraction) -> jax.Array:
-    """The max(1, ceil(fraction N)) largest: the released code of 20-Entropy."""
+    """bool[P, G, T]: the max(1, ceil(fraction N)) largest (20-Entropy's code)."""
     count = jnp.maximum(jnp.ceil(order.share(valid, fraction)), 1)
     return order.largest(values, valid, count)
 
 
 def by_quantile(values: jax.Array, valid: jax.Array, fraction) -> jax.Array:
-    """All at or above the (1 - fraction) quantile: TRL's rule."""
+    """bool[P, G, T]: all values at or above the (1 - fraction) quantile (TRL)."""
     return valid & (values >= order.quantile_of_all(values, valid, 1 - fraction))
 
 
@@ -90,10 +92,10 @@ def keep_top_entropy(
     fraction: ArrayLike = 0.2,
     select_fn: Callable[..., jax.Array] = by_count,
 ) -> AdvantageTransform:
-    """Keeps the fraction of the minibatch's tokens with the highest entropies.
+    """Keeps the given fraction of the minibatch's tokens, those of highest entropy.
 
-    Before `token_mean()` the divisor counts kept tokens (the authors' code), after it
-    all of them (the paper's equation and TRL): a factor of 1 / fraction in scale.
+    Before `token_mean()` the divisor counts the kept tokens (the authors' code), after
+    it all tokens (the paper's equation, TRL). The two differ by a factor 1 / fraction.
 
     Args:
       fraction: in (0, 1].
@@ -104,7 +106,7 @@ def keep_top_entropy(
 
     Source: arXiv:2506.01939; code Shenzhi-Wang/Beyond-the-80-20-Rule-RLVR@6f5dda6f
       verl/workers/actor/dp_actor.py (PAPER).
-    Variants: the code selects per microbatch.
+    Variants: the authors' code selects within each microbatch.
     """
     check.number("fraction", fraction, above=0, high=1)
     check.function("select_fn", select_fn, "values, valid, fraction")
@@ -120,7 +122,7 @@ def covariance(credit: Credit, rollout: Rollout) -> jax.Array:
     """f32[P, G, T]: (log pi - mean log pi) (A - mean A), means over valid tokens.
 
     Source: arXiv:2505.22617, eq. (10) (PAPER).
-    Variants: the means are the minibatch's; the authors' code takes each microbatch's.
+    Variants: here means run over the minibatch, in the authors' code over a microbatch.
     """
     valid = credit.weighs
     logp = rollout.current.logp
@@ -132,8 +134,11 @@ def covariance(credit: Credit, rollout: Rollout) -> jax.Array:
 def keep_covariant(fraction: ArrayLike = 2e-3) -> AdvantageTransform:
     """Keeps the max(1, floor(fraction N)) tokens of largest covariance (KL-Cov).
 
-    Stands in the penalty's own term, after the reduction: these tokens pay the penalty,
-    and the divisor counts all tokens.
+    Place it in the term of the KL penalty, after the reduction: only these tokens pay
+    the penalty, while the divisor counts all tokens.
+
+    Args:
+      fraction: of the minibatch's N valid tokens.
 
     Source: arXiv:2505.22617, eqs. (13)-(14); code PRIME-RL/Entropy-Mechanism-of-RL
       verl/trainer/ppo/core_algos.py (PAPER).
@@ -156,21 +161,21 @@ def drop_covariant(
     clipped_fn: Callable[[Credit, Rollout], jax.Array],
     seed: ArrayLike = 0,
 ) -> AdvantageTransform:
-    """Drops a few tokens at random among those of high covariance (Clip-Cov).
+    """Drops a few random tokens among those of high covariance (Clip-Cov).
 
-    Candidates have low < covariance < high and are not clipped already;
-    max(1, floor(fraction N)) of them are drawn, all if there are fewer. Stands after
-    `token_mean()`: the dropped stay in the divisor.
+    Candidates have low < covariance < high and are not clipped by the surrogate;
+    max(1, floor(fraction N)) of them are drawn, or all if there are fewer. Place it
+    after `token_mean()`, so that the divisor also counts the dropped tokens.
 
-    The draw is keyed by seed, number of updates, prompt id, sample and position, so it
+    The draw is keyed by seed, number of updates, prompt id, sample and position. So it
     does not depend on order, padding, sharding or microbatches, and a resumed run draws
-    the same. Members of a population draw alike unless their seeds differ.
+    the same tokens. Runs of a population with equal seeds draw equal numbers.
 
     Args:
-      fraction: of the minibatch's valid tokens.
+      fraction: of the minibatch's N valid tokens.
       low, high: bounds of the covariance, nats times advantage.
-      clipped_fn: (credit, rollout) -> bool[P, G, T], what the surrogate clips.
-      seed: an integer; may be traced.
+      clipped_fn: (credit, rollout) -> bool[P, G, T], tokens that the surrogate clips.
+      seed: an integer in [0, 2**32); may be traced.
 
     Returns:
       A transform whose state counts its updates, i32[]; reads `rollout.current`.
@@ -196,10 +201,10 @@ def drop_covariant(
 
 
 def _noise(key, prompt_id, shape):
-    """f32[P, G, T] in [0, 1); each entry depends on its identity, not on the shape."""
+    """Uniform f32[P, G, T] in [0, 1) that depends on identities, not on the shape."""
 
     def row(prompt, sample):
-        # Threefry is counter-based: a longer draw begins with the shorter one.
+        # Threefry is counter-based: a longer draw begins with the same numbers.
         return jax.random.uniform(keys.at(key, prompt, sample), shape[2:], jnp.float32)
 
     rows = jax.vmap(jax.vmap(row, (None, 0)), (0, None))

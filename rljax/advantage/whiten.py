@@ -1,7 +1,7 @@
 """Whitening: advantages centred and scaled over the whole batch.
 
 Statistics run over all prompts, samples and hosts of the rollout batch, so a group's
-advantage depends on the groups beside it.
+advantages depend on the other groups.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from rljax.types import Credit
 
 
 def by_token(credit: Credit) -> jax.Array:
-    """f32[P, G, T]: every token counts alike, as its weight says."""
+    """f32[P, G, T]: each token of a member counts by its weight."""
     return jnp.where(credit.member, credit.weight, 0.0)
 
 
 def by_row(credit: Credit) -> jax.Array:
-    """f32[P, G, 1]: every member counts alike, whatever its length."""
+    """f32[P, G, 1]: each member counts equally, whatever its length."""
     return credit.member.astype(jnp.float32)
 
 
@@ -34,10 +34,11 @@ def whiten_by_batch(
     """(A - mean) / sqrt(max(variance, floor)), both over the batch.
 
     Args:
-      ddof: 0 for the population variance (OpenRLHF, the authors' framework), 1 for
-        Bessel's (verl).
-      floor: least variance, in squared units of the reward.
-      share_fn: what counts how much: `by_token` (OpenRLHF and verl) or `by_row`.
+      ddof: 0 for the population variance (OpenRLHF, the authors' framework), 1 for the
+        sample variance (verl).
+      floor: smallest variance, squared reward units.
+      share_fn: credit -> f32[P, G, T or 1], how much each entry counts in mean and
+        variance: `by_token` (OpenRLHF and verl) or `by_row`.
 
     Source: REINFORCE++, arXiv:2501.03262 (PAPER: authors' code).
     Variants: verl adds 1e-8 to the variance instead of a floor.
@@ -57,7 +58,7 @@ def whiten_by_batch(
         variance = numerics.safe_divide(square, jnp.maximum(total - ddof, 0.0))
         high = jnp.max(jnp.where(share > 0, a, -jnp.inf))
         low = jnp.min(jnp.where(share > 0, a, jnp.inf))
-        # Equal values are found exactly: rounding in their mean is no advantage.
+        # Equal values are detected exactly: rounding must not be scaled up.
         scale = jnp.where(high > low, jax.lax.rsqrt(jnp.maximum(variance, floor)), 0.0)
         return credit.replace(advantage=(credit.advantage - center) * scale)
 

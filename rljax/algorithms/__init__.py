@@ -1,8 +1,11 @@
-"""Recipes: functions from numbers to an `Algorithm`, each citing its equations.
+"""Recipes: functions from hyper-parameters to an `Algorithm`, with their equations.
 
-A recipe is a dozen lines made of `rljax.advantage` and `rljax.loss`; a file holds one
-method or one family, and is named after it. The section "Source:" of its docstring says
-where its formula is from, and ends in parentheses with one of the tags
+A recipe is a dozen lines made of `rljax.advantage` and `rljax.loss`. A file holds one
+method or one family and is named after it. Symbols of the docstrings: r is a sample's
+reward, p the solve rate of its group, q = 1 - p; A_S and A_F are the advantages of
+successes and failures; a mass is p A_S or -q A_F; f is the objective that the method
+ascends on-policy; rho is the ratio pi / pi_old; sg[x] is x without its gradient. The
+section "Source:" says where the formula is from and ends in one of the tags
 
     PAPER          the paper's text or its authors' code
     SECONDARY      third parties that agree
@@ -10,8 +13,8 @@ where its formula is from, and ends in parentheses with one of the tags
     DERIVED        algebra from a stated formula
     TEXTBOOK       known to everybody
 
-`docs/methods.md` lists all recipes. A new recipe is a function in a file here, or in
-your own file. Nothing here knows models, samplers or the learner.
+`docs/methods.md` lists all recipes. Add a recipe as a function to a file here, or write
+it in your own file. Nothing here knows models, samplers or the learner.
 """
 
 from rljax.algorithms.a_grae import a_grae

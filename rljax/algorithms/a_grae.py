@@ -14,7 +14,8 @@ def a_grae(
     B is the mean solve rate of the batch, h the factor of `adv.anneal_by_batch_rate`.
 
     Args:
-      k0: solve rate at which the sign is balanced; 1 for mathematics, else 0.5.
+      k0: batch solve rate from which on successes and failures are balanced; 1 for
+        mathematics, else 0.5.
       ddof: of the group's standard deviation; 1 in the authors' code.
       clip: distance of both bounds of the ratio from 1.
 

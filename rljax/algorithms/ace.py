@@ -1,4 +1,4 @@
-"""ACE: errors are punished by the confidence with which they were made."""
+"""ACE: confident errors are punished more."""
 
 from jax.typing import ArrayLike
 
@@ -9,9 +9,9 @@ from rljax import loss
 def ace(
     *, alpha: ArrayLike = 1.0, low: ArrayLike = 0.2, high: ArrayLike = 0.28
 ) -> adv.Algorithm:
-    """Wrong samples are punished more the surer the policy has become of them (ACE).
+    """Wrong samples are punished more if pi_old / pi_ref is high (ACE).
 
-    Composed with DAPO's clip and mean. Needs reference parameters.
+    Composed with DAPO's clip and token mean. Needs reference parameters.
 
     Args:
       alpha: strength of the punishment, >= 0; 1 is a placeholder.

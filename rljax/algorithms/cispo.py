@@ -10,8 +10,8 @@ def cispo(*, cap: ArrayLike = 5.0) -> adv.Algorithm:
     """REINFORCE with a capped, detached ratio: no token loses its gradient (CISPO).
 
     Args:
-      cap: of the ratio itself (TRL's convention, ScaleRL's value). verl's number is
-        cap - 1.
+      cap: upper bound of the ratio itself (TRL's convention, ScaleRL's value). verl's
+        number is cap - 1.
 
     Source: MiniMax-M1, arXiv:2506.13585 (SECONDARY).
     """
@@ -25,7 +25,7 @@ def cispo(*, cap: ArrayLike = 5.0) -> adv.Algorithm:
 
 
 def minpro(*, low: ArrayLike = 1.0, high: ArrayLike = 0.28) -> adv.Algorithm:
-    """CISPO with the smallest ratio of the prefix as a factor (MinPRO).
+    """CISPO with the ratio times the smallest ratio of its prefix (MinPRO).
 
     Args:
       low: distance of the floor from 1; 1 is no floor.

@@ -1,8 +1,8 @@
 """The entropy mechanism: Clip-Cov and KL-Cov.
 
-Entropy falls with the covariance of log-probability and advantage; both methods hold
-back the few tokens where it is largest. `rljax.analysis.entropy_law` fits the law
-R = -a exp(H) + b.
+A large covariance of log-probability and advantage lowers the entropy. Both methods
+restrain the few tokens where it is largest. `rljax.analysis.entropy_law` fits the
+paper's law of reward and entropy, R = -a exp(H) + b.
 """
 
 from jax.typing import ArrayLike
@@ -51,18 +51,18 @@ def clip_cov(
 
 
 def kl_cov(*, fraction: ArrayLike = 2e-3, beta: ArrayLike = 1.0) -> adv.Algorithm:
-    """Tokens of the highest covariance pay for leaving the old policy (KL-Cov).
+    """Tokens of the highest covariance pay a penalty |log rho| (KL-Cov).
 
-    No clip at all. The penalty |log rho| has no gradient at rho = 1, up to rounding
-    (`loss.kl_absolute`): on the first, on-policy step it does nothing.
+    The ratio is not clipped. The penalty has no gradient at rho = 1, up to rounding
+    (`loss.kl_absolute`), so it does nothing on the first, on-policy step.
 
     Args:
-      fraction: of the minibatch's tokens; 2e-3 (7B), 2e-4 (32B).
+      fraction: of the minibatch's tokens that pay; 2e-3 (7B), 2e-4 (32B).
       beta: the penalty's coefficient.
 
     Source: arXiv:2505.22617, eqs. (13)-(14); code
       PRIME-RL/Entropy-Mechanism-of-RL@88505792 verl/trainer/ppo/core_algos.py (PAPER).
-    Variants: the equation has KL(old, now) in the place of the sampled |log rho|.
+    Variants: the paper's equation has KL(old, now) in place of the sampled |log rho|.
     """
     check.number("beta", beta, low=0)
     select = adv.chain(

@@ -1,4 +1,4 @@
-"""CurveRL: advantages scaled by how rare a solve rate has been of late."""
+"""CurveRL: advantages scaled by a histogram of recent solve rates."""
 
 from jax.typing import ArrayLike
 
@@ -11,11 +11,11 @@ def curve_rl(
 ) -> adv.Algorithm:
     """A = w (r - p), w = f(p) / F(p) of the last batches' solve rates (CurveRL).
 
-    The histogram f of the solve rates and its cumulative sum F are state.
+    f is the histogram of past solve rates, F its cumulative sum; both are state.
 
     Args:
       num_samples: G, samples per prompt.
-      window: batches remembered.
+      window: number of past batches in the histogram.
       clip: distance of both bounds of the ratio from 1.
 
     Source: code zhyzmath/CurveRL (PAPER).

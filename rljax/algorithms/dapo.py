@@ -20,9 +20,9 @@ def dapo(
 
     Source: arXiv:2503.14476, eqs. (8)-(13) (PAPER).
     Variants: the paper divides by each group's tokens (`adv.prompt_mean`), verl (as
-      here) by those of the minibatch. verl's script adds a dual clip with 10. To
-      resample until the batch is full of mixed groups is the learner's matter
-      (`rljax.learn.dynamic_sampling`).
+      here) by those of the minibatch. verl's script adds a dual clip with cap 10. The
+      paper also resamples until the batch is full of mixed groups; for that wrap the
+      learner in `rljax.learn.dynamic_sampling`.
     """
     return adv.algorithm(
         policy=adv.Term(
@@ -41,7 +41,7 @@ def dapo(
 def justrl(
     *, low: ArrayLike = 0.2, high: ArrayLike = 0.28, cap: ArrayLike = 10.0
 ) -> adv.Algorithm:
-    """Group-normalised advantage, clip-higher, dual clip, token mean: nothing else.
+    """Group-normalised advantage, clip-higher, dual clip, token mean (JustRL).
 
     Args:
       low, high: distances of the clip's bounds from 1.

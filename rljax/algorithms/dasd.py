@@ -1,4 +1,4 @@
-"""DASD: self-distillation whose direction follows the policy's certainty."""
+"""DASD: self-distillation whose direction depends on each token's entropy."""
 
 from jax.typing import ArrayLike
 
@@ -13,13 +13,13 @@ def dasd(
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.28,
 ) -> adv.Algorithm:
-    """Self-distillation towards the teacher where certain, away where not (DASD).
+    """Self-distillation: towards the teacher at low entropy, away at high (DASD).
 
     Needs a teacher: `actor(..., teacher=rljax.policy.privileged_teacher(policy))`.
 
     Args:
-      beta: strength; 0.1 is a placeholder, the paper's is unknown.
-      entropy_quantile: fraction of a row's tokens that are drawn to the teacher.
+      beta: strength; 0.1 is a placeholder, the paper's value is unknown.
+      entropy_quantile: fraction of a row's tokens that move towards the teacher.
       low, high: distances of the clip's bounds from 1.
 
     Source: arXiv:2605.22263 (SECONDARY; beta, clip and normalisers RECONSTRUCTED).

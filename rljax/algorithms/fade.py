@@ -16,18 +16,19 @@ def fade(
     delta_min: ArrayLike = 0.3,
     clip: ArrayLike = 0.2,
 ) -> adv.Algorithm:
-    """A_S = q^alpha, A_F = -p q^(alpha-1) / delta, alpha and delta following the run.
+    """A_S = q^alpha, A_F = -p q^(alpha-1) / delta; alpha, delta follow the run (FADE).
 
-    Masses p q^alpha and p q^alpha / delta: hard prompts and balance early; easier ones
-    and failures late. PPO's clipped ratio, mean over tokens.
+    The masses are p q^alpha and p q^alpha / delta. Early in a run they focus on hard
+    prompts and are balanced; later on easier prompts and on failures. The loss is PPO's
+    clipped ratio, mean over tokens.
 
     Args:
       entropy_target: H*, nats; None is `entropy_target_frac` of the initial entropy.
       entropy_target_frac: fraction; 0.5 is what the paper found best.
       ema_rate: weight of the new value in both running averages, a fraction.
       p_init: solve rate before the first batch, a fraction.
-      alpha_max: the hardest focus.
-      delta_min: the strongest tilt to failures.
+      alpha_max: largest alpha, the strongest focus on hard prompts.
+      delta_min: smallest delta, the strongest weight of failures.
       clip: distance of both bounds of the ratio from 1 (not found in the paper).
 
     Source: arXiv:2607.01490 v1 (formula SECONDARY; convention of the averages, scope of

@@ -4,8 +4,8 @@
     L = tokmean_{k,t} [-A_k sg[C(p_kt)] log p_kt],       C = 1 if p > tau else p
 
 Mixed groups come from `rollout.mixed`: `side_by_side(sampler(...), stored_answers())`.
-Every member is verified alike, and nothing in the loss knows where a row came from: no
-ratio, no clip, no KL, no old statistics.
+Every row is verified in the same way, and the loss does not depend on where a row came
+from: it has no ratio, no clip, no KL, and reads no old statistics.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,16 @@ def gft(
     """Group Advantage Learning with Dynamic Coefficient Rectification (GFT).
 
     Args:
-      tau: threshold of the rectification, a probability. The launchers have 0.1 and
-        0.5; best near 0.7 in the paper's sweep.
+      tau: threshold of the rectification, a probability. The authors' scripts have 0.1
+        and 0.5; best near 0.7 in the paper's sweep.
       epsilon: added to the group's standard deviation, reward units.
-      exceeds: `jnp.greater` (the code) or `jnp.greater_equal` (the paper's notes).
+      exceeds: (p, tau) -> bool: `jnp.greater` (the code) or `jnp.greater_equal` (the
+        paper's notes).
 
     Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py (PAPER; sweep
       SECONDARY).
-    Variants: the code averages the token means of micro-batches. Here the mean runs
-      over the tokens of the minibatch, so that micro-batches do not matter.
+    Variants: the code averages the token means of microbatches. Here the mean runs over
+      the tokens of the minibatch, so that microbatches do not matter.
     """
     return adv.algorithm(
         policy=adv.Term(

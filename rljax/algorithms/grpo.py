@@ -12,7 +12,7 @@ def grpo(
 ) -> adv.Algorithm:
     """A = (r - mean r) / std r: both masses sqrt(p q); f = 2 arcsin sqrt p (GRPO).
 
-    Mean over rows of token means, no KL (`grpo_kl` has it).
+    Mean over rows of token means. Without the KL term, which `grpo_kl` has.
 
     Args:
       clip: distance of both bounds of the ratio from 1.
@@ -63,7 +63,7 @@ def _policy(clip, ddof, epsilon):
 
 
 def dr_grpo(max_tokens: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """A = r - mean r: both masses p q; f = p. Token sums over a constant length.
+    """A = r - mean r: both masses p q; f = p. Token sums over a constant (Dr. GRPO).
 
     Args:
       max_tokens: the divisor, the longest completion allowed, tokens.
@@ -85,7 +85,7 @@ def dr_grpo(max_tokens: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
 def norm_grpo(order: ArrayLike, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """A = (r - p) / N, N = (mean |r - p|^s)^(1/s): both masses p q / N.
 
-    s = 2 is GRPO, s = 1 has mass 1/2 for every mixed group, s = inf has min(p, q).
+    s = 2 is GRPO. s = 1 has masses 1/2 in every mixed group, s = infinity min(p, q).
 
     Args:
       order: s > 0, infinity included.
@@ -104,12 +104,12 @@ def qae(
     scale: adv.AdvantageTransform | None = None,
     clip: ArrayLike = 0.2,
 ) -> adv.Algorithm:
-    """A = (r - Q) / n, Q the group's quantile: successes alone up to p = 1 - level.
+    """A = (r - Q) / n, Q a quantile: only successes count up to p = 1 - level (QAE).
 
     Args:
       level: of the quantile, a fraction; 0.4 is unverified.
-      scale: by n, which is unverified; None is `adv.scale_by_group_std()`,
-        `adv.chain()` is n = 1.
+      scale: divides by n, whose definition is unverified; None is
+        `adv.scale_by_group_std()`, `adv.chain()` is n = 1.
       clip: distance of both bounds of the ratio from 1.
 
     Source: QAE, arXiv:2509.22611 (gate SECONDARY; formula RECONSTRUCTED).

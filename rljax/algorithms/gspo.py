@@ -18,7 +18,7 @@ def gspo(*, low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> adv.Algorithm:
 
 
 def gspo_token(*, low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> adv.Algorithm:
-    """GSPO in its token form, which allows advantages per token; verl's "gspo".
+    """GSPO's token form, which allows an advantage per token (verl's "gspo").
 
     Args:
       low, high: distances of the ratio's bounds from 1.

@@ -1,14 +1,13 @@
 """Imitation and reinforcement in one loss: LUFFY, SRFT, CHORD, GAC, HPT, UFT.
 
-All read mixed groups with `old` on every row, made by samplers of
-`rljax.rollout.mixed`:
+All read mixed groups with `old` measured on every row. The sampler for them is
 
     answers = mixed.with_old(mixed.stored_answers(), policy.measure)
     mixed.side_by_side(sampler(...), answers)
 
-Terms are restricted to rows of one kind before their reduction, so that each keeps the
-mean of its paper. "Own" rows are the policy's samples, "stored" rows demonstrations and
-teacher answers.
+of `rljax.rollout.mixed`. "Own" rows are the policy's samples; "stored" rows are
+demonstrations and teacher answers. Each term keeps rows of one kind before its
+reduction, so that its mean runs over these rows as in its paper.
 """
 
 from collections.abc import Callable
@@ -25,12 +24,12 @@ from rljax.types import Source
 _OWN = adv.keep_source(Source.OWN)
 _ALL_ROWS = adv.chain()
 
-# The mixing schedule of GAC's README, a fraction.
+# The schedule of the mixing share in the README of GAC's code: a fraction by step.
 README_PRIOR = optax.warmup_cosine_decay_schedule(0.0, 0.85, 200, 1000, 0.15)
 
 
 def _grpo(clip: ArrayLike, *after: adv.AdvantageTransform) -> adv.Term:
-    """Clipped GRPO on own rows, their statistics, and their token mean."""
+    """Clipped GRPO on own rows: group statistics and token mean are of own rows."""
     check.number("clip", clip, low=0, high=1)
     return adv.Term(
         advantage=adv.chain(adv.restrict_members(Source.OWN), adv.normalise_by_group()),
@@ -48,15 +47,15 @@ def luffy(
 ) -> adv.Algorithm:
     """Off-policy guidance with a shaped probability (LUFFY).
 
-    A = R - mean(R) over the joint group; -A p / p_old on own tokens, unclipped;
-    -A p / (p + gamma) on stored tokens; sums over a constant length.
+    A = R - mean(R) over the joint group. The loss is -A p / p_old on own tokens,
+    unclipped, and -A p / (p + gamma) on stored tokens; sums over a constant length.
 
     Args:
       max_tokens: the constant length, tokens; 8192 in the paper.
       gamma: of the shaping, a probability.
       entropy: coefficient of the entropy bonus.
-      statistics: whose mean; `adv.restrict_members(Source.OWN)` is the code's other
-        estimator.
+      statistics: selects the rows of mean(R); all by default. The code's other
+        estimator is `adv.restrict_members(Source.OWN)`.
 
     Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py (PAPER).
     """
@@ -92,12 +91,13 @@ def srft(
     sft: ArrayLike = 0.5,
     positive: ArrayLike = 0.1,
 ) -> adv.Algorithm:
-    """Single-stage SFT and RL weighed by entropy (SRFT).
+    """Single-stage SFT and RL weighted by entropy (SRFT).
 
-    sft exp(-H) (-log p) and a clipped GRPO term with old probability 1 on stored rows,
-    in the joint group; positive exp(H) (-log p) on correct own rows, log p on others.
-    Reductions are those of the re-implementation in Unify-Post-Training: token mean for
-    the first, sum over a constant length for the rest.
+    Stored rows have two terms: sft exp(-H) (-log p), and a clipped GRPO term with old
+    probability 1 and advantages of the joint group. Own rows have the loss
+    positive exp(H) (-log p) if correct, else log p. H is the row's mean entropy. The
+    reductions are those of the re-implementation in Unify-Post-Training: a token mean
+    for the first term, sums over a constant length for the others.
 
     Args:
       max_tokens: the constant length, tokens.
@@ -147,8 +147,8 @@ def mixture(
     """(1 - mu) GRPO on own rows + mu tokmean[-sg[w(p)] log p] on stored rows.
 
     Args:
-      mu: share of the supervised loss, a fraction. A traced one outside [0, 1] makes a
-        weight negative, and the update is refused.
+      mu: share of the supervised loss, a fraction. A traced mu outside [0, 1] makes a
+        weight negative, and the step is refused.
       clip: distance of both bounds of the GRPO term's ratio from 1.
       weight_fn: w of a stored token, under stop-gradient.
 
@@ -174,11 +174,11 @@ def chord(
     clip: ArrayLike = 0.2,
     weight_fn: loss.supervised.WeightFn = loss.supervised.uncertainty,
 ) -> adv.Algorithm:
-    """A mixture whose share follows a schedule (CHORD).
+    """`mixture` with a share that follows a schedule (CHORD).
 
     Args:
-      mu_fn: optimiser step -> share of the supervised loss; constant 0.1 as the code's
-        default, or an optax schedule for CHORD-mu.
+      mu_fn: optimiser step -> share of the supervised loss: a constant (the code's
+        default is 0.1), or an optax schedule for CHORD-mu.
       clip: distance of both bounds of the GRPO term's ratio from 1.
       weight_fn: `loss.supervised.uncertainty` is CHORD-phi, `loss.supervised.unit` the
         plain likelihood of CHORD-mu.
@@ -205,13 +205,13 @@ def gac(
     trim: float = 0.1,
     scale_fn: Callable[..., jax.Array] = adv.gac.as_they_are,
 ) -> adv.Algorithm:
-    """A mixture whose share follows noise and mismatch of the two gradients (GAC).
+    """`mixture` with a share set by noise and mismatch of the two gradients (GAC).
 
     Args:
       clip: distance of both bounds of the GRPO term's ratio from 1.
       weight_fn: `loss.supervised.uncertainty`, or `loss.supervised.unit` for "w/o phi".
       controller: of the share; None is `adv.gac.gac_controller(prior=README_PRIOR)`.
-      trim: fraction of rows left out on each side of the supervised variance.
+      trim: fraction of rows left out at each end for the supervised variance.
       scale_fn: `adv.gac.as_they_are` or `adv.gac.z_scores`.
 
     Source: arXiv:2605.26184; code deepnovacore/GAC gac/controller.py (PAPER).
@@ -231,13 +231,13 @@ def hpt(
 ) -> adv.Algorithm:
     """A hard gate per prompt: imitation or reinforcement (HPT).
 
-    Prompts with at most `gate` correct rollouts learn their demonstrations (token mean
-    of -log p), the others their rollouts (A = R - mean over them, no clip, sum over a
-    constant length).
+    A prompt with at most `gate` correct own rows learns from its stored rows: token
+    mean of -log p. Any other prompt learns from its own rows: A = R - mean over own
+    rows, no clip, sum over a constant length.
 
     Args:
       max_tokens: the constant length, tokens.
-      gate: correct rollouts, a count; 0 (Qwen) or 2 (Llama).
+      gate: number of correct own rows; 0 (Qwen) or 2 (Llama).
       coefficient: of the imitation term; 0.3 for 1.5B models.
 
     Source: arXiv:2509.04419; code TsinghuaC3I/Unify-Post-Training (PAPER).
@@ -278,7 +278,7 @@ def uft(
 ) -> adv.Algorithm:
     """GRPO from hinted prompts and likelihood of the hints (UFT).
 
-    Needs the act of `rljax.rollout.hint` and reference parameters.
+    Needs an act wrapped in `rljax.rollout.hint.reveal_hints`, and reference parameters.
 
     Args:
       clip: distance of both bounds of the ratio from 1, on the continuations.

@@ -1,8 +1,8 @@
 """Supervised recipes: SFT, DFT, ASFT, PSFT, iw-SFT, GCSL, LfU.
 
-All learn from stored answers, which `mixed.stored_answers()` of `rljax.rollout` puts
-into a rollout, whatever a verifier says of them. Recipes that read reference or old
-statistics say so.
+All learn from stored answers, whether a verifier finds them correct or not. The sampler
+`rljax.rollout.mixed.stored_answers()` puts them into a rollout. Recipes that read
+reference or old statistics say so.
 """
 
 from jax.typing import ArrayLike
@@ -23,7 +23,7 @@ def _demonstrations(loss_fn: LossFn, *after, advantage=_NO_STEPS) -> adv.Term:
 
 
 def sft() -> adv.Algorithm:
-    """Token mean of -log p.
+    """Token mean of -log p (SFT).
 
     Source: maximum likelihood (TEXTBOOK).
     """
@@ -31,7 +31,7 @@ def sft() -> adv.Algorithm:
 
 
 def dft() -> adv.Algorithm:
-    """Token mean of -sg[p] log p: Dynamic Fine-Tuning.
+    """Token mean of -sg[p] log p: Dynamic Fine-Tuning (DFT).
 
     Source: arXiv:2508.05629; code yongliang-wu/DFT fsdp_dft_trainer.py (PAPER).
     """
@@ -45,9 +45,10 @@ def _dft() -> adv.Term:
 def asft(anchor: ArrayLike = 0.05) -> adv.Algorithm:
     """DFT anchored by the forward KL from the reference (ASFT).
 
-    tokmean[-sg[p] log p + anchor * KL(reference || policy)], over the full vocabulary.
-    Needs reference parameters, and as the learner's measure function
-    `rljax.policy.divergence.against_reference(policy)`.
+    tokmean[-sg[p] log p + anchor * KL(reference || policy)], the KL over the full
+    vocabulary. Needs reference parameters, and
+    `rljax.policy.divergence.against_reference(policy)` as the learner's measure
+    function.
 
     Args:
       anchor: coefficient of the KL; 0.05 in the README, 0.1 in the script.
@@ -62,10 +63,10 @@ def asft(anchor: ArrayLike = 0.05) -> adv.Algorithm:
 
 
 def asft_sampled(anchor: ArrayLike = 0.1) -> adv.Algorithm:
-    """ASFT with k3 at the realised token in place of the KL (Palmyra x6).
+    """ASFT with k3 at the demonstrated token in place of the KL (Palmyra x6).
 
-    Demonstrated tokens are not drawn from the policy: a penalty, not an estimate of a
-    KL. Needs reference parameters.
+    Demonstrated tokens are not samples of the policy, so this is a penalty and not an
+    estimate of a KL. Needs reference parameters.
 
     Args:
       anchor: coefficient of the penalty.
@@ -79,11 +80,11 @@ def asft_sampled(anchor: ArrayLike = 0.1) -> adv.Algorithm:
 
 
 def psft(*, low: ArrayLike = 0.2, high: ArrayLike = 0.28) -> adv.Algorithm:
-    """Proximal SFT: PPO's clip with advantage 1.
+    """Proximal SFT: PPO's clip with advantage 1 (PSFT).
 
     Needs `old` on demonstrations: `mixed.with_old(mixed.stored_answers(),
-    policy.measure)`. It acts from the second optimiser step on a batch on (the paper
-    takes 8).
+    policy.measure)`. On the first optimiser step of a batch the gradient is SFT's; the
+    paper takes 8 steps per batch.
 
     Args:
       low, high: distances of the clip's bounds from 1.
@@ -103,8 +104,8 @@ def iw_sft(weight_fn: loss.supervised.WeightFn | None = None) -> adv.Algorithm:
     Needs reference parameters.
 
     Args:
-      weight_fn: None is `loss.supervised.sequence_importance()`; the other form is
-        `loss.supervised.token_importance()`.
+      weight_fn: None is `loss.supervised.sequence_importance()`; the code's other
+        weight is `loss.supervised.token_importance()`.
 
     Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py (PAPER).
     """
@@ -118,8 +119,8 @@ def iw_sft(weight_fn: loss.supervised.WeightFn | None = None) -> adv.Algorithm:
 def gcsl() -> adv.Algorithm:
     """Goal-conditioned supervised learning (GCSL).
 
-    sum_i w_i mean_t(-log p) / sum_i w_i over pairs of sample and goal. The pairs and
-    their weights are made by `rljax.data.relabel`, `data["weight"]`.
+    sum_i w_i mean_t(-log p) / sum_i w_i over pairs i of a sample and a goal.
+    `rljax.data.relabel` makes the pairs, and their weights w in `data["weight"]`.
 
     Source: arXiv:2605.16345 (RECONSTRUCTED).
     """
@@ -132,7 +133,7 @@ def gcsl() -> adv.Algorithm:
 def _pair_weight(rollout):
     if "weight" not in rollout.prompts.data:
         raise ValueError(
-            'gcsl() reads prompts.data["weight"] f32[P], the prompts carry'
+            'gcsl() needs prompts.data["weight"] f32[P], the prompts carry'
             f" {sorted(rollout.prompts.data)}; add it with relabel.with_weights."
         )
     return rollout.prompts.data["weight"][:, None]
@@ -141,11 +142,11 @@ def _pair_weight(rollout):
 def lfu(weight: ArrayLike = 5.0) -> adv.Algorithm:
     """SFT with a consistency term: Learning from the Undesirable (LfU).
 
-    Needs a learner of `rljax.learn.consistency`.
+    Needs a learner made by `rljax.learn.consistency`.
 
     Args:
-      weight: coefficient of the consistency term; the scripts have 5 with perturbed
-        weights (LoRA), 0.1 with steering (RepS).
+      weight: coefficient of the consistency term; the authors' scripts have 5 with
+        perturbed weights (LoRA), 0.1 with steering (RepS).
 
     Source: arXiv:2511.13052 (PAPER).
     """

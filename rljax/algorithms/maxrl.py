@@ -1,6 +1,6 @@
-"""Rewards over a power of the solve rate: maximum likelihood and its neighbours.
+"""Maximum likelihood RL and its neighbours: centred rewards times a function of p.
 
-All are g(p) (r - p): both masses p q g(p), 0 for groups of equal rewards unless said.
+Most are A = g(p) (r - p) with both masses p q g(p), 0 in groups of equal rewards.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def _centred(fn, clip):
 
 
 def maxrl(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """(r - p) / p: mass q; f = log p, its series cut after G - 1 terms (MaxRL).
+    """(r - p) / p: masses q; f = log p, as a series cut after G - 1 terms (MaxRL).
 
     Args:
       clip: distance of both bounds of the ratio from 1.
@@ -40,7 +40,7 @@ def linear_r(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
 
 
 def sqrt_r(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """(r - p) / sqrt p: mass q sqrt p, peak at p = 1/3; f = 2 sqrt p.
+    """(r - p) / sqrt p: masses q sqrt p, peak at p = 1/3; f = 2 sqrt p.
 
     Args:
       clip: distance of both bounds of the ratio from 1.
@@ -51,7 +51,7 @@ def sqrt_r(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
 
 
 def log_failure(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """(r - p) / q: mass p, easy prompts; f = -log(1 - p).
+    """(r - p) / q: masses p, a focus on easy prompts; f = -log(1 - p).
 
     Args:
       clip: distance of both bounds of the ratio from 1.
@@ -62,7 +62,7 @@ def log_failure(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
 
 
 def log_odds(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """(r - p) / (p q): mass 1 for every mixed group; f = log(p / q).
+    """(r - p) / (p q): masses 1 in every mixed group; f = log(p / q).
 
     Args:
       clip: distance of both bounds of the ratio from 1.

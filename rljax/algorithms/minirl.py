@@ -1,4 +1,4 @@
-"""REINFORCE against the sampler, whose clip is a mask: MiniRL."""
+"""MiniRL: REINFORCE with a ratio to the sampler; PPO's clip acts as a mask."""
 
 from jax.typing import ArrayLike
 
@@ -11,14 +11,15 @@ def minirl(
 ) -> adv.Algorithm:
     """-M sg[min(pi / mu, cap)] A log pi, M = 0 where PPO clips pi / pi_old (MiniRL).
 
-    A is centred and not scaled; tokens are summed and rows averaged. For a sampler that
-    differs from the policy, `old` must be measured by the learner's:
-    `actor(..., measure_old=policy.measure)`. With several optimiser steps per rollout
-    batch the paper adds routing replay for mixtures of experts: `rljax.model.replay`.
+    mu is the sampler's distribution. A is centred and not scaled; tokens are summed and
+    rows averaged. If the sampler differs from the policy, the learner's policy must
+    measure `old`: `actor(..., measure_old=policy.measure)`. With several optimiser
+    steps per rollout batch the paper adds routing replay for mixtures of experts:
+    `rljax.model.replay`.
 
     Args:
       low, high: distances of the clip's bounds from 1.
-      cap: of a token's ratio to the sampler, > 0.
+      cap: upper bound of a token's ratio pi / mu, > 0.
 
     Source: Stabilizing RL with LLMs, arXiv:2512.01374, eq. (7) (SECONDARY).
     """

@@ -1,7 +1,7 @@
 """pass@k as the objective, estimated from one group of G >= k samples.
 
-The advantages and their equations: `rljax.advantage.pass_at_k`. `pass_at_k` with the
-plug-in solve rate is in `rljax.algorithms.power`.
+The equations of the advantages are in `rljax.advantage.pass_at_k`. The biased version,
+which plugs the group's solve rate into pass@k, is `rljax.algorithms.power.pass_at_k`.
 """
 
 from jax.typing import ArrayLike
@@ -11,7 +11,7 @@ from rljax.algorithms.ppo_clip import ppo_clip_policy
 
 
 def pkpo(k: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """PKPO without baseline: pass@k's unbiased gradient, failures pushed up too.
+    """PKPO without baseline: pass@k's unbiased gradient; failures are pushed up, too.
 
     Args:
       k: subset size, at most G.
@@ -23,7 +23,7 @@ def pkpo(k: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
 
 
 def pkpo_minus_one(k: int, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """PKPO with the leave-one-out-minus-one baseline: unbiased, successes alone.
+    """PKPO with the leave-one-out-minus-one baseline: unbiased, only successes.
 
     Args:
       k: subset size, at most G.
@@ -62,7 +62,7 @@ def pass_at_k_training(
 
 
 def pass_at_group(*, clip: ArrayLike = 0.2) -> adv.Algorithm:
-    """The best sample gets its lead over the second best: pass@G.
+    """The best sample gets its lead over the second best, the others 0: pass@G.
 
     Args:
       clip: distance of both bounds of the ratio from 1.

@@ -1,4 +1,4 @@
-"""The axes of difficulty and sign, turned by exponents of p and q = 1 - p."""
+"""Exponents of p and q = 1 - p that set the focus on hard prompts and on failures."""
 
 from collections.abc import Callable
 
@@ -19,11 +19,11 @@ def power(
 ) -> adv.Algorithm:
     """A = C q^(alpha - 1) (r - p): both masses C p q^alpha, peak at 1 / (1 + alpha).
 
-    f = C (1 - q^alpha) / alpha; alpha = 1 is mean-only GRPO.
+    f = C (1 - q^alpha) / alpha; alpha = 1 is GRPO without the division by std.
 
     Args:
-      alpha: > 0, larger is harder.
-      scale_fn: C of alpha, unspecified in the paper: `adv.fade.unit_scale`,
+      alpha: > 0; larger focuses on harder prompts.
+      scale_fn: alpha -> C, unspecified in the paper: `adv.fade.unit_scale`,
         `area_scale` or `peak_scale`.
       clip: distance of both bounds of the ratio from 1.
 
@@ -42,7 +42,7 @@ def power(
 def pass_at_k(k: ArrayLike, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
     """A = k q^(k-1) (r - p), f = 1 - q^k: `power` of order k with C = k.
 
-    p is the group's own rate; `algorithms.pkpo` and others are free of that error.
+    p is the group's own solve rate, which makes this biased; `algorithms.pkpo` is not.
 
     Args:
       k: > 0, attempts per prompt.
@@ -63,8 +63,8 @@ def f_grpo(
     """A = q^gamma A_base (F-GRPO): on GRPO the mass peaks at 0.5 / (1 + gamma).
 
     Args:
-      gamma: >= 0, larger is harder.
-      base: None is GRPO's advantage; on `adv.center_by_group()` this is
+      gamma: >= 0; larger focuses on harder prompts.
+      base: makes A_base; None is GRPO's advantage. With `adv.center_by_group()` this is
         `power(1 + gamma)`.
       clip: distance of both bounds of the ratio from 1.
 
@@ -84,7 +84,7 @@ def rs_grpo(*, beta: ArrayLike = 2.0, clip: ArrayLike = 0.2) -> adv.Algorithm:
     The mass peaks at p = 1 / (1 + e^(beta / 2)).
 
     Args:
-      beta: risk seeking, > 0.
+      beta: strength of risk seeking, > 0.
       clip: distance of both bounds of the ratio from 1.
 
     Source: code Jackory/RS-GRPO (PAPER).
@@ -110,9 +110,9 @@ def asym_grpo(delta: ArrayLike, *, clip: ArrayLike = 0.2) -> adv.Algorithm:
 def asym_grpo_by_odds(
     *, success: ArrayLike = 0.9, failure: ArrayLike = 0.4, clip: ArrayLike = 0.2
 ) -> adv.Algorithm:
-    """A_S = (q/p)^success, A_F = -(p/q)^failure: another AsymGRPO, of Gu et al.
+    """A_S = (q/p)^success, A_F = -(p/q)^failure (another AsymGRPO, of Gu et al.).
 
-    (.5, .5) is GRPO, (0, 0) is +-1.
+    Exponents (.5, .5) give GRPO, (0, 0) advantages of 1 and -1.
 
     Args:
       success, failure: exponents, >= 0.
@@ -135,7 +135,8 @@ def power_asym(
 ) -> adv.Algorithm:
     """A_S = q^success, A_F = -p^failure: masses p q^success, q p^failure.
 
-    Each class focuses on its own rare event; (1, 1) is Dr. GRPO.
+    Successes count most where they are rare, failures where they are rare. Exponents
+    (1, 1) give Dr. GRPO's advantage.
 
     Args:
       success, failure: exponents, > 0.

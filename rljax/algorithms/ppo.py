@@ -53,8 +53,8 @@ def ppo(
       low, high: distances of the ratio's bounds from 1.
       gamma: discount per policy token, a fraction.
       lam: of GAE, a fraction; verl has 1, TRL 0.95.
-      value_clip: trust region of the value, reward units; verl 0.5.
-      value_coefficient: weight of the value loss; TRL 0.1, CleanRL 0.5.
+      value_clip: largest change of the value per batch, reward units; verl has 0.5.
+      value_coefficient: weight of the value loss; TRL has 0.1, CleanRL 0.5.
 
     Source: arXiv:1707.06347, eqs. (7), (9); defaults TRL's (SECONDARY).
     """
@@ -79,13 +79,13 @@ def turn_ppo(
 ) -> adv.Algorithm:
     """PPO with one ratio per turn, mean over sequences of token means (Turn-PPO).
 
-    GAE's numbers and the whitening are PPO's.
+    GAE, whitening and value loss are those of `ppo`.
 
     Args:
       low, high: distances of the ratio's bounds from 1.
       gamma: discount per policy token, a fraction.
       lam: of GAE, a fraction.
-      value_clip: trust region of the value, reward units.
+      value_clip: largest change of the value per batch, reward units.
       value_coefficient: weight of the value loss.
 
     Source: arXiv:2511.20718 (SECONDARY).

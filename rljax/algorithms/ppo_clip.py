@@ -1,4 +1,4 @@
-"""The loss of most static advantages: PPO's clipped ratio, mean over tokens."""
+"""PPO's clipped ratio, mean over tokens: the loss that most recipes here share."""
 
 from jax.typing import ArrayLike
 
@@ -14,7 +14,7 @@ def ppo_clip_policy(
     """One policy term: -min(rho A, clip(rho, 1 - clip, 1 + clip) A), mean over tokens.
 
     Args:
-      *steps: the advantage chain, from the reward on.
+      *steps: transforms of the advantage chain; the first one gets the reward.
       clip: distance of both bounds of the ratio from 1.
       rows: a filter before the mean, such as `adv.keep_correct()`; None keeps all.
 

@@ -1,7 +1,8 @@
-"""REINFORCE and its baselines: r - b and the likelihood-ratio gradient.
+"""REINFORCE and its baselines: A = r - b and the likelihood-ratio gradient.
 
-The loss is -A log pi, mean over tokens unless said. `algorithms.ppo_clip_policy` puts
-the same advantages under PPO's ratio for several updates per batch.
+The loss is -A log pi, mean over tokens unless a recipe says otherwise. For several
+optimiser steps per rollout batch give the same advantages to
+`algorithms.ppo_clip_policy`.
 """
 
 from jax.typing import ArrayLike
@@ -19,7 +20,7 @@ def _likelihood(advantage, mean):
 def reinforce(*, baseline: ArrayLike = 0.0) -> adv.Algorithm:
     """A = r - b, b a constant: with rewards 0/1 masses p (1 - b), q b; f = p.
 
-    b = 0 pushes successes up alone and is not 0 at p = 1.
+    b = 0 pushes only successes, also in groups that are solved already.
 
     Args:
       baseline: b, reward units.
@@ -43,8 +44,8 @@ def reinforce_signed() -> adv.Algorithm:
 def remax() -> adv.Algorithm:
     """A = r - reward of the prompt's greedy sample (ReMax).
 
-    The sampler must return one greedy row per prompt (`Source.GREEDY`); it gets no
-    weight.
+    The sampler must return one greedy row per prompt (`Source.GREEDY`). This row gets
+    no weight.
 
     Source: arXiv:2310.10505 (SECONDARY).
     """
@@ -54,11 +55,11 @@ def remax() -> adv.Algorithm:
 def rloo() -> adv.Algorithm:
     """A = r - mean of the others' r = n/(n-1) (r - mean r): E[m] = p q (RLOO).
 
-    -A log pi of the whole sequence, mean over rows.
+    The loss is -A log pi of the whole sequence, mean over rows.
 
     Source: arXiv:2402.14740; TRL, OpenRLHF, verl, ms-swift (SECONDARY).
-    Variants: TRL and verl use a clipped ratio:
-      `ppo_clip_policy(adv.center_by_leave_one_out())` has it with a token mean.
+    Variants: TRL and verl use a clipped ratio, as
+      `ppo_clip_policy(adv.center_by_leave_one_out())` does, with a token mean.
     """
     return _likelihood(adv.center_by_leave_one_out(), adv.constant_length(1))
 
@@ -66,7 +67,7 @@ def rloo() -> adv.Algorithm:
 def raft() -> adv.Algorithm:
     """A_S = 1 / p, A_F = 0, the mean over each group's successes; f = log p (RAFT).
 
-    Filtered fine-tuning where every solved prompt counts alike: mass 1.
+    This is filtered fine-tuning in which every solved prompt counts equally: m_S = 1.
 
     Source: none, filtered fine-tuning as an advantage (DERIVED).
     """
@@ -76,7 +77,8 @@ def raft() -> adv.Algorithm:
 def opo() -> adv.Algorithm:
     """A = r - sum(l r) / sum(l), l lengths: balanced in tokens (OPO).
 
-    Exactly on-policy: one update per rollout batch, no KL, no entropy term.
+    The paper is exactly on-policy: one optimiser step per rollout batch, no KL, no
+    entropy term.
 
     Source: arXiv:2505.23585; verl `opo` (SECONDARY).
     """
@@ -84,11 +86,11 @@ def opo() -> adv.Algorithm:
 
 
 def gpg() -> adv.Algorithm:
-    """A = (r - mean r) groups / groups of unequal rewards (GPG): alpha p q for both.
+    """A = alpha (r - mean r), alpha = groups / groups of unequal rewards (GPG).
 
-    -A log pi, no ratio, no clip, no KL. The authors resample until at least half of the
-    groups are mixed (metric `policy/mixed_share`); that is the learner's matter
-    (`rljax.learn.dynamic_sampling`).
+    Both masses are alpha p q. The loss is -A log pi: no ratio, no clip, no KL. The
+    authors resample until at least half of the groups are mixed (metric
+    `policy/mixed_share`); for that wrap the learner in `rljax.learn.dynamic_sampling`.
 
     Source: arXiv:2504.02546 (PAPER).
     """

@@ -11,9 +11,9 @@ def reinforce_plus_plus(
 ) -> adv.Algorithm:
     """A_t = (G_t - mean) / std over all tokens of the batch, G_t the return to go.
 
-    Balanced only where p is the batch mean: easy prompts are pushed up, hard ones down.
-    The paper's KL penalty belongs into the reward: a step before
-    `adv.assign_return_to_go`.
+    Successes and failures balance only if p is the batch mean: samples of easy prompts
+    are pushed up, those of hard prompts down. The paper's KL penalty is part of the
+    reward; add it as a transform before `adv.assign_return_to_go`.
 
     Args:
       discount: per token, a fraction.
@@ -30,7 +30,7 @@ def reinforce_plus_plus(
 def reinforce_plus_plus_baseline(
     *, ddof: int = 0, clip: ArrayLike = 0.2
 ) -> adv.Algorithm:
-    """A = (r - mean of the group) / std over the batch: balanced, p q / s'.
+    """A = (r - mean of the group) / std over the batch s': both masses p q / s'.
 
     Args:
       ddof: 0 for OpenRLHF, 1 for verl.

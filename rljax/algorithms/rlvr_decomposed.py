@@ -1,4 +1,4 @@
-"""Positive and negative samples apart: PSR, NSR and W-REINFORCE."""
+"""Positive and negative samples treated separately: PSR, NSR and W-REINFORCE."""
 
 from jax.typing import ArrayLike
 
@@ -12,7 +12,7 @@ def psr(
 ) -> adv.Algorithm:
     """A_S = 1, A_F = 0: positive sample reinforcement; masses p, 0; f = p.
 
-    The authors drop failures before the token mean, which rescales the batch.
+    The authors drop failures before the token mean: the divisor counts successes only.
 
     Args:
       clip: distance of both bounds of the ratio from 1.
@@ -31,7 +31,7 @@ def nsr(
 ) -> adv.Algorithm:
     """A_S = 0, A_F = -1: negative sample reinforcement; masses 0, q; f = p.
 
-    The authors drop successes before the token mean.
+    The authors drop successes before the token mean: the divisor counts failures only.
 
     Args:
       clip: distance of both bounds of the ratio from 1.

@@ -1,8 +1,8 @@
-"""Corrections for a sampler that is not quite the policy: TIS, IcePop and relatives.
+"""Corrections for a sampler that differs from the policy: TIS, IcePop and relatives.
 
-All on GRPO's advantage with PPO's clip and a token mean. They need `old` measured by
-the learner's policy: `actor(..., measure_old=policy.measure)`. mu is the distribution
-that the tokens were really drawn from.
+Most have GRPO's advantage, PPO's clip and a token mean. The learner's policy must
+measure `old`: `actor(..., measure_old=policy.measure)`. mu is the distribution that the
+tokens were really drawn from.
 """
 
 from jax.typing import ArrayLike
@@ -22,8 +22,9 @@ def corrected(
     """GRPO with corrections before and after its token mean; logs the mismatch.
 
     Args:
-      before: rejections that renormalise; None is none.
-      after: importance weights, and rejections that do not renormalise; None is none.
+      before: rejections, after which the mean renormalises; None rejects nothing.
+      after: importance weights, or rejections that keep the divisor; None changes
+        nothing.
       low, high: distances of the clip's bounds from 1.
 
     Source: none, the common form of the recipes below (TEXTBOOK).
@@ -49,7 +50,7 @@ def tis(
     """Truncated importance sampling: tokens weigh min(pi_old / mu, cap) (TIS).
 
     Args:
-      cap: of a token's ratio, > 0.
+      cap: upper bound of a token's ratio, > 0.
       low, high: distances of the clip's bounds from 1.
 
     Source: fengyao.notion.site/off-policy-rl, as verl and TRL quote it (SECONDARY).
@@ -65,7 +66,7 @@ def icepop(
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.2,
 ) -> adv.Algorithm:
-    """Tokens weigh pi_old / mu inside [floor, cap], and nothing outside (IcePop).
+    """Tokens weigh pi_old / mu if it lies in [floor, cap], else 0 (IcePop).
 
     Args:
       floor, cap: bounds of a token's ratio.
@@ -83,10 +84,10 @@ def icepop(
 def sequence_mask(
     *, cap: ArrayLike = 3.0, low: ArrayLike = 0.2, high: ArrayLike = 0.2
 ) -> adv.Algorithm:
-    """Rows weigh the product of their ratios up to a cap, and nothing beyond it.
+    """Rows weigh the product of their tokens' ratios if it is at most cap, else 0.
 
     Args:
-      cap: of a row's product, > 0.
+      cap: upper bound of a row's product, > 0.
       low, high: distances of the clip's bounds from 1.
 
     Source: TRL's default, `sequence_mask` (SECONDARY).
@@ -105,7 +106,9 @@ def geometric_rejection(
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.2,
 ) -> adv.Algorithm:
-    """Rows whose geometric mean ratio lies outside [floor, cap] leave the mean.
+    """Rows whose geometric mean ratio lies outside [floor, cap] are left out.
+
+    The token mean runs over the remaining rows.
 
     Args:
       floor, cap: bounds of a row's geometric mean ratio.
@@ -127,9 +130,9 @@ def sequence_mask_tis(
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.2,
 ) -> adv.Algorithm:
-    """Rows outside [floor, cap] weigh nothing, tokens of the others their raw ratio.
+    """As `geometric_rejection`; tokens of the remaining rows weigh pi_old / mu.
 
-    The divisor does not change and ratios are not truncated.
+    Unlike there the divisor counts all rows. The ratios are not truncated.
 
     Args:
       floor, cap: bounds of a row's geometric mean ratio.
@@ -151,7 +154,7 @@ def truncated_reinforce(*, cap: ArrayLike = 2.0) -> adv.Algorithm:
     """-sg[min(pi / mu, cap)] A log pi: one ratio for staleness and mismatch.
 
     Args:
-      cap: of a token's ratio, > 0.
+      cap: upper bound of a token's ratio, > 0.
 
     Source: verl's bypass mode with REINFORCE (SECONDARY).
     """

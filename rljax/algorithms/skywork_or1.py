@@ -17,8 +17,8 @@ def skywork_or1(
 ) -> adv.Algorithm:
     """GRPO with a token mean and an entropy bonus that is on below a target.
 
-    The coefficient moves once per training step, by what that step measured, and serves
-    the next one: it is the advantage of the bonus's term.
+    The bonus's coefficient changes once per training step: the entropy measured in one
+    step sets the coefficient of the next.
 
     Args:
       target: entropy below which the bonus is on, nats.

@@ -19,12 +19,12 @@ def stapo(
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.28,
 ) -> adv.Algorithm:
-    """Silences rare, certain, rewarded tokens; the mean runs over the others (STAPO).
+    """Drops improbable rewarded tokens of low entropy; mean over the others (STAPO).
 
     Args:
       max_prob: probability below which a token is rare.
-      entropy_quantile: fraction of the population below which a token is certain.
-      population_fn: of which tokens the quantile is taken; see `adv.silence_spurious`.
+      entropy_quantile: rare tokens with an entropy below this quantile are dropped.
+      population_fn: the tokens over which the quantile runs; see `silence_spurious`.
       low, high: distances of the clip's bounds from 1.
 
     Source: arXiv:2602.15620 v4 (PAPER; v1 SECONDARY).

@@ -9,13 +9,15 @@ from rljax import check, loss
 
 
 def over_selected(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
-    """Token mean over the selected tokens: the authors' code."""
+    """A weighting that averages over the selected tokens: the authors' code."""
     check.kind("select", select, adv.AdvantageTransform, "keep_top_entropy()")
     return adv.chain(select, adv.token_mean())
 
 
 def over_all(select: adv.AdvantageTransform) -> adv.AdvantageTransform:
-    """Sum over the selected tokens / number of all: the paper's equation, TRL."""
+    """A weighting that sums the selected tokens and divides by the number of all: the
+    paper's equation, TRL.
+    """
     check.kind("select", select, adv.AdvantageTransform, "keep_top_entropy()")
     return adv.chain(adv.token_mean(), select)
 
@@ -30,9 +32,9 @@ def top_entropy(
     high: ArrayLike = 0.28,
     cap: ArrayLike = 10.0,
 ) -> adv.Algorithm:
-    """DAPO on the tokens of highest entropy alone ("beyond the 80/20 rule").
+    """DAPO on the tokens of highest entropy only ("beyond the 80/20 rule").
 
-    Without DAPO's overlong punishment, which `adv.punish_overlong` adds.
+    Without DAPO's overlong punishment; add `adv.punish_overlong` for that.
 
     Args:
       fraction: of the minibatch's tokens.

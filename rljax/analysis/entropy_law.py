@@ -1,7 +1,8 @@
 """The law of entropy and performance: R = -a exp(H) + b.
 
 A run trades entropy H (nats) for accuracy R. Without entropy control the law predicts
-early how far the run will get, b - a at H = 0, and the price, dR/dH = -a exp(H).
+early which R the run will reach, b - a at H = 0, and the exchange rate,
+dR/dH = -a exp(H).
 
 Source: arXiv:2505.22617, eq. (1) and fig. 1 (PAPER).
 Variants: H there is the mean over responses of the mean entropy of a response's tokens;
@@ -19,7 +20,11 @@ from rljax.run import record
 
 
 class EntropyLaw(NamedTuple):
-    """A fitted law. a, b: its constants; r_squared: explained share of R's variance."""
+    """A fitted law.
+
+    a, b: its constants.
+    r_squared: share of R's variance that it explains.
+    """
 
     a: float
     b: float
@@ -27,7 +32,7 @@ class EntropyLaw(NamedTuple):
 
     @property
     def ceiling(self) -> float:
-        """R when all entropy is spent."""
+        """R at entropy 0."""
         return self.b - self.a
 
     def __call__(self, entropy) -> np.ndarray:
@@ -36,14 +41,15 @@ class EntropyLaw(NamedTuple):
 
 
 def fit(entropy: np.ndarray, performance: np.ndarray) -> EntropyLaw:
-    """Least squares of the law, which is linear in exp(H).
+    """Fits the law, which is linear in exp(H), by least squares.
 
     Args:
       entropy: [N] nats.
       performance: [N] accuracies or mean rewards.
 
     Raises:
-      ValueError: for fewer than two different entropies, or what is not finite.
+      ValueError: for different shapes, fewer than two different entropies, or values
+        that are not finite.
     """
     x = np.exp(np.asarray(entropy, np.float64))
     y = np.asarray(performance, np.float64)
@@ -54,8 +60,8 @@ def fit(entropy: np.ndarray, performance: np.ndarray) -> EntropyLaw:
         )
     if not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))):
         raise ValueError(
-            "entropy and performance must be finite, got NaN or infinity; leave those"
-            " points out."
+            "entropy and performance must be finite, got NaN or infinity; remove those"
+            " points."
         )
     if len(np.unique(x)) < 2:
         raise ValueError(
@@ -73,11 +79,11 @@ def fit(entropy: np.ndarray, performance: np.ndarray) -> EntropyLaw:
 def points(
     records: Sequence[record.Record], performance: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(H, R), each [N], of a run: each R with the entropy interpolated to its step.
+    """(H, R) of a run, each [N]: every R with the entropy interpolated to its step.
 
     Args:
-      records: of `record.read`.
-      performance: name of the evaluations' metric R.
+      records: made by `record.read`.
+      performance: name of the evaluation metric R.
 
     Raises:
       ValueError: if the run recorded no entropies or no such metric.
@@ -101,7 +107,7 @@ def plot(
     *,
     name: str = "R",
 ) -> None:
-    """Draws points and law into an image file."""
+    """Writes a figure of the points and the law to an image file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")

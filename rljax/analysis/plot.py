@@ -1,7 +1,7 @@
 """Figures of methods in the framework of gradient masses (arXiv:2607.01490).
 
-`plane` places methods by sign and difficulty, `curves` draws E[m_S] and E[m_F] over the
-true solve rate. Both take profiles by name:
+`plane` shows methods as points by sign and difficulty, `curves` draws E[m_S] and E[m_F]
+over the true solve rate. Both take profiles by name:
 
     table = {"GRPO": profile.analytic(profile.advantage_of(algorithms.grpo()), 8), ...}
     plot.plane(table).savefig("plane.png")
@@ -15,18 +15,20 @@ import numpy as np
 from rljax.analysis import profile
 from rljax.analysis.profile import Profile
 
-_EDGE = np.log(20.0)  # larger sign ratios, infinite ones too, stand at the border
+_EDGE = np.log(20.0)  # larger ratios, also infinite ones, are drawn at the border
 _RATIOS = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1, "2": 2, "4": 4, "8": 8}
 
 
 def plane(profiles: Mapping[str, Profile]):
     """Each method as a point: log m_S / m_F against the mass-weighted solve rate.
 
+    The prompts' true solve rates are taken as uniformly distributed.
+
     Args:
-      profiles: tables by name; the prompts' true solve rates are spread evenly.
+      profiles: profiles by name of the method.
 
     Returns:
-      The figure.
+      A matplotlib figure.
     """
     import matplotlib.pyplot as plt
 
@@ -59,15 +61,15 @@ def plane(profiles: Mapping[str, Profile]):
 
 
 def _wrap(names, num_columns=2) -> str:
-    """Methods that share a point share a label."""
+    """The label of a point: the names of its methods, in lines of two."""
     rows = [names[i : i + num_columns] for i in range(0, len(names), num_columns)]
     return ",\n".join(", ".join(row) for row in rows)
 
 
 def _label(ax, labels):
-    """Puts each label at the nearest spot around its point that is still free."""
+    """Puts each label at the nearest free spot around its point."""
     figure = ax.figure
-    figure.canvas.draw()  # settles the layout: boxes below are in its pixels
+    figure.canvas.draw()  # fixes the layout, as boxes below are in pixels
     unit = figure.dpi / 72
     taken = [_box(ax.transData.transform(xy), 8 * unit, 8 * unit) for xy in labels]
     inside = ax.get_window_extent().extents
@@ -78,7 +80,7 @@ def _label(ax, labels):
         for slant in (0.5, 1, 2)
         for dx, dy in directions
     ]
-    # Crowded points first, they have the least choice.
+    # Points in the crowded middle first, as they have the fewest free spots.
     for xy in sorted(labels, key=lambda xy: abs(xy[0])):
         text = ax.annotate(
             labels[xy],
@@ -120,10 +122,10 @@ def curves(profiles: Mapping[str, Profile]):
     Scales differ between methods; `profile.equalised` makes them comparable.
 
     Args:
-      profiles: tables by name; G is the table's.
+      profiles: profiles by name of the method.
 
     Returns:
-      The figure.
+      A matplotlib figure.
     """
     import matplotlib.pyplot as plt
 
@@ -132,7 +134,7 @@ def curves(profiles: Mapping[str, Profile]):
     )
     p = np.linspace(1e-3, 1 - 1e-3, 400)
     colors = itertools.cycle([f"C{i}" for i in range(10)])
-    # Dashes, too: methods that coincide in one panel remain visible.
+    # Dashes as well, so that methods that coincide in one panel remain visible.
     dashes = itertools.cycle(["-", (0, (5, 2)), (0, (1.5, 1.5))])
     for name, table in profiles.items():
         style = {"color": next(colors), "linestyle": next(dashes), "lw": 2}

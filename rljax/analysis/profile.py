@@ -2,10 +2,10 @@
 
     m_S = p A_S,  m_F = -(1 - p) A_F,  p = c / G;   on-policy  f'(p) = m_S / p + m_F / q
 
-The method's own advantage chain runs on c = 0..G, so no formula is written twice. For a
-prompt of true solve rate p, c is binomial and expectations are exact sums:
-E[m_S] / p + E[m_F] / q = f'(p), the slope of the objective that finite groups really
-optimise. This is analysis on the host, in NumPy; nothing here is meant for `jit`.
+The method's own advantage chain is run on c = 0..G, so that no formula is written
+twice. For a prompt with true solve rate p, c is binomial and expectations are exact
+sums: E[m_S] / p + E[m_F] / q = f'(p) is the slope of the objective that finite groups
+really optimise. All results are NumPy arrays on the host.
 
 Source: arXiv:2607.01490 (framework SECONDARY; the identity DERIVED).
 """
@@ -25,7 +25,7 @@ from rljax.types import Prompts, Rollout, Samples, TokenStats, Verdict
 class Profile(NamedTuple):
     """A method as a table over c = 0..G; each float64[G + 1].
 
-    A_S, A_F: advantage of successes and of failures; 0 where a group has none.
+    A_S, A_F: advantage of successes and of failures; 0 if a group has none.
     m_S, m_F: masses by class, with their sign: m_F < 0 pushes failures up.
     """
 
@@ -41,7 +41,7 @@ class Profile(NamedTuple):
 
 
 def advantage_of(algorithm: Algorithm) -> AdvantageTransform:
-    """The advantage chain of an algorithm's first term, as a transform."""
+    """The advantage chain of an algorithm's first term as a transform."""
     check.kind("algorithm", algorithm, Algorithm, "algorithms.grpo()")
 
     def update(credit, rollout, state):
@@ -63,15 +63,16 @@ def analytic(
       transform: the chain; `advantage_of(algorithm)` for a recipe.
       num_samples: G.
       company: success counts of further groups in the same batch, for methods whose
-        advantage depends on it.
+        advantage depends on them.
 
     Raises:
       ValueError: if the method depends on the rest of the batch and `company` is empty;
-        if it depends on log-probabilities; if it reports a fault (a greedy sample is
-        missing): then only measured masses exist (`rljax.advantage.mass`).
+        if it depends on log-probabilities; or if it reports a fault, such as a missing
+        greedy sample. The last two have only measured masses (`rljax.advantage.mass`).
     """
     counts = np.arange(num_samples + 1)
-    # Each c beside itself, beside another c, and with other log-probabilities.
+    # Three batches: each c beside itself, beside another c, and beside itself with
+    # other log-probabilities. Their differences show what the method depends on.
     others = [counts[:, None], np.roll(counts, num_samples // 2)[:, None]]
     if company:
         others = [np.broadcast_to(company, (len(counts), len(company)))] * 2
@@ -108,7 +109,7 @@ def _require_same(a, b, what, remedy):
 
 
 def _classes(transform, counts, num_samples, spread):
-    """(A_S, A_F) f32[2, P] of a batch with these success counts, and its faults."""
+    """((A_S, A_F) f32[2, P] of a batch with these success counts, its faults)."""
     rollout = _rollout(counts, num_samples, spread)
     credit, _ = transform.update(
         initial_credit(rollout), rollout, numerics.strongly_typed(transform.init())
@@ -120,7 +121,7 @@ def _classes(transform, counts, num_samples, spread):
 
 
 def _rollout(counts, num_samples, spread):
-    """One-token completions, the first `counts[i]` of prompt i correct."""
+    """One-token completions; the first `counts[i]` of prompt i are correct."""
     P, G = counts.shape[0], num_samples
     place = jnp.arange(G, dtype=jnp.int32)[None]
     correct = place < counts[:, None]
@@ -143,7 +144,7 @@ def _rollout(counts, num_samples, spread):
 
 
 def binomial(num_samples: int, p) -> np.ndarray:
-    """float64[..., G + 1]: chances of c = 0..G successes at solve rates p in (0, 1)."""
+    """float64[..., G + 1]: probability of c = 0..G successes at solve rates p."""
     p = np.asarray(p, np.float64)[..., None]
     c = np.arange(num_samples + 1)
     lgamma = np.array([math.lgamma(k + 1) for k in c])
@@ -152,22 +153,22 @@ def binomial(num_samples: int, p) -> np.ndarray:
 
 
 def expected(profile: Profile, p) -> tuple[np.ndarray, np.ndarray]:
-    """(E[m_S], E[m_F]) of groups of prompts with true solve rate p, in (0, 1)."""
+    """(E[m_S], E[m_F]) of a group whose prompt has true solve rate p in (0, 1)."""
     chance = binomial(len(profile.m_S) - 1, p)
     return chance @ profile.m_S, chance @ profile.m_F
 
 
 def slope(profile: Profile, p) -> np.ndarray:
-    """f'(p) = E[m_S] / p + E[m_F] / q of the objective really optimised on-policy."""
+    """f'(p) = E[m_S] / p + E[m_F] / q, the slope of the objective on-policy."""
     p = np.asarray(p, np.float64)
     m_S, m_F = expected(profile, p)
     return m_S / p + m_F / (1 - p)
 
 
 class Place(NamedTuple):
-    """Where a method stands for a distribution of prompts.
+    """A method's coordinates for a distribution of prompts.
 
-    log_ratio: log of total upward over total downward mass; +-inf where one is 0.
+    log_ratio: log of total upward over total downward mass; +-inf if one is 0.
     difficulty: solve rate of the groups, weighted by mass.
     scale: mean mass of a group.
     """
@@ -178,11 +179,14 @@ class Place(NamedTuple):
 
 
 def place(profile: Profile, p=None) -> Place:
-    """The method on the axes of sign, difficulty and scale, as `mass.summary` has them.
+    """The method's sign, difficulty and scale, as defined in `advantage.mass.summary`.
 
     Args:
-      profile: its table.
-      p: true solve rates of the prompts, in (0, 1); None spreads them evenly.
+      profile: the method's table.
+      p: true solve rates of the prompts, in (0, 1); None is a uniform distribution.
+
+    Raises:
+      ValueError: if the method has no mass.
     """
     p = (np.arange(200) + 0.5) / 200 if p is None else np.asarray(p, np.float64)
     chance = np.mean(binomial(len(profile.m_S) - 1, p.ravel()), 0)  # of c = 0..G
@@ -190,7 +194,9 @@ def place(profile: Profile, p=None) -> Place:
     up, down = chance * np.maximum(push, 0).sum(0), chance * np.maximum(-push, 0).sum(0)
     total = np.sum(up + down)
     if not total > 0:
-        raise ValueError("place needs a method with mass, got one that is 0 for all c.")
+        raise ValueError(
+            "place needs a method with mass, got one that is 0 for all c; pass another."
+        )
     with np.errstate(divide="ignore"):
         ratio = np.log(up.sum()) - np.log(down.sum())
     difficulty = np.sum((up + down) * profile.p) / total
@@ -198,9 +204,10 @@ def place(profile: Profile, p=None) -> Place:
 
 
 def equalised(profile: Profile) -> Profile:
-    """The table with mean total mass 1: without its scale, which a learning rate sets.
+    """The table divided by its scale, so that the mean mass of a group is 1.
 
-    The mean is over prompts whose true solve rates are spread evenly.
+    The mean is over prompts with uniformly distributed true solve rates. A scale only
+    changes the effective learning rate.
     """
     scale = place(profile).scale
     return Profile(*(column / scale for column in profile))

@@ -1,12 +1,17 @@
 """NumPy on the host: problems, their encoding, streams of batches, tokenizers.
 
-`problem` reads, `encode` turns problems into prompts, `stream` makes endless batches of
-them. `tokenizer` loads tokenizers, `token_ids` checks their ids against a policy,
-`control_token` keeps text from being read as control tokens, `chat` writes messages by
-a chat template, `held_out` splits a data set, and `relabel` expands one by goals.
+    problem        reads problems from files
+    encode         turns problems into prompts of tokens
+    chat           the same for messages, by a chat template
+    control_token  keeps questions from being read as control tokens
+    stream         endless shuffled batches
+    held_out       splits a data set
+    relabel        expands a data set by goals
+    tokenizer      loads tokenizers
+    token_ids      checks token ids against the size of the embedding
 
-A new format is a function that returns `list[Problem]`. Nothing here knows models,
-devices or rewards.
+Support a new format by a function that returns `list[Problem]`. Nothing here knows
+models, devices or rewards.
 """
 
 from rljax.data.chat import Chat

@@ -4,11 +4,11 @@
     prompts, report = encode_prompts(problems, tokenizer, 256, chat=chat)
 
 The tokens are those of `tokenizer.apply_chat_template(messages, tokenize=True,
-add_generation_prompt=True)`: the template puts the begin token, and none is added. The
-exception is text that spells a control token: in a message it stays text.
+add_generation_prompt=True)`. The template writes the begin token; none is added. There
+is one exception: if a message spells a control token, this stays plain text.
 
-Some templates write today's date into the prompt (Llama 3.2's). Give it as an argument,
-`date_string`, or a run resumed tomorrow has other prompts.
+Some templates write today's date into the prompt (Llama 3.2's). Fix it by the argument
+`date_string`; otherwise a run that is resumed tomorrow has other prompts.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ _PROBE, _SYSTEM_PROBE, _ANSWER_PROBE = "question 4711", "system 4712", "answer 4
 class Chat:
     """How messages become a prompt.
 
-    system: the system's message, in front of conversations that have none of their own.
-    arguments: what the template takes beside the messages, {"enable_thinking": False}.
+    system: the system message for conversations without one.
+    arguments: further arguments of the template, such as {"enable_thinking": False}.
     """
 
     system: str | None = None
@@ -44,10 +44,10 @@ Conversation = tuple[Message, ...]
 def conversation(
     question: str | Conversation, chat: Chat, template: str
 ) -> Conversation:
-    """The messages of a question: the system's, and the user's in the template.
+    """The messages of a question: the system message, then the user's in `template`.
 
     Args:
-      template: text with {question}, where the last message goes.
+      template: text in which {question} is replaced by the last message.
     """
     messages = question
     if isinstance(messages, str):
@@ -64,12 +64,11 @@ def encode(
     conversations: Sequence[Conversation],
     chat: Chat,
 ) -> Encoded:
-    """The conversations as tokens, up to where the assistant begins.
+    """The conversations as tokens, up to the beginning of the assistant's answer.
 
     Raises:
-      ValueError: if the tokenizer has no template, if the template refuses a
-        conversation (with its number), or leaves out its question or the system's
-        message.
+      ValueError: if the tokenizer has no template, or if the template refuses a
+        conversation (with its number) or omits its question or system message.
     """
     _require_template(tokenizer)
     for shape in {tuple(m.role for m in messages) for messages in conversations}:
@@ -90,7 +89,8 @@ def encode(
     mark = control_token.unused([*contents, *(texts[n] for n in more)], "<spelled")
 
     def write(n: int, renamed: dict[str, str]) -> str:
-        # What a message spells goes by a name while the template's is renamed.
+        # Control tokens in messages get placeholders while those of the template are
+        # renamed.
         spelled = {name: f"{mark}{i}>" for i, name in enumerate(renamed)}
         messages = tuple(
             m._replace(content=control_token.renamed(m.content, spelled))
@@ -111,7 +111,7 @@ def encode(
 def render(
     tokenizer: "PreTrainedTokenizerBase", messages: Conversation, chat: Chat
 ) -> str:
-    """The text of a prompt; raises whatever the template does."""
+    """The text of a prompt; raises whatever the template raises."""
     return tokenizer.apply_chat_template(
         [message._asdict() for message in messages],
         tokenize=False,
@@ -121,10 +121,10 @@ def render(
 
 
 def end_token(tokenizer: "PreTrainedTokenizerBase", chat: Chat) -> int:
-    """What the template puts after the assistant's words: the end of a demonstration.
+    """The token that the template puts after the assistant's answer.
 
-    Gemma's turns end with another token than its tokenizer's texts do. Where the
-    template puts no control token, it is the tokenizer's end token.
+    It ends demonstrations. For Gemma it differs from the tokenizer's end token. If the
+    template puts no control token there, it is the tokenizer's end token.
     """
     messages = ({"role": "user", "content": _PROBE},)
     messages += ({"role": "assistant", "content": _ANSWER_PROBE},)
@@ -140,8 +140,8 @@ def _text(tokenizer, messages: Conversation, chat: Chat, number: int) -> str:
         return render(tokenizer, messages, chat)
     except Exception as error:  # a template may raise anything
         raise ValueError(
-            f"the chat template must take every conversation, but that of number"
-            f" {number}, {_shown(messages)}, raises {type(error).__name__}: {error};"
+            f"the chat template must take every conversation, but number {number},"
+            f" {_shown(messages)}, raises {type(error).__name__}: {error};"
             " change the messages."
         ) from error
 
@@ -156,7 +156,7 @@ def _require_template(tokenizer) -> None:
 
 
 def _require_kept(tokenizer, roles: tuple[str, ...], chat: Chat) -> None:
-    """Raises ValueError unless question and system's message are in the prompt."""
+    """Raises ValueError unless the template writes question and system message."""
     said = {0: _SYSTEM_PROBE, len(roles) - 1: _PROBE}
     messages = tuple(Message(r, said.get(n, "text")) for n, r in enumerate(roles))
     system = roles[0] == "system"

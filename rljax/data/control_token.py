@@ -1,8 +1,8 @@
-"""Text in which only the template's control tokens are control tokens.
+"""Encoding in which only the template can write control tokens.
 
 A tokenizer reads `<|im_end|>` as the token that ends a turn, wherever it stands. In a
-user's question it would end the turn, or the whole prompt. So the template may spell
-control tokens; a question is read as text.
+user's question it would end the turn, or the whole prompt. So control tokens are
+recognised in the template only; a question is read as plain text.
 """
 
 import json
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION = "{question}"
+"""The part of a template that is replaced by the question."""
 
 
 class Encoded(NamedTuple):
     """Texts as token ids.
 
-    ids: of each text.
-    spelled: the numbers of the texts whose question spells a control token; it is text.
+    ids: the token ids of each text.
+    spelled: indices of texts whose question spells a control token; it was encoded as
+      plain text.
     """
 
     ids: list[list[int]]
@@ -32,10 +34,10 @@ def encode(
 ) -> Encoded:
     """The questions in a template, as tokens; nothing is added before or after.
 
-    Texts whose questions spell no control token are what the tokenizer makes of them.
+    If a question spells no control token, the ids are those of the tokenizer itself.
 
     Args:
-      template: with {question} where the question goes.
+      template: text with {question} where the question goes.
 
     Raises:
       ValueError: with its number, if a text cannot be encoded.
@@ -53,7 +55,7 @@ def encode(
     if not more:
         return Encoded(ids, [])
 
-    # Unknown characters are such a token, too, and stay one: then nothing changes.
+    # An unknown character gives a special token as well, also when read as text.
     def write(n: int, names: dict[str, str]) -> str:
         return renamed(template, names).replace(QUESTION, questions[n])
 
@@ -77,7 +79,7 @@ def _ids(tokenizer, text: str) -> list[int]:
 
 
 def all_ids(tokenizer, texts: dict[int, str]) -> list[list[int]]:
-    """The texts as tokens, whatever control tokens they spell; nothing is added.
+    """The texts as tokens, with control tokens recognised; nothing is added.
 
     Raises:
       ValueError: with its number, if a text cannot be encoded.
@@ -90,7 +92,7 @@ def all_ids(tokenizer, texts: dict[int, str]) -> list[list[int]]:
 
 
 def _encoded(encode_fn, texts: dict[int, str]):
-    """`encode_fn` of the texts; says which, by its number, cannot be encoded."""
+    """`encode_fn` of the texts; an error names the text that cannot be encoded."""
     try:
         return encode_fn(list(texts.values()))
     except Exception:  # tokenizers raises no finer kind
@@ -110,15 +112,16 @@ def as_written(
     texts: dict[int, str],
     write: Callable[[int, dict[str, str]], str],
 ) -> list[list[int]]:
-    """Encodes with control tokens known by other names, which our own text uses.
+    """Encodes with renamed control tokens; only the template uses the new names.
 
-    A question cannot spell these, so that it is nothing but text. Encoding the parts
-    between control tokens by themselves would be simpler, but other tokens: several
-    tokenizers mark where a text begins, or strip blanks around control tokens.
+    No question spells the new names, so all of it is plain text. To encode the parts
+    between control tokens separately would be simpler but gives other tokens: several
+    tokenizers mark the beginning of a text, or strip blanks around control tokens.
 
     Args:
-      texts: by number, as they are with the tokenizer's own names.
-      write: (number, other name of each control token) -> the text that uses them.
+      texts: by number, with the tokenizer's own names of control tokens.
+      write: (number, new name of each control token) -> the text with the new names in
+        its template.
     """
     import tokenizers
 
@@ -142,7 +145,7 @@ def as_written(
 
 
 def unused(texts: Iterable[str], mark: str = "<control") -> str:
-    """A beginning of names that no text spells."""
+    """A prefix for new names that no text contains."""
     texts = list(texts)
     while any(mark in text for text in texts):
         mark += "l"
@@ -150,19 +153,19 @@ def unused(texts: Iterable[str], mark: str = "<control") -> str:
 
 
 def renamed(text: str, names: dict[str, str]) -> str:
-    """The text with each of the names in place of what it stands for."""
+    """Replaces each key of `names` in the text by its value, longest keys first."""
     longest_first = sorted(names, key=lambda name: -len(name))
     known = "|".join(re.escape(name) for name in longest_first)
     return re.sub(known, lambda m: names[m[0]], text) if names else text
 
 
 def _renamed(description: dict, names: dict[str, str]) -> dict:
-    """A tokenizer.json whose control tokens have other names, in its model as well."""
+    """A tokenizer.json with renamed control tokens, also in its model's vocabulary."""
     model = dict(description["model"])
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(k, k): i for k, i in vocabulary.items()}
-    else:  # of Unigram, which would find a control token in plain text by its name
+    else:  # Unigram would find a control token in plain text by its old name
         model["vocab"] = [[names.get(k, k), score] for k, score in vocabulary]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]

@@ -24,12 +24,12 @@ class EncodingReport(NamedTuple):
     """What `encode_prompts` kept and dropped; `str(report)` is a line for the log.
 
     num_problems, num_kept: problems given and kept.
-    num_long_prompts: problems dropped because of their prompt.
-    num_long_completions: of the others, those dropped because of their demonstration.
+    num_long_prompts: problems dropped because their prompt is too long.
+    num_long_completions: of the others, those with a demonstration that is too long.
     longest_prompt, longest_completion: tokens, over all problems.
-    num_repeated: kept problems that have the question of an earlier one.
-    num_spelled: kept problems whose text spells a control token, which is then read as
-      plain text.
+    num_repeated: kept problems with the same question as an earlier one.
+    num_spelled: kept problems whose text spells a control token; it is read as plain
+      text.
     """
 
     num_problems: int
@@ -64,35 +64,36 @@ def encode_prompts(
     chat: Chat | None = None,
     max_completion_tokens: int | None = None,
 ) -> tuple[Prompts, EncodingReport]:
-    """Problems as prompts of tokens; too long ones are dropped, never cut.
+    """Encodes problems as prompts; problems that are too long are dropped, never cut.
 
-    `S` is `max_prompt_tokens`, so that all splits of a data set have one shape. A
-    prompt begins with the tokenizer's begin token if the tokenizer puts one there by
-    itself, unless the template already contains it. Only the template's control tokens
-    are control tokens; where a question or demonstration spells one, it is plain text.
-    Questions that are token ids are the whole prompt, and nothing is added to them.
+    `S` is `max_prompt_tokens`, so that all splits of a data set have one shape. If the
+    tokenizer starts texts with a begin token, so does the prompt, unless the template
+    already contains it. Control tokens are recognised in the template only; in a
+    question or demonstration they are plain text. A question of token ids is the whole
+    prompt; nothing is added to it.
 
     Args:
       max_prompt_tokens: longest prompt that is kept, begin token included.
       template: the prompt's text, with {question} where the question goes. Other
         braces are plain text.
-      chat: makes conversations of questions, and prompts of them by the tokenizer's
-        chat template; then `template` is the text of the user's message, in which
-        control tokens are plain text, too. None: questions must be no conversations.
-      max_completion_tokens: longest demonstration that is kept, end token included;
+      chat: turns questions into conversations, and these into prompts by the
+        tokenizer's chat template. `template` is then the text of the user's message, in
+        which control tokens are plain text as well. None: questions must not be
+        conversations.
+      max_completion_tokens: T, longest demonstration that is kept, end token included;
         None leaves demonstrations out.
 
     Returns:
-      Prompts of N rows: `id` is the problem's place in `problems`; `data["answer"]`
-      u8[N, A] its answer in zero-padded UTF-8; with `max_completion_tokens` = T also
-      `data["completion"]` i32[N, T], the demonstration and the end token, and
-      `data["completion_mask"]` bool[N, T]. And the report.
+      (prompts, report). The prompts have N rows: `id` is the problem's index in
+      `problems`; `data["answer"]` u8[N, A] is its answer in zero-padded UTF-8. With
+      `max_completion_tokens` there are also `data["completion"]` i32[N, T], the
+      demonstration and the end token, and `data["completion_mask"]` bool[N, T].
 
     Raises:
-      ValueError: for a template without {question}, an empty prompt, a missing
-        answer or demonstration, with the problem's number for text that is not UTF-8
-        or that the tokenizer does not know, for what `chat.encode` refuses, or when
-        nothing is short enough.
+      ValueError: for a template without {question}, an empty prompt, a missing answer
+        or demonstration; for text that is not UTF-8 or unknown to the tokenizer, with
+        the problem's number; for what `chat.encode` refuses; or if no problem is short
+        enough.
     """
     _require_template(template)
     _require_text(problems, template)
@@ -138,7 +139,7 @@ def answer_bytes(answers: Sequence[str]) -> np.ndarray:
     """u8[N, A]: the answers in UTF-8, zero-padded to the longest.
 
     Raises:
-      ValueError: if an answer is no UTF-8 or holds a zero byte, which would end it.
+      ValueError: if an answer is not UTF-8 or contains a zero byte, which would end it.
     """
     for answer in answers:
         if why := strict_json.no_text(answer):
@@ -148,9 +149,9 @@ def answer_bytes(answers: Sequence[str]) -> np.ndarray:
 
 
 def _encode_questions(tokenizer, questions, template: str, chat: Chat | None):
-    """Token ids of the prompts, and the numbers of those that spell control tokens."""
+    """(token ids of the prompts, indices of questions that spell control tokens)."""
     encoded = [list(q.ids) if isinstance(q, Tokens) else [] for q in questions]
-    # A chat template would make a prompt of an empty question as well.
+    # Empty questions are skipped: a chat template would make a prompt even of them.
     others = [
         n
         for n, q in enumerate(questions)
@@ -164,8 +165,8 @@ def _encode_questions(tokenizer, questions, template: str, chat: Chat | None):
         for n, question in zip(others, asked, strict=True):
             if not isinstance(question, str):
                 raise ValueError(
-                    "without chat a question must be a text or token ids, but that of"
-                    f" number {n} is a conversation; pass chat=Chat()."
+                    "without chat a question must be a text or token ids, but number"
+                    f" {n} is a conversation; pass chat=Chat()."
                 )
         rows, spelled = _encode_with_begin(tokenizer, asked, template)
     for n, row in zip(others, rows, strict=True):
@@ -174,9 +175,9 @@ def _encode_questions(tokenizer, questions, template: str, chat: Chat | None):
 
 
 def _encode_with_begin(tokenizer, questions: list[str], template: str):
-    """Encodes, with the begin token in front if the tokenizer's convention has one.
+    """Encodes, with a begin token in front if the tokenizer uses one.
 
-    add_special_tokens=True would not do: some tokenizers also append their end token.
+    add_special_tokens=True would be wrong: some tokenizers also append their end token.
     """
     encoded, spelled = control_token.encode(tokenizer, questions, template)
     begin = tokenizer.bos_token_id
@@ -209,8 +210,8 @@ def _require_text(problems: Sequence[Problem], template: str):
             text = value if isinstance(value, str | None) else question_text(value)
             if why := strict_json.no_text(text or ""):
                 raise ValueError(
-                    f"every problem must be text, but of number {i} the {name}'s {why};"
-                    " write it again from its source."
+                    f"every problem must be text, but in the {name} of number {i}"
+                    f" {why}; write it again from its source."
                 )
     if why := strict_json.no_text(template):
         raise ValueError(f"template must be text, but {why}; pass it as UTF-8.")
@@ -226,7 +227,7 @@ def _require_all(problems, values, what: str, how: str):
 
 
 def _pad(rows: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as i32[N, width], padded with 0 on the right, and their bool[N, width]."""
+    """(tokens i32[N, width], padded with 0 on the right, mask bool[N, width])."""
     length = np.array([len(row) for row in rows])
     mask = np.arange(width) < length[:, None]
     tokens = np.zeros((len(rows), width), np.int32)

@@ -7,24 +7,24 @@ from rljax import strict_json
 
 
 class Message(NamedTuple):
-    """One message of a conversation; role: system, user or assistant, as a rule."""
+    """One message of a conversation; the role is usually system, user or assistant."""
 
     role: str
     content: str
 
 
 class Tokens(NamedTuple):
-    """A whole prompt by its token ids, to be taken as they are."""
+    """A whole prompt as token ids, used unchanged."""
 
     ids: tuple[int, ...]
 
 
 Question = str | tuple[Message, ...] | Tokens
-"""A text; a conversation, of which a chat template makes a prompt; or the prompt."""
+"""A text, a conversation for a chat template, or a whole prompt as token ids."""
 
 
 class Problem(NamedTuple):
-    """A question, its reference answer and, where there is one, a worked solution."""
+    """A question, its reference answer and, optionally, a worked solution."""
 
     question: Question
     answer: str
@@ -41,20 +41,21 @@ def read_jsonl(
 ) -> list[Problem]:
     """The problems of a file with one JSON object per line; blank lines are skipped.
 
-    The question is a string; a list of messages {"role": ..., "content": ...}, the last
-    one of the user; or a list of token ids, the whole prompt. An answer may be a
-    number: 27 and 27.0 are the text "27", all others as they are written.
+    The question is a string; or a list of messages {"role": ..., "content": ...}, the
+    last one by the user; or a list of token ids, the whole prompt. An answer may be a
+    number: 27 and 27.0 become the text "27", all others stay as they are written.
 
     Args:
       question, answer: names of the fields to read.
       demonstration: name of the field with a worked solution; None reads none.
-      answer_after: the answer is what follows the last such marker in its field,
-        without surrounding white space: "####" for GSM8K. None takes the field as is.
+      answer_after: a marker; the answer is the text after its last occurrence in the
+        field, without surrounding whitespace: "####" for GSM8K. None takes the whole
+        field.
 
     Raises:
       ValueError: with file and line, if a line is not a JSON object (see
-        `strict_json`), a field is missing, of another kind, blank, or no text (half a
-        surrogate pair), or the marker is not there; if no line is left.
+        `strict_json`), if a field is missing, of another type, blank or not valid text
+        (half a surrogate pair), or if the marker is missing; or if there is no problem.
     """
     problems = []
     with open(path, "rb") as lines:  # bytes, so that bad UTF-8 is found in its line
@@ -76,7 +77,7 @@ def read_jsonl(
     if not problems:
         raise ValueError(
             f"{os.fspath(path)} must hold at least one JSON object, got an empty file;"
-            " check the path or write the file again."
+            " check the path or repair the file."
         )
     return problems
 
@@ -99,7 +100,7 @@ def _json_object(line: bytes, where: str) -> dict:
 def _field(row: dict, name: str, where: str) -> Any:
     if name not in row:
         raise ValueError(
-            f"{where} must have a field {name!r}, it has {sorted(row)}; pass the"
+            f"{where} must have a field {name!r}, got {sorted(row)}; pass the"
             " names of the fields to read_jsonl."
         )
     return row[name]
@@ -139,9 +140,9 @@ def _messages(value: list, name: str, where: str) -> tuple[Message, ...]:
     )
     if messages[-1].role != "user":
         raise ValueError(
-            f"{where}: the last message of {name!r} must be of the user, whom the"
-            f" completion answers, got role {messages[-1].role!r}; leave out what"
-            " follows the question."
+            f"{where}: the last message of {name!r} must be by the user, whom the"
+            f" completion answers, got role {messages[-1].role!r}; remove what follows"
+            " the question."
         )
     return messages
 
@@ -156,15 +157,12 @@ def _text(value: Any, what: str, where: str) -> str:
             " write it as a JSON string."
         )
     if why := strict_json.no_text(value):
-        raise ValueError(
-            f"{where}: {what} must be text, but {why}; write the line again from its"
-            " source."
-        )
+        raise ValueError(f"{where}: {what} must be text, but {why}; repair the line.")
     return value
 
 
 def question_text(question: Question) -> str:
-    """The words of a question; of a conversation those of all but the system."""
+    """A question as one text; a conversation's without its system messages."""
     if isinstance(question, str):
         return question
     if isinstance(question, Tokens):
@@ -176,7 +174,7 @@ def _after(text: str, marker: str, where: str) -> str:
     _, found, answer = text.rpartition(marker)
     if not found or not answer.strip():
         raise ValueError(
-            f"{where}: an answer must follow the marker {marker!r}, got a text ending"
-            f" in {text[-60:]!r}; repair the line or pass another answer_after."
+            f"{where}: an answer must follow the marker {marker!r}, got a text that"
+            f" ends in {text[-60:]!r}; repair the line or pass another answer_after."
         )
     return answer.strip()

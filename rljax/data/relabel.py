@@ -1,12 +1,11 @@
-"""Goals from graded feedback: relabelling and expansion of a data set (GCSL).
+"""Goals from graded feedback: relabels and expands a data set (GCSL).
 
-The feedback r becomes a goal that the prompt states, at training and at inference.
-Learning is plain likelihood. This file works on the host; the recipe is
-`algorithms.gcsl`.
+The feedback r of a sample becomes a goal that its prompt states, in training and at
+inference. Training then maximises the likelihood: see `algorithms.gcsl`. This file
+works on the host.
 
-Source: arXiv:2605.16345, abstract (PAPER); that goals are thresholds, the inclusive
-bound, the token mean and the weights are RECONSTRUCTED: the method section was not
-readable.
+Source: arXiv:2605.16345, abstract (PAPER). RECONSTRUCTED, as the method section was not
+  readable: goals as thresholds, their inclusive bound, the token mean, the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +18,9 @@ from rljax.types import Prompts
 
 
 class Pairs(NamedTuple):
-    """Samples under goals, M pairs.
+    """M pairs of a sample and a goal that it reaches.
 
-    sample, goal: i64[M] places in the feedback and in the goals.
+    sample, goal: i64[M] indices into the feedback and into the goals.
     weight: f32[M] each pair's weight in the loss.
     """
 
@@ -31,23 +30,23 @@ class Pairs(NamedTuple):
 
 
 def achieved(feedback: Sequence[float], goals: Sequence[float]) -> Pairs:
-    """Classic GCSL: each sample under the highest goal it reaches.
+    """Classic GCSL: pairs each sample with the highest goal it reaches.
 
-    Samples below the lowest goal are dropped.
+    Samples below the lowest goal are dropped. Arguments are those of `beyond`.
     """
     reached = _reached(feedback, goals)
     (sample,) = np.nonzero(reached.any(1))
-    goal = reached.sum(1)[sample] - 1  # goals rise
+    goal = reached.sum(1)[sample] - 1  # goals are increasing
     return Pairs(sample, goal, np.ones(len(sample), np.float32))
 
 
 def per_pair(reached: np.ndarray) -> np.ndarray:
-    """Weight 1 for every satisfied pair: better samples count more often."""
+    """Weight 1 for every pair, so that better samples count more often."""
     return np.ones_like(reached, np.float32)
 
 
 def per_sample(reached: np.ndarray) -> np.ndarray:
-    """1 / number of goals a sample reaches: each sample counts once."""
+    """Weight 1 / number of goals that the sample reaches: each sample counts once."""
     return np.float32(1) / np.maximum(reached.sum(1, keepdims=True), 1)
 
 
@@ -56,16 +55,16 @@ def beyond(
     goals: Sequence[float],
     weight_fn: Callable[[np.ndarray], np.ndarray] = per_pair,
 ) -> Pairs:
-    """GCSL-bey: each sample under every goal it reaches, "at least g".
+    """GCSL-bey: pairs each sample with every goal it reaches, "at least g".
 
     Args:
       feedback: N grades.
-      goals: rising thresholds on the grades; r = g reaches g.
-      weight_fn: bool[N, number of goals], who reaches what -> weights broadcastable to
-        it: `per_pair` (chosen, as the expansion is described as pairs), `per_sample`.
+      goals: increasing thresholds on the grades; r = g reaches g.
+      weight_fn: reached bool[N, number of goals] -> weights that broadcast to it:
+        `per_pair` (the default, as the paper speaks of pairs) or `per_sample`.
 
     Raises:
-      ValueError: if goals do not rise or nothing reaches one.
+      ValueError: if goals are not increasing, or no sample reaches one.
     """
     reached = _reached(feedback, goals)
     sample, goal = np.nonzero(reached)
@@ -76,14 +75,16 @@ def beyond(
 def _reached(feedback, goals) -> np.ndarray:
     feedback, goals = np.asarray(feedback, float), np.asarray(goals, float)
     if goals.ndim != 1 or not goals.size or np.any(np.diff(goals) <= 0):
-        raise ValueError(f"goals must rise, got {goals.tolist()}; sort them.")
+        raise ValueError(f"goals must increase, got {goals.tolist()}; sort them.")
     if not np.all(np.isfinite(feedback)):
-        raise ValueError("feedback must be finite; drop samples without a grade.")
+        raise ValueError(
+            "feedback must be finite, got NaN or infinity; drop samples without grade."
+        )
     reached = feedback[:, None] >= goals
     if not reached.any():
         raise ValueError(
-            f"no sample reaches the lowest goal {goals[0]}; the best feedback is"
-            f" {feedback.max(initial=-np.inf)}; lower the goals."
+            f"some sample must reach the lowest goal {goals[0]}, but the best feedback"
+            f" is {feedback.max(initial=-np.inf)}; lower the goals."
         )
     return reached
 
@@ -93,12 +94,12 @@ def problems(
     samples: Sequence[Problem],
     describe_fn: Callable[[str, int], str],
 ) -> list[Problem]:
-    """The M problems of the expanded data set, goals stated in their questions.
+    """The M problems of the expanded data set, whose questions state their goals.
 
     Args:
       samples: the N problems, demonstrations included.
-      describe_fn: (question, place of the goal) -> question with the goal. At inference
-        ask for the last goal, the highest (RECONSTRUCTED).
+      describe_fn: (question, index of the goal) -> question with the goal. At inference
+        state the last goal, the highest (RECONSTRUCTED).
     """
     rows = zip(pairs.sample, pairs.goal, strict=True)
     return [
@@ -108,11 +109,11 @@ def problems(
 
 
 def with_weights(prompts: Prompts, pairs: Pairs) -> Prompts:
-    """Adds `data["weight"]` f32[N]: the pairs' weights to their encoded problems.
+    """Adds the pairs' weights as `data["weight"]` f32[N].
 
     Args:
-      prompts: from `encode_prompts` of `problems`, so that `id` is the pair's place;
-        it may have dropped some.
+      prompts: made from `problems` by `encode_prompts`, which may have dropped some;
+        `id` is the index of the pair.
     """
     weight = pairs.weight[np.asarray(prompts.id)]
     return prompts.replace(data={**prompts.data, "weight": weight})

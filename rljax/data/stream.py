@@ -1,4 +1,4 @@
-"""The endless shuffled stream of batches that a run trains on.
+"""An endless shuffled stream of training batches.
 
 Symbols: `N` problems of a data set, `K` training steps per dispatch, `P` prompts per
 step.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import grain
 
 MapFn = Callable[[Prompts, np.random.Generator], Prompts]
+"""(prompts [P, ...] of a step, generator of the step) -> prompts."""
 
 
 def _unchanged(prompts: Prompts, rng: np.random.Generator) -> Prompts:
@@ -34,14 +35,14 @@ def stream(
     steps_per_dispatch: int = 1,
     map_fn: MapFn = _unchanged,
 ) -> "Stream":
-    """The endless shuffled stream of training batches over a data set.
+    """An endless shuffled stream of training batches over a data set.
 
     Each epoch is a new permutation of the rows, cut into steps of `num_prompts`. No
-    prompt comes twice in an epoch, and so none comes twice in a step, where its samples
-    would be the same. The rows that are left at the end of an epoch (less than a step)
-    are not used in it. A step depends on `seed` and its number alone, not on
-    steps_per_dispatch. Of several processes each gets the whole batch: which rows its
-    devices hold is for the mesh to say.
+    prompt occurs twice in an epoch, and so none twice in a step, where both would get
+    the same samples. Rows left over at the end of an epoch (less than a step) are
+    skipped. A step depends only on `seed` and its number, not on steps_per_dispatch.
+    With several processes each gets the whole batch; the mesh decides which rows its
+    devices hold.
 
     Args:
       prompts: the data set, N rows of NumPy arrays.
@@ -52,14 +53,14 @@ def stream(
         generator keyed by (seed, step), for instance to draw other demonstrations.
 
     Returns:
-      An iterator over `Prompts` of NumPy arrays [K, num_prompts, ...].
-      `get_state()` is a small JSON-able dict: the number of steps handed out and a
-      fingerprint of `prompts`. A stream built from the same arguments continues exactly
-      after `set_state(state)`, also with another steps_per_dispatch.
+      An iterator over `Prompts` of NumPy arrays [K, num_prompts, ...]. `get_state()` is
+      a small JSON-able dict with the number of steps handed out and a fingerprint of
+      `prompts`. After `set_state(state)` a stream made with the same arguments
+      continues exactly there; steps_per_dispatch may differ.
 
     Raises:
-      ValueError: for sizes that do not fit each other; in `set_state`, for the state of
-        other prompts.
+      ValueError: for sizes that do not fit each other; in `set_state`, if the state
+        belongs to other prompts.
     """
     import grain
 
@@ -77,16 +78,16 @@ def stream(
     _check_stream(size, num_prompts)
     steps = grain.MapDataset.source(_Steps(size, num_prompts, seed))
     steps = steps.map(lambda rows: take(prompts, rows)).random_map(map_fn, seed=seed)
-    # No threads: an item costs the host a few ms, which the device's asynchrony hides,
+    # No threads: an item costs the host a few ms, which asynchronous dispatch hides,
     # and a verifier that forks must not find threads. Batching after to_iter_dataset
-    # counts the state in steps, whatever K is.
+    # makes grain count its state in steps, whatever K is.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     batches = iter(steps.to_iter_dataset(options).batch(steps_per_dispatch))
     return Stream(batches, digest.fingerprint(prompts))
 
 
 class Stream:
-    """What `stream` returns: grain's iterator and the fingerprint of its data."""
+    """The iterator that `stream` returns; its state includes the data's fingerprint."""
 
     def __init__(self, batches: "grain.DatasetIterator", fingerprint: str):
         self._batches, self._fingerprint = batches, fingerprint
@@ -98,14 +99,16 @@ class Stream:
         return next(self._batches)
 
     def get_state(self) -> dict[str, Any]:
+        """A JSON-able dict: the fingerprint of the prompts and the steps handed out."""
         return {"prompts": self._fingerprint, "place": self._batches.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Continues after a state; raises ValueError if it is of other prompts."""
         if state["prompts"] != self._fingerprint:
             raise ValueError(
                 "the encoded prompts must be those that the state was saved with, of"
-                f" fingerprint {state['prompts']}, got {self._fingerprint}; bring back"
-                " the data, tokenizer and template, or start another run."
+                f" fingerprint {state['prompts']}, got {self._fingerprint}; restore the"
+                " data, tokenizer and template, or start another run."
             )
         self._batches.set_state(state["place"])
 
@@ -116,8 +119,8 @@ class _Steps:
     def __init__(self, size: int, num_prompts: int, seed: int):
         self._num_prompts = num_prompts
         self._steps_per_epoch = size // num_prompts
-        # grain's own shuffle goes row by row in Python, and it seeds its epochs with
-        # seed + epoch, so that runs of neighbouring seeds would share orders.
+        # grain's own shuffle runs row by row in Python. It also seeds epochs with
+        # seed + epoch, so that runs with neighbouring seeds would share orders.
         self._order = functools.lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(size)
         )
@@ -135,5 +138,5 @@ def _check_stream(size, num_prompts):
     if not 1 <= num_prompts <= size:
         raise ValueError(
             f"num_prompts must be in [1, {size}], the size of the data set, got"
-            f" {num_prompts}; lower num_prompts or bring more problems."
+            f" {num_prompts}; lower num_prompts or add problems."
         )

@@ -1,8 +1,8 @@
-"""Every token id that a run can meet, against the rows of the policy's embedding.
+"""Checks that every token id of a run has a row in the policy's embedding.
 
-An id without a row is NaN to a compiled program, which can say neither which nor where:
-hence this check on the host, before the first step. Fewer tokens than rows are fine:
-many models have more rows than their tokenizer has tokens.
+An id without a row gives NaN in a compiled program, which cannot tell which id it was.
+So the ids are checked on the host before the first step. Fewer tokens than rows are
+fine: many models have more rows than their tokenizer has tokens.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
-    """Raises ValueError if the tokenizer has a token that the embedding has no row for.
+    """Raises ValueError if a token of the tokenizer has no row in the embedding.
 
     Args:
       vocab_size: rows of the embedding.
@@ -35,14 +35,15 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> No
 
 
 def check_prompts(prompts: Prompts, vocab_size: int) -> None:
-    """Raises ValueError if a token that will be read is no id of the vocabulary.
+    """Raises ValueError if a token that will be read has no row in the embedding.
 
-    Looks at the prompts up to their length, at demonstrations and stored answers under
-    their masks, at solutions up to their last piece, and at privileged prompts; what
-    lies behind or outside is padding and may be anything.
+    It checks prompts up to their length, demonstrations and stored answers under their
+    masks, solutions up to their last piece, and privileged prompts. All other entries
+    are padding and may be anything.
 
     Args:
-      prompts: of NumPy arrays, N rows.
+      prompts: NumPy arrays with N rows.
+      vocab_size: rows of the embedding.
     """
     width = prompts.tokens.shape[1]
     for row, length in enumerate(np.asarray(prompts.length).tolist()):
@@ -60,13 +61,13 @@ def check_prompts(prompts: Prompts, vocab_size: int) -> None:
                 f"{name}: every token that is read must be an id in [0, {vocab_size}),"
                 f" the rows of the policy's embedding, but row {row} (problem"
                 f" {int(prompts.id[row])}) has {int(tokens[tuple(bad[0])])}, and"
-                f" {len(bad)} tokens in all are none; encode the problems with the"
+                f" {len(bad)} tokens in all lie outside; encode the problems with the"
                 " tokenizer the model was trained with."
             )
 
 
 def _read(prompts: Prompts) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, token ids and where they are read, of all that rows carry."""
+    """(name, token ids, mask of those that are read), for all arrays of token ids."""
 
     def upto(tokens, length):
         return np.arange(tokens.shape[1]) < np.asarray(length)[:, None]

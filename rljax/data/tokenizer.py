@@ -1,4 +1,4 @@
-"""Tokenizers: Hugging Face folders, and one of single characters for small tasks.
+"""Tokenizers: Hugging Face folders, and a character tokenizer for small tasks.
 
 `transformers` is imported inside the functions, so that `import rljax` stays cheap.
 """
@@ -24,18 +24,17 @@ _DESCRIPTIONS = (
 
 
 def character_tokenizer(characters: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer with one token per character, a padding and an end token.
+    """A tokenizer with one token per character, a padding and an end token.
 
-    Ids: 0 pads, 1 ends, `2 + i` is `characters[i]`. Decoding joins without spaces;
-    encoding any other character raises. There is no begin token: a prompt is never
-    empty, so a policy always has something to start from. `save_pretrained(folder)`
-    writes a folder that `load_tokenizer` reads.
+    Id 0 is padding, 1 the end token, `2 + i` is `characters[i]`. Decoding joins without
+    spaces; encoding any other character raises. There is no begin token, as prompts are
+    never empty. `save_pretrained(folder)` writes a folder that `load_tokenizer` reads.
 
     Args:
       characters: the vocabulary, each character once.
 
     Raises:
-      ValueError: if `characters` is empty or names a character twice.
+      ValueError: if `characters` is empty or contains a character twice.
     """
     repeated = sorted({c for c in characters if characters.count(c) > 1})
     if not characters or repeated:
@@ -48,8 +47,8 @@ def character_tokenizer(characters: str) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *characters))}
-    # WordLevel without an unknown token raises on what it does not know; BPE without
-    # merges would drop it silently.
+    # WordLevel without an unknown token raises on unknown characters. BPE without
+    # merges would drop them silently.
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary))
     one_character = tokenizers.Regex(r"[\s\S]")  # a dot would leave out newlines
     tokenizer.pre_tokenizer = pre_tokenizers.Split(one_character, "isolated")
@@ -64,12 +63,12 @@ def character_tokenizer(characters: str) -> "PreTrainedTokenizerFast":
 
 
 def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a local Hugging Face folder; never asks the network.
+    """The tokenizer of a local Hugging Face folder; never uses the network.
 
     Raises:
       ValueError: with the folder or file, if the folder is missing, holds no tokenizer
-        or a broken one, or its tokenizer has no end token (without one no completion
-        could ever finish).
+        or a broken one, or if the tokenizer has no end token, without which no
+        completion could finish.
     """
     folder = pathlib.Path(path)
     if not folder.is_dir():
@@ -85,7 +84,7 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
             f" {found}; copy the tokenizer files of the model there, or write them"
             " with tokenizer.save_pretrained(folder)."
         )
-    # transformers reads these as well, and names none of them when it fails.
+    # transformers reads these as well, but its errors do not name the file.
     for name in _DESCRIPTIONS:
         if (folder / name).is_file():
             strict_json.read_file(folder / name)
@@ -95,8 +94,8 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises no finer kind
         raise ValueError(
-            f"{_blamed(folder)}: transformers must be able to read the tokenizer, but"
-            f" {type(error).__name__}: {error}; copy the files of the model again."
+            f"{_broken_file(folder)}: transformers must be able to read the tokenizer,"
+            f" but {type(error).__name__}: {error}; copy the files of the model again."
         ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -107,8 +106,8 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _blamed(folder: pathlib.Path) -> str:
-    """The file that is broken, or all that may be: transformers does not say."""
+def _broken_file(folder: pathlib.Path) -> str:
+    """The file that is broken, or all that may be, as transformers does not say."""
     import tokenizers
 
     file = folder / "tokenizer.json"

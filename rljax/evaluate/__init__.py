@@ -1,4 +1,12 @@
-"""Held-out problems: asking a policy, estimates with errors, the report."""
+"""Evaluation on held-out problems.
+
+ask       samples answers of a policy and verifies them
+estimate  accuracies with errors, and tables that compare them
+report    a run's report as an HTML file
+before    the test of the policy before a run's last stage
+kept      the policies that a run folder keeps
+farewell  what a run prints when it ends
+"""
 
 from rljax.evaluate.ask import Evaluation, held_out
 from rljax.evaluate.estimate import (

@@ -1,4 +1,4 @@
-"""Held-out problems put to a policy: one evaluator for all; it changes nothing."""
+"""Evaluates a policy on held-out problems; without side effects on a run."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,12 +20,12 @@ from rljax.types import Prompts, Sampler, Samples, Verify
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# One key for all policies and stages, which are so compared on the same noise.
+# All policies and stages are sampled with one key, and so compared on the same noise.
 SEED = 20_000
 
 
 class Answers(NamedTuple):
-    """correct: bool[P, n] of the completions `samples`."""
+    """Completions of held-out problems; correct: bool[P, n], their verdicts."""
 
     correct: Any
     samples: Samples
@@ -38,8 +38,11 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
     """Makes (params, prompts) -> answers.
 
     Args:
-      in_graph: whether the verifier can be traced, and then the answers, too; else it
-        is called with NumPy arrays, and only the sampler is compiled.
+      sample: draws the completions.
+      verify: judges them.
+      in_graph: whether the verifier can be traced. If so, the returned function can be
+        traced as well. If not, the verifier is called with NumPy arrays, and only the
+        sampler is compiled.
     """
 
     def draw(params, prompts):
@@ -70,18 +73,19 @@ def in_batches(
     largest: int | None = None,
     doing: str = "",
 ) -> Callable:
-    """params -> `fn(params, prompts)` on the host, some problems at a time.
+    """params -> `fn(params, prompts)` as NumPy arrays, computed batch by batch.
 
-    All batches have one size, so that one program serves them: the last one is filled
-    up with the first problems, whose second answers are dropped.
+    All batches have the same size, so that one program serves them. The last one is
+    filled up with the first problems, whose second answers are dropped.
 
     Args:
       fn: (params, prompts [size, ...]) -> pytree.
-      size: problems at a time; raised to a multiple of the mesh's devices.
-      axis: of the problems in what `fn` returns.
-      largest: problems of the largest set that `fn` is used for: all sets then have
-        batches of one size. None: `fn` is used for this one only.
-      doing: what to say while it takes long.
+      prompts: all problems.
+      size: problems of a batch; raised to a multiple of the mesh's devices.
+      axis: the axis of problems in the result of `fn`.
+      largest: size of the largest set that `fn` is used for, so that all sets have
+        batches of the same size. None: `fn` is used for this set only.
+      doing: the subject of progress messages; "" prints none.
     """
     check.count("size", size)
     rows = len(prompts.id)
@@ -92,15 +96,16 @@ def in_batches(
         count = -(-rows // width)
         index = np.resize(np.arange(rows), (count, width))
         parts = (take(prompts, i) for i in index)
-        out = [processes.fetch(fn(params, part)) for part in _said(parts, count, doing)]
+        parts = _with_progress(parts, count, doing)
+        out = [processes.fetch(fn(params, part)) for part in parts]
         keep = (slice(None),) * axis + (slice(rows),)
         return jax.tree.map(lambda *x: np.concatenate(x, axis)[keep], *out)
 
     return run
 
 
-def _said(parts: Iterable, count: int, doing: str) -> Iterator:
-    """The parts; says now and then which one it is."""
+def _with_progress(parts: Iterable, count: int, doing: str) -> Iterator:
+    """The parts; prints every 20 seconds how many are done."""
     last = time.monotonic()
     for i, part in enumerate(parts):
         if doing and i and time.monotonic() - last >= 20:
@@ -110,14 +115,13 @@ def _said(parts: Iterable, count: int, doing: str) -> Iterator:
 
 
 class Evaluation(NamedTuple):
-    """What a run asks of its policy.
+    """How a run evaluates its policy.
 
-    validate: params -> (metrics by name, for the curves; some completions with their
-      verdicts).
-    test: params -> (stage for the tables, some completions); None without problems to
-      test on, and then there are no tables.
+    validate: params -> (metrics by name, some completions with their verdicts).
+    test: params -> (stage for the tables, some completions). None if there are no test
+      problems; then there are no tables.
     tables: stages by name -> tables that compare them.
-    programs: what it compiles, by name: (params, a batch) -> answers, and the batch.
+    programs: the compiled functions, by name: ((params, batch) -> answers, a batch).
     """
 
     validate: Callable[[Any], tuple[Mapping[str, float], list[Completion]]]
@@ -142,14 +146,16 @@ def held_out(
 ) -> Evaluation:
     """An evaluation on the task's held-out problems, sampled and greedy.
 
-    Validation and test are asked in batches of one size, by the same two programs.
+    Validation and test use batches of the same size, and so the same two programs.
 
     Args:
-      policy: what is asked; its temperature is that of the samples.
-      stop_tokens, stop_strings: what ends a completion; see `sampler`.
-      batch_size: problems at a time.
-      num_samples: completions per problem; pass@k is told for k = 1 and this number.
-      num_slots: completions decoded at a time, as in `sampler`.
+      policy: the policy that is evaluated; samples have its temperature.
+      task: its validation and test problems and its verifier.
+      tokenizer: decodes completions for display.
+      max_tokens, stop_tokens, stop_strings, num_slots: as in `sampler`.
+      batch_size: problems of a batch.
+      num_samples: completions per problem; pass@k is reported for k = 1 and this
+        number.
       in_graph: whether the task's verifier can be traced.
       note: a sentence below the table.
     """
@@ -202,7 +208,7 @@ def held_out(
 def _tables(
     stages: Mapping[str, estimate.Stage], task: Task, ks: tuple[int, ...], note: str
 ) -> list[estimate.Table]:
-    """All problems in one table; by the task's groups in a second, if it has any."""
+    """A table of all problems and, if the task has groups, a second one by groups."""
     first = estimate.compare(stages, ks)
     found = [first._replace(note=f"{first.note} {note}".strip())]
     if task.group is not None:
@@ -212,9 +218,10 @@ def _tables(
 
 
 def _lengths(answers: Answers) -> dict[str, float]:
-    """How long completions are, how many end, and how many of these are right.
+    """Mean length in tokens, share of finished completions, and how many of these are
+    right.
 
-    A policy that only learns to stop in time raises the second, and not the third.
+    A policy that only learns to stop in time raises the second but not the third.
     """
     ended = np.asarray(answers.samples.finished)
     found = {
@@ -229,7 +236,7 @@ def _lengths(answers: Answers) -> dict[str, float]:
 def _completions(
     answers: Answers, prompts: Prompts, tokenizer, count: int
 ) -> list[Completion]:
-    """The first samples of the first problems."""
+    """The first sample of each of the first `count` problems."""
 
     def text(tokens):
         return tokenizer.decode(tokens, skip_special_tokens=False)

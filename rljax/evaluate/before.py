@@ -1,7 +1,8 @@
-"""The test of the policy that a run's last stage begins with, kept for the tables.
+"""Keeps the test result of the policy that a run's last stage begins with.
 
-That policy is tested once, when it is there. If the disk is full the result waits in
-memory, and every later evaluation tries to write it again.
+This policy is tested once, before the last stage; the final tables compare with it. If
+the disk is full, the result is kept in memory, and every later evaluation tries again
+to write it.
 """
 
 import io
@@ -18,7 +19,7 @@ FILE = "before.npz"
 
 
 class Before:
-    """Keeps the result in a run folder over kills, resumes and full disks."""
+    """Keeps the result in a run folder through kills, resumes and full disks."""
 
     def __init__(self, run_dir: pathlib.Path):
         self.folder, self._path = run_dir, run_dir / FILE
@@ -26,12 +27,12 @@ class Before:
         self._failing = False
 
     def keep(self, stage: Stage) -> None:
-        """Takes the result and writes it down if that is possible now."""
+        """Takes the result and tries to write it."""
         self._waiting = stage
         self.write()
 
     def write(self) -> None:
-        """Writes down what waits, if something does; says when it begins to fail."""
+        """Writes a result that is not written yet; prints the first of failures."""
         if self._waiting is None or not processes.leads():
             return
         file = io.BytesIO()
@@ -46,9 +47,9 @@ class Before:
         self._waiting, self._failing = None, False
 
     def read(self) -> Stage | None:
-        """The result; None, with a word, if a kill came before it could be written.
+        """The result; None, with a message, if a kill came before it was written.
 
-        What waits in memory is newer than any file.
+        A result in memory is newer than the file.
         """
         if self._waiting is not None:
             return self._waiting

@@ -1,4 +1,4 @@
-"""What held-out accuracy is, with its error, and tables that compare stages of a run.
+"""Held-out accuracy with its standard error, and tables that compare stages of a run.
 
 Everything here is NumPy on the host. Symbols: `P` problems, `n` samples per problem,
 `c` of them correct, `k` tries.
@@ -13,7 +13,7 @@ import numpy as np
 class Estimate(NamedTuple):
     """A mean over problems and its standard error, both fractions.
 
-    The error is over the choice of problems: of one problem it is NaN.
+    The error is that of the choice of problems; for a single problem it is NaN.
     """
 
     mean: float
@@ -25,10 +25,10 @@ class Estimate(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The verdicts of one policy on the held-out problems.
+    """The verdicts on one policy's answers to the held-out problems.
 
-    correct: bool[P, n] of sampled completions.
-    greedy: bool[P] of greedy completions, or None when there are none.
+    correct: bool[P, n] for sampled completions.
+    greedy: bool[P] for greedy completions, or None if there are none.
     """
 
     correct: np.ndarray
@@ -36,7 +36,7 @@ class Stage(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of text; `str(table)` aligns it for a terminal."""
+    """A table of strings; `str(table)` aligns it for a terminal."""
 
     title: str
     header: tuple[str, ...]
@@ -59,14 +59,15 @@ class Table(NamedTuple):
 def pass_at_k(correct: np.ndarray, k: int) -> Estimate:
     """Probability that at least one of `k` tries is correct.
 
-    Per problem the unbiased estimate from n >= k samples, 1 - C(n - c, k) / C(n, k).
+    For each problem this is the unbiased estimate from n >= k samples,
+    1 - C(n - c, k) / C(n, k).
 
     Args:
       correct: bool[P, n].
       k: number of tries, in [1, n].
 
     Raises:
-      ValueError: for an array of another rank or type, without problems, or k outside
+      ValueError: if `correct` has another rank or dtype or is empty, or if k is not in
         [1, n].
 
     Source: Chen et al., Evaluating Large Language Models Trained on Code,
@@ -76,7 +77,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> Estimate:
 
 
 def summary(correct: np.ndarray, ks: Sequence[int] = (1, 8)) -> dict[str, float]:
-    """`pass@k` and `pass@k_error` by name, as an evaluation of a run reports them.
+    """Metrics of an evaluation: `pass@k` and `pass@k_error` by name, fractions.
 
     Args:
       correct: bool[P, n].
@@ -89,7 +90,7 @@ def summary(correct: np.ndarray, ks: Sequence[int] = (1, 8)) -> dict[str, float]
 
 
 def compare(stages: Mapping[str, Stage], ks: Sequence[int] = (1, 8)) -> Table:
-    """Stages side by side: a row for each pass@k, and one for greedy decoding.
+    """A table of stages: a row for each pass@k, and one for greedy decoding.
 
     With two or more stages the last column is the change from the first to the last.
     The error of the change is that of the per-problem difference, so both stages must
@@ -126,11 +127,11 @@ def compare(stages: Mapping[str, Stage], ks: Sequence[int] = (1, 8)) -> Table:
 def compare_by_group(
     stages: Mapping[str, Stage], group: np.ndarray, label: str
 ) -> Table:
-    """pass@1 of each stage for each group of problems, such as numbers of carries.
+    """A table of pass@1 of each stage for each group of problems.
 
     Args:
-      group: i[P], the group of each problem.
-      label: what the groups are, the heading of their column.
+      group: [P], the group of each problem, such as its number of carries.
+      label: what the groups are; the heading of their column.
 
     Raises:
       ValueError: without stages, or if they have another number of problems than
@@ -180,9 +181,10 @@ def _over_problems(rate: np.ndarray) -> Estimate:
 
 def _check_stages(stages: Mapping[str, Stage], size: int | None = None) -> None:
     sizes = {len(stage.correct) for stage in stages.values()}
-    if not stages or len(sizes | ({size} - {None})) != 1:
+    wanted = sizes if size is None else sizes | {size}
+    if not stages or len(wanted) != 1:
         raise ValueError(
-            "stages must be at least one and have been asked the same problems, got"
+            "there must be at least one stage, and all must have the same problems, got"
             f" {len(stages)} stages with {sorted(sizes)} problems"
             + ("" if size is None else f" and groups for {size}")
             + "; evaluate all on one set."

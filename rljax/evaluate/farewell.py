@@ -1,4 +1,4 @@
-"""What a run says when it ends: tables, completions, and where everything lies."""
+"""What a run prints when it ends: completions, tables, and the paths of its results."""
 
 import pathlib
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def show(
     """Prints the tables and some completions with their verdicts.
 
     Args:
-      folder: of the run.
-      report_path: the report's, or why there is none.
+      folder: the run folder.
+      report_path: path of the report, or why there is none.
     """
     console = rich.console.Console(highlight=False)
     for sample in completions[:6]:

@@ -1,13 +1,15 @@
-"""The policies of a run folder: `policy`, the last one, and `policy-best`.
+"""The policies in a run folder: `policy`, the last one, and `policy-best`.
 
-Beside them, `model` holds all of a policy but its weights: `rljax.export` adds those
-of a checkpoint.
+Each is a Hugging Face folder with a further file that names its training step. A new
+policy is written completely before it replaces the old one, so that a kill leaves one
+of them whole.
 
-Each is a Hugging Face folder with one file more, which says of which step it is. A new
-one is complete before it takes the place of the old one, so a kill leaves one of them.
+Beside them, `model` holds everything of a policy except its weights; `rljax.export`
+adds the weights of a checkpoint.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -29,15 +31,16 @@ Save = Callable[[pathlib.Path], None]
 
 
 def put(run_dir: pathlib.Path, name: str, save: Save, facts: Mapping[str, Any]) -> None:
-    """Writes a policy, unless the one of the same facts is there.
+    """Writes a policy, unless one with the same facts is already there.
 
     Args:
+      run_dir: the run folder.
       name: `LAST` or `BEST`.
-      save: path -> None, makes the folder.
-      facts: of which step it is.
+      save: path -> None, writes the Hugging Face folder.
+      facts: identify the policy: its phase, its step.
 
     Raises:
-      OSError: if it cannot be written; the old one is there.
+      OSError: if it cannot be written; the old policy is kept.
     """
     target, new, old = settled(run_dir, name)
     if facts_of(run_dir, name) == dict(facts):
@@ -53,7 +56,7 @@ def put(run_dir: pathlib.Path, name: str, save: Save, facts: Mapping[str, Any]) 
 
 
 def written(arrays: Any, write: Callable[[Any], None]) -> None:
-    """The leader writes whole arrays, of which other processes may hold parts."""
+    """Gathers arrays that processes hold parts of; the leader writes them."""
     if processes.count() > 1:
         arrays = processes.fetch(arrays)
     if processes.leads():
@@ -62,7 +65,7 @@ def written(arrays: Any, write: Callable[[Any], None]) -> None:
 
 
 def settled(run_dir: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
-    """Takes up what a kill left; where the policy is, comes from, and goes to."""
+    """Cleans up after a kill; returns the paths of the policy, a new and an old one."""
     target, new, old = (run_dir / x for x in (name, f".{name}.new", f".{name}.old"))
     if old.exists() and not target.exists():
         old.rename(target)
@@ -72,7 +75,7 @@ def settled(run_dir: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
 
 
 def facts_of(run_dir: pathlib.Path, name: str) -> dict[str, Any] | None:
-    """Of which step a policy is; None if there is none, or it does not say."""
+    """The facts of a policy in the run folder; None if there are none."""
     try:
         found = json.loads((run_dir / name / FILE).read_text())
     except (OSError, ValueError):
@@ -81,10 +84,10 @@ def facts_of(run_dir: pathlib.Path, name: str) -> dict[str, Any] | None:
 
 
 class Best:
-    """Keeps the policy with the best pass@1 on validation, the first of equals.
+    """Keeps the policy with the best pass@1 on validation, the first of equal ones.
 
-    After a resume it may be of a step that the run has not reached again: what comes
-    there is the same policy.
+    After a resume it may belong to a step that the run has not reached again; the run
+    will reach the same policy there.
     """
 
     def __init__(self, run_dir: pathlib.Path):
@@ -93,11 +96,12 @@ class Best:
         settled(run_dir, BEST)
 
     def is_beaten_by(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a policy with these metrics has a higher pass@1 than the kept one."""
         kept = facts_of(self._run_dir, BEST) or {}
         return metrics["pass@1"] > kept.get("pass@1", -1.0)
 
     def offer(self, metrics: Mapping[str, float], save: Save, facts: Mapping) -> None:
-        """Takes the policy if it is better; a full disk is told, and ends no run."""
+        """Keeps the policy if it is better; prints if it cannot be written."""
         if not self.is_beaten_by(metrics):
             return
         values = {"pass@1": float(metrics["pass@1"])}
@@ -111,6 +115,33 @@ class Best:
         self._failing = False
 
 
+def offer(
+    best: Best | None,
+    metrics: Mapping[str, float],
+    facts: Mapping[str, Any],
+    params: Callable[[], Any],
+    save: Callable[..., None],
+) -> None:
+    """Keeps a policy if it is the best so far; the leader, who has `best`, decides.
+
+    Args:
+      best: None in other processes.
+      metrics, facts: of the policy.
+      params: () -> its parameters, called only if it is the best.
+      save: (path, params=), makes its folder.
+    """
+
+    def is_better():
+        return best is not None and best.is_beaten_by(metrics)
+
+    def offer_whole(params):
+        if best is not None:
+            best.offer(metrics, functools.partial(save, params=params), facts)
+
+    if processes.from_leader("a better policy", is_better):
+        written(params(), offer_whole)
+
+
 def keep_origin(
     run_dir: pathlib.Path,
     model: Model,
@@ -118,12 +149,14 @@ def keep_origin(
     decoder: Callable[[TrainState], Any],
     lora: Lora | None = None,
 ) -> None:
-    """Writes into a run folder what `rljax.export` needs beside a checkpoint, once.
+    """Writes what `rljax.export` needs beside a checkpoint, unless it exists already.
 
     Args:
-      state: shapes of what is trained.
-      decoder: state -> the decoder's parameters, adapters beside.
-      lora: which adapters these are, to be merged.
+      run_dir: the run folder.
+      model: describes the decoder.
+      state: shapes of the training state.
+      decoder: state -> the decoder's parameters, with adapters if there are any.
+      lora: describes these adapters; None: there are none.
     """
     target = run_dir / MODEL
     if target.exists():
@@ -142,12 +175,15 @@ def keep_origin(
 def _sources(
     state: TrainState, decoder: Callable[[TrainState], Any]
 ) -> dict[str, str] | None:
-    """Decoder's leaf -> the state's leaf that it is; None if it is computed."""
+    """Path of each decoder leaf -> path of the same leaf in the state.
+
+    None if `export` computes a leaf instead of selecting it.
+    """
     names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), state)
     try:
         chosen = jax.tree.leaves_with_path(decoder(names))
         found = {jax.tree_util.keystr(path): name for path, name in chosen}
         known = set(found.values()) <= set(jax.tree.leaves(names))
-    except Exception:  # a function of arrays does not take names
+    except Exception:  # it computes with its leaves, which are names here
         return None
     return found if known else None

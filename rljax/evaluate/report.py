@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file with curves, tables and samples, nothing to load.
+"""The report of a run: one self-contained HTML file with curves, tables and samples.
 
-It reads the run folder (`config.json`, `metrics.jsonl`) and leaves out what is not
-there, so a run of three steps has a report too.
+It is made from the run folder (`config.json`, `metrics.jsonl`). Sections without data
+are left out, so even a run of three steps has a report.
 """
 
 import base64
@@ -23,7 +23,14 @@ from rljax.run.shown import PANELS, Panel
 
 
 class Completion(NamedTuple):
-    """A completion to show. verdict: what the verifier said, in words."""
+    """A completion to show.
+
+    stage: the policy it is from.
+    prompt, text: the prompt and the completion, decoded.
+    answer: the reference answer.
+    correct: whether the verifier accepted the completion.
+    verdict: the verdict in words; "" shows "correct" or "wrong".
+    """
 
     stage: str
     prompt: str
@@ -33,7 +40,7 @@ class Completion(NamedTuple):
     verdict: str = ""
 
     def record(self) -> dict[str, str | bool]:
-        """As the run folder and the display have it."""
+        """The fields that the run folder stores and the display shows."""
         fields = ("prompt", "text", "answer", "correct")
         return {name: getattr(self, name) for name in fields}
 
@@ -49,11 +56,11 @@ def write_report(
     completions: Sequence[Completion] = (),
     note: str = "",
 ) -> pathlib.Path:
-    """Writes `report.html` and, if there is something to draw, `curves.png`.
+    """Writes `report.html` and, if there are curves, `curves.png` into the run folder.
 
     Args:
-      run_dir: the folder of the run.
-      title: what the run is.
+      run_dir: the run folder.
+      title: title of the report.
       tables: such as `estimate.compare` of the warm start and the end.
       completions: samples to show.
       note: a paragraph under the title.
@@ -88,7 +95,7 @@ def write_report(
 
 
 def curves(records: Sequence[Record]) -> bytes | None:
-    """The panels that have data, as a PNG; None if none has."""
+    """A PNG of all panels with data; None if there are none."""
     panels = [(p, names) for p in PANELS if (names := _names(records, p))]
     if not panels:
         return None
@@ -111,7 +118,7 @@ def curves(records: Sequence[Record]) -> bytes | None:
 
 
 def _names(records: Sequence[Record], panel: Panel) -> list[str]:
-    """Names of the panel's metrics that have a finite value somewhere."""
+    """Names of the panel's metrics that have at least one finite value."""
     found = {
         name
         for entry in records
@@ -136,7 +143,7 @@ def _draw(ax, panel: Panel, names: Sequence[str], records) -> None:
                 )
         elif len(value) < 100:
             ax.plot(x, value, color=color, label=label, linewidth=1.6)
-        else:  # the values pale, their running mean on top
+        else:  # values in a pale color, their running mean on top
             ax.plot(x, value, color=color, alpha=0.25, linewidth=0.7)
             ax.plot(x, _running_mean(value), color=color, label=label, linewidth=1.6)
     if not panel.by_time:
@@ -151,7 +158,7 @@ def _draw(ax, panel: Panel, names: Sequence[str], records) -> None:
 
 
 def _running_mean(value: np.ndarray) -> np.ndarray:
-    """Mean over the last 2 % of the values; those that are not finite are left out."""
+    """Running mean with a window of 2 % of the values; ignores non-finite ones."""
     window = max(len(value) // 50, 1)
     finite = np.isfinite(value)
     total = np.cumsum(np.where(finite, value, 0.0))

@@ -1,9 +1,16 @@
-"""From a rollout to a new state.
+"""The learner: from a rollout to a new training state.
 
-`update` takes optimiser steps, `microbatch` cuts them into pieces, `gate` decides over
-gradients, `dynamic_sampling` chooses the groups that are trained on, `reference` lets
-the reference follow. How hard a token is pushed is not decided here: that is
-`advantage` and `loss`.
+    update             optimiser steps on a rollout
+    gradient           the gradient of one step
+    microbatch         a step's minibatch in pieces, to save memory
+    gate               accept or refuse a gradient
+    dynamic_sampling   train on mixed groups only
+    reference          a reference policy that follows the policy
+    master_weights     float32 copies of narrower parameters
+    origin             whether `old` is the current policy's
+    consistency        learners and measure functions of LfU
+
+How hard a token is pushed is decided by `advantage` and `loss`, not here.
 """
 
 from rljax.learn.update import Learner, learner

@@ -1,28 +1,28 @@
-"""Learning from the Undesirable (LfU): hidden states must survive an undesirable step.
+"""Learning from the Undesirable (LfU): SFT that keeps hidden states stable.
 
     L = L_SFT + lambda mean_{t, l} |sg[h] - h'|^2
 
-h are the hidden states of all layers. h' are those after an undesirable step, a step
-that raises the loss on an independent batch. The regulariser is a function of the
-model, not of log-probabilities: the measure functions here supply it as
-`extra["consistency"]` f32[P, G, T], so it is a term like any other.
+h are the hidden states of all layers l; h' are those after an undesirable step, a step
+that raises the loss on an independent batch. The regulariser depends on the model and
+not on log-probabilities alone. So the measure functions here compute it and supply it
+as `extra["consistency"]` f32[P, G, T], for a term to read.
 
 A measure function and a learner of this file belong together. The learner makes the
-undesirable step once per training step and hands it to the measure function in the
-place of reference parameters:
+undesirable step once per training step and passes it to the measure function in place
+of reference parameters:
 
     states = probe.recorded(policy.measure)
     learner = update.learner(perturbed_measure(states), algorithms.lfu(), optimizer)
     learner = perturbing_learner(learner, states, mixed.stored_answers())
 
-The independent batch is `prompts.data["aside"]`, Prompts of its own with stored
-answers; `with_aside` draws it on the host.
+The independent batch is `prompts.data["aside"]`: further Prompts with stored answers,
+which `with_aside` draws on the host.
 
 Source: arXiv:2511.13052; code yunpal/LfU LLaMA-Factory train/sft/trainer.py (PAPER).
-Variants: the paper's text perturbs a separate fresh adapter, its code the trained
-  weights; here the code. The code looks at states of the response tokens; here at the
-  states that predict them, one position earlier. The code draws a perturbation per
-  micro-step; here there is one per training step, so that microbatches add up.
+Variants: the paper's text perturbs a separate new adapter; its code, as here, the
+  trained weights. The code compares states of the response tokens; here the states that
+  predict them are compared, one position earlier. The code draws a perturbation per
+  microbatch; here it is one per training step, so that microbatches add up.
 """
 
 from collections.abc import Callable
@@ -42,17 +42,17 @@ States = Callable[[Any, Prompts, Samples], tuple[TokenStats, tuple[jax.Array, ..
 """(params, prompts, samples) -> (statistics, [P, G, T, E] per layer)."""
 
 SteerFn = Callable[[jax.Array], States]
-"""vectors f32[L, E] -> the states function of the model steered by them."""
+"""vectors f32[L, E] -> the `States` function of the model steered by them."""
 
 
 def undesirable_step(grads, radius: jax.typing.ArrayLike):
-    """radius * grads / |grads|, one norm over all arrays; 0 if all gradients are 0."""
+    """radius * grads / |grads|, with the global norm; 0 if all gradients are 0."""
     scale = numerics.safe_divide(jnp.asarray(radius), optax.tree.norm(grads))
     return jax.tree.map(lambda g: g * scale, grads)
 
 
 def mean_square(fixed, moved) -> jax.Array:
-    """f32[P, G, T]: mean over layers and units of (sg[fixed] - moved)^2.
+    """f32[P, G, T]: mean over layers and hidden units of (sg[fixed] - moved)^2.
 
     Args:
       fixed, moved: one array [P, G, T, E] per layer.
@@ -65,12 +65,15 @@ def mean_square(fixed, moved) -> jax.Array:
 
 
 def perturbed_measure(states_fn: States) -> Measure:
-    """LfU(LoRA): compares with the states at the parameters plus the undesirable step.
+    """LfU(LoRA): h' are the states at the parameters plus the undesirable step.
 
-    The gradient reaches the parameters through h' alone.
+    Gradients flow through h' only.
 
     Args:
       states_fn: `probe.recorded(policy.measure)` of a decoder.
+
+    Returns:
+      A measure function with `extra["consistency"]`, for `perturbing_learner`.
     """
     check.function("states_fn", states_fn, "params, prompts, samples")
 
@@ -90,14 +93,15 @@ def perturbing_learner(
     *,
     radius: jax.typing.ArrayLike = 0.1,
 ) -> Learner:
-    """LfU(LoRA): the undesirable step is one in the trained parameters.
+    """LfU(LoRA): the undesirable step moves the trained parameters.
 
-    delta = radius g / |g|, where g is the gradient of the mean -log p of the aside
-    batch at the start of the training step. delta is a constant of the step.
+    The step is radius g / |g|, where g is the gradient of the mean -log p of the aside
+    batch at the start of the training step.
 
     Args:
-      learner: of `perturbed_measure(states_fn)` and an algorithm with a term on
-        `extra["consistency"]`. All parameters are trained (of LoRA: the adapters).
+      learner: made with `perturbed_measure(states_fn)` and an algorithm that has a term
+        of `loss.consistency()`. All of `TrainState.params` are trained (with LoRA: the
+        adapters).
       states_fn: `probe.recorded(policy.measure)` of a decoder.
       sample: reads the aside batch's answers, `mixed.stored_answers()`.
       radius: length of the step.
@@ -123,11 +127,11 @@ def perturbing_learner(
 
 
 class SteeringState(NamedTuple):
-    """What RepS remembers, in the place of the algorithm's state.
+    """The state of LfU(RepS), stored as the algorithm's state.
 
     algorithm: the algorithm's own state.
     vectors: f32[L, E] undesirable directions, one per layer.
-    optimizer: state of their optimiser.
+    optimizer: state of the vectors' optimiser.
     """
 
     algorithm: Any
@@ -138,13 +142,16 @@ class SteeringState(NamedTuple):
 def steered_measure(states_fn: States, steer_fn: SteerFn) -> Measure:
     """LfU(RepS): compares with the states of the model steered by undesirable vectors.
 
-    The gradient reaches the parameters through the clean states; the steered ones are
-    constant. `perturbed_measure` has it the other way round, as in the code.
+    Gradients flow through the clean states only; the steered states are constant. In
+    `perturbed_measure` it is the other way round. Both are as in the authors' code.
 
     Args:
       states_fn: `probe.recorded(policy.measure)` of a decoder.
-      steer_fn: `lambda vectors: probe.steered(states_fn, vectors, strength)`; 0.1 is
-        the strength that is known.
+      steer_fn: `lambda vectors: probe.steered(states_fn, vectors, strength)`; the only
+        published strength is 0.1.
+
+    Returns:
+      A measure function with `extra["consistency"]`, for `steering_learner`.
     """
     check.function("states_fn", states_fn, "params, prompts, samples")
     check.function("steer_fn", steer_fn, "vectors")
@@ -166,18 +173,20 @@ def steering_learner(
     shape: tuple[int, int],
     vector_optimizer: optax.GradientTransformation,
 ) -> Learner:
-    """LfU(RepS): the undesirable step turns the MLP outputs.
+    """LfU(RepS): the undesirable step adds vectors to the MLP outputs.
 
-    One vector per layer persists over the run. Each training step first moves the
-    vectors so that the mean -log p of the aside batch rises, then learns.
+    There is one vector per layer; the vectors are kept for the whole run. Each training
+    step first moves the vectors so that the mean -log p of the aside batch rises, then
+    learns.
 
     Args:
-      learner: of `steered_measure(states_fn, steer_fn)` and an algorithm with a term on
-        `extra["consistency"]`.
+      learner: made with `steered_measure(states_fn, steer_fn)` and an algorithm that
+        has a term of `loss.consistency()`.
       steer_fn: as for `steered_measure`.
       sample: reads the aside batch's answers, `mixed.stored_answers()`.
       shape: (L, E), layers and width of the decoder.
-      vector_optimizer: of the vectors; Adam with the policy's learning rate.
+      vector_optimizer: moves the vectors; the paper's is Adam with the policy's
+        learning rate.
 
     Returns:
       A learner whose algorithm state is a `SteeringState`; logs
@@ -187,7 +196,7 @@ def steering_learner(
       ValueError: as `perturbing_learner`.
 
     Variants: the released code compares clean states of the batch with steered states
-      of the aside batch; here both are of the same inputs (RECONSTRUCTED).
+      of the aside batch; here both belong to the same inputs (RECONSTRUCTED).
     """
     check.kind("learner", learner, Learner, "update.learner(...)")
     check.function("steer_fn", steer_fn, "vectors")
@@ -215,7 +224,7 @@ def steering_learner(
         )
         return state, metrics | {"consistency/aside_nll_nats": loss}
 
-    return Learner(init, learn)
+    return learner._replace(init=init, learn=learn)
 
 
 def _require_layers_and_width(shape: tuple[int, int]) -> None:
@@ -228,7 +237,7 @@ def _require_layers_and_width(shape: tuple[int, int]) -> None:
 def _harder(steer_fn: SteerFn, sample: Sampler, optimizer):
     """(vectors, moments, params, rollout) -> ((vectors, moments), loss before).
 
-    Moves the vectors by one step that raises the loss of the aside batch.
+    The function moves the vectors by one step that raises the loss of the aside batch.
     """
 
     def step(vectors, moments, params, rollout):
@@ -238,7 +247,7 @@ def _harder(steer_fn: SteerFn, sample: Sampler, optimizer):
         loss, grads = jax.value_and_grad(harm)(vectors)
         updates, after = optimizer.update(grads, moments, vectors)
         old, new = (vectors, moments), (vectors + updates, after)
-        # As in any update: one NaN would stay for the whole run.
+        # Refused as in the learner: one NaN would stay for the whole run.
         finite = numerics.stays_finite(old, new)
         return jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new), -loss
 
@@ -246,9 +255,9 @@ def _harder(steer_fn: SteerFn, sample: Sampler, optimizer):
 
 
 def _learn_against(step, learner: Learner, state, rollout: Rollout):
-    """`learner.learn` with the undesirable step in the place of reference parameters.
+    """`learner.learn` with the undesirable step in place of reference parameters.
 
-    The rollout's own `reference` statistics were measured before and stay.
+    `rollout.reference` was measured before and is not affected.
     """
     reference = state.reference
     state, metrics = learner.learn(state.replace(reference=step), rollout)
@@ -258,8 +267,8 @@ def _learn_against(step, learner: Learner, state, rollout: Rollout):
 def _require_step(reference):
     if reference is None:
         raise ValueError(
-            "a measure function of learn.consistency must be given an undesirable step,"
-            " got None; wrap the learner in perturbing_learner or steering_learner."
+            "a measure function of learn.consistency needs an undesirable step, got"
+            " None; wrap the learner in perturbing_learner or steering_learner."
         )
     return reference
 
@@ -284,10 +293,11 @@ def _aside_nll(states_fn: States, sample: Sampler):
 
 
 def with_aside(prompts: Prompts) -> Callable[[Prompts, np.random.Generator], Prompts]:
-    """A `map_fn` of `data.stream`: an independent draw of equally many rows.
+    """A `map_fn` for `data.stream` that adds an independent batch of the same size.
 
     Args:
-      prompts: the data set to draw from, with stored answers; usually the same.
+      prompts: the data set to draw from, with stored answers; usually the one that the
+        stream draws from.
     """
     check.kind("prompts", prompts, Prompts, "data.encode_prompts(...)[0]")
 

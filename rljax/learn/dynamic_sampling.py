@@ -1,4 +1,4 @@
-"""Dynamic sampling: samples more groups than are trained on, and keeps mixed ones."""
+"""Dynamic sampling: sample more groups than are trained on, keep the mixed ones."""
 
 import jax.numpy as jnp
 
@@ -10,29 +10,29 @@ from rljax.types import Rollout, TrainState
 
 
 def dynamic_sampling(learner: Learner, num_prompts: int) -> Learner:
-    """Trains on the first `num_prompts` groups that are not all right nor all wrong.
+    """Trains on the first `num_prompts` groups that are mixed.
 
-    A row whose verifier failed is neither right nor wrong: the other rows of its group
-    decide.
+    A group is mixed if it has right and wrong rows; rows whose verifier failed count as
+    neither.
 
-    The paper samples until a batch is full. In a compiled loop the stream gives each
-    step more prompts than are trained on instead, a constant factor: where a share m of
-    groups is mixed, about `num_prompts / m`. What is missing then is filled up with
-    groups of one outcome, to which `adv.drop_equal_groups` gives no weight; with it the
-    divisor is right however full the batch is.
+    The paper samples until a batch is full. In a compiled loop the number of prompts is
+    fixed, so the stream must supply more than are trained on: if a share m of groups is
+    mixed, about `num_prompts / m`. If too few are mixed, the batch is filled up with
+    groups that are not. Put `adv.drop_equal_groups` before the reduction: it gives them
+    weight 0, and the divisor counts mixed groups only.
 
     Args:
-      learner: what learns from the groups that are kept.
-      num_prompts: groups that are kept; at most the prompts of a rollout.
+      learner: learns from the kept groups.
+      num_prompts: number of groups to keep; at most the prompts of a rollout.
 
     Returns:
-      A learner for larger rollouts; logs `samples/mixed_kept`, the share of groups
-      trained on that are mixed: below 1, draw more prompts.
+      A learner for larger rollouts. It logs `samples/mixed_kept`, the share of kept
+      groups that are mixed; if it is below 1, draw more prompts.
 
     Raises:
       ValueError: when traced, if the rollout has fewer prompts.
 
-    Source: DAPO, arXiv:2503.14476, section 3.2 (PAPER; the constant factor is ours).
+    Source: DAPO, arXiv:2503.14476, section 3.2 (PAPER; the fixed number is ours).
     """
     check.kind("learner", learner, Learner, "update.learner(...)")
     check.count("num_prompts", num_prompts)

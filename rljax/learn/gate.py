@@ -1,8 +1,8 @@
-"""Gates decide whether a gradient is taken, and whether a rollout batch is reused.
+"""Gates decide whether a gradient is applied, and whether a rollout batch is reused.
 
-A gate stands outside optax. A refused gradient changes no parameter, no moment and no
-algorithm state; a gradient of zeros would (momentum, weight decay, step counts). The
-learner itself refuses gradients that are not finite: no gate is needed for them.
+A gate is no optax transformation. A refused gradient changes no parameter, no moment
+and no algorithm state, whereas a gradient of zeros would (momentum, weight decay, step
+counts). The learner itself refuses gradients that are not finite; that needs no gate.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from rljax import check
 
 
 class Gate(NamedTuple):
-    """Decides whether a gradient is taken.
+    """Decides whether a gradient is applied.
 
     init: () -> state.
     update: (grads, metrics, reuse, state) -> (accept bool[], stop bool[], state,
-      metrics). `reuse` i32[] counts the earlier passes over this rollout batch; `stop`
-      ends the updates on this rollout batch. The learner drops the gate's new state if
-      the step is not finite.
+      metrics). `reuse` i32[] is the number of earlier passes over this rollout batch;
+      `stop` ends the optimiser steps on it. If the step is not finite, the learner
+      discards the gate's new state.
     """
 
     init: Callable[[], Any]
@@ -32,8 +32,8 @@ class Guarded(NamedTuple):
     """What `TrainState.gate` holds.
 
     gate: the gate's own state.
-    refused_in_row: i32[] steps refused one after another because the gradient, or the
-      parameters after the step, were not finite.
+    refused_in_row: i32[] number of consecutive steps that were refused because the
+      gradient, or a state after the step, was not finite.
     """
 
     gate: Any
@@ -41,10 +41,10 @@ class Guarded(NamedTuple):
 
 
 def all_of(*gates: Gate) -> Gate:
-    """Accepts what all gates accept, stops if one of them does.
+    """Accepts a gradient if all gates accept it; stops if one of them stops.
 
-    Each gate remembers only gradients that the gates before it accept. Without gates
-    every gradient is accepted.
+    A gate's state changes only if the gates before it accept. Without gates every
+    gradient is accepted.
     """
     for i, gate in enumerate(gates):
         check.kind(f"gates[{i}] of all_of", gate, Gate, "target_kl(0.05)")
@@ -65,15 +65,15 @@ def all_of(*gates: Gate) -> Gate:
 
 
 class GradientGateState(NamedTuple):
-    """Kept across rollout batches: a single batch could never fill the window."""
+    """Kept across rollout batches: one batch has too few steps to fill the window."""
 
-    increments: jax.Array  # f32[W] the last accepted ones, a ring
+    increments: jax.Array  # f32[W] the last accepted increments, a ring buffer
     count: jax.Array  # i32[] increments accepted so far; -1 before the first gradient
     energy: jax.Array  # f32[] of the last accepted gradient
 
 
 def output_projection(grads) -> Any:
-    """A decoder's gradient at its output projection; if tied, at the embedding."""
+    """A decoder's gradient of its output projection; if tied, of the embedding."""
     return grads["head"] if "head" in grads else grads["embed"]
 
 
@@ -91,16 +91,16 @@ def gradient_gate(
 
         refuse and stop if the window is full, reuse > 0, (D - mean) / sd > threshold
 
-    The first pass over a batch is never gated. A refused increment does not enter the
-    window; the next one is measured from the last accepted energy. The paper's
-    algorithm is GRPO with the clipped ratio and `num_passes=4`; any other will do.
+    The first pass over a batch is never refused. A refused increment does not enter the
+    window; the next increment is measured from the last accepted energy. The paper uses
+    it with GRPO, the clipped ratio and `num_passes=4`.
 
     Args:
-      select_fn: gradients -> those of the output projection (any pytree); with a value
-        head `lambda grads: output_projection(grads["policy"])`. It sees gradients
+      select_fn: gradients -> those of the output projection, any pytree. With a value
+        head: `lambda grads: output_projection(grads["policy"])`. It gets the gradients
         before any clipping, which would hide spikes.
-      threshold: in standard deviations; 0.1 to 0.5 recommended.
-      window: W increments (RECONSTRUCTED; not found).
+      threshold: in standard deviations; the paper recommends 0.1 to 0.5.
+      window: number of increments, W (RECONSTRUCTED; not found).
 
     Returns:
       A gate; logs `gate/energy` and `gate/gated`.
@@ -124,10 +124,11 @@ def gradient_gate(
         del metrics
         leaves = jax.tree.leaves(select_fn(grads))
         energy = jnp.sum(jnp.stack([jnp.sum(x**2) for x in leaves]))
-        step = energy - state.energy
-        z = (step - jnp.mean(state.increments)) / (jnp.std(state.increments) + 1e-8)
+        increment = energy - state.energy
+        mean, deviation = jnp.mean(state.increments), jnp.std(state.increments)
+        z = (increment - mean) / (deviation + 1e-8)
         gated = (state.count >= window) & (reuse > 0) & (z > threshold)
-        ring = state.increments.at[state.count % window].set(step)
+        ring = state.increments.at[state.count % window].set(increment)
         increments = jnp.where(state.count < 0, state.increments, ring)
         pushed = GradientGateState(increments, state.count + 1, energy)
         state = jax.tree.map(lambda old, new: jnp.where(gated, old, new), state, pushed)
@@ -141,11 +142,11 @@ def target_kl(limit: jax.typing.ArrayLike) -> Gate:
     """Refuses and stops when KL(pi_old, pi) of the minibatch exceeds the limit (SB3).
 
     The KL is the masked mean of rho - 1 - log rho (`policy/kl_old_nats`), measured
-    before the step; if it is too large, the step's gradient is dropped. The first step
-    after sampling has KL 0.
+    before the step. If it is too large, this step is refused. On the first step after
+    sampling the KL is 0.
 
     Args:
-      limit: nats; Stable-Baselines3 writes it as 1.5 times its `target_kl`.
+      limit: nats; 1.5 times the `target_kl` of Stable-Baselines3.
 
     Raises:
       ValueError: if the limit is negative; when traced, if the rollouts have no `old`.
@@ -157,23 +158,24 @@ def target_kl(limit: jax.typing.ArrayLike) -> Gate:
 
     def update(grads, metrics, reuse, state):
         del grads, reuse
-        over = ~(_kl(metrics) <= limit)  # NaN is over
+        over = ~(_kl(metrics) <= limit)  # True for NaN
         return ~over, over, state, {}
 
     return Gate(lambda: (), update)
 
 
 class PassState(NamedTuple):
-    """What `target_kl_per_pass` knows of the last step."""
+    """What `target_kl_per_pass` remembers of the last step."""
 
-    reuse: jax.Array  # i32[] its pass
-    kl: jax.Array  # f32[] nats, as measured before it
+    reuse: jax.Array  # i32[] the step's pass
+    kl: jax.Array  # f32[] KL measured before the step, nats
 
 
 def target_kl_per_pass(limit: jax.typing.ArrayLike) -> Gate:
-    """Refuses a further pass once the last step's KL exceeds the limit (CleanRL).
+    """Refuses a further pass if the KL of the last step exceeds the limit (CleanRL).
 
-    The KL is tested between passes: the steps of the pass that went too far stay.
+    The KL is tested only between passes, so the steps of a pass that exceeds the limit
+    are all kept.
 
     Args:
       limit: nats.

@@ -1,11 +1,13 @@
 """The gradient of one optimiser step: measure, weigh, differentiate, pull back.
 
-The loss is differentiated at the token statistics, which gives one number per token.
-The model only pulls these numbers back to its parameters, one piece of the minibatch
-after the other. So the gradient is the sum over pieces for every method, also where
-weights compare tokens of different pieces. Losses are local to their rows. One that is
-not says so (`Term.local`), and is differentiated at the statistics of the whole
-minibatch, which a forward pass of its own measures first.
+The loss is differentiated with respect to the token statistics, which gives a cotangent
+per token. The model's VJP then pulls the cotangents back to the parameters, one piece
+of the minibatch after the other. So the gradient is a sum over pieces for every method,
+even if its weights compare tokens of different pieces.
+
+This needs losses that are local to their rows. A loss that is not (`Term.local` is
+False) is differentiated at the statistics of the whole minibatch, which a forward pass
+of its own measures first.
 """
 
 from collections.abc import Callable
@@ -23,16 +25,17 @@ from rljax.policy.frozen import joined
 from rljax.types import Credit, Measure, Rollout, TokenStats, TrainState, is_measured
 
 Forward = Callable[[Any, Rollout], TokenStats]
+"""(trained parameters, rollout) -> statistics of its tokens."""
 
 
 class Gradient(NamedTuple):
-    """The gradient of a minibatch's loss, and what it was made of.
+    """The gradient of a minibatch's loss, and the values it was computed from.
 
-    grads: as the parameters, in at least float32.
+    grads: a tree like the parameters, in at least float32.
     loss: f32[].
     coefficient: f32[P, G, T] -dL/dlogp, how hard each token is pushed.
     now: the current policy's statistics.
-    credits: the credit of each term, weighed.
+    credits: the credit of each term, after weighing.
     algorithm_state: the algorithm's state after weighing.
     metrics: what the weighing logged.
     """
@@ -58,14 +61,14 @@ def of_minibatch(
     """The gradient of one optimiser step at `state.params`.
 
     If the batch is one piece, a single forward pass serves both weighing and pulling
-    back. If there are several, weighing needs a forward pass of its own, but only where
-    it reads `current`. Even then it needs none at the first optimiser step on samples
-    of these very parameters: there `current` is `old`.
+    back. With several pieces, weighing needs a forward pass of its own if it reads
+    `current`. The first optimiser step on samples of these very parameters needs none,
+    as there `current` is `old`.
 
     Args:
       measure: (params, prompts, samples, reference) -> TokenStats.
       algorithm: what to minimise.
-      pieces: how the batch is cut; the activations of one piece exist at once.
+      pieces: how the batch is cut; only the activations of one piece exist at a time.
       credits: one per term, before weighing.
       batch: the minibatch.
       state: parameters, reference and the algorithm's state.
@@ -112,8 +115,8 @@ def _of_pieces(
     Args:
       batch: with `current`, if the algorithm's losses are not local.
     """
-    # `cut` is what goes into pieces beside the batch; of it and a piece's statistics
-    # `push` makes the piece's loss and their derivatives.
+    # `cut` is cut into pieces beside the batch. From a piece's statistics and its part
+    # of `cut`, `push` computes the piece's loss and the cotangent of the statistics.
     if algorithm.local():
         begin, cut = 0.0, credits
 
@@ -161,9 +164,9 @@ def _of_whole(
 
 
 def _at_statistics(algorithm, now, credits, rows) -> tuple[jax.Array, TokenStats]:
-    """The loss and its derivative by each token statistic, 0 outside the mask.
+    """The loss and its derivative with respect to each token statistic.
 
-    Statistics outside the mask may be NaN; they push nothing.
+    The derivative is set to 0 outside the mask, where statistics may be NaN.
     """
     loss, cotangent = jax.value_and_grad(algorithm.loss)(now, credits, rows)
     mask = rows.samples.mask
@@ -175,7 +178,7 @@ def _at_statistics(algorithm, now, credits, rows) -> tuple[jax.Array, TokenStats
 
 
 def _current(forward: Forward, pieces: Pieces, batch, params, fits) -> TokenStats:
-    """The current policy's statistics: `old` where it fits, else measured."""
+    """The current policy's statistics: `old` if `fits` is True, else measured."""
 
     def measured():
         def measure(credits, rows, carry):
@@ -183,14 +186,14 @@ def _current(forward: Forward, pieces: Pieces, batch, params, fits) -> TokenStat
 
         return microbatch.over_pieces(measure, (), batch, (), pieces)[2]
 
-    asked = jax.tree.structure(jax.eval_shape(measured))
-    if not is_measured(batch.old) or jax.tree.structure(batch.old) != asked:
-        return measured()  # the method may ask for more than the sampler returned
+    wanted = jax.tree.structure(jax.eval_shape(measured))
+    if not is_measured(batch.old) or jax.tree.structure(batch.old) != wanted:
+        return measured()  # the method may need more than the sampler returned
     return jax.lax.cond(fits, lambda: batch.old, measured)
 
 
 def _widened(x: jax.Array) -> jax.Array:
-    """In at least float32: narrower sums of many small pieces would lose them."""
+    """In at least float32: a narrower sum would lose small contributions of pieces."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

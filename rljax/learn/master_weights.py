@@ -1,8 +1,8 @@
-"""Parameters narrower than float32 have float32 copies, which the optimiser moves.
+"""Master weights: the optimiser moves float32 copies of narrower parameters.
 
-A step of 1e-6 is lost in bfloat16: near 0.02 its neighbouring numbers are 1e-4 apart.
-In ten AdamW steps 0.4 % of a small decoder's bfloat16 parameters moved, and 99.9 % of
-its float32 ones.
+A step of 1e-6 is lost in bfloat16, where numbers near 0.02 are 1e-4 apart. In ten AdamW
+steps 0.4 % of a small decoder's bfloat16 parameters changed, and 99.9 % of its float32
+parameters.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import optax
 class MasterState(NamedTuple):
     """The state of `master_weights`.
 
-    masters: as the parameters; f32 copies of narrow ones, None for the others.
+    masters: a tree like the parameters: f32 copies of narrow ones, None for the others.
     inner: the optimiser's own state.
     """
 
@@ -26,13 +26,14 @@ class MasterState(NamedTuple):
 def master_weights(optimizer: optax.GradientTransformation):
     """An optimiser that moves float32 copies of all narrower parameters.
 
-    The copies are in its state. After an update the parameters are their copies,
-    rounded. A change that somebody made to the parameters in between is lost: to
-    replace parameters, call `init` again. Without narrow parameters this is the given
-    optimiser, and its state is that optimiser's. The learner wraps every optimiser.
+    Its state holds the copies. After an update the parameters are the rounded copies,
+    so changes made to the parameters in between are lost: call `init` again to replace
+    parameters. Without narrow parameters this is the given optimiser with its own
+    state. The learner wraps every optimiser in this.
 
     Returns:
-      An optax transformation; float32 updates, float32 moments, for narrow parameters.
+      An optax transformation. For narrow parameters its updates and moments are
+      float32.
     """
 
     def init(params):
@@ -61,7 +62,7 @@ def master_weights(optimizer: optax.GradientTransformation):
 
 
 def exact(params: Any, optimizer_state: Any) -> Any:
-    """The parameters as the optimiser knows them: float32 copies of narrow ones."""
+    """The parameters, with the optimiser's float32 copies in place of narrow ones."""
     if isinstance(optimizer_state, MasterState):
         return _with(optimizer_state.masters, params)
     return params

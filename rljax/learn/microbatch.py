@@ -1,12 +1,14 @@
-"""Microbatches: pieces of a minibatch whose activations exist at once.
+"""Microbatches: pieces of a minibatch; only one piece's activations exist at a time.
 
-A piece holds some of the prompts, and of each prompt some of its samples: groups are
-cut into `groups * lengths` parts, each of which computes its prompt again. If `lengths`
-is above 1, each group is sorted by length first, so that short samples are not padded
-to the longest. T is then cut as well: there are `lengths` sizes, and each piece is
-computed up to the smallest one that holds it. Each size is compiled. A loss function is
-local to its row, so the sum over pieces is the gradient of the whole; `gradient` says
-what is done where one is not.
+A piece holds some of the prompts, and for each of them some of its samples: groups are
+cut into `groups * lengths` parts, and each part computes its prompt again.
+
+If `lengths` is above 1, each group is first sorted by length, so that short samples are
+not padded to the longest. There are then `lengths` values for the token axis T, each
+compiled separately; a piece is computed with the smallest one that holds it.
+
+Loss functions are local to their rows, so the gradients of the pieces add up to that of
+the minibatch. See `gradient` for losses that are not.
 """
 
 import functools
@@ -25,7 +27,7 @@ class Pieces(NamedTuple):
     """Into how many pieces a minibatch is cut.
 
     num: pieces along the prompts.
-    lengths: parts of each group by length, and sizes of T.
+    lengths: parts of each group by length, and number of values for T.
     groups: further parts of each group.
     """
 
@@ -40,9 +42,10 @@ class Pieces(NamedTuple):
 
 
 def split(tree, num: int):
-    """[P, ...] -> [num, P / num, ...] by stride: prompts m, m + num, ...
+    """[P, ...] -> [num, P / num, ...] by stride: piece m has prompts m, m + num, ...
 
-    Contiguous pieces would each lie on one device of a mesh; strided ones on all.
+    A strided piece is spread over all devices of a mesh; a contiguous one would lie on
+    one device.
     """
     return jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(-1, num, *x.shape[1:]), 1, 0), tree
@@ -64,15 +67,16 @@ def over_pieces(
     """Scans `fn(credits, rollout, carry) -> (carry, numbers, arrays)` over the pieces.
 
     Args:
-      fn: its arrays are [P, G, T, ...], of the piece it is given; bare arrays and core
-        types.
-      credits, batch: what is cut into pieces; the credits may be any core types. Cut to
-        a size is what has a token axis, see `layout.over_tokens`.
+      fn: called with a piece. Its `numbers` are added up. Its `arrays` are core types
+        and bare arrays [P, G, T, ...] of the piece.
+      credits, batch: cut into pieces; `credits` may be any core types. Arrays with a
+        token axis are also cut to the piece's length, see `layout.over_tokens`.
       start: the first carry.
+      pieces: how many.
 
     Returns:
-      The last carry, the numbers summed over pieces, and the arrays of the whole batch
-      [P, G, T, ...]; beyond a piece's size they are 0.
+      The last carry, the numbers summed over pieces, and the arrays of the whole batch,
+      [P, G, T, ...]; they are 0 beyond a piece's length.
     """
     mask = batch.samples.mask
     T = mask.shape[-1]
@@ -98,15 +102,17 @@ def over_pieces(
     return carry, jax.tree.map(lambda x: jnp.sum(x, 0), numbers), arrays
 
 
-def _length(mask):  # i32[P, G]; a mask may have holes
+def _length(mask):
+    """i32[P, G]: position after the last token under the mask, which may have holes."""
     return jnp.max(jnp.where(mask, 1 + jnp.arange(mask.shape[-1]), 0), -1)
 
 
 def _by_length(mask, num):
     """i32[P * G]: an order of all rows in which groups stay together.
 
-    The longest row of each group comes first. Groups are ordered so that the first
-    piece of `split` gets those with most tokens, the second the next, and so on.
+    The longest row of each group comes first. Groups are ordered such that the first
+    piece of `split` gets those with the most tokens, the second piece the next ones,
+    and so on.
     """
     length = _length(mask)
     P, G = length.shape
@@ -115,7 +121,7 @@ def _by_length(mask, num):
 
 
 def _over(prompts_fn, rows_fn, tree):
-    """Applies one function to arrays of prompts, the other to arrays with a G axis."""
+    """Applies `prompts_fn` to arrays of `Prompts`, `rows_fn` to arrays [P, G, ...]."""
 
     def is_prompts(x):
         return isinstance(x, Prompts)
@@ -133,8 +139,9 @@ def _sort(tree, order):
     def rows(x):  # [P, G, ...]
         return x.reshape(-1, *x.shape[2:])[order].reshape(x.shape)
 
-    def prompts(x):
-        return x[order.reshape(x.shape[0], -1)[:, 0] // (order.size // x.shape[0])]
+    def prompts(x):  # [P, ...]; each group's first row says which prompt comes here
+        num_samples = order.size // x.shape[0]
+        return x[order.reshape(-1, num_samples)[:, 0] // num_samples]
 
     return _over(prompts, rows, tree)
 
@@ -150,7 +157,7 @@ def _cut(tree, num, parts):
 
 
 def _join(tree, num, parts):
-    """Undoes `_cut` for arrays with a G axis."""
+    """Undoes `_cut` for arrays [P, G, ...]."""
 
     def rows(x):
         x = jnp.moveaxis(x.reshape(num, parts, *x.shape[1:]), 1, 2)
@@ -160,7 +167,7 @@ def _join(tree, num, parts):
 
 
 def _resize(tree, old, new):
-    """Cuts or pads with zeros the token axes, from `old` tokens to `new`."""
+    """Cuts the token axes from `old` to `new` tokens, or pads them with zeros."""
 
     def resize(x):
         if new < old:

@@ -1,9 +1,9 @@
 """The origin of `old`: a fingerprint of the parameters it was measured with.
 
-Samples may be replayed, stale, or drawn with averaged parameters. The actor marks `old`
-with a fingerprint. The update takes `old` for the current policy's statistics only if
-the fingerprint fits its own parameters. If the algorithm never asks, the compiled loop
-computes no fingerprint.
+The learner saves a forward pass if it can use `old` as the current policy's statistics.
+But samples may be replayed, stale, or drawn with averaged parameters. So the actor
+marks `old` with a fingerprint, and the learner uses `old` only if the fingerprint
+matches its own parameters. If no algorithm needs it, XLA removes the computation.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from rljax.types import Rollout, TokenStats, is_measured
 def of(params: Any, old: TokenStats) -> jax.Array:
     """u32[P]: the fingerprint of `old` and of the parameters it was measured with.
 
-    It covers the numbers of `old`, too: if somebody replaces them, the rollout no
-    longer fits.
+    It covers the numbers of `old` as well: if they are replaced, the fingerprint no
+    longer matches.
     """
     return _fingerprint(params) ^ jax.vmap(_fingerprint)(old)
 
@@ -31,9 +31,9 @@ def fits(rollout: Rollout, params: Any) -> jax.Array:
 
 
 def _fingerprint(tree):
-    """u32[]: a sum over all bits, each word times an odd number of its own place.
+    """u32[]: the sum of all words, each times an odd number computed from its position.
 
-    Whole numbers add up the same in any order, hence on any mesh.
+    Integer sums do not depend on their order, so every mesh gives the same.
     """
     total = jnp.uint32(0)
     for leaf in jax.tree.leaves(tree):

@@ -1,10 +1,10 @@
-"""A reference that follows the policy: renewed, or averaged, every n training steps.
+"""A reference that follows the policy: replaced, or averaged, every n training steps.
 
     learner = following(update.learner(...), renewed(every=50))
 
-An update is a function (step, reference, params) -> reference, of trees of one
-structure; your own is one, too. With LoRA the trees are adapters: a renewal is exact,
-an average is of the factors.
+A reference update is a function (step, reference, params) -> reference; all trees have
+the same structure. Write your own in the same form. With LoRA the trees are adapters:
+`renewed` is exact, `averaged` averages the low-rank factors.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,16 @@ ReferenceUpdate = Callable[[jax.Array, Any, Any], Any]
 
 
 def following(learner: Learner, reference_update: ReferenceUpdate) -> Learner:
-    """The learner that also updates `TrainState.reference`, after its own steps.
+    """The learner that also updates `TrainState.reference` after its optimiser steps.
 
     Args:
-      learner: what learns.
-      reference_update: (step i32[], counted from 1, reference, params) -> reference.
+      learner: any learner.
+      reference_update: (step, reference, params) -> reference; step i32[] counts
+        training steps from 1.
 
     Raises:
-      ValueError: when traced, if there is no reference, or it becomes another tree.
+      ValueError: when traced, if there is no reference, or if the new one differs in
+        structure, shapes or dtypes.
     """
     check.kind("learner", learner, Learner, "update.learner(...)")
     check.function("reference_update", reference_update, "step, reference, params")
@@ -37,8 +39,8 @@ def following(learner: Learner, reference_update: ReferenceUpdate) -> Learner:
         state, metrics = learner.learn(state, rollout)
         if state.reference is None:
             raise ValueError(
-                "a reference that follows must be there, got None; start the run with"
-                " reference parameters in TrainState.reference."
+                "a learner made by following() needs a reference, got None; start the"
+                " run with reference parameters in TrainState.reference."
             )
         new = reference_update(state.step, state.reference, state.params)
         _require_like(state.reference, new)
@@ -48,7 +50,7 @@ def following(learner: Learner, reference_update: ReferenceUpdate) -> Learner:
 
 
 def renewed(*, every: int) -> ReferenceUpdate:
-    """The reference becomes the policy every so many training steps."""
+    """Replaces the reference by the policy every `every` training steps."""
     check.count("every", every)
 
     def update(step, reference, params):
@@ -61,15 +63,15 @@ def renewed(*, every: int) -> ReferenceUpdate:
 
 
 def averaged(*, decay: float, every: int = 1) -> ReferenceUpdate:
-    """theta_ref <- decay theta_ref + (1 - decay) theta every so many training steps.
+    """theta_ref <- decay theta_ref + (1 - decay) theta every `every` training steps.
 
     Args:
-      decay: in [0, 1); near 1 the reference stays far behind.
+      decay: in [0, 1); near 1 the reference follows slowly.
       every: training steps, at least 1.
 
     Raises:
-      ValueError: when traced, if the reference is narrower than float32: such small
-        steps would be lost.
+      ValueError: when traced, if the reference is narrower than float32, which would
+        lose its small steps.
 
     Source: GRPO-CARE, arXiv:2506.16141 (PAPER, code): .995, every 10 optimiser steps.
     """
@@ -82,7 +84,7 @@ def averaged(*, decay: float, every: int = 1) -> ReferenceUpdate:
         def move(r, p):
             if r.dtype.itemsize < 4:
                 raise ValueError(
-                    f"an averaged reference must be of float32, got {r.dtype}, in which"
+                    f"an averaged reference must be float32, got {r.dtype}, in which"
                     " small steps are lost; start with a float32 copy of it."
                 )
             return jnp.where(due, decay * r + (1 - decay) * p.astype(r.dtype), r)
@@ -93,12 +95,12 @@ def averaged(*, decay: float, every: int = 1) -> ReferenceUpdate:
 
 
 def _require_like(old: Any, new: Any) -> None:
-    if jax.tree.map(_kind, old) != jax.tree.map(_kind, new):
+    if jax.tree.map(_shape_and_dtype, old) != jax.tree.map(_shape_and_dtype, new):
         raise ValueError(
-            "reference_update must return a tree like the reference, but structure,"
-            " shapes or dtypes differ; the policy's parameters are of its structure."
+            "reference_update must return a tree like the reference, got another"
+            " structure, shape or dtype; keep those of the policy's parameters."
         )
 
 
-def _kind(x):
+def _shape_and_dtype(x):
     return x.shape, x.dtype

@@ -1,6 +1,6 @@
-"""The learner: optimiser steps on a rollout, each of them taken or refused.
+"""The learner: optimiser steps on a rollout, each of them applied or refused.
 
-`gradient` says what a step's gradient is; here it meets the gate and the optimiser.
+`gradient` computes a step's gradient; here the gate and the optimiser get it.
 """
 
 import functools
@@ -21,15 +21,15 @@ from rljax.learn.gradient import Gradient
 from rljax.learn.microbatch import Pieces
 from rljax.types import Credit, Measure, Rollout, TrainState, is_measured
 
+# `gap/sampler_learner_far_share` counts tokens whose log-probabilities by sampler and
+# learner differ by more than this, nats: about a tenth of the probability.
 _FAR = 0.1
-"""Nats between the sampler's log-probability of a token and the learner's, beyond which
-`gap/sampler_learner_far_share` counts it: a tenth of its probability."""
 
 
 class Repeats(NamedTuple):
     """How often a learner goes over a rollout, and in how many pieces.
 
-    num_group_parts: parts of each group, those by length among them.
+    num_group_parts: parts of each group, including those by length.
     """
 
     num_passes: int = 1
@@ -43,7 +43,7 @@ class Learner(NamedTuple):
 
     init: (params, key, reference=None, frozen=None) -> TrainState.
     learn: (state, rollout) -> (state, metrics), all optimiser steps on one rollout.
-    repeats: what a plan reads.
+    repeats: numbers of passes and pieces, for `rljax.plan`.
     """
 
     init: Callable[..., TrainState]
@@ -65,24 +65,28 @@ def learner(
 ) -> Learner:
     """Makes the learning half of a training step.
 
-    A step is refused, and leaves no trace, if its gradient is not finite, or if it
-    would put a number that is not finite into the parameters or into the optimiser's or
-    the algorithm's state. Values that are only reported decide nothing. Parameters
-    narrower than float32 are moved in float32; see `master_weights`.
+    An optimiser step is refused if its gradient is not finite, or if it would make the
+    parameters, the optimiser's or the algorithm's state infinite or NaN. A refused step
+    changes none of them. Metrics play no part in this. Parameters narrower than float32
+    are moved in float32; see `master_weights`.
 
     Args:
       measure: (params, prompts, samples, reference) -> TokenStats, a policy's
-        `measure`. `reference` is what `TrainState.reference` holds.
+        `measure`. `reference` is `TrainState.reference`.
       algorithm: what to minimise.
       optimizer: any optax transformation. A decoder stacks the parameters of its layers
-        along axis 0: a rate per layer is a scale along this axis.
-      gate: decides over gradients that are finite; None accepts them all.
+        along axis 0, so a learning rate per layer is a scale along this axis.
+      gate: accepts or refuses finite gradients; None accepts all.
       num_passes: passes over each rollout batch.
       num_minibatches: optimiser steps per pass; prompts are shuffled among them.
-      num_microbatches: pieces of a minibatch whose activations exist at once.
-      num_lengths: further pieces of each, by length, so that short completions are not
-        computed up to T; see `microbatch`. Compile time grows with it.
+      num_microbatches: pieces of a minibatch along the prompts; only one piece's
+        activations exist at a time.
+      num_lengths: further pieces, by length, so that short completions are not padded
+        to T; see `microbatch`. Compile time grows with this number.
       num_group_parts: further pieces, along the samples of a group; see `microbatch`.
+
+    Returns:
+      A learner.
 
     Raises:
       ValueError: if an argument is out of range; when traced, if the rollout's prompts
@@ -160,8 +164,8 @@ def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
 
     with jax.named_scope("update"):
         state, metrics = _repeat(minibatch_step, state, num_passes * num_minibatches)
-    # If every step of this batch was refused, the algorithm's state is restored, as
-    # well: one NaN in a running average would stay for the whole run.
+    # If every step of this batch was refused, restore the algorithm's state as well:
+    # one NaN in a running average would stay for the whole run.
     any_accepted = metrics["update/refused"] < 1
     kept = _choose(any_accepted, state.algorithm, before)
     state = state.replace(algorithm=kept, step=state.step + 1)
@@ -171,7 +175,7 @@ def _learn(parts: _Parts, state: TrainState, rollout: Rollout):
 def _minibatch(
     credits: tuple[Credit, ...], rollout: Rollout, state: TrainState, i, num: int
 ) -> tuple[tuple[Credit, ...], Rollout]:
-    """The prompts of optimiser step i, of `num` per pass, in an order of each pass."""
+    """Credits and prompts of optimiser step i; each pass shuffles into `num` steps."""
     if num == 1:
         return credits, rollout
     key = keys.of_step(state.key, state.step)
@@ -182,12 +186,12 @@ def _minibatch(
 
 
 class _Step(NamedTuple):
-    """An optimiser step that may be taken or refused.
+    """An optimiser step that may be applied or refused.
 
-    gradient: with the algorithm's state after the step.
-    metrics: so far.
-    usable: bool[] what the credit remembered of this rollout batch is finite.
-    reuse: i32[] earlier passes over this rollout batch.
+    gradient: the gradient, with the algorithm's state after the step.
+    metrics: the step's metrics so far.
+    usable: bool[] the algorithm's state after the advantage chains is finite.
+    reuse: i32[] number of earlier passes over this rollout batch.
     """
 
     gradient: Gradient
@@ -197,7 +201,7 @@ class _Step(NamedTuple):
 
 
 def _take(step: _Step, state: TrainState, gate: Gate, optimizer):
-    """(state, stop, metrics) after the step, or as it was if the step is refused."""
+    """(state, stop, metrics); the state changes only if the step is accepted."""
     grads = step.gradient.grads
     metrics = step.metrics | {"update/gradient_norm": optax.tree.norm(grads)}
     accept, stop, gate_state, gate_metrics = gate.update(
@@ -230,15 +234,15 @@ def _choose(condition, new, old):
 
 
 def _moved_share(old, new) -> jax.Array:
-    """f32[]: share of the parameters that differ, as the optimiser knows them."""
+    """f32[]: share of the parameters that differ, counted on the float32 copies."""
     old, new = (jax.tree.leaves(master_weights.exact(*pair)) for pair in (old, new))
     moved = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(old, new, strict=True)]
-    # As a float: 8B parameters are more than 32 bits count.
+    # As a float, because 8B parameters overflow 32-bit integers.
     return jnp.sum(jnp.stack(moved)) / float(sum(x.size for x in new))
 
 
 def _repeat(one, state, num_steps):
-    """Runs optimiser steps until done or stopped; each metric says how it adds up."""
+    """Runs optimiser steps until done or stopped, and adds up their metrics."""
 
     def step(state, i):
         state, stop, metrics = one(state, i)
@@ -290,7 +294,8 @@ def _now_metrics(now, batch, first):
         "mean": numerics.masked_mean(gap, mask),
         "far_share": numerics.masked_mean(far, mask),
     }
-    # Before the first optimiser step both are one policy: what differs is rounding.
+    # Before the first optimiser step both are the same policy; a gap is a mismatch of
+    # the two implementations.
     gaps = {
         f"gap/sampler_learner_{name}": metric.Max(jnp.where(first, value, 0.0))
         for name, value in found.items()
@@ -300,13 +305,13 @@ def _now_metrics(now, batch, first):
 
 
 def _k3(log_ratio):
-    reach = numerics.bounded(log_ratio)  # one far token hides no other
-    return jnp.expm1(reach) - reach
+    bounded = numerics.bounded(log_ratio)  # one outlier must not dominate the mean
+    return jnp.expm1(bounded) - bounded
 
 
 def _mass_metrics(coefficient, credits, rollout):
     if not is_measured(rollout.verdict):
-        return {}  # supervised: all mass is positive, and nothing is difficult
+        return {}  # supervised terms have no negative mass and no solve rate
     p = solve_rate.by_correct(rollout).p[:, 0, 0]
     pushed = jnp.zeros(coefficient.shape, bool)
     for c in credits:

@@ -1,10 +1,15 @@
 """Loss functions: `(now, credit, rollout) -> f32[P, G, T]`, minimised, per token.
 
-`surrogate` and `ratio` read a token's ratio, `sequence_ratio` one ratio per row or
-turn; `supervised` pulls up shown tokens; `kl` holds divergences and entropy, `value`
-the critic's loss; `combine` makes loss functions from loss functions. A loss function
-is local to its row and never averages: weights and means are the term's. Yours is a
-function in your own file. Nothing here knows models, samplers or credit transforms.
+    surrogate, ratio   policy-gradient losses of a token's ratio
+    sequence_ratio     those of one ratio per row or turn
+    supervised         losses that raise the likelihood of given tokens
+    kl                 divergences and entropy
+    value              the critic's loss
+    combine            loss functions made from loss functions
+
+A loss function is local: a row's loss depends on that row alone. It never averages, as
+weights and means belong to the term. Write your own as a function in your own file.
+Nothing here knows models, samplers or credit transforms.
 """
 
 from rljax.loss import sequence_ratio, supervised

@@ -1,4 +1,4 @@
-"""Loss functions from loss functions."""
+"""Loss functions made from loss functions."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -9,7 +9,7 @@ from rljax.types import LossFn
 
 
 def against_old(loss_fn: LossFn) -> LossFn:
-    """The loss with the sampling policy in the place of the reference."""
+    """The loss with `rollout.old` in place of `rollout.reference`."""
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: loss_fn(
         now, credit, rollout.replace(reference=rollout.old)
@@ -17,10 +17,10 @@ def against_old(loss_fn: LossFn) -> LossFn:
 
 
 def against_behaviour(loss_fn: LossFn) -> LossFn:
-    """The loss with what the tokens were drawn from in the place of `old`.
+    """The loss with `samples.behaviour` (mu) in place of `rollout.old`.
 
-    verl's bypass mode: PPO's ratio is then pi / mu and needs no further weight; with
-    `cispo` it is truncated REINFORCE.
+    This is verl's bypass mode: PPO's ratio becomes pi / mu and needs no further
+    importance weight. With `cispo` it is truncated REINFORCE.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: loss_fn(
@@ -31,10 +31,10 @@ def against_behaviour(loss_fn: LossFn) -> LossFn:
 def unless_clipped(
     loss_fn: LossFn, low: ArrayLike = 0.2, high: ArrayLike = 0.2
 ) -> LossFn:
-    """The loss, but 0 where PPO would clip the ratio pi / pi_old.
+    """The loss, but 0 where PPO would clip the ratio rho = pi / pi_old.
 
-    That is where A > 0 and the ratio is above 1 + high, or A < 0 and it is below 1 -
-    low. A mask, not a bound: elsewhere the loss stays as it is.
+    That is where A > 0 and rho > 1 + high, or A < 0 and rho < 1 - low. Elsewhere the
+    loss is unchanged.
 
     Args:
       low, high: distances of the bounds from 1.
@@ -54,20 +54,20 @@ def unless_clipped(
 
 
 def times_advantage(loss_fn: LossFn) -> LossFn:
-    """The loss times the term's advantage, which is a coefficient of the whole term.
+    """The loss times the term's advantage, for use as a coefficient of the term.
 
-    An advantage chain runs once per rollout batch, so that is how often a coefficient
-    made by `assign_constant` changes.
+    An advantage chain runs once per rollout batch, so the coefficient is constant over
+    the batch.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: credit.advantage * loss_fn(now, credit, rollout)
 
 
 def times_ratio(loss_fn: LossFn) -> LossFn:
-    """The loss times the ratio to `old`, through which its gradient flows, too.
+    """The loss times the ratio rho = pi / pi_old; gradients flow through rho as well.
 
-    With it a sampled KL estimates the KL of the current policy off-policy, in value and
-    gradient: rho k3 of DeepSeek-V3.2, TRL's default.
+    A sampled KL times rho estimates the KL of the current policy also off-policy, in
+    value and gradient: rho k3 of DeepSeek-V3.2, TRL's default.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     return lambda now, credit, rollout: (

@@ -1,24 +1,25 @@
 """Divergences from the reference policy and entropy, each as a loss function.
 
-d = log(pi_ref / pi) at a token sampled from pi. "Value" is the term's expected value,
-"expected gradient" that of the term on-policy. They differ, and most codebases do not
-say so. Both columns are tested by exact enumeration.
+d = log(pi_ref / pi) at a token sampled from pi. "Value" is the expected value of the
+loss, "expected gradient" the expectation of its gradient on-policy. The second is not
+the gradient of the first, which most codebases do not say. Both columns are tested by
+exact enumeration.
 
 | function | per token | value | expected gradient |
 |---|---|---|---|
 | `kl_k1` | -d | KL | 0: as a loss it does nothing |
 | `kl_k2` | d^2 / 2 | biased | grad KL, exactly |
-| `kl_k3` | e^d - 1 - d | KL | grad KL(pi_ref, pi), the other one, exactly |
+| `kl_k3` | e^d - 1 - d | KL | grad KL(pi_ref, pi), the forward KL, exactly |
 | `kl_k3_straight_through` | value k3, gradient k2 | KL | grad KL, exactly |
-| `kl_absolute` | abs(d) | biased | of neither |
+| `kl_absolute` | abs(d) | biased | of neither KL |
 | `chi_squared` | e^d + e^-d - 2 | chi2 | grad chi2 / 2 + grad KL(pi_ref, pi) |
 | `chi_squared_straight_through` | gradient 2 (e^-d - 1) | chi2 | grad chi2, exactly |
 | `kl_reverse_exact`, ... | sums over the vocabulary | exact | exact, every token |
 
-KL is KL(pi, pi_ref), also called the reverse one, and chi2 = E_pi[pi / pi_ref] - 1.
+KL is KL(pi, pi_ref), the reverse KL, and chi2 = E_pi[pi / pi_ref] - 1.
 
-Exponentials are bounded at 20 nats (`numerics.bounded`): beyond, a token has a finite
-value and no gradient on the side that grows.
+Exponents are capped at 20 nats (`numerics.bounded`): above, the exponential is finite
+and has no gradient.
 
 Source: Schulman, "Approximating KL divergence" (2020); chi2 arXiv:2403.03185, code
   cassidylaidlaw/llm_optimization (PAPER; gradients DERIVED).
@@ -33,7 +34,7 @@ from rljax.types import LossFn, measured_extra
 
 
 def kl_k1() -> LossFn:
-    """log(pi / pi_ref): an unbiased value; only for logging or for rewards."""
+    """log(pi / pi_ref): an unbiased value; use it for logging or in rewards only."""
     return lambda now, credit, rollout: now.logp - rollout.reference.logp
 
 
@@ -44,7 +45,7 @@ def kl_k2() -> LossFn:
 
 def _k3(now, rollout):
     d = numerics.bounded(rollout.reference.logp - now.logp)
-    # expm1: e^d - 1 - d near 0 is d^2 / 2, lost in float32 if 1 is subtracted late.
+    # expm1, because near 0 the result is d^2 / 2, which float32 loses beside 1.
     return jnp.expm1(d) - d
 
 
@@ -64,10 +65,10 @@ def kl_k3_straight_through() -> LossFn:
 
 
 def kl_absolute() -> LossFn:
-    """|log(pi / pi_ref)|: no gradient where they agree; KL-Cov's penalty.
+    """|log(pi / pi_ref)|: KL-Cov's penalty; no gradient where the policies agree.
 
-    Where they differ by at most `numerics.ROUNDING`, value and slope are 0: otherwise
-    the sign of the rounding would be the slope of one policy evaluated twice.
+    Where they differ by at most `numerics.ROUNDING`, value and slope are 0. Otherwise,
+    for equal policies, the sign of a rounding error would decide the gradient.
     """
 
     def loss(now, credit, rollout):
@@ -80,17 +81,17 @@ def kl_absolute() -> LossFn:
 
 def _chi_squared(now, rollout):
     x = now.logp - rollout.reference.logp
-    # E[e^-x - 1] = 0: a control variate that makes every token's value non-negative.
+    # e^-x - 1 has mean 0. This control variate makes every token's value non-negative.
     return jnp.expm1(numerics.bounded(x)) + jnp.expm1(numerics.bounded(-x))
 
 
 def chi_squared() -> LossFn:
-    """e^x + e^-x - 2, x = log(pi / pi_ref), differentiated as it stands."""
+    """e^x + e^-x - 2 with x = log(pi / pi_ref), differentiated as it is written."""
     return lambda now, credit, rollout: _chi_squared(now, rollout)
 
 
 def chi_squared_straight_through() -> LossFn:
-    """The value of `chi_squared` with the gradient of the divergence."""
+    """The value of `chi_squared`; its expected gradient is exactly that of chi2."""
 
     def loss(now, credit, rollout):
         x = now.logp - rollout.reference.logp
@@ -129,11 +130,10 @@ def chi_squared_exact() -> LossFn:
 
 
 def entropy_bonus_sampled() -> LossFn:
-    """-H from sampled tokens: value log pi, gradient that of sg[log pi] log pi
-    (sg: without its gradient).
+    """-H estimated from sampled tokens: value log pi, gradient of sg[log pi] log pi.
 
-    Its expected gradient is that of -H, on-policy. Differentiating the value itself
-    would give 0 in expectation.
+    sg[x] is x without its gradient. On-policy, the expected gradient is that of -H.
+    Differentiating log pi itself would give 0 in expectation.
 
     Source: the score function's mean is 0 (DERIVED).
     """

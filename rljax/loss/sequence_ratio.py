@@ -1,9 +1,9 @@
 """Surrogates whose ratio belongs to a sequence or a turn instead of a token.
 
-d = log(pi / pi_old) of a token; |y| is the number of tokens of a row; sg[x] is x
-without its gradient. Averages run over the tokens of the mask; a weight of 0 does not
-remove a token from them. Losses of a row are [P, G, 1]: the reduction spreads them over
-its tokens.
+d = log(pi / pi_old) of a token; |y| is the number of tokens of a row; A is the
+advantage; sg[x] is x without its gradient. Averages run over the tokens under the mask,
+also over those whose weight is 0. A loss per row is f32[P, G, 1]; the reduction divides
+it among the row's tokens.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 
 from rljax import check, numerics
 from rljax.loss.surrogate import clip_loss, is_clipped, log_ratio
-from rljax.loss.surrogate import token_ratio as token_ratio
 from rljax.types import LossFn, Rollout
 
 
@@ -25,7 +24,10 @@ def _row_mean(d, mask):
 def gspo(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
     """PPO's clip of the row's geometric mean ratio s = exp(mean d) (GSPO).
 
-    With `sequence_mean()`; the coefficient of each token is A s / |y|.
+    Use it with `sequence_mean()`. The coefficient of each token is A s / |y|.
+
+    Args:
+      low, high: distances of the ratio's bounds from 1.
 
     Source: arXiv:2507.18071 (SECONDARY; verl, TRL, ms-swift, OpenRLHF agree).
     """
@@ -43,8 +45,11 @@ def gspo(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
 def gspo_token(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
     """GSPO with a gradient per token: s_t = sg[s] pi / sg[pi] (GSPO-token).
 
-    Value and gradient equal those of `gspo` where a row's tokens share one advantage;
-    here they need not share one.
+    If all tokens of a row have the same advantage, value and gradient are those of
+    `gspo`. Here advantages may differ between tokens.
+
+    Args:
+      low, high: distances of the ratio's bounds from 1.
     """
     check.number("low", low, low=0, high=1)
     check.number("high", high, low=0)
@@ -59,10 +64,11 @@ def gspo_token(low: ArrayLike = 3e-4, high: ArrayLike = 4e-4) -> LossFn:
 
 
 LogRatio = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(d f32[P, G, T], advantage, mask) -> log ratio of each row, f32[P, G, 1]."""
 
 
 def _clip_by_sign(d, a, low, high):
-    # Masks, not minimum and maximum: a log-ratio on an edge keeps its whole gradient.
+    # Masks, not minimum and maximum: a log-ratio on a bound keeps its whole gradient.
     moved = jnp.abs(d) > numerics.ROUNDING  # see `surrogate.is_clipped`
     over = (a > 0) & (d > high) & moved
     under = (a < 0) & (d < -low) & moved
@@ -70,20 +76,20 @@ def _clip_by_sign(d, a, low, high):
 
 
 def mean_of_clipped(low: ArrayLike = 0.4, high: ArrayLike = 0.4) -> LogRatio:
-    """Mean of d clipped per token, on the side that the advantage's sign can overdo."""
+    """Row mean of d clipped per token: at `high` if A > 0, at -`low` if A < 0."""
     check.number("low", low, low=0)
     check.number("high", high, low=0)
     return lambda d, a, mask: _row_mean(_clip_by_sign(d, a, low, high), mask)
 
 
 def mean_unclipped(d: jax.Array, a: jax.Array, mask: jax.Array) -> jax.Array:
-    """Ablation: mean of d, nothing clipped."""
+    """Ablation: row mean of d without a clip."""
     del a
     return _row_mean(d, mask)
 
 
 def sum_of_clipped(low: ArrayLike = 0.4, high: ArrayLike = 0.4) -> LogRatio:
-    """Ablation: the sum, where `mean_of_clipped` takes the mean."""
+    """Ablation: the row sum where `mean_of_clipped` takes the mean."""
     check.number("low", low, low=0)
     check.number("high", high, low=0)
     return lambda d, a, mask: jnp.sum(
@@ -92,7 +98,7 @@ def sum_of_clipped(low: ArrayLike = 0.4, high: ArrayLike = 0.4) -> LogRatio:
 
 
 def clipped_sum(bound: ArrayLike = 0.4) -> LogRatio:
-    """Ablation `seqclip`: the row's sum of d, clipped to +-bound, divided by |y|."""
+    """Ablation `seqclip`: the row sum of d, clipped to +-bound, divided by |y|."""
     check.number("bound", bound, above=0)
 
     def log_s(d, a, mask):
@@ -105,10 +111,11 @@ def clipped_sum(bound: ArrayLike = 0.4) -> LogRatio:
 
 
 def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
-    """-A s with s a geometric mean of clipped token ratios (GMPO).
+    """-A s with s the geometric mean of clipped token ratios (GMPO).
 
-    With `sequence_mean()`. Coefficient A s / |y| for tokens that are not clipped, 0 for
-    those that are; these stay in the divisor |y|. A row without tokens has loss 0.
+    Use it with `sequence_mean()`. The coefficient is A s / |y| for tokens that are not
+    clipped and 0 for clipped ones, which still count in |y|. A row without tokens has
+    loss 0.
 
     Args:
       log_ratio_fn: (d, advantage, mask) -> log s f32[P, G, 1]; None is
@@ -131,10 +138,10 @@ def gmpo(log_ratio_fn: LogRatio | None = None) -> LossFn:
 
 
 def turns(rollout: Rollout) -> jax.Array:
-    """i32[P, G, T]: number of the turn, a contiguous run of the mask, from 0.
+    """i32[P, G, T]: index of each token's turn, from 0.
 
-    Text of the environment between two turns is a hole of the mask. Outside the mask
-    the number means nothing.
+    A turn is a contiguous run of the mask; the environment's text between two turns is
+    a hole. Outside the mask the index means nothing.
     """
     mask = rollout.samples.mask
     before = jnp.roll(mask, 1, -1).at[..., 0].set(False)
@@ -154,7 +161,7 @@ def turn_mean(d: jax.Array, mask: jax.Array, turn: jax.Array) -> jax.Array:
 
 
 def turn_ratio(now, rollout) -> jax.Array:
-    """w f32[P, G, T]: geometric mean of the ratios of each token's turn."""
+    """f32[P, G, T]: w, the geometric mean of the token ratios of each token's turn."""
     d = log_ratio(now, rollout)
     mean = turn_mean(d, rollout.samples.mask, turns(rollout))
     return jnp.exp(numerics.bounded(mean))
@@ -164,10 +171,11 @@ def turn_ppo(
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.2,
 ) -> LossFn:
-    """PPO's clip of each turn's geometric mean ratio (Turn-PPO).
+    """PPO's clip of each turn's geometric mean ratio w (Turn-PPO).
 
-    With `sequence_mean()`, advantages per token. Gradients flow through the ratio, so
-    all tokens of a turn share one credit: w_k sum of its unclipped A / |y^k|.
+    Use it with `sequence_mean()` and advantages per token. Gradients flow through w. So
+    all tokens of a turn k have the same coefficient: w_k times the sum of its unclipped
+    A, divided by the turn's number of tokens.
 
     Args:
       low, high: distances of the ratio's bounds from 1.
@@ -189,16 +197,17 @@ def clipping_bias(
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.2,
 ) -> LossFn:
-    """-w A on the clipped tokens alone: what clipping took from the gradient.
+    """-w A on clipped tokens, else 0: its gradient is what the clip removes.
 
-    Its gradient is C of ST-PPO (S-PPO with `token_ratio`): the clipped gradient is the
-    unclipped one minus this one. Gradients flow through w, the indicator is fixed.
+    The clipped gradient is the unclipped one minus this one, called C in ST-PPO (S-PPO
+    with `token_ratio`). Gradients flow through w; which tokens are clipped is constant.
 
     Args:
-      ratio_fn: (now, rollout) -> w: `turn_ratio` or `token_ratio`.
+      ratio_fn: (now, rollout) -> w f32[P, G, T]: `turn_ratio` or `token_ratio`.
+      low, high: distances of the clip's bounds from 1.
 
     Source: arXiv:2511.20718, lemma 4.2 (SECONDARY; gradients through w RECONSTRUCTED).
-    Variants: the form sg[w] A log pi does not have this property for turns.
+    Variants: sg[w] A log pi would not have this property for turns.
     """
     check.function("ratio_fn", ratio_fn, "now, rollout")
     check.number("low", low, low=0, high=1)

@@ -1,7 +1,7 @@
-"""Supervised objectives as policy gradients: how hard a shown token is pulled up.
+"""Supervised objectives as policy gradients.
 
-Each is `-c log p` for one token with its own coefficient `c = -dl/dlog p`; `p` is the
-current probability of the token, `A` its advantage:
+Each raises a given token's log-probability with a coefficient `c = -dl/dlog p`; `p` is
+the current probability of the token, `A` its advantage:
 
 | loss function | c |
 |---|---|
@@ -13,8 +13,8 @@ current probability of the token, `A` its advantage:
 | `ppo_clip(0.2, 0.28)` with A = 1: PSFT | p / p_old, 0 beyond the clip |
 | `shaped_probability(gamma)`: LUFFY | A gamma p / (p + gamma)^2 |
 
-A weight that depends on its own token or row alone belongs here. In `weighting` it
-would enter the divisor of the token mean.
+A weight function multiplies the loss and leaves the divisor of the token mean as it is.
+As a transform in `weighting` before the reduction it would change that divisor.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,16 @@ from rljax import check, numerics
 from rljax.types import Credit, LossFn, Rollout, TokenStats, measured_extra
 
 WeightFn = Callable[[TokenStats, Credit, Rollout], jax.Array]
+"""(now, credit, rollout) -> weight, broadcastable to f32[P, G, T]."""
 
 
 def reweighted(loss_fn: LossFn, weight_fn: WeightFn) -> LossFn:
-    """weight * loss, no gradient through the weight; the divisor stays as it is.
+    """sg[weight] * loss: no gradient flows through the weight.
 
     Args:
       loss_fn: any loss function, usually `nll()` or `reinforce()`.
-      weight_fn: (now, credit, rollout) -> broadcastable to f32[P, G, T]; reads the
-        token's own row only. Its result carries no gradient.
+      weight_fn: (now, credit, rollout) -> broadcastable to f32[P, G, T]; a row's
+        weights may depend on that row only.
     """
     check.function("loss_fn", loss_fn, "now, credit, rollout")
     check.function("weight_fn", weight_fn, "now, credit, rollout")
@@ -54,7 +55,7 @@ def unit(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
 
 
 def probability(now: TokenStats, credit: Credit, rollout: Rollout) -> jax.Array:
-    """p: DFT's weight, ascent on the token's probability.
+    """p: DFT's weight, which ascends the token's probability.
 
     Source: Wu et al., arXiv:2508.05629; code yongliang-wu/DFT fsdp_dft_trainer.py
       (PAPER).
@@ -78,14 +79,14 @@ def threshold(
 ) -> WeightFn:
     """1 where p exceeds tau, else p: GFT's dynamic coefficient rectification.
 
-    The gradient of a log-likelihood weighs that of p by 1 / p. This keeps 1 / p where
-    it is below 1 / tau and replaces it by 1 elsewhere. The weight jumps at the
-    threshold.
+    grad log p = grad p / p, so unlikely tokens have large gradients. This weight keeps
+    the factor 1 / p where it is below 1 / tau and replaces it by 1 elsewhere. The
+    weight jumps at p = tau.
 
     Args:
-      tau: a probability; 0 rectifies nothing, 1 and more is DFT's weight.
-      exceeds: `jnp.greater` (the code: p = tau has weight p) or `jnp.greater_equal`
-        (notes of the paper: p = tau has weight 1).
+      tau: a probability; 0 gives SFT, 1 or more gives DFT's weight.
+      exceeds: (p, tau) -> bool: `jnp.greater` (the code: p = tau has weight p) or
+        `jnp.greater_equal` (notes of the paper: p = tau has weight 1).
 
     Source: arXiv:2604.14258; code ZJU-OmniAI/GFT core_algos.py `compute_gft_loss`
       (PAPER).
@@ -105,7 +106,8 @@ def sequence_importance(exponent: ArrayLike = 1.0, high: ArrayLike = 16.0) -> We
     """min(exp(exponent * mean_t log(p / p_ref)), high) per row, f32[P, G, 1]: iw-SFT.
 
     Args:
-      exponent: on the geometric mean ratio; 1 as used, 2 the code's default.
+      exponent: power of the row's geometric mean ratio; the authors use 1, their code's
+        default is 2.
       high: upper bound of the weight.
 
     Source: arXiv:2507.12856; code emmyqin/iw_sft bounding_trainers.py (PAPER).
@@ -124,7 +126,7 @@ def sequence_importance(exponent: ArrayLike = 1.0, high: ArrayLike = 16.0) -> We
 
 
 def token_importance(low: ArrayLike = 0.2, high: ArrayLike = 1.8) -> WeightFn:
-    """clip(p / p_ref, low, high) per token: iw-SFT's other weight."""
+    """clip(p / p_ref, low, high) per token: the other weight in iw-SFT's code."""
     check.number("low", low, low=0)
     check.number("high", high, above=0, high=jnp.inf)
     check.ordered(low=low, high=high)
@@ -140,7 +142,7 @@ def token_importance(low: ArrayLike = 0.2, high: ArrayLike = 1.8) -> WeightFn:
 def entropy_weight(coefficient: ArrayLike, exponent: ArrayLike) -> WeightFn:
     """coefficient * exp(exponent * H), H the row's mean entropy, nats; f32[P, G, 1].
 
-    SRFT's weights: (0.5, -1) on demonstrations, (0.1, +1) on rewarded rollouts.
+    SRFT has (0.5, -1) on demonstrations and (0.1, +1) on rewarded samples.
 
     Source: arXiv:2506.19767; row mean as in the re-implementation
       TsinghuaC3I/Unify-Post-Training mix_actor.py (SECONDARY).
@@ -159,9 +161,9 @@ def entropy_weight(coefficient: ArrayLike, exponent: ArrayLike) -> WeightFn:
 def shaped_probability(gamma: ArrayLike = 0.1) -> LossFn:
     """-A p / (p + gamma): LUFFY's policy shaping of off-policy tokens.
 
-    The gradient flows through the fraction: its coefficient A gamma p / (p + gamma)^2
-    is largest at p = gamma, so that unlikely tokens are learned. The behaviour
-    probability is taken as 1: no old statistics are read.
+    The coefficient A gamma p / (p + gamma)^2 is largest at p = gamma, so that unlikely
+    tokens are learned. The behaviour probability is taken as 1; no old statistics are
+    read.
 
     Source: arXiv:2504.14945; code ElliottYan/LUFFY mix_core_alg.py (PAPER).
     """
@@ -173,7 +175,7 @@ def shaped_probability(gamma: ArrayLike = 0.1) -> LossFn:
 
 
 def with_behaviour_prob_one(loss_fn: LossFn) -> LossFn:
-    """The loss with old probabilities of 1, the behaviour assumed of demonstrations."""
+    """The loss with old probabilities of 1, as is assumed for demonstrations."""
     check.function("loss_fn", loss_fn, "now, credit, rollout")
 
     def loss(now, credit, rollout):
@@ -184,7 +186,7 @@ def with_behaviour_prob_one(loss_fn: LossFn) -> LossFn:
 
 
 def consistency() -> LossFn:
-    """`now.extra["consistency"]` f32[P, G, T]: LfU's drift of hidden states.
+    """`now.extra["consistency"]` f32[P, G, T]: LfU's distance of hidden states.
 
     Raises:
       NotMeasured: when traced, if the learner's measure function does not supply it.

@@ -1,7 +1,7 @@
 """Policy-gradient surrogates: `(now, credit, rollout) -> loss f32[P, G, T]`, minimised.
 
-Weights and reductions belong to the term; a surrogate knows ratio and advantage alone.
-`coefficient` below is -dl/dlogp, how hard a token is pushed up.
+A surrogate depends on the ratio and the advantage; weights and reductions belong to the
+term. "Coefficient" means -dl/dlogp: how hard a token is pushed up.
 """
 
 import jax
@@ -13,12 +13,12 @@ from rljax.types import LossFn, Rollout, TokenStats
 
 
 def log_ratio(now: TokenStats, rollout: Rollout) -> jax.Array:
-    """log(pi / pi_old) f32[P, G, T], nats."""
+    """f32[P, G, T]: log(pi / pi_old), nats."""
     return now.logp - rollout.old.logp
 
 
 def token_ratio(now: TokenStats, rollout: Rollout) -> jax.Array:
-    """rho = pi / pi_old f32[P, G, T]; beyond e^20 it is e^20, without a gradient."""
+    """f32[P, G, T]: rho = pi / pi_old, capped at e^20, where it has no gradient."""
     return jnp.exp(numerics.bounded(log_ratio(now, rollout)))
 
 
@@ -31,8 +31,8 @@ def ppo_clip(low: ArrayLike = 0.2, high: ArrayLike = 0.2) -> LossFn:
     """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old per token.
 
     Coefficient A rho, but 0 where A > 0 and rho > 1 + high, or A < 0 and rho < 1 - low.
-    A ratio exactly on a bound is not clipped; `minimum` of the two would split ties and
-    give 3/4 of the gradient there.
+    A ratio exactly on a bound is not clipped. `jnp.minimum` and `jnp.clip` would split
+    the tie and give 3/4 of the gradient there.
 
     Args:
       low, high: distances of the bounds from 1; `high > low` is DAPO's clip-higher.
@@ -51,10 +51,10 @@ def ppo_clip(low: ArrayLike = 0.2, high: ArrayLike = 0.2) -> LossFn:
 
 
 def is_clipped(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
-    """bool: where the clip removes a ratio's gradient; not on a bound itself.
+    """bool: where PPO's clip removes a ratio's gradient; False exactly on a bound.
 
-    A ratio within `numerics.ROUNDING` of 1 is never clipped, however narrow the clip:
-    the first step's ratios are 1 up to rounding, and its sign must not decide.
+    A ratio within `numerics.ROUNDING` of 1 is never clipped, however narrow the clip.
+    On the first optimiser step ratios are 1 up to rounding, whose sign must not decide.
     """
     above = (advantage > 0) & (ratio > 1 + high)
     outside = above | ((advantage < 0) & (ratio < 1 - low))
@@ -62,12 +62,12 @@ def is_clipped(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
 
 
 def clip_loss(ratio: jax.Array, advantage: jax.Array, low, high) -> jax.Array:
-    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) for a ratio of any kind."""
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), for any ratio [P, G, T or 1]."""
     bound = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
     clipped = is_clipped(ratio, advantage, low, high)
     return -advantage * jnp.where(clipped, bound, ratio)
 
 
 def nll() -> LossFn:
-    """-log pi: supervised learning as a term; coefficient 1 whatever the reward."""
+    """-log pi: supervised learning; coefficient 1, the advantage is not read."""
     return lambda now, credit, rollout: -now.logp

@@ -1,4 +1,4 @@
-"""The critic's loss, as a term whose credit is its target."""
+"""The critic's loss: a term whose advantage is the target value."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ from rljax.types import LossFn, TokenStats, measured_extra, old_value
 def value_loss(clip: ArrayLike = 0.2) -> LossFn:
     """max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2.
 
-    R is the term's advantage, made by `assign_value_target(...)`. Where the clipped
-    error is strictly larger, no gradient flows.
+    v is the current value, R the target: the term's advantage, made by
+    `assign_value_target(...)`. Where the clipped error is strictly larger, no gradient
+    flows.
 
     Args:
-      clip: trust region in units of the return; 0.2 (TRL, CleanRL), 0.5 (verl),
-        `jnp.inf` for none.
+      clip: largest change from v_old, in units of the return; 0.2 (TRL, CleanRL), 0.5
+        (verl), `jnp.inf` for none.
 
     Returns:
       A loss function; reads `now.extra["value"]` and `rollout.old.extra["value"]`.
@@ -36,7 +37,7 @@ def value_loss(clip: ArrayLike = 0.2) -> LossFn:
 
 
 def value(now: TokenStats) -> jax.Array:
-    """f32[P, G, T]: the current value estimates, before each token."""
+    """f32[P, G, T]: the current value estimates, each before its token."""
     return measured_extra(
         now, "now", "value", "measure with a policy that has a value head"
     )

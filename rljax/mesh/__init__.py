@@ -1,16 +1,16 @@
-"""Meshes: what lies on which device. Algorithms are written in global view, without it.
+"""Meshes: which device holds what. Algorithms are written in global view, without them.
 
-Mesh axes: `data` copies parameters, `fsdp` splits them and gathers each layer's where
-it is used, `tensor` splits heads, feed-forward and vocabulary, `expert` splits experts.
-Prompts are split over all but `tensor`; where the update splits them over that, too,
-see `Layout`.
+Mesh axes: `data` replicates parameters; `fsdp` shards them, and each layer gathers its
+own when it needs them; `tensor` shards heads, feed-forward and vocabulary; `expert`
+shards experts. Prompts are sharded over all axes but `tensor`, unless a `Layout` says
+otherwise for the update.
 
-    rules      the table: logical axes -> mesh axes, and logical axes of parameters
-    devices    which devices make a mesh, and what does not fit on one
-    hints      in traced code: where an array is to lie; without a mesh they do nothing
-    placement  arrays put on a mesh, and the shardings of a state
-    shapes     the same of shapes, to compile for a mesh: `mesh.shapes.stored(...)`
-    move       arrays moved from one mesh to another
+    rules      the tables: logical axes -> mesh axes, and parameters -> logical axes
+    devices    chooses the devices of a mesh, and checks that a run fits on it
+    hints      sharding constraints in traced code; without a mesh they do nothing
+    placement  shardings of a state, and putting arrays on a mesh
+    shapes     the same for ShapeDtypeStructs, to compile: `mesh.shapes.stored(...)`
+    move       copies arrays from one mesh to another
 """
 
 from rljax.mesh import shapes

@@ -1,4 +1,4 @@
-"""Which devices make a mesh, and what does not fit on one."""
+"""Makes meshes, and checks that a run's sizes fit them."""
 
 import itertools
 import math
@@ -15,11 +15,11 @@ LARGE = 2**30
 
 
 class Limits(NamedTuple):
-    """What the axes of a mesh must divide.
+    """Sizes of a run that the axes of a mesh must divide.
 
-    prompts: of each piece that is computed at once.
+    prompts: prompts that are computed at once, in a microbatch.
     heads: key/value heads, which `tensor` splits.
-    experts: 1 without any.
+    experts: experts per layer; 1 for a dense model.
     """
 
     prompts: int
@@ -27,7 +27,7 @@ class Limits(NamedTuple):
     experts: int = 1
 
     def broken(self, sizes: dict[str, int]) -> list[str]:
-        """In words, what does not divide."""
+        """A clause for each size that the mesh does not divide."""
         tensor, expert = sizes.get(TENSOR, 1), sizes.get(EXPERT, 1)
         parts = math.prod(sizes.values()) // tensor
         found = {
@@ -44,12 +44,12 @@ class Limits(NamedTuple):
 
 
 def make(devices: Sequence | None = None, **sizes: int) -> Mesh:
-    """A mesh of all devices, or the first of the given ones.
+    """A mesh of the given sizes.
 
     Args:
-      devices: all there are, by default.
-      **sizes: devices along `data`, `fsdp`, `expert` and `tensor`; 1 where not named.
-        Without `data` it takes the rest.
+      devices: to take the mesh's devices from, in order; None: `jax.devices()`.
+      **sizes: devices along `data`, `fsdp`, `expert` and `tensor`. An axis that is not
+        named has 1, except that `data` takes the remaining devices.
 
     Raises:
       ValueError: if an axis is unknown, or the sizes do not divide the devices.
@@ -57,7 +57,7 @@ def make(devices: Sequence | None = None, **sizes: int) -> Mesh:
     devices = jax.devices() if devices is None else list(devices)
     sizes = _complete(sizes, len(devices))
     num = math.prod(sizes.values())
-    # Axes of one device, but for `data`, would only lengthen what is printed.
+    # Axes of size 1, except `data`, are dropped to keep printed meshes short.
     sizes = {a: n for a, n in sizes.items() if n > 1 or a == DATA}
     return jax.make_mesh(
         tuple(sizes.values()),
@@ -71,7 +71,7 @@ def parse(text: str) -> dict[str, int]:
     """`data=2,fsdp=4` -> {"data": 2, "fsdp": 4}.
 
     Raises:
-      ValueError: if it is no such text.
+      ValueError: if the text is not of this form.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -80,9 +80,9 @@ def parse(text: str) -> dict[str, int]:
         good = axis in AXES and axis not in sizes
         if not (good and number.isascii() and number.isdigit() and int(number) > 0):
             raise ValueError(
-                f"a mesh must be written as data=2,fsdp=4,tensor=2, of the axes"
-                f" {', '.join(AXES)}, each once and at least 1, got {text!r};"
-                f" {part.strip()!r} is none."
+                f"a mesh must be written as data=2,fsdp=4,tensor=2, with each of the"
+                f" axes {', '.join(AXES)} at most once and sizes of at least 1, got"
+                f" {text!r}; correct {part.strip()!r}."
             )
         sizes[axis] = int(number)
     return sizes
@@ -95,17 +95,19 @@ def choose(
     num_bytes: int = 0,
     devices: Sequence | None = None,
 ) -> Mesh | None:
-    """The mesh for a run, None for one device.
+    """The mesh for a run, or None for a single device.
 
     Args:
-      limits: what it must divide.
-      sizes: those asked for. None takes as many devices as divide the prompts: along
-        `fsdp` if parameters are large, else along `data`.
+      limits: sizes of the run that the mesh must divide.
+      sizes: devices along the axes, as for `make`. None: the largest number of devices
+        that divides the prompts, along `fsdp` if the parameters exceed `LARGE`, else
+        along `data`.
       num_bytes: of the parameters in float32.
+      devices: to choose from; None: `jax.devices()`.
 
     Raises:
-      ValueError: if the sizes asked for divide not the devices, prompts, heads or
-        experts, with the nearest that do.
+      ValueError: if `sizes` do not divide the devices, prompts, heads or experts. The
+        message names the nearest sizes that do.
     """
     devices = jax.devices() if devices is None else list(devices)
     if sizes is None:
@@ -123,7 +125,7 @@ def choose(
 def _complete(
     sizes: Mapping[str, int], num_devices: int, limits: Limits | None = None
 ) -> dict[str, int]:
-    """All axes in order; `data` takes the rest if it is not named."""
+    """Sizes of all axes, in order; `data` takes the rest if it is not named."""
     for axis in sizes:
         _refuse_sequence(axis)
     if unknown := set(sizes) - set(AXES):
@@ -147,15 +149,15 @@ def _refuse_sequence(axis: str) -> None:
     if axis == SEQUENCE:
         raise ValueError(
             f"a mesh must have the axes {', '.join(AXES)}, got {SEQUENCE}: attention"
-            " needs the whole of a sample's tokens on its device. What lies between"
-            " layers is split along tokens by tensor, with"
-            " Rules(rows=('data', 'fsdp', 'tensor')); longer samples fit with"
+            " needs all tokens of a sample on one device. To split activations between"
+            " layers along tokens, take tensor and"
+            " Rules(rows=('data', 'fsdp', 'tensor')); for longer samples, take"
             " attention in blocks and more microbatches."
         )
 
 
 def _nearest(wanted: dict[str, int], num_devices: int, limits: Limits) -> str:
-    """Of the meshes that fit and have most devices the one nearest to the wanted."""
+    """The fitting mesh with the most devices; among these, the nearest to `wanted`."""
 
     def distance(sizes):
         factors = (math.log(sizes[a] / wanted[a]) for a in AXES)
@@ -173,7 +175,7 @@ def _nearest(wanted: dict[str, int], num_devices: int, limits: Limits) -> str:
 
 
 def text(mesh: Mesh | None) -> str:
-    """As `--mesh` would say it."""
+    """The mesh in the form that `parse` reads."""
     return _text({} if mesh is None else dict(mesh.shape))
 
 

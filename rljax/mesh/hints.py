@@ -1,8 +1,9 @@
-"""Hints for the compiler, in traced code; without a mesh every one is the identity.
+"""Sharding constraints for traced code; without a mesh each one is the identity.
 
-The compiler splits what is computed (automatic axes), told at few places where arrays
-lie. Hints leave the axes that they do not name to it: a closed axis would say "whole
-on every device". What it cannot do by itself is done by hand in `by_prompts`.
+XLA partitions the program by itself (automatic axes); constraints tell it in a few
+places how an array is sharded. A constraint leaves the axes that it does not name
+unconstrained, because None would mean "replicated". `by_prompts`, `by_heads` and
+`by_rows` use `shard_map` where XLA's own choice is bad or impossible.
 """
 
 import contextlib
@@ -26,14 +27,14 @@ from rljax.mesh.rules import (
     partition,
 )
 
-# (layout, whether sampling); a part of the key under which jit keeps programs.
+# (layout, whether sampling), or None; jit's cache keys include it.
 _context = jax.make_user_context(default_value=None)
 _put = jax.lax.with_sharding_constraint
 
 
 @contextlib.contextmanager
 def using(mesh: Mesh | None, layout: Layout = PLAIN) -> Iterator[None]:
-    """`with using(mesh):` runs and traces on the mesh; None changes nothing."""
+    """`with using(mesh):` sets the mesh and the layout; None changes nothing."""
     if mesh is None:
         yield
         return
@@ -42,7 +43,7 @@ def using(mesh: Mesh | None, layout: Layout = PLAIN) -> Iterator[None]:
 
 
 def alone() -> contextlib.AbstractContextManager:
-    """`with alone():` runs on a device of this process, whatever the others do."""
+    """`with alone():` runs on one device of this process, without other processes."""
     if processes.count() == 1:
         return contextlib.nullcontext()
     return using(devices.make(jax.local_devices()[:1]))
@@ -50,7 +51,7 @@ def alone() -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def sampling() -> Iterator[None]:
-    """What is traced inside follows the rules of sampling."""
+    """`with sampling():` makes traced code follow the rules of `Layout.sample`."""
     if size() == 1:
         yield
         return
@@ -70,7 +71,7 @@ def rules() -> Rules:
 
 
 def sizes() -> dict[str, int]:
-    """Devices along those mesh axes in use that the compiler splits by itself."""
+    """Mesh axis -> devices along it, for the axes that XLA partitions by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return {}
@@ -78,27 +79,28 @@ def sizes() -> dict[str, int]:
 
 
 def size(*axes: str) -> int:
-    """Devices along mesh axes, of all if none are named; 1 without a mesh."""
-    there = sizes()
-    return math.prod(there.get(axis, 1) for axis in axes or there)
+    """Devices along the named mesh axes, or along all axes; 1 without a mesh."""
+    found = sizes()
+    return math.prod(found.get(axis, 1) for axis in axes or found)
 
 
 def lanes() -> int:
-    """How many parts prompts are split into."""
+    """The number of parts that prompts are split into."""
     return parts("prompts")
 
 
 def parts(name: str) -> int:
-    """Into how many parts the rules in use split this logical axis."""
+    """The number of parts that the rules in use split a logical axis into."""
     return size(*getattr(rules(), name))
 
 
 def keep(x: jax.Array, *names) -> jax.Array:
-    """`x`, lying as the rules in use say of its first axes.
+    """Constrains the sharding of `x` as the rules in use say.
 
     Args:
-      names: of each axis: a field of `Rules`, None for one that stays whole, FREE, as
-        are those behind.
+      x: an array.
+      *names: for each of its first axes, a field of `Rules`, None for replicated, or
+        FREE for unconstrained. Further axes are unconstrained.
     """
     if size() == 1:
         return x
@@ -107,27 +109,29 @@ def keep(x: jax.Array, *names) -> jax.Array:
 
 
 def constrain(tree):
-    """Keeps the first axis of every array, P, spread; scalars stay as they are."""
+    """Constrains the first axis, P, of every array; scalars stay as they are."""
     if size() == 1:
         return tree
     return jax.tree.map(lambda x: keep(x, "prompts") if jnp.ndim(x) else x, tree)
 
 
 def keep_state(tree):
-    """Parameters, and all that mirrors them, as they are stored."""
+    """Constrains parameters, and trees of the same paths, to their stored sharding."""
     if size() == 1:
         return tree
     return jax.tree.map_with_path(lambda path, x: _put(x, _stored(path, x)), tree)
 
 
 def gather(params, dtype: Any = None):
-    """Parameters as products use them: whole along `embed`, split as the rules say.
+    """Gathers parameters for products: whole along `embed`, split as the rules say.
 
-    Their gradients go back to where parameters are stored. By itself the transpose of a
-    constraint is the same constraint: whole gradients on every device.
+    Gradients get the stored sharding of the parameters. (The transpose of a plain
+    sharding constraint is the same constraint, which would leave whole gradients on
+    every device.)
 
     Args:
-      dtype: what is gathered is cast to it first, as every product would.
+      params: of the decoder, or of one layer.
+      dtype: to cast gathered parameters to first, as the products would; None: no cast.
     """
     if size() == 1:
         return params
@@ -147,9 +151,9 @@ def gather(params, dtype: Any = None):
 
 
 def unless_gathered(primitive, *_, **__) -> bool:
-    """A policy for `jax.checkpoint`: keeps everything but what a hint has moved.
+    """A policy for `jax.checkpoint`: saves everything but outputs of constraints.
 
-    Otherwise the backward pass keeps the gathered weights of all layers.
+    Without it, the gathered weights of all layers would be kept for the backward pass.
     """
     return primitive.name != "sharding_constraint"
 
@@ -157,13 +161,12 @@ def unless_gathered(primitive, *_, **__) -> bool:
 def by_prompts(fn: Callable, params, *trees):
     """`fn(params, *trees)` of trees [P, ...], each device on its own prompts.
 
-    For the embedding and the head. They are gathered first, and their gradients are
-    summed over rows on each device, then scattered once. Left to the compiler, sums
-    within a loop would be scattered at each turn, as a loop cannot carry what is not
-    summed over devices; and for the embedding's it would gather activations.
+    For the embedding and the output head. The parameters are gathered first; each
+    device sums their gradients over its own rows, and the sums are scattered once. XLA
+    alone would scatter in each iteration of a loop, because a loop cannot carry partial
+    sums of devices. For the embedding's gradient it would gather activations.
     """
-    there = sizes()
-    axes = tuple(a for a in rules().prompts if there.get(a, 1) > 1)
+    axes = _split_by(rules().prompts)
     if not axes or len(jax.tree.leaves(trees)[0]) % size(*axes):
         return fn(gather(params), *trees)
     specs = jax.tree.map_with_path(
@@ -185,8 +188,8 @@ def by_prompts(fn: Callable, params, *trees):
 def by_heads(fn: Callable, *trees):
     """`fn(*trees)` of arrays [P, H, ...] and [P], each device on its own part.
 
-    For kernels, which the compiler cannot split. Axes of the mesh that do not divide
-    prompts or heads compute the same.
+    For kernels, which XLA cannot partition. Along mesh axes that do not divide prompts
+    or heads, all devices compute the same.
     """
     if size() == 1:
         return fn(*trees)
@@ -208,8 +211,10 @@ def by_rows(fn: Callable, params, x: jax.Array, *others: jax.Array | None):
     """`fn(params, x, *others)` of flat rows [rows, ...], each device on its own rows.
 
     Args:
-      params: of a layer of experts, whole on each device, but for what `tensor` splits;
-        along `dispatch_axes` each device has its own part of the experts' kernels.
+      fn: of one device.
+      params: of a mixture of experts. Along `dispatch_axes`, each device gets its own
+        experts' kernels; along the other axes of rows, the parameters are replicated.
+      x, *others: [rows, ...].
     """
     axes = _axes_of_rows(len(x))
     if not axes:
@@ -227,26 +232,34 @@ def by_rows(fn: Callable, params, x: jax.Array, *others: jax.Array | None):
 
 
 def dispatch_axes(num_rows: int) -> tuple[str, ...]:
-    """Mesh axes along which each device computes its own experts, of so many rows."""
+    """Mesh axes along which each device applies its own experts to all rows."""
     return tuple(a for a in _axes_of_rows(num_rows) if a in rules().dispatch)
 
 
 def _axes_of_rows(num_rows: int) -> tuple[str, ...]:
-    """Mesh axes that split flat rows; none where they do not divide them."""
-    there = sizes()
-    axes = tuple(a for a in rules().rows if there.get(a, 1) > 1)
+    """Mesh axes that split flat rows; () if they do not divide the rows."""
+    axes = _split_by(rules().rows)
     return () if num_rows % size(*axes) else axes
 
 
+def _split_by(axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the mesh axes that have more than one device."""
+    found = sizes()
+    return tuple(a for a in axes if found.get(a, 1) > 1)
+
+
 def _stored(path, x) -> PartitionSpec:
+    """The stored sharding of a parameter, or of a leaf with the same path."""
     names = logical_axes(path, x.ndim)
     return partition(layout().update, names, sizes(), x.shape)
 
 
 def _moved(x, stored: PartitionSpec, used: PartitionSpec):
+    """`x` resharded from `stored` to `used`; its gradient gets `stored` back."""
+
     def move(x):
-        # In two steps, or XLA gathers all of it: what nobody keeps split is gathered,
-        # then the axes that stay change places.
+        # In one step XLA would gather along every axis. So first gather along the axes
+        # that `used` does not have, then move the others to their new places.
         kept = {axis for entry in used for axis in axes_of(entry)}
         return _put(_put(x, _only(stored, kept)), used)
 
@@ -256,10 +269,12 @@ def _moved(x, stored: PartitionSpec, used: PartitionSpec):
 
 
 def _only(spec: PartitionSpec, axes: Collection[str]) -> PartitionSpec:
+    """The spec restricted to some mesh axes."""
     return PartitionSpec(*(tuple(a for a in axes_of(e) if a in axes) for e in spec))
 
 
 def _whole(x, spec: PartitionSpec):
+    """Gathers a shard along all axes of `spec`, inside `shard_map`."""
     for i, entry in enumerate(spec):
         if axes_of(entry):
             x = jax.lax.all_gather(x, axes_of(entry), axis=i, tiled=True)

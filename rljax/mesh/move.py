@@ -1,9 +1,10 @@
-"""Arrays moved from the devices of one mesh to those of another, past the host.
+"""Copies arrays from the devices of one mesh to those of another, without the host.
 
-`jax.device_put` copies from device to device where every shard of the result is a shard
-of what is moved. All else it takes through the host, which waits for it. So both meshes
-are seen as the same number of parts: a program on the old devices cuts an array into
-the parts, these are copied, and a program on the new devices makes the shards of them.
+`jax.device_put` copies directly between devices only if every shard of the result is a
+shard of the source; otherwise it goes through the host and blocks. So both meshes are
+divided into the same number of parts. A program on the old devices reshards an array
+into these parts, the parts are copied, and a program on the new devices reshards them
+into the final shards.
 """
 
 import functools
@@ -18,42 +19,44 @@ from rljax.mesh.rules import PLAIN, Layout
 
 
 def move(tree, source: Mesh, target: Mesh, layout: Layout = PLAIN):
-    """A state on the devices of another mesh, as it is stored there.
+    """Copies a state to another mesh, with the sharding that is stored there.
 
-    Nothing waits for it: the programs and copies stand in the queues of the devices.
+    The call does not block: programs and copies are enqueued on the devices.
 
     Args:
       tree: arrays on all devices of `source`.
+      source, target: disjoint or overlapping meshes of this process.
+      layout: of the target.
 
     Raises:
-      ValueError: where there are several processes.
+      ValueError: if there are several processes.
     """
     if processes.count() > 1:
         raise ValueError(
-            "arrays move between meshes of one process only, got"
+            "arrays can move only between meshes of one process, got"
             f" {processes.count()} processes; train on one mesh of all their devices."
         )
     leaves, structure = jax.tree.flatten(tree)
     num = math.gcd(source.size, target.size)
-    there, here = _parts(source, num, leaves), _parts(target, num, leaves)
+    old_parts, new_parts = _parts(source, num, leaves), _parts(target, num, leaves)
     stored = tuple(jax.tree.leaves(state_shardings(tree, target, layout)))
     with jax.set_mesh(source):
-        cut = _laid_out(there)(tuple(leaves))
-    copies = jax.device_put(cut, here)
+        parts = _reshard(old_parts)(tuple(leaves))
+    copies = jax.device_put(parts, new_parts)
     with jax.set_mesh(target):
-        return structure.unflatten(_laid_out(stored)(copies))
+        return structure.unflatten(_reshard(stored)(copies))
 
 
 def everywhere(tree, target: Mesh):
-    """Arrays of which every old device has a copy, on every device of a mesh.
+    """Copies replicated arrays to every device of another mesh.
 
-    No program runs on the new devices, so they need not be done with others before.
+    No program runs on the new devices, so the copy need not wait for programs there.
     """
     return jax.device_put(tree, NamedSharding(target, PartitionSpec()))
 
 
 def _parts(mesh: Mesh, num: int, leaves) -> tuple[NamedSharding, ...]:
-    """Each array in `num` parts along the first axis that they divide, or whole."""
+    """Shardings in `num` parts along the first axis they divide, or replicated."""
     parted = Mesh(mesh.devices.reshape(num, -1), ("part", "copy"))
 
     def sharding(x):
@@ -65,6 +68,6 @@ def _parts(mesh: Mesh, num: int, leaves) -> tuple[NamedSharding, ...]:
 
 
 @functools.cache
-def _laid_out(shardings: tuple[NamedSharding, ...]):
-    """A program that gives its arguments back with these shardings."""
+def _reshard(shardings: tuple[NamedSharding, ...]):
+    """A program that returns its arguments with the given shardings."""
     return jax.jit(lambda leaves: leaves, out_shardings=shardings)

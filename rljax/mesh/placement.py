@@ -1,4 +1,4 @@
-"""Arrays put on a mesh, and where those of a state lie."""
+"""The shardings of a state, and functions that put arrays on a mesh."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,16 @@ from rljax.mesh.rules import PLAIN, Layout, logical_axes, partition
 
 
 def state_shardings(tree, mesh: Mesh, layout: Layout = PLAIN):
-    """Where each array of a state lies: parameters, and all that mirrors them, in
-    shards, everything else on every device.
+    """The sharding of each leaf of a state.
 
-    For `jit(init, out_shardings=...)`, so that a state is nowhere whole.
+    Parameters are sharded, and so are leaves whose paths end like a parameter's
+    (moments, references). Everything else is replicated. With
+    `jit(init, out_shardings=...)`, no device ever holds a whole state.
 
     Args:
       tree: arrays or jax.ShapeDtypeStructs.
+      mesh: in use.
+      layout: its `update` rules say how parameters are stored.
     """
 
     def sharding(path, x):
@@ -28,9 +31,9 @@ def state_shardings(tree, mesh: Mesh, layout: Layout = PLAIN):
 
 
 def in_shards(begin: Callable, mesh: Mesh | None, layout: Layout = PLAIN) -> Callable:
-    """`begin` as a program that puts each device's part of the new state there.
+    """Compiles `begin(...) -> state` such that each device gets its own shards.
 
-    Its first argument is donated.
+    The first argument of `begin` is donated.
     """
     if mesh is None:
         return jax.jit(begin, donate_argnums=0)
@@ -44,14 +47,14 @@ def in_shards(begin: Callable, mesh: Mesh | None, layout: Layout = PLAIN) -> Cal
 
 
 def place(tree, mesh: Mesh | None, layout: Layout = PLAIN):
-    """Puts a state on the mesh as it is stored; without a mesh leaves it alone."""
+    """Puts a state on the mesh, sharded as it is stored; None leaves it alone."""
     if mesh is None:
         return tree
     return processes.put(tree, state_shardings(tree, mesh, layout))
 
 
 def stored(tree) -> list[NamedSharding | None]:
-    """Where each leaf of a state lies on the mesh in use; None without one."""
+    """The sharding of each leaf of a state on the mesh in use; None without a mesh."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return [None] * len(jax.tree.leaves(tree))
@@ -59,27 +62,27 @@ def stored(tree) -> list[NamedSharding | None]:
 
 
 def shard_prompts(tree, mesh: Mesh | None, axis: int = 0, layout: Layout = PLAIN):
-    """Puts arrays on the mesh, split along `axis`; without a mesh leaves them alone."""
+    """Puts arrays on the mesh, with prompts sharded along `axis`; None: leaves them."""
     if mesh is None:
         return tree
     return processes.put(tree, prompt_sharding(mesh, axis, layout))
 
 
 def prompt_sharding(mesh: Mesh, axis: int = 0, layout: Layout = PLAIN) -> NamedSharding:
-    """Where arrays lie whose prompts are along `axis`."""
+    """The sharding of arrays whose prompts are along `axis`."""
     spec = partition(layout.update, (*(None,) * axis, "prompts"), mesh.shape)
     return NamedSharding(mesh, spec)
 
 
 def replicate(tree, mesh: Mesh | None):
-    """Puts arrays on every device of the mesh; without a mesh leaves them alone."""
+    """Puts arrays on every device of the mesh; None leaves them alone."""
     if mesh is None:
         return tree
     return processes.put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def copied(tree, mesh: Mesh, layout: Layout = PLAIN, min_bytes: int = 2**20):
-    """Bytes of the large leaves that every device holds whole, by tree path."""
+    """Tree path -> bytes, for replicated leaves of at least `min_bytes`."""
     found = jax.tree.leaves_with_path(state_shardings(tree, mesh, layout))
     leaves = jax.tree.leaves(tree)
     return {

@@ -1,4 +1,4 @@
-"""The table of a mesh: logical axes of arrays, and the mesh axes that split them."""
+"""The two tables of sharding: logical axis -> mesh axes, parameter -> logical axes."""
 
 import dataclasses
 import math
@@ -9,32 +9,32 @@ from jax.sharding import PartitionSpec
 
 DATA, FSDP, EXPERT, TENSOR = "data", "fsdp", "expert", "tensor"
 AXES = (DATA, FSDP, EXPERT, TENSOR)
-"""Mesh axes, the one whose devices are nearest to each other last."""
+"""All mesh axes; devices along the last one are the closest to each other."""
 
 SEQUENCE = "sequence"
-"""A mesh axis that is kept for T inside attention, and that no mesh may have yet."""
+"""A name reserved for sharding T inside attention; no mesh may have this axis yet."""
 
 FREE = PartitionSpec.UNCONSTRAINED
-"""What a hint says of an axis that it leaves to the compiler."""
+"""In a constraint: an axis whose sharding XLA chooses."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
     """The mesh axes that split each logical axis.
 
-    Those that a mesh does not have split nothing. Of one array, a mesh axis splits the
-    first logical axis that asks for it.
+    Mesh axes that a mesh does not have are ignored. A mesh axis splits only the first
+    logical axis of an array that asks for it.
 
     prompts: P of prompts, rollouts, credits and caches.
-    rows: the flat axis [P * G * T] of activations between layers. With `tensor` in it
-      activations are split along tokens there, too (Megatron's sequence parallelism).
-    embed: d_model of stored parameters; they are gathered where they are used.
-    heads: key/value heads, and the query heads of each.
-    mlp: width inside the feed-forward network.
+    rows: the flat axis [P * G * T] of activations between layers. If it includes
+      `tensor`, activations are split along tokens (Megatron's sequence parallelism).
+    embed: d_model of stored parameters, which are gathered when they are used.
+    heads: key/value heads, together with their query heads.
+    mlp: hidden width of the feed-forward network.
     vocab: rows of the embedding, columns of the head, logits.
     experts: experts of a mixture.
-    dispatch: of these, the axes along which rows come to the experts instead of experts
-      to the rows; they must split `rows`, too.
+    dispatch: a subset of `experts` and `rows`: the axes along which rows move to the
+      experts. Along the other axes of `experts`, experts move to the rows.
     layers: the axis of stacked layers.
     """
 
@@ -60,33 +60,33 @@ class Rules:
         if not set(self.dispatch) <= {*self.experts} & {*self.rows}:
             raise ValueError(
                 "dispatch must be mesh axes that split experts and rows, got"
-                f" {self.dispatch} beside experts={self.experts} and rows={self.rows};"
-                " add them there, too."
+                f" {self.dispatch} with experts={self.experts} and rows={self.rows};"
+                " add them to both."
             )
 
 
 ONLY_PROMPTS = Rules(
     prompts=AXES,
     rows=AXES,
-    embed=(TENSOR, FSDP, EXPERT),  # tensor first: what sampling keeps is the outer part
+    embed=(TENSOR, FSDP, EXPERT),  # tensor first: sampling keeps this outermost split
     heads=(),
     mlp=(),
     vocab=(),
 )
-"""Pure FSDP: every device has prompts of its own; `tensor` splits parameters as `fsdp`
-does."""
+"""Pure FSDP: every device has its own prompts, and `tensor` acts like `fsdp`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
     """The two rule sets of a run.
 
-    Decoding reads all weights for each token, so they had better stay split, experts,
-    too; an update works on so many tokens that gathering weights costs less than moving
+    Decoding reads all weights for each token, so weights and experts should stay split.
+    An update processes so many tokens that gathering weights costs less than moving
     activations.
 
-    sample: while completions are decoded.
-    update: for all the rest. Parameters, optimiser and references are stored by it.
+    sample: rules while completions are decoded.
+    update: rules for everything else; parameters, optimiser state and references are
+      stored by them.
     """
 
     sample: Rules = Rules(dispatch=(EXPERT,))
@@ -97,7 +97,7 @@ PLAIN = Layout()
 
 Names = tuple[str | None, ...]
 
-# What the rows and columns of a layer's matrices are.
+# Logical axes of the rows and columns of a layer's matrices.
 _MATRICES = {
     **dict.fromkeys(("q", "k", "v"), ("embed", "heads")),
     "o": ("heads", "embed"),
@@ -116,9 +116,9 @@ def _of_module(name: str, rows: str, columns: str) -> dict[tuple, Names]:
     }
 
 
-# Logical axes of a decoder's parameters, by the last keys of their paths. Moments,
-# references, averages and masters have the same, as they end in the same keys. What is
-# not here is copied to every device.
+# Last keys of a path -> logical axes of the decoder's parameter. Moments, references,
+# averages and master weights have the same axes, because their paths end in the same
+# keys. Leaves that are not in this table are replicated.
 _PARAMETERS: dict[tuple, Names] = {
     ("embed", "embedding"): ("vocab", "embed"),
     ("head", "kernel"): ("embed", "vocab"),
@@ -129,9 +129,11 @@ for _name, _axes in _MATRICES.items():
 
 
 def logical_axes(path: tuple, ndim: int, *, of_one_layer: bool = False) -> Names:
-    """Names of the axes of a leaf with this path; None for those without.
+    """The logical axis of each axis of a leaf; None for an axis that is never split.
 
     Args:
+      path: of the leaf in a state.
+      ndim: of the leaf.
       of_one_layer: whether the axis of layers may be missing.
     """
     keys = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)
@@ -144,20 +146,21 @@ def logical_axes(path: tuple, ndim: int, *, of_one_layer: bool = False) -> Names
 
 
 def is_key(x: jax.Array) -> bool:
-    """Whether an array holds PRNG keys, which are copied to every device."""
+    """Whether an array holds PRNG keys, which are replicated."""
     return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def partition(
     rules: Rules, names: tuple, sizes: Mapping[str, int], shape: tuple[int, ...] = ()
 ) -> PartitionSpec:
-    """How the mesh axes of `sizes` split an array with these logical axes.
+    """The sharding of an array with the given logical axes.
 
     Args:
-      names: of each axis: a field of `Rules`, None for one that stays whole, or FREE.
-      sizes: devices along the mesh axes.
-      shape: of the array. An axis that its mesh axes do not divide is split by as many
-        of them as do. Empty: nobody looks.
+      rules: logical axis -> mesh axes.
+      names: for each axis, a field of `Rules`, None for replicated, or FREE.
+      sizes: mesh axis -> devices along it.
+      shape: of the array. If the mesh axes do not divide an axis, it is split by the
+        first few that do. (): divisibility is not checked.
     """
     used: set[str] = set()
 
@@ -179,5 +182,5 @@ def partition(
 
 
 def axes_of(entry) -> tuple[str, ...]:
-    """The mesh axes of an entry of a `PartitionSpec`, which stores one as its name."""
+    """The mesh axes in one entry of a `PartitionSpec`: None, a name or a tuple."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())

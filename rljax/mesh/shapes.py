@@ -1,4 +1,4 @@
-"""Shapes that say where their arrays lie: to compile for a mesh that holds nothing."""
+"""ShapeDtypeStructs with shardings, to compile for a mesh without any arrays."""
 
 import math
 
@@ -10,32 +10,32 @@ from rljax.mesh.rules import PLAIN, Layout, is_key
 
 
 def stored(tree, mesh: Mesh | None, layout: Layout = PLAIN):
-    """Those of a state; without a mesh they are left alone."""
+    """The shapes of a state, with the stored shardings; None leaves them alone."""
     if mesh is None:
         return tree
-    return jax.tree.map(_lying, tree, state_shardings(tree, mesh, layout))
+    return jax.tree.map(_sharded, tree, state_shardings(tree, mesh, layout))
 
 
 def split(tree, mesh: Mesh | None, layout: Layout = PLAIN, *, axis: int = 0):
-    """Those of arrays that are split along `axis`, the prompts."""
+    """The shapes of arrays whose prompts, along `axis`, are sharded."""
     if mesh is None:
         return tree
     where = prompt_sharding(mesh, axis, layout)
-    return jax.tree.map(lambda x: _lying(x, where), tree)
+    return jax.tree.map(lambda x: _sharded(x, where), tree)
 
 
 def raised(tree, num: int):
-    """Those of batches whose first axis is raised to a multiple of `num`."""
+    """The shapes of batches, with the first axis rounded up to a multiple of `num`."""
 
-    def rise(x):
+    def round_up(x):
         rows = -(-x.shape[0] // num) * num
         return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
 
-    return jax.tree.map(rise, tree)
+    return jax.tree.map(round_up, tree)
 
 
 def device_bytes(tree, mesh: Mesh | None, layout: Layout = PLAIN) -> int:
-    """What one device holds of a state, keys apart."""
+    """Bytes of a state that one device holds, not counting PRNG keys."""
 
     def size(x):
         shape = x.shape if mesh is None else x.sharding.shard_shape(x.shape)
@@ -44,5 +44,5 @@ def device_bytes(tree, mesh: Mesh | None, layout: Layout = PLAIN) -> int:
     return sum(map(size, jax.tree.leaves(stored(tree, mesh, layout))))
 
 
-def _lying(x, where: NamedSharding):
+def _sharded(x, where: NamedSharding):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

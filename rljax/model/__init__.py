@@ -1,22 +1,23 @@
 """Networks behind the `Policy` interface. flax lives here and nowhere else.
 
-`Model` is a decoder with its tokenizer and initial parameters: `new` or `load`.
-`shapes` names known models without their weights. A new part of a network belongs here,
-a new family of Hugging Face models into `hugging_face`. Nothing here knows rewards,
-advantages or losses.
+`Model` is a decoder with its tokenizer and initial parameters; `language_model.new` and
+`language_model.load` make one. `shapes` holds the configurations of known models,
+without weights. A new part of a network belongs here, and a new family of Hugging Face
+models into `hugging_face`. Nothing here knows rewards, advantages or losses.
 
-Choices that were measured on XLA:CPU alone, for the first profile of an accelerator to
-question. Each stands at its place again, marked "XLA:CPU":
+The following choices were measured on XLA:CPU only; a profile on an accelerator may
+overturn them. The code marks each of them "XLA:CPU":
 
     attention.KeyValue          heads and samples share one axis of the cache
-    attention_cached.part_sizes blocks of the cache are arrays of their own
-    attention.attend_causally   short prompts are copied for each sample; queries go in
-                                at most 4 blocks
-    rotary.rotary_table         a barrier, so that sines are computed once
-    projection.join_projections q, k, v and gate, up are one product while decoding
-    transformer.decode_step     caches are written after the scan over layers, or before
-                                they are read where there is no scan
-    config.unroll               up to 8 layers side by side
+    attention_cached.part_sizes each block of the cache is an array of its own
+    attention.attend_causally   short prompts are copied for each sample; queries are
+                                split into at most 4 blocks
+    rotary.rotary_table         a barrier makes XLA compute the sines only once
+    projection.join_projections q, k, v become one product while decoding; so do gate
+                                and up
+    transformer.decode_step     the cache is written after the scan over layers, or,
+                                without a scan, before it is read
+    config.unroll               up to 8 layers are unrolled
 """
 
 from rljax.model import hugging_face, language_model, shapes

@@ -1,10 +1,10 @@
 """Attention of completions over their own tokens and a prompt shared by the group.
 
 Symbols beyond rljax.types: `H` key/value heads, `R` query heads per key/value head,
-`D` head width, `U` own keys. Everything is head-major, [P, H, G, ...]. So both score
-products are plain batched matrix products, and no cache is ever transposed. A prompt's
-keys exist once, and all its G samples read them in a single product; only in training
-are short prompts copied, see `attend_causally`.
+`D` head width, `U` keys of the sample itself. All arrays are head-major,
+[P, H, G, ...], so that both products of attention are batched matrix products and no
+cache is ever transposed. A prompt's keys exist once, and all G samples read them in one
+product. Training copies short prompts; see `attend_causally`.
 """
 
 import functools
@@ -30,10 +30,10 @@ class KeyValue(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How scores are made of q k; both numbers are static.
+    """How attention scores follow from q k; both numbers are static.
 
-    scalar: divides them by its root; None: the width of a head.
-    cap: a score s becomes cap tanh(s / cap), before it is masked; None: not.
+    scalar: scores are divided by sqrt(scalar); None: the head width.
+    cap: a score s becomes cap tanh(s / cap) before masking; None: no cap.
     """
 
     scalar: float | None = None
@@ -42,7 +42,7 @@ class Scores(NamedTuple):
 
 PLAIN = Scores()
 
-NEVER = -1e30  # a score that gives a key no weight
+NEVER = -1e30  # the score of a masked key
 
 
 def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
@@ -50,18 +50,19 @@ def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
 
     Args:
       q: [P, H, G, R, T, D] queries.
-      *sets: keys and values, of the samples [P, H * G, U, D] or shared by the group
-        [P, H, U, D], each with a mask of the keys that a query sees: bool, broadcasts
-        to [P, H * G, T, U]. A query sees at least one key of the first set.
+      *sets: pairs of a `KeyValue` and a mask. Keys belong to the samples,
+        [P, H * G, U, D], or are shared by the group, [P, H, U, D]. The mask is bool,
+        broadcasts to [P, H * G, T, U] and is true where the query sees the key. Every
+        query must see at least one key of the first set.
       style: how scores are made.
 
     Returns:
-      [P, H, G, R, T, D] in q's dtype; scores and their sum are float32.
+      [P, H, G, R, T, D] in q's dtype; scores and the softmax's sum are float32.
     """
     P, H, G, R, T, D = q.shape
     scaled = q * scale(q, style)
 
-    def by_head(x, keys):  # queries of the same keys side by side
+    def by_head(x, keys):  # put queries of the same keys on one axis
         return x.reshape(P, keys.key.shape[1], -1, x.shape[-1])
 
     scores = []
@@ -70,7 +71,7 @@ def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
         score = capped(score, style.cap)
         mask = jnp.concatenate([mask] * R, -2) if mask.shape[-2] > 1 else mask
         scores.append(jnp.where(mask, score, NEVER))
-    # One softmax over all sets: the same maximum, the sums added.
+    # One softmax over all sets: they share the maximum, and their sums are added.
     top = functools.reduce(
         jnp.maximum, [jnp.max(score, -1, keepdims=True) for score in scores]
     )
@@ -84,21 +85,25 @@ def attend(q, *sets: tuple[KeyValue, jax.Array], style: Scores = PLAIN):
 
 
 def scale(q: jax.Array, style: Scores) -> jax.Array:
-    """What queries [..., D] are multiplied by, in their dtype."""
+    """The factor for queries [..., D], a scalar in q's dtype."""
     scalar = q.shape[-1] if style.scalar is None else style.scalar
     return jnp.asarray(scalar**-0.5, q.dtype)
 
 
 def capped(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap tanh(x / cap); x itself without a cap."""
+    """cap tanh(x / cap), or x if there is no cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def sequences(
     q: jax.Array, own: KeyValue, prompt: KeyValue | None, prompt_mask: jax.Array | None
 ) -> tuple[KeyValue, KeyValue, jax.Array]:
-    """What makes a sequence of each sample: own keys [P, H, G, T, D], those of prompts
-    [P, H, S, D], and i32[P] tokens of the prompts; S is 0 without any."""
+    """The arguments of `attend_causally` in the form that attention kernels need.
+
+    Returns:
+      The samples' own keys [P, H, G, T, D], the prompts' [P, H, S, D], and the prompts'
+      lengths i32[P] in tokens. Without prompts S is 0.
+    """
     P, H, G, _, T, D = q.shape
     own = KeyValue(*(x.reshape(P, H, G, T, D) for x in own))
     if prompt is None or prompt_mask is None:
@@ -116,16 +121,16 @@ def attend_causally(
     window: jax.typing.ArrayLike | None = None,
     style: Scores = PLAIN,
 ):
-    """Attention of tokens over those before them, themselves and a shared prompt.
+    """Causal attention of a completion over its own tokens and a shared prompt.
 
-    Queries go in at most 4 blocks, each of which reads the keys up to its own end. Four
-    blocks skip three quarters of the masked half of the score matrix.
+    Queries are split into at most 4 blocks, and each block reads the keys up to its own
+    end. Four blocks skip three quarters of the masked half of the score matrix.
 
     Args:
       q: [P, H, G, R, T, D] queries.
-      own: T keys and values of the sample itself.
-      prompt: keys and values shared by the group, or None.
-      prompt_mask: bool[P, S], true of the prompt's tokens, which come first.
+      own: keys and values of the samples themselves, [P, H * G, T, D].
+      prompt: keys and values shared by the group, [P, H, S, D], or None.
+      prompt_mask: bool[P, S], true for the prompt's tokens; padding is on the right.
       window: tokens that a query sees, itself included; may be traced. None: all.
       style: how scores are made.
 
@@ -140,8 +145,8 @@ def attend_causally(
         place = jnp.sum(prompt_mask, -1)[:, None] + jnp.arange(T)
         seen = seen_of_prompt(prompt_mask, place, window)
         if 2 * prompt.key.shape[2] <= T:
-            # XLA:CPU: copying so short a prompt for each sample costs less than a
-            # second set of keys.
+            # XLA:CPU: a second set of keys costs more than copying a short prompt for
+            # each sample.
             own, mask = _put_in_front(prompt, seen, own, mask)
             seen = None
     before = own.key.shape[-2] - T
@@ -158,11 +163,11 @@ def attend_causally(
 
 
 def seen_of_prompt(prompt_mask, place, window=None):
-    """Which tokens of the prompts are seen: bool[P, 1, 1 or T, S].
+    """Which tokens of the prompts the queries see: bool[P, 1, 1 or T, S].
 
     Args:
-      prompt_mask: bool[P, S].
-      place: i32[P, T] positions of the queries, counted from the prompt's begin.
+      prompt_mask: bool[P, S], true for the prompt's tokens.
+      place: i32[P, T] positions of the queries, counted from the start of the prompt.
       window: tokens that a query sees, itself included; None: all.
     """
     if window is None:
@@ -172,7 +177,7 @@ def seen_of_prompt(prompt_mask, place, window=None):
 
 
 def _put_in_front(prompt: KeyValue, seen, own: KeyValue, mask):
-    """Keys, values and mask of samples that begin with a copy of the prompt."""
+    """Prepends a copy of the prompt to each sample's keys, values and mask."""
     T, S = own.key.shape[2], seen.shape[-1]
 
     def join(shared, own):

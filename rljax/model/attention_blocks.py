@@ -1,9 +1,9 @@
-"""Causal attention whose scores exist for one block of queries and keys at a time.
+"""Exact causal attention in blocks: scores exist for one pair of blocks at a time.
 
-Memory grows with the number of tokens, not with its square, and nothing is approximate:
-the softmax is summed block by block, and the backward pass computes the scores again
-from the logarithm of each query's sum (FlashAttention, arXiv:2205.14135, algorithms 1
-and 4; FlashAttention-2, arXiv:2307.08691). Plain JAX, so it runs on every device.
+Memory grows linearly with the number of tokens. The softmax is accumulated block by
+block, and the backward pass recomputes the scores from each query's log-sum-exp
+(FlashAttention, arXiv:2205.14135, algorithms 1 and 4; FlashAttention-2,
+arXiv:2307.08691). It is plain JAX and runs on every device.
 
 Symbols as in `attention`; `B` tokens per block, and `Q = R B` rows of a block of
 queries. Keys are [P, H, G, U, D], or [P, H, U, D] where the group shares them.
@@ -18,16 +18,17 @@ import jax.numpy as jnp
 from rljax.model.attention import NEVER, PLAIN, KeyValue, Scores, capped, scale
 
 BLOCK = 512
-"""Tokens per block. Scores of a block pair take P H G R B^2 float32."""
+"""Tokens per block. The scores of a pair of blocks are P H G R B^2 float32 numbers."""
 
 _EVERYTHING = 2**30  # a window wider than any sequence
 
 
 class _Keys(NamedTuple):
-    """Keys that queries may see: those before `count`, and not after the query.
+    """Keys and values, padded to whole blocks; a query never sees a later key.
 
-    offset: i32[P] position of the first query among these keys.
-    count: i32[P] keys that are there; the rest is padding.
+    key, value: [P, H, G, U, D], or [P, H, U, D] where the group shares them.
+    offset: i32[P] position of the first query, in the numbering of these keys.
+    count: i32[P] number of keys that are not padding.
     """
 
     key: jax.Array
@@ -46,14 +47,14 @@ def attend_in_blocks(
     style: Scores = PLAIN,
     block: int = BLOCK,
 ) -> jax.Array:
-    """`attention.attend_causally`, with the same arguments.
+    """`attention.attend_causally` in blocks, with the same arguments and one more.
 
     Args:
       block: tokens per block.
 
     Returns:
-      [P, H, G, R, T, D] in q's dtype. Scores, sums and gradients of keys are summed in
-      float32.
+      [P, H, G, R, T, D] in q's dtype. Scores, the softmax's sums and the gradients of
+      keys are accumulated in float32.
     """
     P, H, G, R, T, D = q.shape
     B = min(block, T)
@@ -75,8 +76,9 @@ def _attend(B, cap, q, sets, window):
 
 
 def _forward(B, cap, q, sets, window):
-    # Masks do not depend on the layer. Tied to its queries, or a scan over layers
-    # computes them all beforehand: 8 GiB for 16 samples of 8,192 tokens and 32 heads.
+    # Masks do not depend on the layer, so XLA would compute them all before the scan
+    # over layers: 8 GiB for 16 samples of 8,192 tokens and 32 heads. The barrier makes
+    # them depend on the layer's queries.
     q, sets = jax.lax.optimization_barrier((q, sets))
 
     def rows(inputs):
@@ -102,7 +104,8 @@ def _forward(B, cap, q, sets, window):
 
 def _backward(B, cap, residuals, grad):
     q, sets, window, out, log_sum = residuals
-    # d/ds of softmax(s) @ v is p * (g @ v - delta), where delta is g . out.
+    # With p = softmax(s) and out = p @ v, the gradient g of out gives for the scores s:
+    # ds = p * (g @ v - delta), where delta is g . out.
     delta = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), -1)
 
     def rows(found, inputs):
@@ -144,7 +147,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _over_keys(step, carry, sets, i, B, window):
-    """Folds `step(j, carry, n)` over the blocks j of keys n that queries i may see."""
+    """Folds `step(j, carry, n)` over the blocks j of `sets[n]` that queries i see."""
     for n, keys in enumerate(sets):
         own = functools.partial(step, n=n)
         carry = jax.lax.fori_loop(*_reach(keys, i, B, window), own, carry)
@@ -152,9 +155,9 @@ def _over_keys(step, carry, sets, i, B, window):
 
 
 def _reach(keys: _Keys, i, B, window):
-    """First and last + 1 block of keys that block i of queries may see.
+    """The range [first, end) of key blocks that block i of queries may see.
 
-    Prompts are read whole: what a window hides of them differs from prompt to prompt.
+    Prompts are read whole, because what a window hides differs from prompt to prompt.
     """
     if keys.key.ndim == 4:
         return 0, keys.key.shape[-2] // B
@@ -174,7 +177,8 @@ def _scores(q, k, cap, visible):
     return jnp.where(visible, capped(_products(q, k), cap), NEVER)
 
 
-def _group(x):  # how a group's axis is written: shared keys have none
+def _group(x):
+    """The einsum letter of the samples' axis; keys shared by the group have none."""
     return "g" if x.ndim == 5 else ""
 
 
@@ -186,7 +190,7 @@ def _values(p, v):  # [P, H, G, Q, D]
     return _einsum(f"phgqk,ph{_group(v)}kd->phgqd", p, v)
 
 
-def _to_keys(p, x, keys):  # like keys, summed over queries and what shares the keys
+def _to_keys(p, x, keys):  # shaped like keys: summed over the queries that read them
     return _einsum(f"phgqk,phgqd->ph{_group(keys)}kd", p, x)
 
 
@@ -207,7 +211,7 @@ def _add(x, j, B, y):
 
 
 def _padded(keys: KeyValue, shape, offset, count, B) -> _Keys:
-    """Keys of the given shape in whole blocks."""
+    """Keys and values in the given shape, padded to whole blocks of B."""
     width = [(0, 0)] * (len(shape) - 2) + [(0, -shape[-2] % B), (0, 0)]
     key, value = (jnp.pad(x.reshape(shape), width) for x in keys)
     return _Keys(key, value, offset, jnp.broadcast_to(count, offset.shape))

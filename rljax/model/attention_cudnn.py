@@ -1,15 +1,16 @@
-"""Causal attention by cuDNN, for GPUs: no score is ever in memory.
+"""Causal attention by cuDNN, for GPUs: the scores are never stored in memory.
 
-A row is one sequence without gaps, its prompt and then its completion, with a copy of
-the prompt's keys for each sample. cuDNN can only mask queries that begin with the keys.
-So queries of zero stand for the prompt: (S / (S + T))^2 of the work is for nothing, a
-25th for 2,048 + 8,192 tokens. (cuDNN returns a logarithm of sums, with which prompt and
-completion could be attended to apart. But jax drops the gradient of that.)
+A row is one sequence without gaps, its prompt and then its completion; the prompt's
+keys are copied for each sample. cuDNN's causal mask aligns the first query with the
+first key, so zeros stand for the prompt's queries. That wastes (S / (S + T))^2 of the
+work, 1/25 for a prompt of 2,048 tokens and a completion of 8,192. cuDNN also returns
+the log-sum-exp, with which prompt and completion could be attended to separately; but
+jax drops its gradient.
 
-No test runs it: there was no GPU. Tests hold this file to `attention.attend_causally`
-with jax's own implementation of the same function in cuDNN's place, and look for
-cuDNN's forward and backward in what is lowered for CUDA. On a GPU
-`benchmarks.attention_check` holds cuDNN itself to it.
+No test runs cuDNN, because no GPU was available. Tests compare this file with
+`attention.attend_causally` using jax's own implementation in cuDNN's place, and check
+that the program lowered for CUDA calls cuDNN forward and backward. On a GPU,
+`benchmarks.attention_check` makes the comparison with cuDNN itself.
 """
 
 import functools
@@ -33,18 +34,19 @@ def attend_by_cudnn(
     style: Scores = PLAIN,
     implementation: str = "cudnn",
 ) -> jax.Array:
-    """`attention.attend_causally`, with the same arguments, but a static window.
+    """`attention.attend_causally` by cuDNN, with the same arguments and one more.
 
-    Each device of a mesh calls cuDNN for its own prompts and heads.
+    The window must be static. Each device of a mesh calls cuDNN for its own prompts and
+    heads.
 
     Args:
-      implementation: of `jax.nn.dot_product_attention`.
+      implementation: of `jax.nn.dot_product_attention`, "cudnn" or "xla".
 
     Returns:
-      [P, H, G, R, T, D] in q's dtype; scores and their sums are float32.
+      [P, H, G, R, T, D] in q's dtype; scores and the softmax's sums are float32.
 
     Raises:
-      ValueError: when traced, for what cuDNN's attention does not do.
+      ValueError: when traced, for a cap or a dtype that cuDNN does not support.
     """
     if style.cap is not None:
         raise ValueError(
@@ -71,9 +73,9 @@ def attend_by_cudnn(
 def _of_device(attend, q, own: KeyValue, prompt: KeyValue, length):
     P, H, G, R, T, D = q.shape
     S = prompt.key.shape[2]
-    U = S + T + (S + T) % 2  # in training jax refuses odd lengths
+    U = S + T + (S + T) % 2  # jax refuses to differentiate odd lengths
 
-    def sequence(x, begin):  # x [P, H, G, ..., T, D] behind each prompt's last token
+    def sequence(x, begin):  # writes x [P, H, G, ..., T, D] after each prompt's end
         return jax.vmap(_put)(begin, x, length)
 
     def joined(shared, own):  # [P * G, U, H, D]

@@ -1,13 +1,12 @@
-"""Causal attention by jax's splash kernel, for TPUs: no score is ever in memory.
+"""Causal attention by jax's splash kernel, for TPUs: scores are never stored in memory.
 
-A row's keys are a copy of its prompt's and then its own. So the prompt's keys and
-values exist once per sample of the group, not once, and their gradients are summed over
-the copies: G S more of both beside the G T that are there anyhow. (The kernel returns a
-logarithm of sums, with which prompt and completion could be attended to apart. But it
-has no gradient for that.)
+A row's keys are a copy of its prompt's keys, followed by its own. So each prompt has
+G S keys and values in place of S, beside the G T of its completions, and gradients are
+summed over the copies. The kernel also returns the log-sum-exp, with which prompt and
+completion could be attended to separately; but it has no gradient for that.
 
-The kernel is told a static mask, so that it skips blocks that nobody sees, and segment
-ids, which hide the padding of prompts. Symbols as in `attention`.
+The kernel gets a static mask, so that it skips fully masked blocks, and segment ids,
+which hide the padding of prompts. Symbols as in `attention`.
 """
 
 import functools
@@ -26,7 +25,7 @@ from rljax import mesh
 from rljax.model.attention import PLAIN, KeyValue, Scores, scale, sequences
 
 BLOCK = 512
-"""Tokens of a tile, at most; a multiple of 128, the width of a TPU's vectors."""
+"""Maximum tokens per tile; a multiple of 128, the width of a TPU vector."""
 
 _LANES = 128
 
@@ -41,15 +40,16 @@ def attend_by_splash(
     style: Scores = PLAIN,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attention.attend_causally`, with the same arguments, but a static window.
+    """`attention.attend_causally` by the kernel, with the same arguments and one more.
 
-    Each device of a mesh calls the kernel for its own prompts and heads.
+    The window must be static. Each device of a mesh calls the kernel for its own
+    prompts and heads.
 
     Args:
       interpret: whether jax interprets the kernel, slowly, on any device.
 
     Returns:
-      [P, H, G, R, T, D] in q's dtype; scores and their sums are float32.
+      [P, H, G, R, T, D] in q's dtype; scores and the softmax's sums are float32.
     """
     of_device = functools.partial(_of_device, window, style.cap, interpret)
     keys = sequences(q, own, prompt, prompt_mask)
@@ -64,7 +64,9 @@ def _of_device(window, cap, interpret, q, own: KeyValue, prompt: KeyValue, lengt
     num_keys = _up(S + num_queries, block)
 
     def joined(shared, own):  # [P, G, H, keys, D]
-        if window is not None:  # ages are places apart: no gap before the completion
+        if window is not None:
+            # The kernel's window counts array places, so no padding may lie between
+            # prompt and completion: move it to the front.
             shared = jax.vmap(functools.partial(jnp.roll, axis=-2))(shared, S - length)
         shared = jnp.broadcast_to(shared[:, :, None], (P, H, G, S, D))
         x = jnp.concatenate([shared, own], 3).swapaxes(1, 2)
@@ -75,7 +77,7 @@ def _of_device(window, cap, interpret, q, own: KeyValue, prompt: KeyValue, lengt
     there = place < length[:, None]
     if window is not None:
         there = place >= S - length[:, None]
-    ids = kernel.SegmentIds(  # queries see what has their id
+    ids = kernel.SegmentIds(  # a query sees keys that have its id
         q=jnp.zeros((P, num_queries), jnp.int32),
         kv=jnp.where(there | (place >= S), 0, 1),
     )
@@ -88,7 +90,7 @@ def _of_device(window, cap, interpret, q, own: KeyValue, prompt: KeyValue, lengt
 
 
 def _kernel(num_heads, shape, before, window, *, cap, block, interpret):
-    """Attention of one row: query i stands at key `before` + i."""
+    """The kernel for one row, in which query i has the position of key `before` + i."""
     mask = masks.CausalMask(shape, before)
     if window is not None:
         mask = masks.LocalMask(shape, (window - 1, 0), before)

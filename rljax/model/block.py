@@ -17,10 +17,10 @@ from rljax.model.projection import gated, project
 
 
 class Output(NamedTuple):
-    """What a layer gives beside its activations.
+    """What a layer returns beside its activations.
 
     attended: the second output of its `attend_fn`.
-    choice: [rows, K], the experts that its router would choose; None without experts.
+    choice: [rows, K], the experts that its router prefers; None without experts.
     """
 
     attended: Any
@@ -72,11 +72,11 @@ class Block(nn.Module):
 
         Args:
           x: [P * G * T, d_model].
-          layer: i32[], its number; for `rljax.model.probe`, which looks in.
+          layer: i32[], the layer's number; read by `rljax.model.probe` only.
           shape: (P, G, T), static.
           rope: rows of the rotary table, broadcastable to [P, H, G, T, 2, D].
           attend_fn: (q [P, H, G, R, T, D], own KeyValue) -> (out like q, output).
-          given: [P * G * T, K], experts instead of the router's choice.
+          given: [P * G * T, K], experts that replace the router's choice.
 
         Returns:
           The new x, and an `Output`.
@@ -97,7 +97,7 @@ class Block(nn.Module):
         return x, Output(output, choice)
 
     def attention(self, h, shape, rope, attend_fn):
-        """[P * G * T, d_model] of the same, and the second output of `attend_fn`."""
+        """h [P * G * T, d_model] -> (the same shape, second output of `attend_fn`)."""
         c, (P, G, T) = self.config, shape
 
         def heads(y, num):  # [P*G*T, H*num*D] -> [P, H, G, num, T, D]

@@ -1,4 +1,4 @@
-"""The sizes of a decoder, and which of its parts it has."""
+"""The configuration of a decoder: its sizes and its architectural options."""
 
 import dataclasses
 import typing
@@ -31,10 +31,12 @@ _CHOICES = {
 class Experts(NamedTuple):
     """A mixture of experts instead of one MLP.
 
-    num, num_chosen: experts of a layer, and those that compute a token.
-    d_ff: width inside each.
-    normalised: whether the weights of the chosen ones sum to 1.
-    shared_d_ff: width inside one that computes every token; None: there is none.
+    num: experts per layer.
+    num_chosen: experts that process a token.
+    d_ff: hidden width of an expert.
+    normalised: whether the weights of the chosen experts sum to 1.
+    shared_d_ff: hidden width of a shared expert that processes every token; None: no
+      shared expert.
     """
 
     num: int
@@ -45,7 +47,7 @@ class Experts(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """Of an expert's number, where it is recorded."""
+        """Integer dtype in which expert indices are recorded."""
         return jnp.uint8 if self.num <= 256 else jnp.uint16
 
     def check(self):
@@ -59,44 +61,48 @@ class Experts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes of a decoder; names follow the project's letters, not Hugging Face's.
+    """Sizes and options of a decoder; the names are the project's, not Hugging Face's.
 
-    num_heads, num_kv_heads: query heads, and key/value heads that they share evenly.
+    num_heads: query heads; a multiple of num_kv_heads.
+    num_kv_heads: key/value heads (grouped-query attention).
     head_dim: width of a head; even.
-    d_ff: width inside the gated MLP; not that of experts.
+    d_ff: hidden width of the gated MLP; the experts have their own.
     rope_theta: base of the rotary frequencies.
-    rope_scaling: how they are stretched (`rljax.model.rotary`); None is not at all.
-    rotary_dim: the first features of a head, that alone are rotated; None: all of them.
-    unrotated: for each layer, whether it rotates nothing; () is no layer (SmolLM3).
-    window: tokens that a sliding layer sees, the token itself included.
-    sliding: for each layer, whether it has the window; () is no layer.
-    sliding_rope_theta: another base for these layers, never scaled; None: the same.
-    norms: whether attention and MLP are normalised "before", "after" (OLMo 2) or "both"
-      (Gemma).
+    rope_scaling: how the frequencies are scaled (`rljax.model.rotary`); None: unscaled.
+    rotary_dim: number of leading features of a head that are rotated; None: all.
+    unrotated: per layer, whether it has no rotary embedding (SmolLM3); (): every layer
+      has one.
+    window: tokens that a sliding-window layer attends to, the token itself included.
+    sliding: per layer, whether its attention is limited to `window`; (): no layer's is.
+    sliding_rope_theta: rotary base of the sliding layers, without scaling; None: the
+      same as that of the others.
+    norms: whether the inputs ("before"), the outputs ("after", OLMo 2) or "both"
+      (Gemma) of attention and MLP are normalised.
     norm_offset: added to the scales of all norms; 1 in Gemma.
     norm_epsilon: added to the mean square in RMSNorm.
-    qk_norm: whether queries and keys are normalised before they are rotated: each
-      "head" by itself (Qwen3), or "all" heads as one (OLMo 2).
+    qk_norm: how queries and keys are normalised before rotation: per "head" (Qwen3),
+      over "all" heads together (OLMo 2), or not at all (None).
     qkv_bias: whether queries, keys and values have biases (Qwen2).
-    query_scalar: scores are divided by its root; None: head_dim.
-    attention_cap, logit_cap: scores and logits x become cap tanh(x / cap); None: not.
+    query_scalar: attention scores are divided by sqrt(query_scalar); None: head_dim.
+    attention_cap, logit_cap: attention scores and logits x become cap tanh(x / cap);
+      None: no cap.
     activation: of the MLP's gate, "silu" or "gelu_tanh".
-    experts: a mixture instead of the MLP of every layer.
+    experts: a mixture of experts in place of every layer's MLP; None: dense.
     tie_embeddings: whether the output head is the embedding.
     scale_embeddings: whether embeddings are multiplied by sqrt(d_model) (Gemma).
-    initializer_std: of the initial weights.
-    dtype: of activations; parameters stay as they are stored.
-    unroll: layers that are compiled side by side; divides num_layers. All of them is
-      the fastest to run (XLA:CPU), 1 compiles in a time that does not grow with depth.
-      None takes all of up to 8 layers, and 1 of more.
-    attention: how that of prompts and of training is computed: "auto", "whole",
-      "blocks", "splash" on TPUs, "cudnn" on GPUs; see `rljax.model.causal`. All are
-      equal but for rounding.
-    attention_block: tokens of a block where scores exist for one pair of blocks at a
-      time; None: 512. Given, "auto" takes blocks for any number of tokens.
-    remat: whether the backward pass computes the inside of each layer again instead of
-      keeping it: memory of the layers' inputs alone, for a third more arithmetic. For
-      deep models, with unroll=1: of layers side by side XLA may still keep it.
+    initializer_std: standard deviation of the initial weights.
+    dtype: of activations; parameters keep their own dtype.
+    unroll: layers unrolled in the body of the scan over layers; divides num_layers.
+      num_layers runs fastest (XLA:CPU); 1 compiles in a time independent of depth.
+      None: num_layers up to 8 layers, else 1.
+    attention: implementation for prefill and training: "auto", "whole", "blocks",
+      "splash" (TPU) or "cudnn" (GPU); see `rljax.model.causal`. They differ only in
+      rounding.
+    attention_block: tokens per block of "blocks"; None: 512. If it is set, "auto" means
+      "blocks" for any number of tokens.
+    remat: whether the backward pass recomputes the inside of each layer instead of
+      storing it. Only the layers' inputs stay in memory, for a third more arithmetic.
+      Use it with unroll=1: XLA may keep the activations of unrolled layers anyway.
     """
 
     vocab_size: int
@@ -197,8 +203,8 @@ class DecoderConfig:
             size = len(vars(self)[name])
             if size not in (0, self.num_layers):
                 raise ValueError(
-                    f"{name} must say something of each of num_layers="
-                    f"{self.num_layers}, got {size} values; () is no layer."
+                    f"{name} must have one value for each of num_layers="
+                    f"{self.num_layers} layers, got {size} values; () is no layer."
                 )
         if self.window is not None:
             check.count("window", self.window)
@@ -219,7 +225,7 @@ class DecoderConfig:
 
     @property
     def num_groups(self) -> int:
-        """How often the scan runs its body."""
+        """Iterations of the scan over layers."""
         return self.num_layers // self.layers_per_group
 
     @property
@@ -229,7 +235,7 @@ class DecoderConfig:
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
-        """How each layer rotates."""
+        """The rotary embedding of each layer."""
         full = Rope(self.rope_theta, self.rope_scaling)
         other = self.sliding_rope_theta
         near = full if other is None else Rope(other)

@@ -1,4 +1,4 @@
-"""A decoder as a policy: which parameters and keys its functions take and give."""
+"""`decoder_policy`: a `Decoder` behind the `Policy` interface."""
 
 import dataclasses
 
@@ -26,17 +26,18 @@ def decoder_policy(
     """The policy of a decoder: softmax(logits / temperature).
 
     Args:
-      config: sizes.
-      temperature: of the policy itself: samples, log-probabilities, entropies, KLs and
-        values, for sampler and learner alike. So what is trained is what is sampled,
-        and a policy trained at T is to be used at T. Above 0; may be traced.
-      max_logits: float32 logits that scoring may hold at once on each device; beyond
-        it, tokens are scored in chunks and their logits recomputed backward.
-      replay_routes: whether sampling records which experts computed each token, and
-        scoring takes the recorded ones; see `rljax.model.replay`.
+      config: of the decoder.
+      temperature: above 0; may be traced. It belongs to the policy: sampler and learner
+        use it for samples, log-probabilities, entropies, KLs and values. A policy that
+        was trained at temperature T must be sampled at T later, too.
+      max_logits: float32 logits that scoring may hold at once on each device. Beyond
+        it, tokens are scored in chunks, and the backward pass recomputes the logits.
+      replay_routes: whether sampling records the experts of each token, and scoring
+        uses the recorded ones; see `rljax.model.replay`.
 
     Raises:
-      ValueError: if an argument is out of range, or if there are no experts to replay.
+      ValueError: if an argument is out of range, or if `replay_routes` is set for a
+        decoder without experts.
     """
     check.kind("config", config, DecoderConfig, "DecoderConfig(vocab_size=64, ...)")
     check.count("max_logits", max_logits)
@@ -44,13 +45,13 @@ def decoder_policy(
     check.kind("replay_routes", replay_routes, bool, "True")
     if not isinstance(temperature, jax.core.Tracer) and temperature == 0:
         raise ValueError(
-            "temperature must be above 0, got 0: a policy without chance has no policy"
+            "temperature must be above 0, got 0: a deterministic policy has no policy"
             " gradient; for the most likely tokens use rljax.rollout.sample.greedy."
         )
     if replay_routes and config.experts is None:
         raise ValueError(
-            "replay_routes must be given a mixture of experts, got a dense decoder,"
-            " which routes nothing; leave it out."
+            "replay_routes must have a mixture of experts, got a dense decoder, which"
+            " has no routers; leave replay_routes out."
         )
     functions = _DecoderFunctions(config, temperature, max_logits, replay_routes)
     return Policy(
@@ -69,7 +70,7 @@ def decoder_policy(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _DecoderFunctions:
-    """The functions of a `Policy`, with the arguments of `decoder_policy`."""
+    """The functions of a `Policy`; the fields are the arguments of `decoder_policy`."""
 
     config: DecoderConfig
     temperature: jax.typing.ArrayLike
@@ -83,14 +84,15 @@ class _DecoderFunctions:
         return Decoder(self.config).init(key)["params"]
 
     def decode_params(self, params):
-        """Cast as every product would cast them, by group of layers, and joined."""
+        """Parameters for decoding: cast once, grouped for the scan, and joined."""
 
-        def cast(path, p):
+        def cast(path, p):  # norms keep the dtype of their scales
             return p if path[-1].key == "scale" else p.astype(self.config.dtype)
 
         params = mesh.gather(jax.tree.map_with_path(cast, params))
         params = transformer.by_group(params, self.config)
-        if mesh.size(mesh.TENSOR) > 1:  # a split of joined ones would not fit theirs
+        if mesh.size(mesh.TENSOR) > 1:
+            # A shard of the joined kernel would not hold the same heads of q, k and v.
             return params
         layers = {k: join_projections(layer) for k, layer in params["layers"].items()}
         return {**params, "layers": layers}
@@ -144,7 +146,10 @@ class _DecoderFunctions:
         return self._states(params, prompts, samples)[0]
 
     def _states(self, params, prompts, samples):
-        """(states [P, G, T, D], the routers' own choices, a `Routes`)."""
+        """Hidden states [P, G, T, D] that predict the tokens, and the routers' choices.
+
+        The choices are a `Routes`; its fields are None without experts.
+        """
         tokens, mask = samples.tokens, samples.mask
         given = Routes(None, None)
         if self.replay_routes:
@@ -162,7 +167,7 @@ class _DecoderFunctions:
         return jnp.concatenate([states, rest], 2), own
 
     def _in_two_walks(self, params, prompts, tokens, mask, given):
-        """What `walk` returns; for a CPU, products of prompts and tokens are apart."""
+        """Like `walk`, but prompts and completions pass through the layers in turn."""
         first, keys, of_prompts = self._apply(
             params, Decoder.prefill, prompts.tokens, prompts.length, given.prompt
         )

@@ -1,9 +1,9 @@
-"""Dense layers that read what policy transforms put beside their kernel.
+"""Dense layers that also use the parameters that policy transforms put beside a kernel.
 
-    kernel_scale [out]                kernel holds integers, in steps of it
-    lora_a [in, r], lora_b [r, out]   an adapter, its scale included
+    kernel_scale [out]                the kernel holds integers, in units of this scale
+    lora_a [in, r], lora_b [r, out]   a LoRA adapter; lora_b includes its scale
 
-Nothing here makes these parameters: `rljax.policy.lora` and `.quantised` do.
+`rljax.policy.quantised` and `rljax.policy.lora` make these parameters.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _BESIDE = {"kernel_scale", "lora_a"}
 
 
 class Dense(nn.Dense):
-    """flax's, whose parameters may hold more."""
+    """`flax.linen.Dense` that applies a kernel scale and an adapter if it has them."""
 
     dot_general: Any = product.dense
 
@@ -30,7 +30,7 @@ class Dense(nn.Dense):
 
 
 def apply(x: jax.Array, params: Mapping[str, jax.Array], dtype) -> jax.Array:
-    """A dense layer's output [rows, out] of x [rows, in], in `dtype`."""
+    """The output [rows, out] of a dense layer for x [rows, in], in `dtype`."""
     params = {k: v.astype(dtype) for k, v in params.items()}
     x = x.astype(dtype)
     y = product.dense(x, params["kernel"])

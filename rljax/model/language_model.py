@@ -1,4 +1,4 @@
-"""What solves a task: a decoder, its tokenizer, and where its parameters come from."""
+"""`Model`: a decoder, its tokenizer, and the source of its initial parameters."""
 
 import dataclasses
 import pathlib
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """A language model before training; its parameters exist where `init` is called.
+    """A language model before training; parameters exist only once `init` is called.
 
-    init: key -> params. New ones, or, whatever the key, those of the files, which are
-      read at each call and kept nowhere else.
+    init: key -> params. A new model draws them. A loaded model ignores the key and
+      reads the files at each call.
     stop_tokens: ids that end a completion.
-    metadata: of the Hugging Face folder the model is from; None for a new one.
-    stop_strings: texts that end one as well.
+    metadata: of the model's Hugging Face folder; None for a new model.
+    stop_strings: texts that end a completion as well.
     param_dtype: of the parameters.
-    save_dtype: of the parameters in folders that `save` writes; None is theirs.
+    save_dtype: of the parameters in folders that `save` writes; None: param_dtype.
     """
 
     config: DecoderConfig
@@ -46,14 +46,14 @@ class Model(NamedTuple):
     def policy(
         self, temperature: float = 1.0, *, replay_routes: bool = False
     ) -> Policy:
-        """The decoder, whose logits are divided by the temperature, above 0."""
+        """The decoder's policy; see `decoder_policy` for the arguments."""
         return decoder_policy(
             self.config, temperature=temperature, replay_routes=replay_routes
         )
 
     @property
     def is_new(self) -> bool:
-        """Whether `init` draws parameters, and can be traced, or reads files."""
+        """Whether `init` draws parameters and can be traced; else it reads files."""
         return self.metadata is None
 
     def shapes(self) -> Any:
@@ -62,7 +62,7 @@ class Model(NamedTuple):
         return jax.tree.map(lambda x: x.update(dtype=self.param_dtype), shapes)
 
     def save(self, path: pathlib.Path, params: Any) -> None:
-        """Writes parameters as a Hugging Face folder like the one the model is from."""
+        """Writes the parameters as a Hugging Face folder, with the model's metadata."""
         dtype = jnp.dtype(self._dtype_saved())
         params = jax.tree.map(lambda x: np.asarray(x).astype(dtype, copy=False), params)
         folder.save(
@@ -74,7 +74,7 @@ class Model(NamedTuple):
         )
 
     def describe(self, path: pathlib.Path) -> None:
-        """Writes all that `save` would but the weights, into a folder that is there."""
+        """Writes what `save` would, except the weights, into an existing folder."""
         dtypes = dict.fromkeys(("dtype", "torch_dtype"), self._dtype_saved())
         tokenizer, metadata = self._tokenizer_saved(), self._metadata_saved()
         entries = folder.config_entries(self.config, tokenizer, metadata, extra=dtypes)
@@ -101,7 +101,7 @@ def new(
     *,
     param_dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Model:
-    """A decoder with random parameters; the tokenizer's end token ends completions."""
+    """A decoder with random parameters; its stop token is the tokenizer's EOS token."""
 
     def init(key):
         params = decoder_policy(config).init(key)
@@ -118,26 +118,27 @@ def load(
     save_dtype: jax.typing.DTypeLike | None = None,
     **formats: Any,
 ) -> Model:
-    """The model of a Hugging Face folder; its weights are checked, and not read yet.
+    """The model in a Hugging Face folder; weights are checked now, read by `init`.
 
     Args:
+      path: the folder.
       param_dtype: of the parameters in training, whatever the files hold.
-      save_dtype: of those that `Model.save` writes; None is that of the files, by
-        config.json or, where it says none, by their tensors.
-      **formats: fields of `DecoderConfig` that change no size: `attention`, `dtype`,
+      save_dtype: of the parameters that `Model.save` writes; None: as config.json says,
+        or, if it says nothing, as the files have them.
+      **formats: fields of `DecoderConfig` that change no shape: `attention`, `dtype`,
         `remat`, `unroll`.
 
     Raises:
-      ValueError: naming the file and the key or tensor, if the configuration, the
-        tokenizer, the end tokens or the weights cannot be used, or if `Model.save`
-        would refuse them.
+      ValueError: if the configuration, the tokenizer, the stop tokens or the weights
+        cannot be used, or if `Model.save` would refuse them. The message names the file
+        and the key or tensor.
     """
     metadata = hugging_face_metadata.read(path)
     config = hugging_face_config.read(metadata.config, path / "config.json")
     config = dataclasses.replace(config, **formats)
     hugging_face_metadata.max_positions(metadata)  # for its check
     tokenizer = tokenizers.load_tokenizer(path)
-    # What saving would refuse is refused before the work.
+    # Raises now, rather than after training, if the model could not be saved.
     folder.config_entries(config, tokenizer, metadata)
     stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, config.vocab_size)
     stored = folder.check(path)
@@ -157,14 +158,17 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _dtype(metadata: Metadata, stored: set[str]) -> str | None:
-    """What the weights are, as config.json has it; older files call it torch_dtype."""
+    """The dtype of the weights in config.json, else that of the tensors in the files.
+
+    Older files call the key torch_dtype.
+    """
     said = [metadata.config.get(key) for key in ("dtype", "torch_dtype")]
     said += stored if len(stored) == 1 else []
     return next((name for name in said if name in _DTYPES), None)
 
 
 def describe(model: Model) -> str:
-    """What ends a completion, in words."""
+    """A sentence that names what ends a completion."""
     stops = model.stop_tokens
     names = model.tokenizer.convert_ids_to_tokens(list(stops))
     shown = (f"{name} ({i})" for name, i in zip(names, stops, strict=True))

@@ -1,4 +1,4 @@
-"""RMSNorm, with a scale that is counted from 0 or from 1."""
+"""RMSNorm, with a scale stored as it is or as its difference from 1."""
 
 import flax.linen as nn
 import jax
@@ -10,8 +10,8 @@ from rljax.model.config import DecoderConfig
 class Norm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * (offset + scale), in float32.
 
-    Gemma stores a scale around 0, to which 1 is added. Adding it to stored weights
-    would lose what bfloat16 keeps of small ones.
+    Gemma stores scale - 1, so its offset is 1. The sum is not stored, because bfloat16
+    would round away small differences from 1.
     """
 
     config: DecoderConfig

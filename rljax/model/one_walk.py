@@ -1,9 +1,9 @@
-"""Prompts and completions in one walk over the layers.
+"""Prompts and completions in one pass over the layers, for meshes.
 
-On a mesh each layer's weights are gathered where they are used, and their gradients are
-scattered. `Decoder.prefill` and `Decoder.score` would do that for prompts and again for
-completions. Here both go through each product side by side: the rows of a prompt, then
-those of its completions, [P, S + G * T]. Attention alone takes them apart.
+On a mesh, each layer gathers its weights and scatters their gradients. Calling
+`Decoder.prefill` and then `Decoder.score` would do that twice. Here the rows of prompts
+and completions lie side by side, [P, S + G * T], and go through each product together.
+Only attention separates them.
 """
 
 import jax
@@ -16,16 +16,17 @@ from rljax.model.transformer import Decoder, flat_routes, routes_of
 
 
 def walk(decoder: Decoder, prompts, length, tokens, mask, given: Routes):
-    """The states that `prefill` and `score` return, and the routes of both.
+    """The hidden states that `Decoder.prefill` and `Decoder.score` return, and routes.
 
     Args:
-      prompts, length: i32[P, S] and i32[P].
-      tokens, mask: i32[P, G, T] and bool[P, G, T].
-      given: experts instead of the routers' choices; None: theirs.
+      decoder: a bound module.
+      prompts, length: tokens i32[P, S] and their number i32[P].
+      tokens, mask: of the completions, i32[P, G, T] and bool[P, G, T].
+      given: experts that replace the routers' choices; its fields may be None.
 
     Returns:
-      [P, d_model] after each prompt's last token, [P, G, T, d_model] of the tokens, and
-      the routers' own choices.
+      The states [P, d_model] after each prompt's last token, the states
+      [P, G, T, d_model] of the completions' tokens, and the routers' own choices.
     """
     c, (P, S), (_, G, T) = decoder.config, prompts.shape, tokens.shape
     in_prompt = jnp.arange(S) < length[:, None]
@@ -34,7 +35,7 @@ def walk(decoder: Decoder, prompts, length, tokens, mask, given: Routes):
         of_tokens = of_tokens.reshape(P, G * T, *of_tokens.shape[3:])
         return jnp.concatenate([of_prompts, of_tokens], 1)
 
-    def apart(x):  # back, of [P * (S + G * T), ...]
+    def apart(x):  # the inverse of `beside`, for x [P * (S + G * T), ...]
         x = x.reshape(P, S + G * T, *x.shape[1:])
         return x[:, :S], x[:, S:].reshape(P, G, T, *x.shape[2:])
 
@@ -65,14 +66,14 @@ def walk(decoder: Decoder, prompts, length, tokens, mask, given: Routes):
 
 
 def _queries_apart(q: jax.Array, S: int, G: int):
-    """[P, H, 1, R, S, D] and [P, H, G, R, T, D] of [P, H, 1, R, S + G * T, D]."""
+    """[P, H, 1, R, S + G * T, D] -> [P, H, 1, R, S, D] and [P, H, G, R, T, D]."""
     P, H, _, R, _, D = q.shape
     rest = q[..., S:, :].reshape(P, H, R, G, -1, D)
     return q[..., :S, :], jnp.moveaxis(rest, 3, 2)
 
 
 def _keys_apart(keys: KeyValue, S: int, G: int) -> tuple[KeyValue, KeyValue]:
-    """[P, H, S, D] and [P, H * G, T, D] of [P, H, S + G * T, D]."""
+    """[P, H, S + G * T, D] -> [P, H, S, D] and [P, H * G, T, D]."""
 
     def of_tokens(x):
         P, H, N, D = x.shape

@@ -1,7 +1,7 @@
-"""Looking into a decoder's layers, and steering them, from outside.
+"""Reads a decoder's hidden states, and steers its layers, without changing the decoder.
 
-Works on any function that runs a decoder: it intercepts flax's method calls, and the
-decoder knows nothing of it. Symbols: `L` layers, `E` width of the model.
+Both functions wrap any function that runs a decoder and intercept flax's method calls.
+Symbols: `L` layers, `E` width of the model.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ def recorded(fn: Callable) -> Callable:
       fn: a policy's `measure` or `hidden`: (params, prompts, samples) -> anything.
 
     Returns:
-      A function whose `states` are L + 1 arrays [P, G, T, E]: the embedding, the
-      outputs of all layers but the last and the final normalised state, as Hugging Face
-      counts them; the state at t predicts completion token t.
+      A function whose `states` are L + 1 arrays [P, G, T, E], numbered as in Hugging
+      Face: the embedding, the outputs of all layers but the last, and the last layer's
+      output after the final norm. The states at t predict completion token t.
 
     Raises:
       ValueError: when traced, if `fn` runs no decoder.
@@ -37,7 +37,8 @@ def recorded(fn: Callable) -> Callable:
             out = call(*args, **kwargs)
             module, method = context.module, context.method_name
             if isinstance(module, Block) and method == "__call__":
-                # The state leaves the scan beside the layer's output; see below.
+                # The scan over layers stacks second outputs: `apply_layers` below takes
+                # the states out of them.
                 x, output = out
                 return x, (output, x)
             if isinstance(module, Decoder) and method == "apply_layers":
@@ -46,7 +47,7 @@ def recorded(fn: Callable) -> Callable:
                 seen[-1].extend(states.reshape(-1, *x.shape))
                 return x, tuple(output for output, _ in outputs)
             if isinstance(module, Decoder) and method == "embed_tokens":
-                seen.append([out])  # a pass begins: over prompts, then over completions
+                seen.append([out])  # a new pass: first over prompts, then completions
             elif method == "__call__" and module.name == "norm":
                 seen[-1].append(out)
             return out
@@ -55,11 +56,11 @@ def recorded(fn: Callable) -> Callable:
             out = fn(params, prompts, samples)
         if not seen:
             raise ValueError(
-                "recorded(fn) needs a function that runs a decoder, this one ran none;"
+                "recorded(fn) needs a function that runs a decoder, but fn ran none;"
                 " pass the measure function of a decoder_policy."
             )
         P, G, T = samples.tokens.shape
-        # Of the last layer, keep the output after the final norm, not the one before.
+        # The final norm's output replaces that of the last layer.
         passes = [[*states[:-2], states[-1]] for states in seen]
         states = [_first(x, prompts, G) for x in passes[0]]
         if T > 1:
@@ -81,12 +82,12 @@ def _first(x: jax.Array, prompts: Prompts, num_samples: int) -> jax.Array:
 
 
 def steered(fn: Callable, vectors: jax.Array, strength: jax.typing.ArrayLike):
-    """The same function with the output of every layer's MLP turned towards a vector.
+    """`fn` with the output of every layer's MLP rotated towards a steering vector.
 
     Args:
       fn: any function that runs a decoder.
       vectors: f32[L, E], one direction per layer.
-      strength: see `turned`.
+      strength: of the rotation, 0 for none; see `turned`.
 
     Raises:
       ValueError: when traced, if the decoder has experts.
@@ -101,8 +102,8 @@ def steered(fn: Callable, vectors: jax.Array, strength: jax.typing.ArrayLike):
             if isinstance(context.module, Block):
                 if context.module.config.experts is not None:
                     raise ValueError(
-                        "steered(fn) needs layers with one MLP, this decoder's have"
-                        " experts; choose another model."
+                        "steered(fn) needs a decoder with one MLP per layer, but this"
+                        " decoder has experts; choose another model."
                     )
                 layers[:] = [args[1]]
             out = call(*args, **kwargs)
@@ -117,7 +118,7 @@ def steered(fn: Callable, vectors: jax.Array, strength: jax.typing.ArrayLike):
 
 
 def turned(z: jax.Array, direction: jax.Array, strength) -> jax.Array:
-    """|z| unit(unit(z) + strength unit(direction)): turns z, keeps its norm."""
+    """|z| unit(unit(z) + strength unit(direction)): rotates z and keeps its norm."""
 
     def unit(x):
         square = jnp.sum(jnp.square(x), -1, keepdims=True)

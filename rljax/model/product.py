@@ -1,9 +1,10 @@
-"""Products with weights: narrow numbers are multiplied, their sums are float32.
+"""Matrix products with weights; narrow dtypes are accumulated in float32.
 
-XLA:CPU computes bfloat16 products with its matrix units if the result is float32 and
-both factors lie in the order in which they are read. Else it converts all numbers to
-float32 first: 850 against 220 GFLOP/s for the gradient of a weight [576, 1536] by 2560
-rows, on two cores with AMX.
+"Narrow" means less than 4 bytes: bfloat16 and float16. XLA:CPU uses the matrix units
+for bfloat16 only if the result is float32 and both factors are laid out in the order in
+which they are read. Otherwise it first converts both to float32, which is slower: 220
+in place of 850 GFLOP/s for the gradient of a weight [576, 1536] over 2560 rows, on two
+cores with AMX.
 """
 
 import functools
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 
 
 def dense(x: jax.Array, weight: jax.Array, dimension_numbers=None, precision=None):
-    """x [..., D] times weight [D, V], in x's dtype; what `nn.Dense` calls."""
-    del dimension_numbers  # Dense has these alone
+    """x [..., D] times weight [D, V], in x's dtype; the `dot_general` of `nn.Dense`."""
+    del dimension_numbers  # those of Dense are always the same
     if not _narrow(x):
         dims = (((x.ndim - 1,), (0,)), ((), ()))
         return jax.lax.dot_general(x, weight, dims, precision=precision)
@@ -22,10 +23,12 @@ def dense(x: jax.Array, weight: jax.Array, dimension_numbers=None, precision=Non
 
 
 def logits(hidden: jax.Array, weight: jax.Array, axis: int) -> jax.Array:
-    """f32[..., V] of hidden states [..., D]; sums of narrow numbers are not rounded.
+    """Logits f32[..., V] of hidden states [..., D].
 
     Args:
-      weight: [D, V] with axis 0, or [V, D] with axis 1, of the same dtype.
+      hidden: [..., D].
+      weight: [D, V] with axis 0, or [V, D] with axis 1, of hidden's dtype.
+      axis: the weight's axis of size D.
     """
     if not _narrow(hidden):
         return jnp.dot(hidden, weight if axis == 0 else weight.T)
@@ -46,7 +49,7 @@ def _forward(x, weight, axis, dtype):
 
 
 def _backward(axis, dtype, saved, grad):
-    """Of narrow numbers, too: a float32 gradient would widen both products."""
+    """Casts the gradient to x's dtype, so that both of its products stay narrow."""
     del dtype
     x, weight = saved
     grad = grad.astype(x.dtype)
@@ -66,14 +69,14 @@ _product.defvjp(_forward, _backward)
 
 
 def _transposed_first(x, y):
-    """x^T y, f32[K, N] of x [rows, K] and y [rows, N], for XLA:CPU.
+    """x^T y, f32[K, N], for x [rows, K] and y [rows, N], on XLA:CPU.
 
-    The narrower of the two is copied in its transposed order.
+    The factor with fewer columns is copied into transposed order first.
     """
     if x.shape[-1] > y.shape[-1]:
         return jax.lax.optimization_barrier(_transposed_first(y, x)).T
-    # The barriers, and the axis more, keep XLA from taking the transpose back into the
-    # product, which it would then convert.
+    # The barriers and the extra axis keep XLA from fusing the transpose into the
+    # product, which would convert both factors to float32.
     transposed = jax.lax.optimization_barrier(x.T[None])
     return _dot(jnp.squeeze(transposed, 0), y, 1, 0)
 

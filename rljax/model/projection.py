@@ -1,4 +1,4 @@
-"""Dense layers that read the same input: apart as parameters, joined to decode."""
+"""Dense layers with the same input: separate parameters, one product while decoding."""
 
 from typing import Any
 
@@ -12,15 +12,17 @@ from rljax.model import dense
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
 
 JOINED = (("q", "k", "v"), ("gate", "up"))
-"""Dense layers that read the same input; `join_projections` makes each row one."""
+"""Dense layers with the same input; `join_projections` makes each tuple one layer."""
 
 
 def project(module: Any, x: jax.Array, *names: str, groups=()) -> list[jax.Array]:
-    """Outputs of a row of `JOINED`; one product if the parameters are joined.
+    """The outputs of one tuple of `JOINED`; one product if its parameters are joined.
 
     Args:
-      module: has the layers.
-      groups: of experts, their rows (`rljax.model.experts.Grouped`), in a tuple.
+      module: has the layers as attributes.
+      x: [rows, width].
+      *names: a tuple of `JOINED`.
+      groups: (rows per expert,) if the layers are `rljax.model.experts.Grouped`.
     """
     layers = [getattr(module, name) for name in names]
     if not module.has_variable("params", joined_name(names)):
@@ -35,21 +37,21 @@ def project(module: Any, x: jax.Array, *names: str, groups=()) -> list[jax.Array
 
 
 def gated(module: Any, x: jax.Array, activation: str, groups=()) -> jax.Array:
-    """down(activation(gate(x)) * up(x)), of a module's `gate`, `up` and `down`."""
+    """down(activation(gate(x)) * up(x)), with the layers of `module`."""
     gate, up = project(module, x, "gate", "up", groups=groups)
     return module.down(ACTIVATIONS[activation](gate) * up, *groups)
 
 
 def joined_name(names) -> str:
-    """The name of the parameters of a row of `JOINED` that were joined."""
+    """The parameter name of a joined tuple of `JOINED`."""
     return "_".join(names)
 
 
 def join_projections(params: dict[str, Any]) -> dict[str, Any]:
-    """A layer's parameters with those of each row of `JOINED` as one.
+    """A layer's parameters, with each tuple of `JOINED` concatenated to one.
 
-    XLA:CPU: one wide product is faster than several; joining takes 6 to 9 % off
-    sampling on one core.
+    XLA:CPU: one wide product is faster than several; joining makes sampling 6 to 9 %
+    faster on one core.
     """
     params = {
         name: join_projections(part) if isinstance(part, dict) else part

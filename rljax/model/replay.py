@@ -1,34 +1,37 @@
-"""Routing replay: the update computes each token by the experts that sampled it.
+"""Routing replay: the update uses the experts that the sampler chose for each token.
 
-A router that has moved, or that computes in another number format, chooses other
-experts for some tokens, and their log-probabilities jump. So the choice is recorded and
-replayed; the weights of the experts, and their gradient, stay the router's own.
+A router whose parameters have changed, or that computes in another number format,
+chooses other experts for some tokens, and their log-probabilities jump. Routing replay
+records the sampler's choice and reuses it. The experts' weights, and the gradient
+through them, are still the router's own.
 
     policy = decoder_policy(config, replay_routes=True)
 
-records in the sampler, and replays in `hidden` and `measure`: for `current` and for an
-`old` that is measured. A reference is another model: measure it by a policy that does
-not replay. The literature knows two kinds:
+records the choice in the sampler and replays it in `hidden` and `measure`, both for
+`current` and for a measured `old`. A reference policy is another model: measure it with
+a policy that does not replay. The literature knows two kinds:
 
-    R3  replays the sampler's choices. It takes away staleness, and the mismatch of
-        sampler and learner. This is what is done here.
-    R2  replays those of the learner's own pass with the sampling parameters, which
-        takes away staleness alone.
+    R3  replays the sampler's choices. It removes the effect of staleness and the
+        mismatch between sampler and learner. This file does R3.
+    R2  replays the choices of the learner's own pass with the sampling parameters. It
+        removes the effect of staleness only.
 
-Sampler and learner are one decoder here. In float32, with the same parameters, both
-choose alike up to ties, and R2 is R3. They differ where the sampler reads int8 weights,
-and in bfloat16, where sums in another order round apart. From the second optimiser step
-on, or with stale samples, the router has moved, whatever the format.
+Sampler and learner share one decoder here. In float32, with the same parameters, both
+make the same choices up to ties, and R2 equals R3. They differ if the sampler reads
+int8 weights, and in bfloat16, where another order of summation rounds differently. From
+the second optimiser step on, or with stale samples, the router's parameters differ in
+any number format.
 
-Records are statistics of what the tokens were drawn from. What stands at t was chosen
-in the pass that predicted token t: at t = 0 for the prompt's last token.
+Records are statistics of the distribution that the tokens were drawn from. The entry at
+t was chosen in the pass that predicted token t; at t = 0 that pass read the prompt's
+last token.
 
     samples.behaviour.extra["routes"]             u8[P, G, T, L, K], u16 beyond 256
     samples.behaviour.row_extra["prompt_routes"]  u8[P, G, S, L, K], the same for all G
 
 Source: arXiv:2512.01374, arXiv:2510.11370, verl router_replay_patch.py (SECONDARY).
-Variants: where verl has no record, a token takes its router's own choice; here, what
-  was not recorded raises when it is read.
+Variants: in verl, a token without a record takes its router's own choice; here, reading
+  a missing record raises.
 """
 
 from typing import Any, NamedTuple
@@ -44,10 +47,10 @@ MISMATCH = "router_mismatch"
 
 
 class Routes(NamedTuple):
-    """Experts by the tokens that they computed; None: there are none.
+    """The experts of each token that the decoder reads; None: not known.
 
     prompt: [P, S, L, K].
-    completion: [P, G, T - 1, L, K]; the last token is never fed.
+    completion: [P, G, T - 1, L, K]; the decoder never reads the last token.
     """
 
     prompt: Any
@@ -55,11 +58,11 @@ class Routes(NamedTuple):
 
 
 def recorded(prompts: Prompts, samples: Samples) -> Routes:
-    """The recorded choices.
+    """The experts that the sampler recorded.
 
     Raises:
-      NotMeasured: if the samples have none.
-      ValueError: if they are those of other prompts, such as prompts with hints.
+      NotMeasured: if the samples have no record.
+      ValueError: if the record belongs to other prompts, such as prompts with hints.
     """
     routes = _record(samples)
     of_prompt = samples.behaviour.row_extra[PROMPT_ROUTES][:, 0]
@@ -78,10 +81,10 @@ def _record(samples: Samples) -> jax.Array:
 
 
 def mismatch(own: Routes, prompts: Prompts, samples: Samples) -> jax.Array:
-    """f32[P, G, T]: share of layers whose router would choose other experts.
+    """f32[P, G, T]: fraction of layers whose router would choose other experts.
 
     Args:
-      own: what the routers would choose.
+      own: the routers' own choices now; `samples` hold the recorded ones.
     """
     given = _record(samples)
     first = own.prompt[jnp.arange(len(prompts.length)), prompts.length - 1]

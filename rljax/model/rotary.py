@@ -1,4 +1,4 @@
-"""Rotary positions, half-split as in Llama, and how models stretch them."""
+"""Rotary position embeddings in Llama's half-split layout, and their scalings."""
 
 import math
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from rljax import check
 
 # Each scaling has the same three members:
 #   check()                    raises ValueError if a number is outside its range;
-#   scale(frequency, theta)    the new frequencies, radians per position;
-#   amplitude                  what cosines and sines are multiplied by.
+#   scale(frequency, theta)    returns the new frequencies, radians per position;
+#   amplitude                  factor of cosines and sines.
 
 
 class LinearScaling(NamedTuple):
-    """All rotations slower by `factor`, at least 1 (Gemma 3 from 4B on).
+    """Divides all frequencies by `factor`, at least 1 (Gemma 3 from 4B on).
 
     Source: kaiokendev; transformers, `_compute_linear_scaling_rope_parameters`
     (PAPER: code).
@@ -37,18 +37,18 @@ class LinearScaling(NamedTuple):
 
 
 class Llama3Scaling(NamedTuple):
-    """Llama 3's stretching of slow rotations, for texts longer than it was trained on.
+    """Llama 3's scaling of low frequencies, for longer texts than in pre-training.
 
-    A pair of features that turns n times in `original_positions` positions keeps its
-    frequency if n >= high_turns, has it divided by `factor` if n <= low_turns, and is
-    interpolated linearly between.
+    Consider a pair of features that rotates n times in `original_positions` positions.
+    If n >= high_turns, its frequency is kept; if n <= low_turns, it is divided by
+    `factor`; between, it is interpolated linearly in n.
 
     Source: Llama 3.1's config.json, `rope_type` "llama3"; transformers,
     modeling_rope_utils.py, `_compute_llama3_parameters` (PAPER: code).
 
     factor: at least 1.
     low_turns, high_turns: `low_freq_factor` and `high_freq_factor`; low < high.
-    original_positions: tokens that the model was first trained on.
+    original_positions: context length of pre-training, tokens.
     """
 
     factor: float
@@ -75,20 +75,20 @@ class Llama3Scaling(NamedTuple):
 
 
 class YarnScaling(NamedTuple):
-    """YaRN: slow rotations are stretched, and scores sharpened (Qwen beyond 32k).
+    """YaRN: divides low frequencies and sharpens scores (Qwen beyond 32k tokens).
 
-    A pair that turns at least `fast_turns` times in `original_positions` positions
-    keeps its frequency; one that turns at most `slow_turns` times has it divided by
-    `factor`; between, the number of the pair interpolates linearly.
+    Consider a pair of features that rotates n times in `original_positions` positions.
+    If n >= fast_turns, its frequency is kept; if n <= slow_turns, it is divided by
+    `factor`; between, it is interpolated linearly in the index of the pair.
 
     Source: Peng et al., YaRN, arXiv:2309.00071, section 3; transformers,
     `_compute_yarn_parameters` (PAPER: code).
 
     factor: at least 1.
-    original_positions: tokens that the model was first trained on.
-    amplitude: of cosines and sines; the paper's is 0.1 ln(factor) + 1.
+    original_positions: context length of pre-training, tokens.
+    amplitude: factor of cosines and sines; 0.1 ln(factor) + 1 in the paper.
     fast_turns, slow_turns: `beta_fast` and `beta_slow`; slow < fast.
-    whole: whether both limits are rounded outwards to whole pairs (`truncate`).
+    whole: whether both limits are rounded outwards to whole indices (`truncate`).
     """
 
     factor: float
@@ -108,7 +108,7 @@ class YarnScaling(NamedTuple):
     def scale(self, frequency: np.ndarray, theta: float) -> np.ndarray:
         half = len(frequency)
 
-        def pair(turns):  # the number of the pair that turns so often
+        def pair(turns):  # index of the pair that rotates `turns` times
             period = self.original_positions / (2 * math.pi * turns)
             return half * math.log(period) / math.log(theta)
 
@@ -116,7 +116,7 @@ class YarnScaling(NamedTuple):
         if self.whole:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * half - 1)
-        width = max(high - low, 0.001)  # one pair alone is a step
+        width = max(high - low, 0.001)  # equal limits give a step, not 0 / 0
         stretched = np.clip((np.arange(half) - low) / width, 0, 1)
         return frequency * (1 - stretched + stretched / self.factor)
 
@@ -124,17 +124,17 @@ class YarnScaling(NamedTuple):
 class LongScaling(NamedTuple):
     """LongRoPE: a factor for each pair of features (Phi-3 128k, Phi-4-mini).
 
-    Texts of up to `original_positions` have the `short` factors, longer ones the
-    `long`. The length of a text is known only when it ends, and then its keys are
-    computed. So this decoder computes the short ones alone: `rotary_table` refuses more
-    positions. The long ones are here to be saved.
+    Texts of up to `original_positions` tokens use the `short` factors, longer texts the
+    `long` ones. A sampler cannot know in advance which keys a text will need, because
+    its length is known only at its end. So this decoder uses the short factors only,
+    and `rotary_table` refuses more positions. The long factors are kept for saving.
 
     Source: Ding et al., LongRoPE, arXiv:2402.13753; transformers,
     `_compute_longrope_parameters` (PAPER: code).
 
-    short, long: by which a pair turns slower, above 0; half the rotated width each.
-    original_positions: tokens that the model was first trained on.
-    amplitude: of cosines and sines.
+    short, long: divisors of the frequencies, above 0; one per pair of rotated features.
+    original_positions: longest text that uses `short`, tokens.
+    amplitude: factor of cosines and sines.
     """
 
     short: tuple[float, ...]
@@ -158,11 +158,11 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongScaling
 
 
 class Rope(NamedTuple):
-    """How a layer rotates queries and keys.
+    """The rotary embedding of a layer.
 
-    theta: base of the frequencies theta^(-2 i / D), radians per position; None rotates
-      nothing.
-    scaling: changes the frequencies; None leaves them.
+    theta: base of the frequencies theta^(-2 i / D), radians per position; None: no
+      rotation.
+    scaling: changes the frequencies; None: unscaled.
     """
 
     theta: float | None
@@ -170,13 +170,15 @@ class Rope(NamedTuple):
 
 
 def rotary_table(num_positions: int, width: int, rope: Rope) -> jax.Array:
-    """f32[positions, 2, D]: cosines and signed sines.
+    """f32[num_positions, 2, D]: cosines and signed sines.
 
     Args:
-      width: D, of the part of a head that is rotated.
+      num_positions: rows of the table, tokens.
+      width: D, the rotated features of a head.
+      rope: base and scaling of the frequencies.
 
     Raises:
-      ValueError: when traced, if a `LongScaling` has fewer positions.
+      ValueError: when traced, if a `LongScaling` allows fewer positions.
     """
     theta, scaling = rope
     half = width // 2
@@ -202,9 +204,9 @@ def rotary_table(num_positions: int, width: int, rope: Rope) -> jax.Array:
 
 
 def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
-    """Rotary embedding of x [..., T, H] by rows of `rotary_table` [..., T, 2, D].
+    """Rotates x [..., T, H] by rows of `rotary_table`, [..., T, 2, D] with D <= H.
 
-    Where a head is wider than the table, the rest of it is not rotated.
+    The last H - D features are not rotated.
     """
     width = table.shape[-1]
     if width < x.shape[-1]:

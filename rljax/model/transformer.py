@@ -1,15 +1,15 @@
-"""A decoder in flax: prompts, completions and single tokens.
+"""A decoder in flax: prefill, scoring of completions, and decoding of single tokens.
 
-As plain as it can be it is Llama; `DecoderConfig` says what other families add. Laid
-out for speed: activations are flat [rows, width], so every projection is one
-two-dimensional matrix product; a prompt is computed once per group, in the sampler and
-in the training pass.
+With default options it is Llama; `DecoderConfig` says what other families add. Two
+choices make it fast. Activations are flat, [rows, width], so that every projection is
+one two-dimensional matrix product. A prompt is computed once per group, in the sampler
+and in training.
 
 The layers are one scan, so that deep models compile as fast as shallow ones. `L` layers
-are `N` groups of `M` layers each: the scan runs over groups, and a group's layers are
-compiled side by side. Layer n M + m is layer m of group n. Values per layer (keys and
-values) are a tuple with one entry per layer of the group, each stacked over groups, so
-that a model of one group never slices a stacked array.
+are `N` groups of `M` layers: the scan runs over groups, and its body unrolls the layers
+of a group. Layer n M + m is layer m of group n. Per-layer values (keys and values) are
+a tuple with one entry per layer of the group, each stacked over groups, so that a model
+of one group never slices a stacked array.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,15 @@ from rljax.model.block import Block
 from rljax.model.config import DecoderConfig
 from rljax.model.norm import Norm
 
-_FAR = 2**30  # tokens, the window of a layer that sees all, beside some that do not
+_FAR = 2**30  # window in tokens of full attention, if other layers have a window
 
 
 class PromptCache(NamedTuple):
-    """What decoding reads of prompts, computed once and shared by the group.
+    """Keys and values of the prompts, computed once and shared by the group.
 
     keys: a `KeyValue` per layer of a group, [P, N * H, S, D]: the heads of all N groups
-      lie side by side, so that those of one group are a slice. Where a mesh splits
-      heads they are an axis of their own, [P, N, H, S, D].
+      lie side by side, so that those of one group are a slice. If a mesh splits heads,
+      they have an axis of their own, [P, N, H, S, D].
     length: i32[P] tokens.
     routes: [P, S, L, K], the experts that computed each token; None: not recorded.
     """
@@ -46,11 +46,11 @@ class PromptCache(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The completions' own keys: a ring, so that rows may begin at any time.
+    """Keys and values of the completions: a ring, so that rows may start at any time.
 
     keys: a ring's parts per layer of a group; see `attention_cached.Ring`. They hold
-      T - 1 keys: the last token is never fed.
-    written: i32[] tokens fed so far, by any row.
+      T - 1 keys, because the decoder never reads the last token.
+    written: i32[] decode steps so far.
     routes: [P, G, L, K], the experts that computed the last token; None: not recorded.
     """
 
@@ -60,7 +60,7 @@ class Cache(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Prompts, completions and single tokens through the same blocks."""
+    """Embedding, layers and output head."""
 
     config: DecoderConfig
 
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embed(
             c.vocab_size, c.d_model, dtype=c.dtype, embedding_init=init
         )
-        # Each parameter once for all layers, [L, ...], and each with a key of its own.
+        # Parameters of all layers are stacked, [L, ...]; each layer has its own key.
         self.layers = nn.vmap(
             Block,
             in_axes=None,
@@ -96,9 +96,11 @@ class Decoder(nn.Module):
         return self.logits(self.norm(x))
 
     def rope(self, positions: jax.Array, num_positions: int) -> tuple[jax.Array, ...]:
-        """Rows of each rotary table in use, at positions [P or 1, T].
+        """Rows of the rotary tables at positions i32[P or 1, T].
 
-        Each is [P or 1, 1, 1, T, 2, D]; those of `DecoderConfig.ropes`, each once.
+        Returns:
+          An array [P or 1, 1, 1, T, 2, D] for each distinct rope of
+          `DecoderConfig.ropes`, in the order of their first layers.
         """
         width = self.config.rotated_width
         tables = [
@@ -108,9 +110,15 @@ class Decoder(nn.Module):
         return tuple(table[positions][:, None, None] for table in tables)
 
     def embed_tokens(self, tokens, read=None):
-        """Flat rows; only where `read` holds must tokens be ids of the vocabulary."""
+        """Embeddings [rows, d_model] of tokens [...].
+
+        Args:
+          tokens: i32[...].
+          read: bool[...]; tokens may be invalid ids where it is false. None: while
+            decoding, where every token is valid and parameters are gathered already.
+        """
         c = self.config
-        if read is None:  # decoding, whose parameters lie as it uses them
+        if read is None:
             x = self.embed(tokens.reshape(-1))
         else:
             x = self._look_up(numerics.readable_ids(tokens, read, c.vocab_size))
@@ -118,7 +126,7 @@ class Decoder(nn.Module):
         return x * jnp.asarray(c.d_model**0.5, x.dtype) if c.scale_embeddings else x
 
     def _look_up(self, ids):
-        """As `nn.Embed` does; what is no id gives NaN."""
+        """Like `nn.Embed`, on each device for its own prompts; invalid ids give NaN."""
         table = {"embed": {"embedding": self.embed.embedding.astype(self.config.dtype)}}
 
         def look_up(params, ids):
@@ -149,21 +157,22 @@ class Decoder(nn.Module):
         given: jax.Array | None = None,
         gathered: bool = False,
     ):
-        """Takes activations through all layers.
+        """Applies all layers.
 
         Args:
           x, shape: as a `Block` takes them.
           ropes: as `rope` returns them.
-          attend_fn: (q, own KeyValue, window, n, the layer's part of `per_layer`, its
-            part of `shared`) -> (out like q, output), in group n, an i32[]. The window
-            is the layer's, tokens, or None if no layer has one.
-          per_layer: a tree [N, ...] per layer of a group; each layer gets its own part.
-          shared: a tree per layer of a group, whole for that layer of all groups.
-          given: [rows, L, K], experts instead of the routers' choices.
-          gathered: whether parameters lie on the mesh as products use them.
+          attend_fn: (q, own KeyValue, window, n, own_part, shared_part) -> (out like q,
+            output). `window` is the layer's, in tokens, or None if no layer has one; n
+            is the group, i32[]; the parts are the layer's of `per_layer` and `shared`.
+          per_layer: a tree [N, ...] per layer of a group; layer n M + m gets index n of
+            the m-th tree.
+          shared: a tree per layer of a group; layer n M + m gets the whole m-th tree.
+          given: [rows, L, K], experts that replace the routers' choices.
+          gathered: whether parameters are already sharded as the products need them.
 
         Returns:
-          x, and an `Output` per layer of a group, its arrays [N, ...].
+          x, and a tuple with an `Output` per layer of a group, its arrays [N, ...].
         """
         c, M = self.config, self.config.layers_per_group
         block = Block(c, parent=None)
@@ -173,7 +182,7 @@ class Decoder(nn.Module):
         if given is not None:
             routes = tuple(jnp.moveaxis(given, 1, 0)[m::M] for m in range(M))
 
-        @jax.jit  # so that layers side by side are traced and differentiated once
+        @jax.jit  # so that unrolled layers are traced and differentiated once
         def layer(x, n, m, params, own_part, shared_part, route):
             params = params if gathered else mesh.gather(params, c.dtype)
             x = mesh.keep(x, "rows", None)
@@ -206,11 +215,16 @@ class Decoder(nn.Module):
         return jax.lax.scan(group, x, inputs)
 
     def prefill(self, tokens, length, given=None):
-        """Hidden state [P, d_model] after each prompt's last token, keys and routes.
+        """Runs the prompts.
 
-        The keys are a `KeyValue` [N, P, H, S, D] per layer of a group. The routes are
-        [P, S, L, K], the routers' own choices also where others are `given`, alike;
-        None without experts.
+        Args:
+          tokens, length: i32[P, S] and the number of tokens, i32[P].
+          given: [P, S, L, K], experts that replace the routers' choices.
+
+        Returns:
+          The hidden states [P, d_model] after each prompt's last token; a `KeyValue`
+          [N, P, H, S, D] per layer of a group; the routers' own choices [P, S, L, K],
+          None without experts.
         """
         P, S = tokens.shape
         x = self.embed_tokens(tokens, jnp.arange(S) < length[:, None])
@@ -229,15 +243,20 @@ class Decoder(nn.Module):
         return self.norm(last), keys, routes_of(outputs, (P, S))
 
     def score(self, tokens, mask, length, num_prompt_tokens, prompt_keys, given=None):
-        """Hidden states [P, G, T, d_model] of tokens i32[P, G, T] after a prompt.
+        """Runs completions after their prompts.
 
-        And the routes of these tokens, as `prefill` returns those of prompts.
-
-        Tokens outside the mask are read, too (tool output); what is no id there is 0.
+        Tokens outside the mask are read as well (tool output); invalid ids among them
+        are read as 0.
 
         Args:
-          length, num_prompt_tokens: i32[P] tokens of the prompts, and S.
+          tokens, mask: i32[P, G, T] and bool[P, G, T].
+          length, num_prompt_tokens: tokens of each prompt, i32[P], and S, static.
           prompt_keys: as `prefill` returns them.
+          given: [P, G, T, L, K], experts that replace the routers' choices.
+
+        Returns:
+          The hidden states [P, G, T, d_model], and the routers' own choices
+          [P, G, T, L, K], None without experts.
         """
         P, G, T = tokens.shape
         S = num_prompt_tokens
@@ -261,7 +280,15 @@ class Decoder(nn.Module):
         return self.norm(x).reshape(P, G, T, -1), routes_of(outputs, (P, G, T))
 
     def decode_step(self, tokens, t, prompt: PromptCache, cache: Cache):
-        """Hidden states [P, G, d_model] after completion token t, and the cache."""
+        """Runs one more token of each completion.
+
+        Args:
+          tokens, t: i32[P, G] tokens and i32[P], their index in the completion.
+          prompt, cache: of the prompts and of the tokens before.
+
+        Returns:
+          The hidden states [P, G, d_model] after the tokens, and the new cache.
+        """
         P, G = tokens.shape
         S, U = prompt.keys[0].key.shape[-2], attention_cached.num_keys(cache.keys[0])
         N = self.config.num_groups
@@ -293,9 +320,11 @@ class Decoder(nn.Module):
         x, outputs = self.apply_layers(
             x, (P, G, 1), ropes, attend, shared=caches, gathered=True
         )
-        # XLA:CPU copies caches that are written within a scan at each layer. There,
-        # layers only read them, and all is written here, at once and in place. Without
-        # a scan it copies what is read and written in no certain order: written first.
+        # XLA:CPU copies a cache in each layer if the scan over layers writes to it. So
+        # with several groups the layers only read the cache, and all keys are written
+        # here, at once and in place. With one group there is no scan; each layer then
+        # writes before it reads, since XLA:CPU copies a cache whose reads and writes
+        # have no fixed order.
         keys = tuple(output.attended for output in outputs)
         if N == 1:
             keys = jax.tree.map(lambda x: x[0], keys)
@@ -310,7 +339,7 @@ class Decoder(nn.Module):
 
 
 def _rope_of(c: DecoderConfig, ropes, number):
-    """The rows that layer `number`, an i32[], rotates by."""
+    """The rotary rows of layer `number`, an i32[]."""
     if len(ropes) == 1:
         return ropes[0]
     kinds = list(dict.fromkeys(c.ropes))
@@ -319,9 +348,10 @@ def _rope_of(c: DecoderConfig, ropes, number):
 
 
 def _window_of(c: DecoderConfig, number):
-    """The tokens that layer `number`, an i32[], sees; None if no layer has a window.
+    """The window in tokens of layer `number`, an i32[]; None if no layer has one.
 
-    By number, not by place in the group: so patterns need not divide groups of layers.
+    It is looked up by the layer's number, so that a pattern of sliding layers need not
+    divide the groups.
     """
     if c.window is None or all(c.sliding):
         return c.window
@@ -329,7 +359,7 @@ def _window_of(c: DecoderConfig, number):
 
 
 def routes_of(outputs, shape: tuple[int, ...]) -> jax.Array | None:
-    """[*shape, L, K] from the outputs of all layers; None without experts."""
+    """The routers' choices [*shape, L, K] in the outputs of `apply_layers`, or None."""
     if outputs[0].choice is None:
         return None
     choice = jnp.stack([output.choice for output in outputs], 1)  # [N, M, rows, K]
@@ -338,14 +368,15 @@ def routes_of(outputs, shape: tuple[int, ...]) -> jax.Array | None:
 
 
 def flat_routes(routes: jax.Array | None) -> jax.Array | None:
-    """[rows, L, K] of [..., L, K]."""
+    """[..., L, K] -> [rows, L, K]."""
     return None if routes is None else routes.reshape(-1, *routes.shape[-2:])
 
 
 def join_groups(x):
-    """[N, P, H, ...] -> [P, N * H, ...]: the heads of all groups of layers.
+    """[N, P, H, ...] -> [P, N * H, ...]: puts the heads of all groups on one axis.
 
-    XLA:CPU: an axis more makes it copy the cache. A mesh that splits heads needs it.
+    XLA:CPU would copy the cache if N and H were separate axes. A mesh that splits heads
+    needs them separate: [P, N, H, ...].
     """
     x = jnp.moveaxis(x, 0, 1)
     if mesh.size(mesh.TENSOR) > 1:
@@ -354,13 +385,12 @@ def join_groups(x):
 
 
 def layer_name(m: int) -> str:
-    """The name of the parameters of layer m of all groups."""
+    """The parameter name of layer m of a group, stacked over groups."""
     return f"layer_{m}"
 
 
 def by_group(params: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
-    """Parameters of `init`, whose layers are [L, ...], as `apply_layers` reads them:
-    [N, ...] for each layer of a group."""
+    """Regroups the layers' parameters: [L, ...] -> M trees [N, ...], for the scan."""
     M = config.layers_per_group
     layers = {
         layer_name(m): jax.tree.map(lambda p, m=m: p[m::M], params["layers"])

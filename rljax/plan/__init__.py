@@ -1,1 +1,1 @@
-"""What a run takes, known before it runs: arithmetic, memory and time."""
+"""Estimates the arithmetic, memory and time of a run before it starts."""

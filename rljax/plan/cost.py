@@ -1,12 +1,9 @@
-"""What a training step takes, known before it runs: arithmetic, memory and time.
+"""Estimates the arithmetic, memory and time of a training step before it runs.
 
-The arithmetic is that of a decoder: a multiply-add counts 2, and only matrix products
-count. It is what must be computed at the least: attention over the tokens so far, each
-prompt once. What the program does compute is counted in its traced form; a difference
-is work on padding, or done twice. On a mesh each device does its part of it, where
-prompts divide evenly.
-
-Symbols: `K` training steps per dispatch, `L` layers, `H` query heads of width `Dh`.
+Arithmetic is counted in FLOPs of matrix products, 2 per multiply-add. `decoder_flops`
+is a lower bound: attention reads only the tokens so far, and each prompt is computed
+once. `traced_flops` counts what the traced program computes; the difference is work on
+padding, or recomputation. On a mesh, each device is assumed to do an equal part.
 """
 
 from typing import Any, NamedTuple
@@ -20,15 +17,15 @@ from rljax import mesh, verdict
 from rljax.model import DecoderConfig, attention_cached
 from rljax.program import Program, Sizes
 
-# float32 logits that scoring holds at once: the default of `decoder_policy`.
+# float32 logits that scoring holds at once; equals the default of `decoder_policy`.
 MAX_LOGITS = 2**27
 
 
 class Flops(NamedTuple):
-    """Matrix products of a training step, a multiply-add counted as 2.
+    """FLOPs of the matrix products of a training step, 2 per multiply-add.
 
-    prompts: all of the rollout but the sampler's loop: prompts, a reference.
-    sampling: the sampler's loop, at T tokens per sample.
+    prompts: the rollout without the sampler's loop: prefill, and measuring a reference.
+    sampling: the sampler's loop, with T tokens per sample.
     training: all optimiser steps, forward and backward.
     """
 
@@ -37,20 +34,20 @@ class Flops(NamedTuple):
     training: float
 
     def over(self, devices: int) -> "Flops":
-        """The part of one of so many devices."""
+        """The part of one device."""
         return Flops(*(each / devices for each in self))
 
 
 class Memory(NamedTuple):
-    """Bytes of the compiled program on a device.
+    """Bytes that the compiled program takes on a device.
 
-    The last three are part of the temporaries, at different times.
+    The last three fields are parts of `temporaries`, needed at different times.
     """
 
     parameters: int
     optimizer: int
-    rest: int  # of the state: algorithm, gate, reference, key; and the prompts
-    outputs: int  # that do not take the place of the donated state: metrics
+    rest: int  # other state (algorithm, gate, reference, key), and the prompts
+    outputs: int  # without those that reuse the donated state's memory: metrics
     temporaries: int
     code: int
     gradients: int
@@ -59,11 +56,16 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Bytes in all; the last three fields are parts of `temporaries`."""
         return sum(self[:6])
 
 
 class Rates(NamedTuple):
-    """What a device does, measured: FLOP/s at two shapes, and bytes/s."""
+    """Measured rates of a device.
+
+    training, decoding: FLOP/s of the products of training and of decoding.
+    memory: bytes/s.
+    """
 
     training: float
     decoding: float
@@ -71,13 +73,19 @@ class Rates(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a training step takes of a device.
+    """The cost of a training step, per device.
 
-    devices: of the mesh.
-    arithmetic: at the least. traced: in the traced program.
+    sizes: of the program.
+    devices: number of devices of the mesh.
+    num_parameters: of the policy, frozen ones included.
+    arithmetic: lower bound on the FLOPs.
+    traced: FLOPs of the traced program.
     loops_counted_once: FLOPs of one dispatch with every loop body counted once: (all
       operations, from the compiler; matrix products, from the jaxpr).
-    seconds: of a training step, by part like Flops, at the measured rates.
+    memory: of the compiled program.
+    rates: of the device.
+    seconds: lower bound on the seconds of each part, at these rates.
+    tokens: sampled per training step, on all devices.
     """
 
     sizes: Sizes
@@ -101,6 +109,7 @@ def plan_step(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
     """The plan of a program.
 
     Args:
+      program: to plan.
       sizes: `program.sizes()`.
       compiled: `program.compile()`.
       rates: measured at the shapes of `matmul_shapes`.
@@ -134,25 +143,25 @@ def plan_step(program: Program, sizes: Sizes, compiled, rates: Rates) -> Plan:
 
 
 def decoder_flops(sizes: Sizes) -> Flops:
-    """The least arithmetic of a training step; attention is causal."""
+    """A lower bound on the FLOPs of a training step on all devices."""
     c, P, B = sizes.decoder, sizes.num_prompts, sizes.num_prompts * sizes.num_samples
     S, T = sizes.prompt_tokens, sizes.max_tokens
     layers, head = decoder_weights(c)
 
-    def attention(pairs):  # of a query and a key: a score, and a value to add
+    def attention(pairs):  # two products per pair: with the key, and with the value
         return 4.0 * c.num_layers * c.num_heads * c.head_dim * pairs
 
     prompts = 2.0 * P * (S * layers + head) + attention(P * S * (S + 1) / 2)
-    # The first token comes from its prompt, and the last one is never fed.
+    # The prompt predicts the first token, and the decoder never reads the last one.
     rest = 2.0 * B * (T - 1) * (layers + head)
     rest += attention(B * ((T - 1) * S + T * (T - 1) / 2))
-    # In training each sample asks for the logits of its first token, too.
+    # Training also computes the first token's logits for each sample, not per prompt.
     forward = prompts + rest + 2.0 * (B - P) * head
     return Flops(prompts, rest, 3 * sizes.num_passes * forward)
 
 
 def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
-    """Weights that multiply each token: of all layers, and of the output head."""
+    """Number of weights used per token: in all layers, and in the output head."""
     heads = c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     width, routes = c.d_ff, 0
     if c.experts is not None:
@@ -163,11 +172,11 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
 
 
 def traced_flops(program: Program, sizes: Sizes) -> Flops:
-    """The matrix products of the program as traced, before the compiler sees it.
+    """FLOPs of the traced program on all devices, before the compiler optimises it.
 
-    Assumes that the rollout's only `while` loop is the sampler's, over T tokens, that
-    loops and conditions inside it are over blocks of the cache, and that the learner's
-    only `while` loop runs over optimiser steps.
+    Assumes that the rollout's only `while` loop is the sampler's, over T tokens; that
+    loops and conditions inside it are over blocks of the cache; and that the learner's
+    only `while` loop is over optimiser steps.
     """
     verify = program.in_graph()
 
@@ -190,8 +199,7 @@ def traced_flops(program: Program, sizes: Sizes) -> Flops:
 
 
 def blocks_read(sizes: Sizes) -> tuple[int, float]:
-    """Blocks of the cache, and the share of them that lies before a token; the average
-    over a completion."""
+    """The number of cache blocks, and the mean fraction of them that a token reads."""
     num_keys = max(sizes.max_tokens - 1, 1)
     num = attention_cached.num_blocks(num_keys)
     size = -(-num_keys // num)
@@ -208,11 +216,14 @@ def count_matmul_flops(
 
     Args:
       jaxpr: of any function.
-      repeat: (length of a `scan`) -> how often its body counts; that of a `while`
-        counts once.
-      often: share of cases in which a `cond` takes its most expensive branch, and not
-        the cheapest.
-      turns: how often the body of a `while` inside another one counts.
+      repeat: length of a `scan` -> how often its body counts. The body of an outermost
+        `while` counts once.
+      often: fraction of cases in which a `cond` takes its most expensive branch; in the
+        others it takes the cheapest.
+      turns: how often the body of a `while` inside another `while` counts.
+
+    Returns:
+      (FLOPs outside of `while` loops, FLOPs of one iteration of each).
     """
     outside = inside = 0.0
     for eqn in jaxpr.eqns:
@@ -243,8 +254,10 @@ def count_matmul_flops(
 
 
 def memory(program: Program, sizes: Sizes, compiled) -> Memory:
-    """Where the memory of a device goes; shapes say what the state and its copies
-    take."""
+    """The memory of a training step on a device, by purpose.
+
+    The compiler gives the totals; the shapes of the state give the parts.
+    """
     state, devices = program.state, program.num_devices
     c, measured = sizes.decoder, compiled_memory(compiled)
     parameters, optimizer = (
@@ -267,7 +280,7 @@ def memory(program: Program, sizes: Sizes, compiled) -> Memory:
 
 
 def compiled_memory(compiled) -> dict[str, int]:
-    """Bytes that the compiler says a program takes on each device."""
+    """Bytes that a program takes on each device, according to the compiler."""
     memory = compiled.memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
@@ -279,9 +292,11 @@ def compiled_memory(compiled) -> dict[str, int]:
 
 
 def bytes_decoded(program: Program, sizes: Sizes) -> float:
-    """Bytes that the sampler's loop of a device reads: at each turn all parameters that
-    `tensor` does not split, the keys and values of the prompts, once per group or slot,
-    and those of the tokens so far."""
+    """Bytes that the sampler's loop reads on a device.
+
+    Each iteration reads the parameters (the device's part along `tensor`), the keys and
+    values of the prompts, once per group or slot, and those of the tokens so far.
+    """
     axes = {} if program.place is None else program.place.shape
     prompts, own = (size / program.num_devices for size in cache_bytes(sizes))
     parameters = num_bytes((program.state.params, program.state.frozen))
@@ -291,7 +306,7 @@ def bytes_decoded(program: Program, sizes: Sizes) -> float:
 
 
 def cache_bytes(sizes: Sizes) -> tuple[int, int]:
-    """Keys and values of all rows: of their prompts, and of their own tokens."""
+    """Bytes of keys and values on all devices: of the prompts, and of completions."""
     c = sizes.decoder
     each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
     slots = sizes.num_rows < sizes.num_prompts * sizes.num_samples
@@ -301,7 +316,7 @@ def cache_bytes(sizes: Sizes) -> tuple[int, int]:
 
 
 def matmul_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """(rows, width, width) of the matrix products of training, and of decoding."""
+    """The shape (rows, d_model, d_ff) of products in training, and in decoding."""
     rows = sizes.num_prompts * sizes.num_samples
     widths = (sizes.decoder.d_model, sizes.decoder.d_ff)
     training = max(1, rows * sizes.max_tokens // sizes.num_pieces)
@@ -309,7 +324,7 @@ def matmul_shapes(sizes: Sizes) -> tuple[tuple[int, int, int], tuple[int, int, i
 
 
 def num_elements(tree) -> int:
-    """Numbers in the arrays of a pytree, keys apart."""
+    """Number of elements in the arrays of a pytree, without PRNG keys."""
     return sum(
         x.size
         for x in jax.tree.leaves(tree)
@@ -318,7 +333,7 @@ def num_elements(tree) -> int:
 
 
 def num_bytes(tree) -> int:
-    """Bytes of the arrays of a pytree, or of what has their shapes."""
+    """Bytes of the arrays or ShapeDtypeStructs of a pytree, without PRNG keys."""
     return sum(
         x.size * jnp.dtype(x.dtype).itemsize
         for x in jax.tree.leaves(tree)

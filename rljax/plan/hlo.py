@@ -1,7 +1,7 @@
-"""What a compiled program moves between devices, and its largest arrays.
+"""Lists the collectives and the largest arrays of a compiled program.
 
-Read off the text of an optimised HLO module, `compiled.as_text()`. XLA's own numbers
-count the body of a loop once; here it counts as often as it runs.
+It parses the text of an optimised HLO module, `compiled.as_text()`. XLA's own analysis
+counts the body of a loop once; here it counts as often as the loop runs.
 """
 
 import collections
@@ -40,8 +40,8 @@ class Collective(NamedTuple):
     kind: as XLA names it, such as all-gather.
     shape: of its result on one device, as XLA writes it.
     bytes: of the result.
-    times: how often it runs; in a loop whose end depends on data, at most.
-    op_name: what of the traced code it comes from.
+    times: how often it runs; an upper bound if a loop's end depends on data.
+    op_name: name of the traced operation that it comes from; "" if XLA gives none.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Collective(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """An instruction: the shape of its result, its opcode, and all of its text."""
+    """An instruction: the shape of its result, its opcode, and its whole text."""
 
     shape: str
     opcode: str
@@ -60,13 +60,15 @@ class _Line(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of an optimised HLO module, with trip counts."""
+    """The collectives of an optimised HLO module, with the number of their runs."""
     computations, entry = _computations(text)
     found: list[Collective] = []
 
     def walk(name: str, times: int) -> None:
         for line in computations.get(name, ()):
-            kind = line.opcode.removesuffix("-done")  # `-start` has operands, too
+            # Of an asynchronous pair only `-done` counts, because the shape of `-start`
+            # includes operands.
+            kind = line.opcode.removesuffix("-done")
             if kind in _KINDS:
                 name_of = _OP_NAME.search(line.text)
                 op_name = name_of[1] if name_of else ""
@@ -75,7 +77,7 @@ def collectives(text: str) -> list[Collective]:
             trips = times
             if line.opcode == "while":
                 trips *= _trip_count(line, computations)
-            if kind not in _KINDS:  # a reduction's own computation moves nothing
+            if kind not in _KINDS:  # the adder that an all-reduce calls moves nothing
                 for called in _called(line.text):
                     walk(called, trips)
 
@@ -84,7 +86,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def by_kind(found: list[Collective]) -> dict[str, dict[str, int]]:
-    """How many of each kind run, and the bytes of their results."""
+    """Kind -> {"count": runs, "bytes": bytes of all results}."""
     kinds: dict[str, collections.Counter] = {}
     for one in found:
         counter = kinds.setdefault(one.kind, collections.Counter())
@@ -93,9 +95,10 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, int]]:
 
 
 def arrays(text: str, min_bytes: int) -> dict[str, int]:
-    """Bytes of the arrays of a module on one device, by shape; of the large ones.
+    """Shape -> bytes, for arrays of a module of at least `min_bytes` on one device.
 
-    Arguments, results and temporaries; what a fusion keeps in registers is none.
+    These are arguments, results and temporaries. Values inside a fusion do not count,
+    because they are never stored.
     """
     computations, _ = _computations(text)
     fused = {
@@ -117,7 +120,7 @@ def arrays(text: str, min_bytes: int) -> dict[str, int]:
 
 
 def num_bytes(shape: str) -> int:
-    """Bytes of a shape, as XLA writes it; of a tuple those of its parts.
+    """Bytes of a shape in XLA's notation; a tuple has the sum of its parts.
 
     >>> num_bytes("(f32[2,3]{1,0:T(8,128)}, s32[]{:T(128)})")
     28
@@ -126,15 +129,14 @@ def num_bytes(shape: str) -> int:
 
 
 def _array_bytes(array: re.Match) -> int:
-    bits = re.search(r"\d+", array["dtype"])  # f8e4m3fn has 8; pred has a byte
-    size = 8 if bits is None else int(bits[0])
-    return -(
-        -math.prod([size, *map(int, filter(None, array["sizes"].split(",")))]) // 8
-    )
+    bits = re.search(r"\d+", array["dtype"])  # the first number: 8 for f8e4m3fn
+    width = 8 if bits is None else int(bits[0])  # pred takes a byte
+    sizes = [int(size) for size in array["sizes"].split(",") if size]
+    return -(-width * math.prod(sizes) // 8)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
-    """The instructions of each computation, and the name of the first one to run."""
+    """Name -> instructions of each computation, and the name of the entry."""
     found: dict[str, list[_Line]] = {}
     entry = name = ""
     for text_line in text.splitlines():
@@ -148,14 +150,17 @@ def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
 
 
 def _called(text: str) -> Iterator[str]:
+    """Names of the computations that an instruction calls."""
     yield from _CALLED.findall(text)
     for branches in _BRANCHES.findall(text):
         yield from (branch.strip().lstrip("%") for branch in branches.split(","))
 
 
 def _trip_count(line: _Line, computations: dict[str, list[_Line]]) -> int:
-    """How often a loop runs; where XLA does not say, the largest constant that its
-    condition compares with; 1 if it has none."""
+    """The number of iterations of a loop.
+
+    If XLA does not give it, this is the largest constant in the loop's condition, or 1.
+    """
     if (known := _TRIPS.search(line.text)) is not None:
         return int(known[1])
     bounds = [1]

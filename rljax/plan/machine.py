@@ -1,4 +1,4 @@
-"""What this machine has and does: free memory, and rates measured in a moment."""
+"""Free memory of this machine, and short measurements of its speed."""
 
 import os
 import pathlib
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 
 def free_memory(device: jax.Device) -> int:
-    """Bytes that programs may still take on a device; of a CPU, the machine's."""
+    """Free bytes on a device; for a CPU, of the machine or its container."""
     stats = device.memory_stats()
     if stats is not None:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    group = _group_memory(pathlib.Path("/sys/fs/cgroup"))
-    return _host_memory() if group is None else min(_host_memory(), group)
+    container = _container_memory(pathlib.Path("/sys/fs/cgroup"))
+    return _host_memory() if container is None else min(_host_memory(), container)
 
 
 def matmul_flops_per_s(
@@ -23,11 +23,14 @@ def matmul_flops_per_s(
     """FLOP/s of the products [rows, width] x [width, other] x [other, width].
 
     Args:
-      seconds: how long to measure, about. Where the machine needs longer for so many
-        rows, fewer are measured, but at least 256.
+      rows, width, other: sizes of the products.
+      dtype: of the arrays.
+      seconds: approximate time for the measurement. If all rows would take longer, the
+        rate is that of 256 rows.
     """
     few = min(rows, 256)
     rate = _matmul_rate(few, width, other, dtype, seconds / 2)
+    # Measuring runs the products at least 4 times; each takes 4 rows width other FLOPs.
     if 4 * 4.0 * rows * width * other / rate > seconds:
         return rate
     return rate if few == rows else _matmul_rate(rows, width, other, dtype, seconds)
@@ -45,7 +48,7 @@ def _matmul_rate(rows, width, other, dtype, seconds):
 
 
 def bandwidth(num_bytes: int, seconds: float) -> float:
-    """Bytes/s read and written where an array of `num_bytes` is changed in place."""
+    """Bytes/s, read plus written, while an array of `num_bytes` is updated in place."""
 
     def work(x, repeats):
         return jax.lax.fori_loop(0, repeats, lambda i, x: x * 0.5 + 1, x)
@@ -55,7 +58,7 @@ def bandwidth(num_bytes: int, seconds: float) -> float:
 
 
 def _seconds_each(work, x, seconds: float, *arrays) -> float:
-    """Seconds of one repeat of `x = work(x, repeats, *arrays)`: the best of tries."""
+    """Seconds of one repeat of `x = work(x, repeats, *arrays)`: the best of 3 tries."""
     work = jax.jit(work, donate_argnums=0)
 
     def timed(x, repeats):
@@ -65,7 +68,7 @@ def _seconds_each(work, x, seconds: float, *arrays) -> float:
 
     x, _ = timed(x, 1)  # compiles
     x, once = timed(x, 1)
-    # As many that starting the program does not count, and all within the time.
+    # Enough repeats to hide the cost of a dispatch, but 3 tries in the given time.
     repeats = max(1, min(1000, int(seconds / 3 / once)))
     tries = []
     for _ in range(3):
@@ -83,8 +86,8 @@ def _host_memory() -> int:
     return 1024 * int(sizes["MemAvailable"].split()[0])
 
 
-def _group_memory(folder: pathlib.Path) -> int | None:
-    """What is left of a container's limit, or None where there is none."""
+def _container_memory(folder: pathlib.Path) -> int | None:
+    """Free bytes below the memory limit of a container; None without a limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

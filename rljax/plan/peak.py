@@ -1,4 +1,4 @@
-"""The memory of a whole run: of the process, the state, its copy, and each program."""
+"""The peak memory of a whole run: process, state, its copy, and programs."""
 
 import pathlib
 import re
@@ -9,14 +9,15 @@ from rljax.program import Program
 
 
 class Peak(NamedTuple):
-    """Bytes that a run takes at its largest: of one device, or where the devices are
-    this host's, of all that are in this process.
+    """Peak bytes of a run, by purpose.
 
-    process: what this process takes that is no array: Python, libraries, tokenizer,
-      problems, and what compiling left behind. 0 on a device of its own.
-    state: parameters, optimiser and the rest, and the prompts.
-    copy: of the state, on the host, while a checkpoint is written.
-    programs: by name, what each takes beside the state; one runs at a time.
+    They are those of one accelerator, or, on CPU devices, of this whole process.
+
+    process: memory of this process without arrays: Python, libraries, tokenizer,
+      problems, and the compiler's leftovers; 0 on an accelerator.
+    state: parameters, optimiser state, other state, and the prompts.
+    copy: of the state on the host, while a checkpoint is written; 0 on an accelerator.
+    programs: name -> bytes that the program takes beside the state; one runs at a time.
     """
 
     process: int
@@ -26,20 +27,22 @@ class Peak(NamedTuple):
 
     @property
     def wanted(self) -> int:
-        """Beside this process."""
+        """Bytes that the run needs in addition to this process."""
         return self.total - self.process
 
     @property
     def total(self) -> int:
+        """Bytes of everything, with the largest program."""
         return self.process + self.state + self.copy + max(self.programs.values())
 
 
 def peak(program: Program, step: cost.Memory, *, on_host: bool) -> Peak:
-    """The memory of a run.
+    """The peak memory of a run.
 
     Args:
-      step: of a training step, on a device.
-      on_host: whether the device's memory is this process's.
+      program: of the run.
+      step: memory of a training step on one device.
+      on_host: whether the devices are CPUs, which share this process's memory.
     """
     devices = 1
     if on_host and program.place is not None:
@@ -55,7 +58,7 @@ def peak(program: Program, step: cost.Memory, *, on_host: bool) -> Peak:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory; 0 where nobody says."""
+    """Resident bytes of this process; 0 if the system does not say."""
     try:
         text = pathlib.Path("/proc/self/status").read_text()
     except OSError:  # not Linux

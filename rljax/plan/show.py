@@ -1,4 +1,4 @@
-"""What `--plan` does: says what an experiment takes, and runs nothing."""
+"""`--plan`: prints the cost of an experiment without running it."""
 
 import dataclasses
 import math
@@ -14,10 +14,11 @@ from rljax.plan import peak as peaks
 from rljax.plan.peak import Peak
 from rljax.program import Program, Sizes
 
-# Numbers of a config that memory falls with.
+# Numbers of a config that save memory when they are lowered, and the one that does when
+# it is raised.
 _LOWERED = ("num_prompts", "num_samples", "max_tokens")
 _RAISED = "num_microbatches"
-_PARTS = {
+_PARTS = {  # field of `cost.Memory` -> its label
     "parameters": "parameters",
     "optimizer": "optimiser state",
     "rest": "rest of the state, prompts",
@@ -25,7 +26,7 @@ _PARTS = {
     "temporaries": "temporaries of the program",
     "code": "code",
 }
-_WITHIN = {
+_WITHIN = {  # the same, for parts of the temporaries
     "gradients": "gradients",
     "cache": "keys and values of the sampler",
     "logits": "logits held at once",
@@ -38,20 +39,21 @@ def show_plan(
     *,
     free: int | None = None,
 ) -> cost.Plan:
-    """Prints the plan of a training step, and of a run's memory, on a device.
+    """Prints the cost of a training step, and the peak memory of the run, on a device.
 
     Args:
-      program: config -> the program; of the devices of its mesh, or the default one.
-      free: bytes that the device has; by default what is free there.
+      program: config -> the program to plan.
+      config: of the experiment.
+      free: bytes that the run may take; None: the free memory of the first device.
 
     Raises:
-      ValueError: if the memory does not suffice, with what would.
+      ValueError: if the memory does not suffice; the message names what would fit.
     """
     built = program(config)
     compiled = built.compile()
     sizes = built.sizes()
     rates = measure_rates(sizes)
-    if _on_host():  # whose devices share its cores
+    if _on_host():  # all CPU devices share the cores
         rates = cost.Rates(*(rate / built.num_devices for rate in rates))
     found = cost.plan_step(built, sizes, compiled, rates)
     free = machine.free_memory(jax.devices()[0]) if free is None else free
@@ -74,8 +76,7 @@ def _on_host() -> bool:
 
 
 def measure_rates(sizes: Sizes, seconds: float = 0.2) -> cost.Rates:
-    """The machine's rates at the program's shapes; takes 5 times `seconds` at most,
-    beside the compilation."""
+    """Measures the rates at the program's shapes, in about 5 times `seconds`."""
     training, decoding = cost.matmul_shapes(sizes)
     dtype = sizes.decoder.dtype
     return cost.Rates(
@@ -86,14 +87,14 @@ def measure_rates(sizes: Sizes, seconds: float = 0.2) -> cost.Rates:
 
 
 def work_table(found: cost.Plan) -> rich.table.Table:
-    """Arithmetic and time of a step."""
+    """The table of arithmetic and time of a step."""
     s = found.sizes
     table = rich.table.Table(
         title=f"A training step: {s.num_prompts} prompts of {s.prompt_tokens} x"
         f" {s.num_samples} samples x {s.max_tokens} tokens{_each(found.devices)}"
     )
     table.add_column("")
-    for name in ("GFLOP at the least", "in the program", "ms at best"):
+    for name in ("GFLOP, lower bound", "GFLOP, traced", "ms, lower bound"):
         table.add_column(name, justify="right")
     rows = zip(found.arithmetic, found.traced, found.seconds, strict=True)
     for name, (least, traced, seconds) in zip(cost.Flops._fields, rows, strict=True):
@@ -114,7 +115,7 @@ def _work(least, traced, seconds):
 
 
 def memory_table(memory: cost.Memory, devices: int = 1) -> rich.table.Table:
-    """Where the memory of a training step goes."""
+    """The table of memory of a training step, by purpose."""
     table = rich.table.Table(title=f"Memory of a training step{_each(devices)}")
     table.add_column("")
     table.add_column("MiB", justify="right")
@@ -122,15 +123,15 @@ def memory_table(memory: cost.Memory, devices: int = 1) -> rich.table.Table:
         table.add_row(label, _mib(memory._asdict()[name]))
         if name == "temporaries":
             for inner, label in _WITHIN.items():
-                table.add_row(f"  at some time: {label}", _mib(memory._asdict()[inner]))
+                table.add_row(f"  of these, {label}", _mib(memory._asdict()[inner]))
     table.add_section()
     table.add_row("in all", _mib(memory.total))
     return table
 
 
 def peak_table(peak: Peak, free: int) -> rich.table.Table:
-    """What the whole run takes at its largest, against what is free."""
-    table = rich.table.Table(title="Memory of the run at its largest")
+    """The table of the run's peak memory, and the free memory."""
+    table = rich.table.Table(title="Peak memory of the run")
     table.add_column("")
     table.add_column("MiB", justify="right")
     table.add_row("the process itself", _mib(peak.process))
@@ -146,31 +147,31 @@ def peak_table(peak: Peak, free: int) -> rich.table.Table:
 
 
 def summary(found: cost.Plan) -> str:
-    """What the tables leave out."""
+    """Sentences on what the tables leave out."""
     rates, (all_once, products_once) = found.rates, found.loops_counted_once
     return (
         f"{found.num_parameters:,} parameters."
         f" At best {1e3 * sum(found.seconds):,.1f} ms per step and"
-        f" {found.tokens_per_second:,.0f} sampled tokens/s: matrix products alone, at"
-        " rates measured just now,"
+        f" {found.tokens_per_second:,.0f} sampled tokens/s: this counts matrix products"
+        " only, at the rates measured just now,"
         f" {rates.training / 1e9:,.1f} GFLOP/s in training,"
         f" {rates.decoding / 1e9:,.1f} in decoding, and {rates.memory / 1e9:,.1f} GB/s."
-        "\nWith each loop body once, the compiler counts"
-        f" {all_once / 1e9:,.3f} GFLOP in the whole program, its matrix products are"
-        f" {products_once / 1e9:,.3f} of them."
-        "\nA warm start is not in this; the time of evaluations is not, either."
+        "\nCounting each loop body once, the whole program has"
+        f" {all_once / 1e9:,.3f} GFLOP according to the compiler, of which"
+        f" {products_once / 1e9:,.3f} are matrix products."
+        "\nWarm start and evaluations are not included."
     )
 
 
 def refusal(program, config, peak: Peak, free: int) -> str:
-    """That it does not fit, and what would."""
+    """The message of a run that does not fit, with changes that make it fit."""
     text = f"the run needs {_mib(peak.wanted)} MiB, and {_mib(free)} are free"
     largest = max(peak.programs.values())
     fixed = peak.wanted - largest
     if fixed >= free:
         return (
-            f"{text}; parameters and optimiser state alone need {_mib(fixed)}: take a"
-            " smaller model, or a device with more memory."
+            f"{text}; parameters and optimiser state alone need {_mib(fixed)} MiB: take"
+            " a smaller model, or a device with more memory."
         )
     factor = 2 ** math.ceil(math.log2(largest / (free - fixed)))
     found = [
@@ -178,16 +179,23 @@ def refusal(program, config, peak: Peak, free: int) -> str:
     ]
     fitting = [line for line in found if line is not None]
     if not fitting:
-        return f"{text}; no single number of the config makes it fit: lower several."
+        return f"{text}; no change of a single number is enough: lower several."
     return f"{text}; it fits with one of\n  " + "\n  ".join(fitting)
 
 
 def advice(program, config, name: str, factor: int, free: int) -> str | None:
-    """The flag that makes it fit by changing one number, and what it then needs.
+    """A flag that makes the run fit by changing one number, and the memory it needs.
 
     Args:
-      factor: by how much the number must change if memory goes with it; one more
-        doubling is tried.
+      program: config -> the program.
+      config: that does not fit.
+      name: field of the config to change.
+      factor: to change it by, if memory is proportional to it; twice the factor is
+        tried as well.
+      free: bytes that the run may take.
+
+    Returns:
+      None if the config has no such field, or no change of it is enough.
     """
     numbers = {field.name for field in dataclasses.fields(config)}
     if name not in numbers:
@@ -201,7 +209,7 @@ def advice(program, config, name: str, factor: int, free: int) -> str | None:
             smaller = program(dataclasses.replace(config, **{name: value}))
             step = cost.memory(smaller, smaller.sizes(), smaller.compile())
             needed = peaks.peak(smaller, step, on_host=_on_host()).wanted
-        except ValueError:  # such as prompts that do not divide
+        except ValueError:  # such as prompts that the mesh does not divide
             continue
         if needed <= free:
             flag = name.replace("_", "-")

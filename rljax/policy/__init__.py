@@ -1,19 +1,19 @@
-"""The interface of policies, what is measured of any of them, and their transforms.
+"""The interface of policies, measurements of any policy, and transforms of policies.
 
     base          `Policy`: pure functions over a tree of parameters
     score         log-probability and entropy, chunk by chunk
     divergence    exact divergences from a reference policy
-    value_head    a critic on top
-    teacher       a policy that is told more
-    frozen        trained and frozen parameters, apart and together
-    lora          thin adapters beside frozen matrices
+    value_head    a critic on top of a policy
+    teacher       the policy itself with a more informative prompt, as a teacher
+    frozen        split parameters into trained and frozen ones, and join them
+    lora          low-rank adapters beside frozen matrices
     quantised     int8 weights for rollouts
     masked        a teacher without its smallest weights
     soup          averages of parameters
-    key_elements  what earlier tasks moved most, and a penalty on it
+    key_elements  a penalty on what earlier tasks changed most
     rate          learning rates by name and layer
 
-A transform of policies belongs here; no network does, and nothing here imports flax.
+Transforms of policies belong here, networks do not. Nothing here imports flax.
 """
 
 from rljax.policy.base import Policy

@@ -1,4 +1,4 @@
-"""What the library knows of a policy: pure functions over a parameter pytree."""
+"""The interface of a policy: pure functions over a parameter pytree."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,27 +11,29 @@ from rljax.types import Measure, Prompts, Samples
 class Policy(NamedTuple):
     """A language model as pure functions.
 
-    All logits belong to the distribution that is sampled and trained: they have been
-    divided by the temperature.
+    All logits are divided by the temperature: they belong to the distribution that is
+    sampled and trained.
 
     init: key -> params.
-    prefill: (params, prompts) -> (logits f32[P, V], prompt); logits of each
-      completion's first token, and what decoding reads of a prompt, leaves [P, ...].
-    init_cache: (prompt, num_samples, max_tokens) -> cache of completions to come.
+    prefill: (params, prompts) -> (logits f32[P, V], prompt): the logits of each
+      completion's first token, and the prompts' cache, a tree with leaves [P, ...].
+    init_cache: (prompt, num_samples, max_tokens) -> an empty cache for the completions.
     decode: (decode_params, tokens i32[P, G], t i32[P], prompt, cache) -> (logits
-      f32[P, G, V], cache); feeds completion token number t (from 0), returns the logits
-      of the next. Where t is 0 a new completion begins, whatever the cache holds.
-    hidden: (params, prompts, samples) -> [P, G, T, D], normalised final states; the
-      state at t predicts completion token t.
+      f32[P, G, V], cache). Feeds completion token number t, counted from 0, and returns
+      the logits of the next token. t = 0 begins a new completion, whatever the cache
+      holds.
+    hidden: (params, prompts, samples) -> [P, G, T, D], final hidden states after the
+      last norm; the state at t predicts completion token t.
     logits: (params, hidden [..., D]) -> f32[..., V].
-    measure: (params, prompts, samples, reference=None) -> TokenStats of the
-      completions' tokens; what sampler and learner compute agrees to rounding. A policy
-      alone compares with no reference and ignores it.
-    decode_params: params -> what `decode` reads of them, made once per rollout.
-    recorded: (prompt or cache) -> arrays by name that the samples are to record of how
-      tokens were computed: of a prompt's tokens [P, S, ...], of those that `decode` fed
-      last [P, G, ...]. Most policies have nothing to record.
-    logits_params: params -> those that `logits` reads, as it takes them.
+    measure: (params, prompts, samples, reference=None) -> TokenStats of the samples'
+      tokens. It agrees with `decode` up to rounding. A plain policy ignores
+      `reference`.
+    decode_params: params -> the parameters as `decode` takes them; called once per
+      rollout.
+    recorded: prompt or cache -> arrays by name to be stored in the samples: those of
+      prompt tokens [P, S, ...], or those of the tokens that `decode` fed last
+      [P, G, ...]. Most policies record nothing.
+    logits_params: params -> the part of them that `logits` reads.
     """
 
     init: Callable[[jax.Array], Any]

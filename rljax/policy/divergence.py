@@ -1,6 +1,6 @@
-"""Measuring whole distributions: exact divergences from the reference policy.
+"""Exact divergences from the reference policy, over the whole vocabulary.
 
-The logits of both policies exist for one chunk of tokens at a time.
+Logits of both policies are held for one chunk of tokens at a time.
 """
 
 import jax
@@ -29,7 +29,7 @@ def divergences(logits: jax.Array, reference: jax.Array) -> dict[str, jax.Array]
     return {
         "kl_reverse": jnp.sum(p * gap, -1),
         "kl_forward": -jnp.sum(jnp.exp(ref) * gap, -1),
-        # Not sum p^2 / q - 1: near equality only its rounding would be left.
+        # sum p^2 / q - 1 would be mere rounding where both are nearly equal.
         "chi_squared": jnp.sum(p * jnp.expm1(numerics.bounded(gap)), -1),
     }
 
@@ -39,11 +39,11 @@ def against_reference(policy: Policy, *, max_logits: int = score.MAX_LOGITS) -> 
 
     Args:
       policy: scores both parameter sets; the reference's are `TrainState.reference`.
-      max_logits: float32 logits that may exist at once on each device.
+      max_logits: largest number of float32 logits to hold at once on each device.
 
     Returns:
-      A measure function whose `extra` holds `divergences` by name. Each call costs a
-      forward pass of the reference, without gradient.
+      A measure function whose `extra` holds the `divergences` by name, f32[P, G, T].
+      Each call costs a forward pass of the reference, without gradient.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.count("max_logits", max_logits)
@@ -51,8 +51,8 @@ def against_reference(policy: Policy, *, max_logits: int = score.MAX_LOGITS) -> 
     def measure(params, prompts, samples, reference=None):
         if reference is None:
             raise ValueError(
-                "exact divergences compare with reference parameters, got None; start"
-                " the run with them in TrainState.reference."
+                "exact divergences need reference parameters, got None; start the run"
+                " with them in TrainState.reference."
             )
         reference = jax.lax.stop_gradient(reference)
         own = policy.hidden(params, prompts, samples)
@@ -70,7 +70,7 @@ def against_reference(policy: Policy, *, max_logits: int = score.MAX_LOGITS) -> 
             samples,
             own,
             other,
-            max_logits=max_logits // 2,  # two policies have as many each
+            max_logits=max_logits // 2,  # for each of the two policies
         )
         return TokenStats(logp=logp, entropy=entropy, extra=extra)
 

@@ -1,9 +1,9 @@
-"""Parameters that nothing moves, apart from those that are trained.
+"""Splits parameters into trained and frozen ones, and joins them again.
 
-`TrainState.params` holds the trained ones: they alone have gradients, moments and a
-reference. `TrainState.frozen` holds the others once, for the policy, its reference and
-its teacher. Both are nested dictionaries; `joined` puts them together where a policy
-reads them, in traced code, where it copies nothing.
+`TrainState.params` holds the trained parameters; only they have gradients, moments and
+a reference copy. `TrainState.frozen` holds the others once, for the policy, its
+reference and its teacher. Both are nested dictionaries. `joined` merges them where a
+policy reads them; in traced code this copies nothing.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,12 @@ Trains = Callable[[tuple[str, ...]], bool]
 
 
 def split(params: dict[str, Any], trains: Trains) -> tuple[dict, dict]:
-    """(trained, frozen): two trees without a common leaf, `joined` of which is params.
+    """(trained, frozen): two trees that share no leaf; `joined` gives params again.
 
     Args:
       params: nested dictionaries of arrays.
-      trains: of the names of a leaf, such as ("layers", "q", "kernel").
+      trains: names of a leaf, such as ("layers", "q", "kernel") -> whether it is
+        trained.
 
     Raises:
       ValueError: if nothing is trained.
@@ -27,7 +28,7 @@ def split(params: dict[str, Any], trains: Trains) -> tuple[dict, dict]:
     if not trained:
         raise ValueError(
             f"trains must choose at least one parameter of {sorted(params)}, but chose"
-            " none; it takes a leaf's names from the root on."
+            " none; it takes the names from the root to a leaf."
         )
     return trained, frozen
 
@@ -47,14 +48,14 @@ def _split(params, trains, above):
 
 
 def joined(trained: Any, frozen: Any = None) -> Any:
-    """The tree that a policy reads: the leaves of both; without frozen ones, trained.
+    """The whole tree that a policy reads; if `frozen` is None, `trained` itself.
 
     Args:
-      trained: what `TrainState.params` or `TrainState.reference` holds, or None.
-      frozen: what `TrainState.frozen` holds, or None.
+      trained: `TrainState.params`, or `TrainState.reference`, which may be None.
+      frozen: `TrainState.frozen`, which may be None.
 
     Raises:
-      ValueError: if a name stands for a parameter in both.
+      ValueError: if both trees hold the same parameter.
     """
     if trained is None or frozen is None:
         return trained
@@ -68,8 +69,8 @@ def _joined(trained, frozen, above):
         pair = trained[name], frozen[name]
         if not all(isinstance(one, dict) for one in pair):
             raise ValueError(
-                "trained and frozen parameters must differ, but both have"
-                f" {'/'.join(path)}; split the whole tree with `frozen.split`."
+                "trained and frozen parameters must have no name in common, but both"
+                f" have {'/'.join(path)}; split the whole tree with `frozen.split`."
             )
         both[name] = _joined(*pair, path)
     return both

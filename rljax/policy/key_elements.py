@@ -1,14 +1,16 @@
-"""SEFE's RegLoRA: a new task's adapters leave alone what earlier tasks moved most.
+"""SEFE's RegLoRA: a penalty on changing what earlier tasks changed most.
 
-After a task, the largest entries of each product A B are remembered and the adapters
-are merged. The next task's optimiser is given a penalty on these entries:
+After each task the places of the largest entries of every product A B are remembered,
+and the adapters are merged. While the next task is trained, entries of its own products
+at these places are penalised:
 
     keys = key_elements(adapters)                    # after a task; then lora.merged
     penalty = lambda params: 2500 * key_penalty(params, keys)
     optimizer = optax.chain(rate.add_gradient_of(penalty), optax.adamw(1e-5))
 
-Source: SEFE, arXiv:2505.02486; code jinpeng0528/SEFE (PAPER, code). Products are not
-  scaled. Kernels are [in, out] here and [out, in] there, which changes no entry.
+Source: SEFE, arXiv:2505.02486; code jinpeng0528/SEFE (PAPER, code). Products are taken
+  without LoRA's scale. Kernels are [in, out] here and [out, in] there; the entries are
+  the same.
 """
 
 from collections.abc import Sequence
@@ -21,15 +23,15 @@ from rljax import check
 from rljax.policy.lora import A, B
 
 Keys = dict[str, jax.Array]
-"""i32[L, K] flat places in each layer's product [in, out], by path of the module."""
+"""i32[L, K] flat indices into each layer's product [in, out], by path of the module."""
 
 
 def key_elements(adapters: Any, *, share: float = 0.02) -> Keys:
     """The places of the largest |A B| of each adapted matrix, the largest first.
 
     Args:
-      adapters: a tree with `lora_a` and `lora_b`; others in it are not read.
-      share: of the entries of a matrix, in (0, 1]; rounded down.
+      adapters: a tree with `lora_a` and `lora_b`; other leaves are not read.
+      share: fraction of a matrix's entries, in (0, 1]; their number is rounded down.
     """
     check.number("share", share, above=0, high=1)
 
@@ -41,7 +43,7 @@ def key_elements(adapters: Any, *, share: float = 0.02) -> Keys:
 
 
 def joined_keys(tasks: Sequence[Keys]) -> Keys:
-    """The places of several tasks; those of more than one count as often."""
+    """The places of several tasks; a place of n tasks is contained n times."""
     return {
         name: jnp.concatenate([keys[name] for keys in tasks], -1) for name in tasks[0]
     }
@@ -51,8 +53,8 @@ def key_penalty(adapters: Any, keys: Keys) -> jax.Array:
     """f32[]: mean over matrices of the mean |A B| at their key places.
 
     Args:
-      adapters: of the new task; the gradient goes through both factors.
-      keys: of earlier tasks.
+      adapters: those of the new task; gradients flow through both factors.
+      keys: places of earlier tasks.
     """
     means = [
         jnp.mean(

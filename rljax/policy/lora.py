@@ -1,10 +1,9 @@
-"""LoRA: the layers' matrices stay, and a product of two thin ones is trained beside.
+"""LoRA: the layers' matrices are frozen; a low-rank product beside each is trained.
 
     y = x W + s (x A) B,    A [in, rank], B [rank, out],    s = alpha / rank
 
-B starts at 0, so the policy begins as the base, and so does its reference, which needs
-no second copy of the base: adapters alone are trained, and `TrainState.frozen` holds
-the base for both.
+B starts at 0, so the policy begins as the base model. Only the adapters are trained.
+`TrainState.frozen` holds the base once, for the policy and for its reference.
 
     spec = Lora(rank=8, alpha=16)
     policy = lora.adapted(policy, spec)
@@ -13,11 +12,11 @@ the base for both.
         trains=lora.is_adapter,
         adapters=spec, ...)
 
-Training uses the factored form: of the merged one the backward pass would make the
-gradient of each whole matrix, a third more arithmetic (12 layers of SmolLM2's width,
-rank 16, remat: 139 GFLOP an update against 184, and 178 of full training) and two more
-copies of the matrices. Sampling merges, once per rollout, as it casts and joins
-its weights anyway: a decode step costs nothing more.
+Training uses the factored form. With merged weights the backward pass would compute the
+gradient of each whole matrix: a third more arithmetic and two more copies of the
+matrices. (12 layers of SmolLM2's width, rank 16, remat: 139 GFLOP per update factored,
+184 merged, 178 for full training.) Sampling merges the weights once per rollout, when
+it casts them anyway, so a decode step costs no more than without LoRA.
 """
 
 import dataclasses
@@ -45,9 +44,9 @@ class Lora:
     rank_stabilised: scaled by alpha / sqrt(rank) instead (rsLoRA).
     targets: names of `TARGETS`, a tuple of them.
 
-    Source: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (both as PEFT
-      does them). Variants: A is drawn uniform in +- 1/sqrt(in), as PEFT draws it; the
-      paper draws it normal. No dropout: sampler and learner would differ.
+    Source: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (both as in
+      PEFT). Variants: A is uniform in +- 1/sqrt(in), as in PEFT; the paper's is normal.
+      There is no dropout, as sampler and learner would then differ.
     """
 
     rank: int
@@ -62,7 +61,7 @@ class Lora:
         if not known or sorted(known) != sorted(self.targets):
             raise ValueError(
                 f"targets must be names of {', '.join(TARGETS)}, at least one and each"
-                f" once, got {list(self.targets)}; leave out the others."
+                f" once, got {list(self.targets)}; remove the others."
             )
 
     @property
@@ -74,14 +73,16 @@ class Lora:
 def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[str, Any]:
     """The parameters with adapters beside the kernels that `spec` names.
 
-    Adapters are float32, `lora_a` [L, in, rank] random and `lora_b` [L, rank, out] 0.
+    Adapters are float32: `lora_a` [L, in, rank] is random, `lora_b` [L, rank, out] 0.
 
     Args:
-      params: a decoder's, or a tree that holds one, layers stacked along axis 0.
-      key: of the random numbers.
+      params: a decoder's parameters, or a tree that contains them; layers are stacked
+        along axis 0.
+      spec: which kernels, and the rank.
+      key: a PRNG key.
 
     Raises:
-      ValueError: if a target is not there, or is one of each expert.
+      ValueError: if a target does not exist, or exists once per expert.
     """
     found = set()
 
@@ -92,7 +93,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
         if module["kernel"].ndim != 3:
             raise ValueError(
                 f"targets must be matrices of the layers, got {path[-1]!r}, of which"
-                " each expert has one; leave it out."
+                " each expert has one; remove it."
             )
         num_layers, width, out = module["kernel"].shape
         own = keys.at(key, TARGETS.index(path[-1]))
@@ -103,19 +104,19 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
     params = _over_modules(add, params)
     if missing := sorted(set(spec.targets) - found):
         raise ValueError(
-            f"targets must be matrices of the layers, but there is no {missing}; the"
-            " parameters are those of another network: adapt the decoder's."
+            f"targets must be matrices of the layers, but there is no {missing}; pass"
+            " the parameters of a decoder."
         )
     return params
 
 
 def is_adapter(path: tuple[str, ...]) -> bool:
-    """Whether a leaf of these names is an adapter's; what `frozen.split` asks."""
+    """Whether the leaf with these names belongs to an adapter; for `frozen.split`."""
     return path[-1] in (A, B)
 
 
 def merged(params: dict[str, Any], spec: Lora) -> dict[str, Any]:
-    """The parameters without adapters: W + s A B, summed in float32, as W is stored."""
+    """Parameters without adapters: W + s A B, summed in float32, in W's dtype."""
 
     def merge(path, module):
         del path
@@ -131,14 +132,14 @@ def merged(params: dict[str, Any], spec: Lora) -> dict[str, Any]:
 
 
 def adapted(policy: Policy, spec: Lora) -> Policy:
-    """The policy that reads parameters `with_adapters`.
+    """The policy whose parameters are those of `with_adapters`.
 
-    Sampling reads merged weights, everything else the factored form; they agree to
-    rounding, which the metric `gap/sampler_learner_max` tells.
+    Sampling uses merged weights, everything else the factored form. The two agree up to
+    rounding; the metric `gap/sampler_learner_max` shows it.
 
     Args:
-      policy: a decoder's; a value head goes on top of this one.
-      spec: as the adapters were made.
+      policy: a decoder's policy; put a value head on top of the result.
+      spec: the one that the adapters were made with.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.kind("spec", spec, Lora, "Lora(rank=8, alpha=16)")
@@ -171,7 +172,7 @@ def adapted(policy: Policy, spec: Lora) -> Policy:
 
 
 def _over_modules(fn: Callable[..., Any], tree: Any, path: tuple[str, ...] = ()) -> Any:
-    """`fn(path, module)` in place of each dictionary that holds a kernel."""
+    """Replaces each dictionary that holds a kernel by `fn(path, dictionary)`."""
     if not isinstance(tree, dict):
         return tree
     if "kernel" in tree and path:

@@ -1,7 +1,7 @@
-"""A teacher that is easier to imitate: its smallest weights are 0.
+"""A teacher whose smallest weights are set to 0, which makes it easier to imitate.
 
-The share of weights that are masked falls in stairs, so that the teacher grows back to
-its full size while the student learns.
+The share of masked weights falls in steps, so that the teacher grows back to its full
+size while the student learns.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from rljax.types import Prompts, Samples, TokenStats, TrainState
 def masked(params: Any, share: jax.typing.ArrayLike) -> Any:
     """Weights below the `share`-quantile of their matrix's magnitudes become 0.
 
-    m = 1 if |w| >= q_share(|w|) else 0, for each matrix of each layer by itself: one
-    threshold for all would empty some layers. Vectors (norms, biases) stay whole.
+    w -> w if |w| >= q_share(|w|) else 0, with a threshold for each matrix of each
+    layer, as a common one would empty some layers. Vectors (norms, biases) stay.
 
     Args:
       params: a tree; the last two axes of a leaf are a matrix, leading ones are layers.
-      share: of the weights of a matrix, in [0, 1]; may be traced.
+      share: fraction of a matrix's weights, in [0, 1]; may be traced.
 
     Source: Masters (CVPR 2026; SECONDARY); the quantile interpolates linearly
       (RECONSTRUCTED).
@@ -45,12 +45,12 @@ def masked(params: Any, share: jax.typing.ArrayLike) -> Any:
 def staircase(num_steps: int, *, first: float = 0.2, stair: float = 0.05) -> Callable:
     """step -> share: from `first` down to 0 in stairs of equal length.
 
-    r = first - stair * floor(step * M / num_steps),  M = first / stair + 1
+    share = first - stair * floor(step * M / num_steps),  M = first / stair + 1
 
     Args:
-      num_steps: training steps of the whole way; beyond it the share is 0.
+      num_steps: training steps of all stairs together; after them the share is 0.
       first: share that is masked at the start, in [0, 1].
-      stair: how much less each stair masks, above 0; divides `first`.
+      stair: decrease of the share from stair to stair, above 0; divides `first`.
 
     Source: Masters (SECONDARY): .2 and .05.
     """
@@ -60,11 +60,12 @@ def staircase(num_steps: int, *, first: float = 0.2, stair: float = 0.05) -> Cal
     down = round(first / stair)
     if abs(first - down * stair) > 1e-6:
         raise ValueError(
-            f"stair must divide first, got {stair} and {first}; the last stair is 0."
+            f"stair must divide first, got {stair} and {first}; change one, so that the"
+            " last stair is 0."
         )
 
     def share(step):
-        # Whole numbers: a product of floats may fall below the edge of a stair.
+        # Integers, as a product of floats may fall just below the edge of a stair.
         done = jnp.minimum(step * (down + 1) // num_steps, down)
         return stair * (down - done).astype(jnp.float32)
 
@@ -74,9 +75,13 @@ def staircase(num_steps: int, *, first: float = 0.2, stair: float = 0.05) -> Cal
 def masked_teacher(
     policy: Policy, share_fn: Callable[[jax.Array], jax.Array]
 ) -> Callable[[TrainState, Prompts, Samples], TokenStats]:
-    """A teacher for the actor: the reference, masked by `share_fn(state.step)`.
+    """A teacher for `program.actor`: the reference policy with masked weights.
 
-    `TrainState.reference` holds the teacher's parameters, whole.
+    `TrainState.reference` holds the teacher's unmasked parameters.
+
+    Args:
+      policy: measures the tokens.
+      share_fn: training step i32[] -> share of masked weights, such as `staircase`.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.function("share_fn", share_fn, "step")
@@ -84,8 +89,8 @@ def masked_teacher(
     def teacher(state, prompts, samples):
         if state.reference is None:
             raise ValueError(
-                "a masked teacher must have parameters, got None; start the run with"
-                " the teacher's in TrainState.reference."
+                "a masked teacher needs parameters, got None; start the run with the"
+                " teacher's in TrainState.reference."
             )
         whole = joined(state.reference, state.frozen)
         return policy.measure(masked(whole, share_fn(state.step)), prompts, samples)

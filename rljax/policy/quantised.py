@@ -1,15 +1,15 @@
-"""Rollouts with int8 weights: a quarter of the bytes that each decode step reads.
+"""Rollouts with int8 weights: a decode step reads a quarter of the bytes.
 
 The sampler then draws from another distribution than the learner trains. So `old` is
-measured with the exact weights, and `samples.behaviour` says what was drawn from.
-`log_mismatch` reports the difference, an importance weight corrects it:
+measured with the exact weights, while `samples.behaviour` is the distribution that was
+drawn from. `log_mismatch` reports the difference; an importance weight corrects it:
 
     act = program.actor(policy, sampler(int8_decoding(policy), ...),
                         measure_old=policy.measure)
     weighting = chain(token_mean(), log_mismatch(), weigh_by_importance())
 
-Plain absmax rounding in 30 lines, not qwix: that quantises flax modules by wrapping
-them, and the sampler reads weights that it has joined and cast itself.
+This is plain absmax rounding. qwix does not fit: it quantises flax modules by wrapping
+them, while the sampler reads weights that it has joined and cast itself.
 """
 
 from typing import Any
@@ -22,9 +22,9 @@ from rljax.policy.base import Policy
 
 
 def int8(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(i8[..., in, out], scale f32[..., out]): kernel = i8 * scale to half a step.
+    """(i8[..., in, out], scale f32[..., out]) with kernel = i8 * scale, rounded.
 
-    Each output channel has a scale of its own, its largest magnitude / 127.
+    The scale of an output channel is its largest magnitude / 127.
     """
     kernel = kernel.astype(jnp.float32)
     largest = jnp.max(jnp.abs(kernel), axis=-2)
@@ -35,11 +35,12 @@ def int8(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 def int8_decoding(policy: Policy) -> Policy:
     """The policy whose decode steps read the layers' matrices as int8.
 
-    Scales multiply the products, in the activations' dtype. Prefill, and with it each
-    completion's first token, embeddings, norms and the output head stay exact.
+    Scales multiply the products in the activations' dtype. Embeddings, norms and the
+    output head stay exact. So does prefill, and with it each completion's first token.
 
     Args:
-      policy: a decoder's, or one transformed; pass the result to the sampler alone.
+      policy: a decoder's policy, or a transform of one. Pass the result to the sampler
+        only.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
 

@@ -1,7 +1,7 @@
-"""Rates by name and by layer, and penalties of parameters, as optax transformations.
+"""Learning rates by name and by layer, and parameter penalties, for optax.
 
-Parameters that are not to move at all need no rate of 0, which would keep their
-gradients and moments: `Experiment.trains` leaves them out.
+To freeze parameters use `Experiment.trains`: a rate of 0 would still cost gradients and
+moments.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from rljax import check
 
 
 def layer_decay(num_layers: int, decay: float) -> list[float]:
-    """Rates decay^(L - 1 - l) of layers l: 1 for the last one, less towards the input.
+    """Rates decay^(L - 1 - l) for layers l: 1 for the last, smaller towards the input.
 
     Args:
       num_layers: L.
-      decay: from a layer to the one below it, in (0, 1].
+      decay: factor from a layer to the one before it, in (0, 1].
     """
     check.count("num_layers", num_layers)
     check.number("decay", decay, above=0, high=1)
@@ -27,19 +27,19 @@ def layer_decay(num_layers: int, decay: float) -> list[float]:
 
 
 def scale_by_layer(rates: Sequence[float]) -> optax.GradientTransformation:
-    """Multiplies the updates of layer l by `rates[l]`; others stay as they are.
+    """Multiplies the updates of layer l by `rates[l]`; other updates are unchanged.
 
-    Layers lie along axis 0 of the leaves below the name `layers`, adapters too. Place
-    it after what normalises: Adam undoes a scale before it.
+    Layers lie along axis 0 of the leaves below the name `layers`, adapters included.
+    Place it after Adam and the like, which would undo a scale before them.
 
     Args:
-      rates: a factor of each layer, at least 0.
+      rates: one factor per layer, at least 0.
 
     Raises:
       ValueError: when traced, if there are not as many rates as layers.
     """
     if not isinstance(rates, Sequence) or isinstance(rates, str):
-        check.refuse("rates", "be a list of numbers, one of each layer", rates)
+        check.refuse("rates", "be a list of numbers, one per layer", rates)
     for rate in rates:
         check.number("rates", rate, low=0)
     factors = jnp.asarray(rates, jnp.float32)
@@ -49,8 +49,8 @@ def scale_by_layer(rates: Sequence[float]) -> optax.GradientTransformation:
             return update
         if update.shape[0] != factors.size:
             raise ValueError(
-                f"rates must be one of each of the {update.shape[0]} layers, got"
-                f" {factors.size}; layer_decay(num_layers, decay) makes them."
+                f"rates must be one number for each of the {update.shape[0]} layers,"
+                f" got {factors.size}; layer_decay(num_layers, decay) makes them."
             )
         shape = (-1,) + (1,) * (update.ndim - 1)
         return update * factors.reshape(shape).astype(update.dtype)
@@ -63,7 +63,7 @@ def scale_by_layer(rates: Sequence[float]) -> optax.GradientTransformation:
 def scale_by_name(
     rate_fn: Callable[[tuple[str, ...]], float],
 ) -> optax.GradientTransformation:
-    """Multiplies the update of each leaf by `rate_fn(names from the root to it)`."""
+    """Multiplies each leaf's update by `rate_fn(names from the root to the leaf)`."""
     check.function("rate_fn", rate_fn, "names")
     return optax.stateless(
         lambda updates, params: jax.tree.map_with_path(
@@ -73,13 +73,13 @@ def scale_by_name(
 
 
 def add_gradient_of(penalty_fn: Callable[[Any], jax.Array]):
-    """Adds the gradient of a penalty of the parameters; first in a chain.
+    """Adds the gradient of a penalty on the parameters; place it first in a chain.
 
     Args:
-      penalty_fn: params -> f32[], differentiable; its coefficient is part of it.
+      penalty_fn: params -> f32[], differentiable, with its coefficient.
 
     Returns:
-      A stateless optax transformation that needs the parameters.
+      A stateless optax transformation whose `update` needs the parameters.
     """
     check.function("penalty_fn", penalty_fn, "params")
 
@@ -90,5 +90,5 @@ def add_gradient_of(penalty_fn: Callable[[Any], jax.Array]):
 
 
 def names(path: Any) -> tuple[str, ...]:
-    """The names of a path of `jax.tree_util`, from the root to the leaf."""
+    """The names in a `jax.tree_util` key path, from the root to the leaf."""
     return tuple(entry.key for entry in path)

@@ -1,4 +1,4 @@
-"""Scoring without ever holding all logits: token statistics chunk by chunk."""
+"""Token statistics, computed chunk by chunk so that not all logits exist at once."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from rljax import mesh, numerics
 from rljax.types import Samples, TokenStats
 
 MAX_LOGITS = 2**27
-"""Float32 logits that may exist at once on each device."""
+"""Default for the number of float32 logits held at once on each device."""
 
 
 def token_stats(
@@ -22,13 +22,13 @@ def token_stats(
     *,
     max_logits: int,
 ) -> TokenStats:
-    """Log-probability and entropy of the samples' tokens.
+    """Log-probability and entropy of the samples' tokens, nats.
 
     Args:
       logits_fn: (params, hidden states [..., D]) -> logits f32[..., V].
-      params: what `logits_fn` reads, a policy's `logits_params`.
+      params: the parameters that `logits_fn` reads, a policy's `logits_params`.
       states: [P, G, T, D]; the state at t predicts completion token t.
-      max_logits: logits that may exist at once on each device.
+      max_logits: see `in_chunks`.
     """
 
     def stats(params, tokens, states):
@@ -48,21 +48,21 @@ def in_chunks(
     *states: jax.Array,
     max_logits: int,
 ):
-    """Applies `stats_fn` to the tokens of each prompt, a chunk of them at a time.
+    """Applies `stats_fn` to the tokens of each prompt, a chunk of tokens at a time.
 
-    Chunks run along the tokens of each prompt, never across prompts, so that every
-    device scores its own prompts: see `mesh.by_prompts`. The logits that `stats_fn`
-    makes exist for one chunk only; the backward pass makes them again.
+    A chunk holds some tokens of every prompt, so that each device scores its own
+    prompts: see `mesh.by_prompts`. The logits that `stats_fn` makes exist for one chunk
+    only; the backward pass computes them again.
 
     Args:
-      stats_fn: pure, (params, tokens i32[rows], states [rows, D] of each) -> tree of
-        [rows, ...]. Tokens outside the mask can be looked up, too.
+      stats_fn: pure, (params, tokens i32[rows], *states [rows, D]) -> tree of
+        [rows, ...]. All tokens are valid ids, also outside the mask.
       logits_fn: (params, hidden states [..., D]) -> logits f32[..., V].
-      params: what both read.
+      params: the parameters that both read.
       *states: hidden states of one or several models, each [P, G, T, D].
-      max_logits: logits that may exist at once on each device; those of one token of
-        each of its prompts always do. If all logits are fewer, there is one chunk, and
-        the backward pass keeps what it needs.
+      max_logits: largest number of float32 logits to hold at once on each device, but
+        at least one token's for each of its prompts. If all logits are fewer, there is
+        one chunk, and the backward pass recomputes nothing.
 
     Returns:
       The tree, each leaf [P, G, T, ...].
@@ -71,7 +71,7 @@ def in_chunks(
     tokens = numerics.readable_ids(samples.tokens, samples.mask, num_ids)
 
     def of_device(params, tokens, *states):
-        # Prompts are those of this device; what else the mesh splits are logits.
+        # These are the prompts of one device; the mesh may also split the vocabulary.
         of_token = tokens.shape[0] * -(-num_ids // mesh.parts("vocab"))
         most = max(1, max_logits // of_token)
         return _by_chunks(functools.partial(stats_fn, params), most, tokens, *states)
@@ -80,7 +80,7 @@ def in_chunks(
 
 
 def _by_chunks(stats_fn: Callable, most: int, *arrays: jax.Array):
-    """`stats_fn` of arrays [P, G, T, ...], `most` tokens of each prompt at once."""
+    """`stats_fn` of arrays [P, G, T, ...], up to `most` tokens of a prompt at once."""
     P, G, T = arrays[0].shape[:3]
     num_chunks = -(-G * T // most)
     size = -(-G * T // num_chunks)

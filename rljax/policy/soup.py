@@ -11,18 +11,19 @@ from rljax import check
 
 
 def soup(trees: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
-    """sum_i w_i theta_i, leaf by leaf, summed in float32 and stored as the first.
+    """sum_i w_i theta_i, leaf by leaf, summed in float32, in the first tree's dtypes.
 
-    Pure in its parameters, so it composes: BAI's actor is
+    It composes: BAI's initial policy is
     `soup([base, soup([instruct, distilled])], [alpha, 1 - alpha])`, SALSA's reference
     `soup([first, second])`.
 
     Args:
-      trees: parameters of one structure, at least one.
-      weights: a number of each, sum 1; negative ones extrapolate. None: all equal.
+      trees: parameters with the same structure, at least one.
+      weights: one number per tree, with sum 1; negative ones extrapolate. None: equal
+        weights.
 
     Raises:
-      ValueError: if there is no tree, or weights are of another number or sum.
+      ValueError: if there is no tree, or the weights have another number or sum.
 
     Source: SALSA, arXiv:2411.01798 (PAPER, abstract; a = .5 RECONSTRUCTED); BAI,
       arXiv:2509.00309 (SECONDARY): alpha = .1 scored best, .5 to .6 trained healthiest.
@@ -37,7 +38,7 @@ def soup(trees: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
         check.number("weights", weight)
     if len(weights) != num or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise ValueError(
-            f"weights must be {num} numbers, one of each tree, of sum 1, got {weights};"
+            f"weights must be {num} numbers, one per tree, with sum 1, got {weights};"
             " divide them by their sum."
         )
 

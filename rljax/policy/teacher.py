@@ -1,4 +1,4 @@
-"""Self-distillation: a policy that is told more is its own teacher."""
+"""Self-distillation: the policy with a more informative prompt is its own teacher."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,16 @@ from rljax.types import Prompts, Samples, TokenStats, TrainState, require
 def privileged_teacher(
     policy: Policy,
 ) -> Callable[[TrainState, Prompts, Samples], TokenStats]:
-    """A teacher for the actor: the sampling parameters, given a prompt that says more.
+    """A teacher for `program.actor`: the sampling parameters with a privileged prompt.
 
-    Reads `prompts.data["privileged"]` i32[P, S'] and `["privileged_length"]` i32[P]:
+    It reads `prompts.data["privileged"]` i32[P, S'] and `["privileged_length"]` i32[P]:
     the prompt with a reference solution or a hint, right-padded.
+
+    Args:
+      policy: measures the tokens.
+
+    Returns:
+      (state, prompts, samples) -> TokenStats.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
 

@@ -1,4 +1,4 @@
-"""A value head on a policy: one number per token for a critic."""
+"""A value head on a policy: a critic with one number per token."""
 
 from collections.abc import Callable
 
@@ -19,16 +19,17 @@ def with_value_head(
 ) -> Policy:
     """The policy with params {"policy": ..., "value": {"kernel", "bias"}}.
 
-    `measure` adds extra["value"] f32[P, G, T], linear in the final hidden states. The
-    value at t belongs to the state before completion token t. The head starts at 0.
-    Samplers return no values: to have them in `old`, pass this `measure` to the actor.
+    Its `measure` adds extra["value"] f32[P, G, T], linear in the final hidden states.
+    The value at t belongs to the state before completion token t. The head starts at 0.
+    Samplers return no values; to have them in `old`, pass this `measure` to
+    `program.actor` as `measure_old`.
 
     Args:
-      policy: the trunk; it is sampled from as before.
+      policy: the trunk; sampling from it does not change.
       d_model: width of its hidden states.
-      max_logits: float32 logits that scoring may hold at once on each device.
-      features_fn: applied to the hidden states; `jax.lax.stop_gradient` keeps the value
-        loss out of the trunk.
+      max_logits: largest number of float32 logits to hold at once on each device.
+      features_fn: hidden states -> features of the head. `jax.lax.stop_gradient` keeps
+        the value loss from training the trunk.
     """
     check.kind("policy", policy, Policy, "decoder_policy(config)")
     check.count("d_model", d_model)

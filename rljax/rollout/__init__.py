@@ -1,14 +1,14 @@
 """From prompts to samples, on the device.
 
-    sample       the sampler: a policy, and how many samples of how many tokens
-    draw         which token is drawn: at random, truncated, the most likely one
+    sample       the sampler of a policy
+    draw         how a token is drawn: at random, truncated, greedily
     slots        the decode loop: rows side by side, refilled when one ends
-    environment  what answers within a completion: forced tokens, a state per sample
+    environment  tools, games, speakers: forced tokens and a state per sample
     stop_string  texts that end a completion, found in the bytes of its tokens
     mixed        stored answers beside samples in one group
-    hint         samples that continue a part of the solution
+    hint         samples that continue a partial solution
 
-A new way to draw belongs into `draw`; a new source of completions is a `Sampler` of its
+A new way to draw belongs into `draw`. A new source of completions is a `Sampler` of its
 own. Nothing here knows rewards or advantages.
 """
 

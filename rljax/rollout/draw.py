@@ -1,13 +1,13 @@
-"""Which token is drawn, and what is written down of it.
+"""How a token is drawn, and which statistics of it are recorded.
 
 A draw function takes logits f32[items, rows, V], keys [items, rows] and positions
 i32[items], and returns a dict of arrays [items, rows]:
 
-    token      i32, the id
+    token      i32, the token id
     mask       bool, True
-    old        log-probability and entropy under the policy, nats
-    behaviour  the same under the distribution drawn from, if that is another one
-    kept       the mass that truncation left, if `behaviour` is there
+    old        (log-probability, entropy) under the policy, nats
+    behaviour  the same under the distribution drawn from, if it differs from the policy
+    kept       the probability that truncation kept; present if `behaviour` is
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Draw = Callable[[jax.Array, jax.Array, jax.Array], dict[str, Any]]
 
 
 def at_random(top_k: int | None, top_p: float | None) -> Draw:
-    """Draws from the policy, truncated to `top_k` and then to `top_p` (None: not)."""
+    """Draws from the policy, truncated to `top_k` and then to `top_p` unless None."""
 
     def draw(logits, sample_keys, t):
         drawn_from, kept = truncate(logits, top_k, top_p)
@@ -38,10 +38,10 @@ def at_random(top_k: int | None, top_p: float | None) -> Draw:
 
 
 def most_likely(logits: jax.Array, sample_keys: jax.Array, t: jax.Array):
-    """Takes the most likely token. What is drawn from is a point mass."""
+    """Takes the most likely token; the behaviour distribution is a point mass."""
     del sample_keys, t
     written = _written(logits, jnp.argmax(logits, -1))
-    zero = jnp.zeros(written["token"].shape, jnp.float32)  # log 1, and no entropy
+    zero = jnp.zeros(written["token"].shape, jnp.float32)  # log 1, entropy 0
     return written | {"behaviour": (zero, zero), "kept": zero + 1}
 
 
@@ -56,16 +56,16 @@ def _gumbel(key, t, num):
 
 
 def truncate(logits: jax.Array, top_k: int | None, top_p: float | None):
-    """Logits with -inf outside top-k and then top-p, and the mass that is left.
+    """Sets logits outside top-k and then top-p to -inf.
 
     Args:
       logits: f32[..., V], after temperature.
-      top_k: keeps the k most likely tokens; ties with the k-th are kept.
-      top_p: keeps the smallest set of the most likely tokens with at least this mass,
-        a fraction of what top-k left.
+      top_k: keeps the k most likely tokens; ties with the k-th are kept. None: all.
+      top_p: keeps the smallest set of most likely tokens whose probabilities, after
+        top-k, add up to at least this fraction. None: all.
 
     Returns:
-      Truncated logits f32[..., V] and the kept mass f32[...], a fraction.
+      (truncated logits f32[..., V], the probability kept f32[...]).
     """
     out = logits
     if top_k is not None and top_k < logits.shape[-1]:

@@ -1,19 +1,21 @@
-"""Environments: what answers within a completion, such as tools, games or speakers.
+"""Environments: tools, games or speakers that answer within a completion.
 
 An environment is a pair of pure functions of *one* sample; the sampler maps them over
-all samples. After each token it may force the next one:
+all samples. After each token the environment may force the next one:
 
     init: (prompt, key) -> (state, forced)
     step: (state, token) -> (state, forced)
 
-`forced` is the token that must come next, or `FREE` where the policy chooses. A forced
-token is fed to the policy like any other, and is outside the mask: it is not trained
-on. `step` sees every token, the forced ones too, so an answer of several tokens is a
-queue in `state`. A stop token ends a sample unless the environment forces a token after
-it; so an environment ends a sample by forcing a stop token.
+`forced` is the token that must come next, or `FREE` if the policy chooses it. A forced
+token is fed to the policy like any other, but it lies outside the mask and is not
+trained on. `step` is called for every token, also for forced ones. So an environment
+keeps an answer of several tokens as a queue in its state.
 
-The state is any tree of arrays. The sampler carries it and never looks into it. Its
-last value is `samples.environment`, for a verifier to read.
+A stop token ends a sample unless the environment forces a token after it. An
+environment ends a sample by forcing a stop token.
+
+The state is any tree of arrays; the sampler only carries it. Its last value becomes
+`samples.environment`, which a verifier may read.
 """
 
 from collections.abc import Callable
@@ -26,14 +28,14 @@ from rljax import keys
 from rljax.types import Prompts
 
 FREE = -1
-"""Instead of a forced token: the policy chooses the next one."""
+"""The value of `forced` that lets the policy choose the next token."""
 
 
 class Environment(NamedTuple):
     """The functions of one sample.
 
-    init: (prompt, key) -> (state, forced i32[]); `prompt` is one of the `Prompts`,
-      without their first axis, `key` belongs to this sample of this step alone.
+    init: (prompt, key) -> (state, forced i32[]); `prompt` is one row of `Prompts`,
+      without the axis P; `key` belongs to this sample of this training step.
     step: (state, token i32[]) -> (state, forced i32[]).
     """
 
@@ -42,11 +44,11 @@ class Environment(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Where the environments of rows stand; arrays [..., rows, ...].
+    """The status of the rows' environments; arrays [..., rows, ...].
 
-    state: the environment's own.
+    state: the environment's state.
     forced: i32, the token that must come next, or FREE.
-    finished: bool, the row ended with a stop token.
+    finished: bool, the row ended with a stop token or stop string.
     """
 
     state: Any
@@ -71,9 +73,9 @@ def begin(environment: Environment, prompts: Prompts, key: jax.Array, num_sample
 
 
 def force(turn: Turn, written: dict[str, Any]) -> dict[str, Any]:
-    """What a draw wrote down, with the forced tokens in place of the drawn ones.
+    """The result of a draw, with forced tokens in place of the drawn ones.
 
-    Statistics of forced tokens are 0: nobody chose them.
+    All else of a forced token becomes 0 and False: it was not drawn.
     """
     free = turn.forced < 0
     token = jnp.where(free, written["token"], turn.forced)
@@ -82,7 +84,7 @@ def force(turn: Turn, written: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer(environment: Environment, turn: Turn, token: jax.Array, is_stop: jax.Array):
-    """The `Turn` after these tokens i32[items, rows]."""
+    """The `Turn` after these tokens i32[items, rows]; `is_stop` marks end tokens."""
 
     def step(state, token):
         new, forced = _checked("step", environment.step(state, token))
@@ -124,7 +126,7 @@ def _require_same(old, new) -> None:
 
     if describe(old) != describe(new):
         raise ValueError(
-            "step of an environment must return a state of the same structure, shapes"
-            f" and dtypes as it took, {describe(old)}, got {describe(new)}; change init"
-            " or step."
+            "step of an environment must return a state with the structure, shapes and"
+            f" dtypes of the one it takes, {describe(old)}, got {describe(new)}; change"
+            " init or step."
         )

@@ -1,19 +1,19 @@
-"""Hints: rollouts that continue a partial solution, and learn it too (UFT).
+"""Hints: samples continue a partial solution, and the hint itself is learned (UFT).
 
     own = sample_after_hint(sampler(policy, ...))
     row = with_old(hint_as_row(), policy.measure)
     act = reveal_hints(actor(policy, side_by_side(own, row)), cosine_reveal())
 
 A solution is cut into pieces. Each training step reveals a random number of them, fewer
-as training goes on, and samples start after the revealed part. In the rollout a sample
-belongs to the original prompt: first the tokens of the hint, outside the mask, then the
-continuation. The hint is one more row of its group, a demonstration, for the likelihood
-term.
+as training goes on; this part is the hint. Samples are drawn after prompt and hint. In
+the rollout they belong to the original prompt: a completion holds the tokens of the
+hint, outside the mask, and then the continuation. The hint is also a further row of its
+group, a demonstration for the likelihood term.
 
 Symbols: `H` tokens of a solution, `N` pieces at most. The prompts carry
 `data["solution"]` i32[P, H] and `data["solution_ends"]` i32[P, N]: after how many
-tokens each piece ends, 0 for pieces that are not there. The verifier reads the
-continuation, so a solution should leave the final answer to the policy.
+tokens each piece ends, 0 for missing pieces. The verifier reads only the continuation,
+so a solution should not contain the final answer.
 
 Source: UFT, arXiv:2505.16984; code liumy2010/UFT (PAPER).
 """
@@ -36,7 +36,7 @@ def cosine_reveal(
     high: jax.typing.ArrayLike = 0.95,
     num_steps: int = 300,
 ) -> Callable[[jax.Array], jax.Array]:
-    """step -> probability of revealing a piece: cosine from high to low, then 0.
+    """step -> probability of revealing a piece: a cosine from high to low, then 0.
 
     Args:
       low, high: probabilities at step `num_steps` and at step 0.
@@ -61,7 +61,7 @@ def reveal_hints(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]
     is drawn from the run's key, the step and the prompt's id.
 
     Args:
-      act: (state, prompts) -> Rollout, of a sampler that reads the hints.
+      act: (state, prompts) -> Rollout, with a sampler made by `sample_after_hint`.
       probability_fn: step -> probability of revealing a piece, a fraction.
 
     Returns:
@@ -89,10 +89,10 @@ def reveal_hints(act: Callable, probability_fn: Callable[[jax.Array], jax.Array]
 
 
 def sample_after_hint(sample: Sampler) -> Sampler:
-    """Samples after the hints, which then become the samples' first tokens.
+    """Draws samples after the hints and makes the hints the samples' first tokens.
 
     Args:
-      sample: samples T tokens after each prompt extended by its hint.
+      sample: any sampler; it gets each prompt extended by its hint and draws T tokens.
 
     Returns:
       A sampler of completions of H + T tokens; tokens of hints are outside the mask.
@@ -112,7 +112,7 @@ def sample_after_hint(sample: Sampler) -> Sampler:
         G = samples.tokens.shape[1]
         shift = jnp.broadcast_to(length[:, None], (length.shape[0], G))
 
-        def move(x):  # [P, G, T, ...] -> [P, G, H + T, ...], later by the hint's length
+        def move(x):  # [P, G, T, ...] -> [P, G, H + T, ...], shifted by the hint
             wide = jnp.zeros((*x.shape[:2], H + x.shape[2], *x.shape[3:]), x.dtype)
             return _shifted_over(wide, x, shift)
 
@@ -137,7 +137,7 @@ def _shifted_over(base: jax.Array, x: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def hint_as_row() -> Sampler:
-    """A sampler of one row: the revealed hint, as a demonstration of the prompt."""
+    """A sampler of one row per prompt: the hint as a demonstration, [P, 1, H]."""
 
     def sample(params, prompts, key):
         del params, key
@@ -166,27 +166,26 @@ def _require(prompts: Prompts, name: str) -> jax.Array:
 def piece_ends(sentence_ends: list[list[int]], num_pieces: int = 5) -> np.ndarray:
     """i32[N, num_pieces]: where the pieces of each solution end, for `solution_ends`.
 
-    A solution of n sentences has min(num_pieces, n) pieces of nearly equally many
-    sentences, longer ones first (RECONSTRUCTED); missing pieces are 0.
+    A solution of n sentences is cut into min(num_pieces, n) pieces with nearly equal
+    numbers of sentences, larger ones first (RECONSTRUCTED); missing pieces are 0.
 
     Args:
-      sentence_ends: per solution, after how many tokens each of its sentences ends;
-        rising and above 0.
-      num_pieces: pieces at most.
+      sentence_ends: for each solution, after how many tokens each sentence ends;
+        increasing, above 0.
+      num_pieces: largest number of pieces.
 
     Raises:
-      ValueError: if ends do not rise from above 0.
+      ValueError: if the ends are not increasing or not above 0.
     """
     check.count("num_pieces", num_pieces)
     out = np.zeros((len(sentence_ends), num_pieces), np.int32)
     for row, ends in zip(out, sentence_ends, strict=True):
         if np.any(np.diff([0, *ends]) <= 0):
             raise ValueError(
-                f"sentence ends must rise from above 0, got {ends}; give the running"
-                " total of tokens."
+                f"sentence ends must increase and be above 0, got {ends}; give the"
+                " running total of tokens."
             )
-        parts = np.array_split(
-            np.asarray(ends, np.int32), min(num_pieces, len(ends)) or 1
-        )
-        row[: len(parts)] = [part[-1] for part in parts if len(part)] or 0
+        if ends:
+            parts = np.array_split(np.asarray(ends), min(num_pieces, len(ends)))
+            row[: len(parts)] = [part[-1] for part in parts]
     return out

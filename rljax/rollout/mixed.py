@@ -1,13 +1,13 @@
-"""Mixed groups: rollouts beside stored answers, as an algebra of samplers.
+"""Mixed groups: sampled rows and stored answers in one group, by combining samplers.
 
     actor(policy, side_by_side(sampler(policy, num_samples=4, ...), stored_answers()))
 
 samples four completions per prompt and puts the data set's answers beside them in the
 same group. The actor then measures the reference on all rows, and the verifier judges
-all rows, exactly as for rollouts. `A` is the number of stored answers per prompt.
+all rows. `A` is the number of stored answers per prompt.
 
-Stored answers have no old statistics, so the joined samples have none. GFT needs none.
-For a method that does (PPO's clip, LUFFY's on-policy part), measure them:
+Stored answers have no `old` statistics, so the combined samples have none. GFT needs
+none. Methods that do (PPO's clip, LUFFY's on-policy part) need them measured:
 
     side_by_side(sampler(...), with_old(stored_answers(), policy.measure))
 """
@@ -36,13 +36,14 @@ _MEASURE = "wrap the stored answers: with_old(stored_answers(), policy.measure)"
 def stored_answers(num_answers: int | None = None) -> Sampler:
     """A sampler that reads the data set's answers instead of sampling.
 
-    Reads `prompts.data["answers"]` i32[P, A, T], `["answers_mask"]` bool[P, A, T] and
-    `["answers_source"]` i32[P, A]; or, where there are none, the single demonstration
-    `["completion"]` i32[P, T] and `["completion_mask"]`. An answer whose mask is empty
-    is absent: its row has no token and counts nowhere.
+    It reads `prompts.data["answers"]` i32[P, A, T], `["answers_mask"]` bool[P, A, T]
+    and `["answers_source"]` i32[P, A]. If they are missing, it reads the single
+    demonstration `["completion"]` i32[P, T] and `["completion_mask"]`. A row with an
+    empty mask holds no answer; it counts nowhere.
 
     Args:
-      num_answers: takes the first answers of each prompt, so many; None takes all.
+      num_answers: reads only this many answers per prompt, the first ones; None reads
+        all.
 
     Raises:
       ValueError: when traced, if the prompts carry no answers, or of wrong shapes.
@@ -55,8 +56,8 @@ def stored_answers(num_answers: int | None = None) -> Sampler:
         tokens, mask, source = (x[:, :num_answers] for x in _answers(prompts))
         if num_answers is not None and tokens.shape[1] < num_answers:
             raise ValueError(
-                f"num_answers asks for {num_answers} stored answers per prompt, the"
-                f" prompts carry {tokens.shape[1]}; lower it or store more."
+                f"num_answers must be at most the stored answers per prompt,"
+                f" {tokens.shape[1]}, got {num_answers}; lower it or store more."
             )
         samples = Samples(
             tokens=tokens, mask=mask, source=source, finished=jnp.any(mask, -1)
@@ -86,15 +87,15 @@ def _answers(prompts: Prompts):
     if source.shape != tokens.shape[:2]:
         raise ValueError(
             f"answers_source must be i32[P, A] = {tokens.shape[:2]}, got"
-            f" {source.shape}; give each answer one of `Source`."
+            f" {source.shape}; give each answer a value of `Source`."
         )
     return tokens, mask, source
 
 
 def with_old(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
-    """The same samples with `old` measured under the sampling parameters.
+    """The sampler whose `old` is measured under the sampling parameters.
 
-    It costs one forward pass over these rows, and drops the sampler's own `old`.
+    This costs one forward pass over the samples and replaces the sampler's own `old`.
 
     Args:
       sample: any sampler.
@@ -111,19 +112,21 @@ def with_old(sample: Sampler, measure: Callable[..., TokenStats]) -> Sampler:
 
 
 def side_by_side(*samplers: Sampler) -> Sampler:
-    """The samples of several samplers in one group, in this order along the group axis.
+    """Concatenates the samples of several samplers along the group axis.
 
-    Shorter completions are padded. If one sampler lacks a statistic, the joined samples
-    lack it: half a measurement would be read as a whole one. The first sampler draws
-    what it would draw alone; the others have keys of their own.
+    Shorter completions are padded. If one sampler lacks a statistic, the combined
+    samples lack it. The first sampler draws the same samples as it would alone; the
+    others have keys of their own.
 
     Raises:
       ValueError: without samplers; when traced, if they return different statistics.
     """
     if not samplers:
-        raise ValueError("joined needs at least one sampler, got none; pass some.")
+        raise ValueError(
+            "side_by_side needs at least one sampler, got none; pass some."
+        )
     for i, one in enumerate(samplers):
-        check.function(f"samplers[{i}] of joined", one, "params, prompts, key")
+        check.function(f"samplers[{i}] of side_by_side", one, "params, prompts, key")
 
     def sample(params, prompts, key):
         others = [
@@ -152,14 +155,14 @@ def side_by_side(*samplers: Sampler) -> Sampler:
 
 
 def _join(stats: list):
-    """One statistic of several samplers, joined; missing if one of them lacks it."""
+    """One statistic of several samplers, concatenated; `Missing` if one lacks it."""
     for part in stats:
         if not is_measured(part):
             return part
     kinds = {jax.tree.structure(part) for part in stats}
     if len(kinds) > 1:
         raise ValueError(
-            f"joined samplers must return the same statistics, got {kinds}; measure"
-            " them all with one function: with_old(sampler, policy.measure)."
+            f"samplers side by side must return the same statistics, got {kinds};"
+            " measure all with one function: with_old(sampler, policy.measure)."
         )
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *stats)

@@ -1,11 +1,12 @@
-"""The sampler: decoding on the device, no host, early exit.
+"""The sampler: decodes on the device, without the host, and stops when all rows ended.
 
-A prompt is prefilled once and shared by its G samples. Randomness is keyed by
-(run key, step, prompt id, sample id, position): batch size, order, padding and sharding
-change no random number.
+A prompt is prefilled once and shared by its G samples. Random numbers are keyed by
+(run key, step, prompt id, sample number, position), so batch size, order, padding and
+sharding do not change them.
 
-Tokens are drawn from the policy's own distribution, temperature included: that is what
-the learner measures and trains. Top-k and top-p depart from it; see `behaviour`.
+Tokens are drawn from the policy's distribution at its temperature, which is also what
+the learner measures and trains. Top-k and top-p change the distribution; the samples'
+`behaviour` says how.
 """
 
 from typing import Any, NamedTuple
@@ -36,35 +37,35 @@ def sampler(
 ) -> Sampler:
     """Makes `sample(params, prompts, key) -> (samples, old)`.
 
-    There is no temperature here: `decoder_policy(config, temperature=T)` has it, so
-    that sampler and learner cannot differ in it. For evaluation at another one make
-    another policy; it takes the same parameters.
+    The temperature belongs to the policy, `decoder_policy(config, temperature=T)`, so
+    that sampler and learner cannot differ in it. To evaluate at another temperature
+    make another policy; it takes the same parameters.
 
     Args:
-      policy: what to sample from.
+      policy: the policy to sample from.
       num_samples: G, completions per prompt.
-      max_tokens: T, completion tokens at most, the end token included.
-      stop_tokens: token ids that end a completion; they are part of it.
-      stop_strings: texts that end a completion, of `stop_string.stop_strings`; the
-        token that completes one is part of it.
+      max_tokens: T, most tokens of a completion, the end token included.
+      stop_tokens: token ids that end a completion; the completion includes them.
+      stop_strings: texts that end a completion, made by `stop_string.stop_strings`. The
+        completion includes the token that completes the text.
       top_k: draws among the k most likely tokens only (ties with the k-th are kept).
-      top_p: after top-k, draws among the smallest set of the most likely tokens with at
-        least this mass.
-      environment: what answers within completions; see `rljax.rollout.environment`.
+      top_p: after top-k, draws among the smallest set of most likely tokens whose
+        probabilities add up to at least this fraction.
+      environment: answers within completions; see `rljax.rollout.environment`.
       num_slots: samples decoded at a time over the whole mesh, raised to a multiple of
-        its parts; when one ends, a waiting one takes its place. For completions of very
-        different lengths: a sixteenth of a batch's samples, say. None decodes all at
-        once, until the longest ends.
+        its parts; when one ends, a waiting one takes its place. Useful if lengths
+        differ much; try a sixteenth of the batch's samples. None decodes all samples
+        together until the longest ends.
 
     Returns:
-      A pure function of parameters, prompts and the step's key. `samples.behaviour` is
-      the distribution really drawn from, with `kept_mass` under it; `old` is the policy
-      itself, nothing truncated. At defaults they are equal. Both are 0 outside the
-      mask: after the end of a completion and at forced tokens.
+      A pure function of parameters, prompts and the step's key. `samples.behaviour`
+      holds statistics of the distribution drawn from, with `extra["kept_mass"]`; `old`
+      those of the policy before top-k and top-p. With the defaults both are equal. Both
+      are 0 outside the mask: after the end of a completion and at forced tokens.
 
     Raises:
       ValueError: if a number is outside its range; when traced, if a stop token is no
-        id of the vocabulary.
+        id of the vocabulary, or if prompts or slots do not divide among the devices.
     """
     if top_k is not None:
         check.count("top_k", top_k)
@@ -93,16 +94,17 @@ def greedy(
     environment: Environment | None = None,
     num_slots: int | None = None,
 ) -> Sampler:
-    """A sampler of one row per prompt: the most likely token each time.
+    """A sampler of one row per prompt that always takes the most likely token.
 
-    The limit of temperature 0. Such rows are for evaluation and for baselines beside
-    sampled ones (ReMax): whatever is drawn without chance has no policy gradient.
+    This is the limit of temperature 0. Greedy rows serve for evaluation and as
+    baselines of sampled rows (ReMax). Do not train on them: without randomness there is
+    no policy gradient.
 
-    Args: as `sampler` takes them.
+    Args: as `sampler`.
 
     Returns:
-      A sampler of rows [P, 1, T] of `Source.GREEDY`; their behaviour is certain, their
-      `old` the policy's own statistics.
+      A sampler of rows [P, 1, T] with `Source.GREEDY`. Their `behaviour` has
+      log-probability 0; their `old` holds the policy's own statistics.
     """
     settings = _Settings(
         policy=policy,
@@ -132,15 +134,15 @@ class _Settings(NamedTuple):
     num_slots: int | None
 
     def is_stop(self, token: jax.Array) -> jax.Array:
-        """bool like `token`."""
+        """bool, like `token`: whether it is a stop token."""
         return jnp.isin(token, jnp.asarray(self.stop_tokens, jnp.int32))
 
 
 class _State(NamedTuple):
-    """What a sample carries from token to token; () where there is nothing.
+    """State that a sample carries from token to token; () if there is none.
 
-    turn: where its environment stands.
-    text: i32, how far stop strings have come; see `StopStrings`.
+    turn: of its environment.
+    text: i32, state of the stop strings' automaton; see `StopStrings`.
     """
 
     turn: Any = ()
@@ -148,7 +150,6 @@ class _State(NamedTuple):
 
 
 def _sampler(settings: _Settings) -> Sampler:
-    """A sampler by any draw function."""
     check.kind("policy", settings.policy, Policy, "decoder_policy(config)")
     check.count("num_samples", settings.num_samples)
     check.count("max_tokens", settings.max_tokens)
@@ -183,7 +184,7 @@ def _sample(settings: _Settings, params, prompts: Prompts, key):
     recorded = _of_rows(policy.recorded(prompt), settings.num_samples)
     first = {name: _last(x, prompts.length) for name, x in recorded.items()}
 
-    def out(x):  # with room for all tokens, the first one written
+    def out(x):  # a buffer for all T tokens, with the first one written
         shape = (*x.shape[:2], settings.max_tokens, *x.shape[2:])
         return jnp.zeros(shape, x.dtype).at[:, :, 0].set(x)
 
@@ -206,12 +207,12 @@ def _sample(settings: _Settings, params, prompts: Prompts, key):
 
 
 class _Layout(NamedTuple):
-    """How the samples of a batch are spread: see `slots`.
+    """How the samples of a batch are spread over devices and slots: see `slots`.
 
-    num_devices: parts that prompts are split into on the mesh; those devices that share
-      a part count as one.
-    num_slots: of each device.
-    num_rows: samples in a slot, all of one prompt.
+    num_devices: parts that the mesh splits prompts into; devices that share a part
+      count as one.
+    num_slots: slots of each device.
+    num_rows: samples in a slot, all of the same prompt.
     """
 
     num_devices: int
@@ -235,22 +236,22 @@ class _Layout(NamedTuple):
 def _layout(num_prompts: int, num_samples: int, num_slots: int | None) -> _Layout:
     num_devices = mesh.lanes()
     if num_slots is None:
-        # A prompt's samples stay together, so that its keys are read once for all.
+        # A prompt's samples share a slot, so that its keys and values are read once.
         layout = _Layout(num_devices, num_prompts // num_devices, num_samples)
     else:
         num_slots = min(num_slots, num_prompts * num_samples)
         layout = _Layout(num_devices, -(-num_slots // num_devices), 1)
     if num_prompts % num_devices:
         raise ValueError(
-            f"the number of prompts must be a multiple of {num_devices}, into which the"
-            f" mesh splits them, got {num_prompts}; change it, or take a mesh of fewer"
-            " devices."
+            f"the number of prompts must be a multiple of {num_devices}, the parts that"
+            f" the mesh splits them into, got {num_prompts}; change it, or take a mesh"
+            " of fewer devices."
         )
     return layout
 
 
 def _begin(settings: _Settings, layout: _Layout, logits, prompts: Prompts, key):
-    """All items with their first token, and what is written down of it, by device."""
+    """(queue of all items with their first token, the records of these tokens)."""
     P, G = len(logits), settings.num_samples
     state = _State()
     if settings.environment is not None:
@@ -259,7 +260,7 @@ def _begin(settings: _Settings, layout: _Layout, logits, prompts: Prompts, key):
     if settings.stop_strings is not None:
         state = state._replace(text=jnp.zeros((P, G), jnp.int32))
     waiting = slots.Items(
-        number=jnp.zeros(P, jnp.int32),  # given below
+        number=jnp.zeros(P, jnp.int32),  # set below
         t=jnp.zeros(P, jnp.int32),
         token=jnp.zeros((P, G), jnp.int32),
         done=jnp.zeros((P, G), bool),
@@ -291,7 +292,7 @@ def _choose(settings: _Settings, logits: jax.Array, items: slots.Items) -> slots
     ended = settings.is_stop(token)
     if settings.stop_strings is not None:
         text = settings.stop_strings.after(state.text, token)
-        # A stop string is the policy's own: none goes on in what was forced.
+        # Only the policy's own tokens count; a forced token resets the automaton.
         text = jnp.where(written["mask"], text, 0)
         ended |= settings.stop_strings.found(text)
         state = state._replace(text=text)
@@ -303,7 +304,7 @@ def _choose(settings: _Settings, logits: jax.Array, items: slots.Items) -> slots
 
 
 def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.Decoded):
-    """Samples and `old`, [P, G, ...], from what was written down by device."""
+    """(samples, `old`), [P, G, ...], from the records of all devices."""
     P, G, T = num_prompts, settings.num_samples, settings.max_tokens
 
     def by_sample(x):  # [devices, items, T, rows, ...]
@@ -341,7 +342,7 @@ def _samples(settings: _Settings, layout: _Layout, num_prompts, decoded: slots.D
 
 
 def _of_rows(recorded: dict[str, jax.Array], num: int) -> dict[str, jax.Array]:
-    """[P, G, S, ...] of what was recorded of prompts, [P, S, ...]."""
+    """Repeats what was recorded of prompts: [P, S, ...] -> [P, num, S, ...]."""
 
     def repeat(x):
         return jnp.broadcast_to(x[:, None], (len(x), num, *x.shape[1:]))
@@ -350,12 +351,18 @@ def _of_rows(recorded: dict[str, jax.Array], num: int) -> dict[str, jax.Array]:
 
 
 def _last(x: jax.Array, length: jax.Array) -> jax.Array:
-    """[P, G, ...] of [P, G, S, ...], at each prompt's last token."""
+    """[P, G, S, ...] -> [P, G, ...], the entries at each prompt's last token."""
     return x[jnp.arange(len(length)), :, length - 1]
 
 
 def sample_keys(key: jax.Array, prompt_id: jax.Array, num_samples: int) -> jax.Array:
-    """key[P, G]: of each sample, from the step's key; lacks the token's position."""
+    """key[P, G]: a key per sample; a draw still folds in the token's position.
+
+    Args:
+      key: the training step's key.
+      prompt_id: i32[P].
+      num_samples: G.
+    """
 
     def own(prompt, sample):
         return keys.stream(key, keys.Stream.SAMPLE, prompt, sample)

@@ -1,11 +1,12 @@
-"""Slots: rows that are decoded side by side; when a sample ends, a waiting one follows.
+"""Slots: the decode loop. A waiting sample takes the slot of one that has ended.
 
-One `while_loop` on the device, no host. Every device has a queue and slots of its own,
-so that refilling moves nothing between devices.
+The loop is a `while_loop` on the device, without the host. Every device has its own
+queue and slots, so that a refill moves nothing between devices.
 
 A slot holds an *item*: one sample, or several samples of one prompt that begin
-together. The samples of an item are its rows. Queued items are arrays [devices, items,
-...], items in slots [devices, slots, ...]; arrays of rows have the axis `rows` next.
+together. The samples of an item are its rows. Arrays of queued items are [devices,
+items, ...], those of items in slots [devices, slots, ...]; where rows differ, the axis
+`rows` comes next.
 """
 
 from collections.abc import Callable
@@ -18,20 +19,20 @@ from rljax import mesh
 from rljax.policy.base import Policy
 
 REFILL = 16
-"""Refill only when at least 1/16 of the slots are idle (or fewer items wait): each
-refill copies the prompts' key/value caches."""
+"""Slots are refilled only when at least 1/16 of them are idle, or enough for all items
+that still wait: each refill copies the prompts' key/value caches."""
 
 
 class Items(NamedTuple):
     """Samples that have their first token; arrays [devices, items or slots, ...].
 
-    number: i32[devices, items] place in the queue.
-    t: i32[devices, items] number of the last token, from 0.
+    number: i32[devices, items] index in the queue.
+    t: i32[devices, items] position of the last token, from 0.
     token: i32[devices, items, rows] the last token.
-    done: bool[devices, items, rows] ended; an item is idle when all its rows have.
-    key: u32[devices, items, rows, ...] data of each sample's key.
-    state: tree [devices, items, rows, ...] that belongs to `choose_fn`. The loop
-      carries it and never looks into it. () is none.
+    done: bool[devices, items, rows] the row has ended.
+    key: u32[devices, items, rows, ...] key data of each sample.
+    state: tree [devices, items, rows, ...] for `choose_fn`, which the loop only
+      carries; () if there is none.
     """
 
     number: jax.Array
@@ -43,16 +44,17 @@ class Items(NamedTuple):
 
     @property
     def idle(self) -> jax.Array:
+        """bool[devices, items]: all rows of the item have ended."""
         return jnp.all(self.done, -1)
 
 
 class Choice(NamedTuple):
-    """What `choose_fn` makes of the logits; arrays [items, rows, ...].
+    """The result of `choose_fn`; arrays [items, rows, ...].
 
     token: i32, the next token.
-    done: bool, whether the row ends with it.
-    state: what `Items.state` becomes. That of rows which had ended stays.
-    written: tree, what is written down of the token.
+    done: bool, whether the row ends with this token.
+    state: the new `Items.state`; ignored for rows that had ended before.
+    written: tree, what is recorded of the token.
     """
 
     token: jax.Array
@@ -62,10 +64,10 @@ class Choice(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What is written down of a token.
+    """What is recorded of a token.
 
-    choice: of `choose_fn`, see `Choice.written`.
-    recorded: of the policy, see `Policy.recorded`: of the pass that predicted it.
+    choice: by `choose_fn`, see `Choice.written`.
+    recorded: by the policy in the pass that predicted the token, see `Policy.recorded`.
     """
 
     choice: Any
@@ -73,16 +75,16 @@ class Written(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What stays the same while all items are decoded.
+    """The constants of the decode loop.
 
-    policy: what decodes.
-    decode_params: what its `decode` reads of its parameters.
-    queue: the items, those of a prompt one after the other.
-    prompt: what decoding reads of prompts, leaves [devices, prompts, ...].
+    policy: the policy that decodes.
+    decode_params: the policy's `decode_params`.
+    queue: all items; those of a prompt follow each other.
+    prompt: the prompts' caches by `Policy.prefill`, leaves [devices, prompts, ...].
     choose_fn: (logits f32[items, rows, V], Items without the axis of devices) ->
-      Choice; `Items.t` is the number of the token to be chosen.
+      Choice; `Items.t` is the position of the token to be chosen.
     num_slots: slots of each device; at most as many as it has items.
-    max_tokens: T, tokens of a completion at most.
+    max_tokens: T, most tokens of a completion.
     """
 
     policy: Policy
@@ -100,24 +102,25 @@ class Work(NamedTuple):
 
     @property
     def refill_size(self) -> int:
-        """Items that a refill takes at most."""
+        """The most items that one refill takes."""
         return min(self.num_slots, -(-self.num_slots // REFILL))
 
     @property
     def items_per_prompt(self) -> int:
+        """G / rows: items that a prompt's samples make."""
         return self.num_items // jax.tree.leaves(self.prompt)[0].shape[1]
 
 
 class Carry(NamedTuple):
-    """What the loop carries.
+    """The carry of the decode loop.
 
-    items: in the slots, [devices, slots, ...].
-    num_started: i32[devices] items that have, or had, a slot.
-    prompt: what decoding reads of each slot's prompt, [devices, slots, ...].
-    cache: the policy's.
+    items: those in the slots, [devices, slots, ...].
+    num_started: i32[devices] number of items that have, or had, a slot.
+    prompt: the cache of each slot's prompt, [devices, slots, ...].
+    cache: the policy's cache of completions.
     out: a `Written` of arrays [devices, items, T, rows, ...].
     states: tree [devices, items, rows, ...], last states of items that left a slot.
-    num_steps: i32[] how often all slots were decoded.
+    num_steps: i32[] decode steps so far, each of all slots.
     """
 
     items: Items
@@ -130,8 +133,12 @@ class Carry(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """out: arrays [devices, items, T, rows, ...]. states: tree [devices, items, rows,
-    ...], each item's last. num_steps: i32[] how often all slots were decoded."""
+    """The result of the decode loop.
+
+    out: a `Written` of arrays [devices, items, T, rows, ...].
+    states: tree [devices, items, rows, ...], each item's last state.
+    num_steps: i32[] decode steps, each of all slots.
+    """
 
     out: Written
     states: Any
@@ -139,12 +146,12 @@ class Decoded(NamedTuple):
 
 
 def decode(work: Work, out: Written) -> Decoded:
-    """Decodes all items to their ends.
+    """Decodes all items until they end.
 
     Args:
-      work: what to decode, and by what.
-      out: arrays [devices, items, T, rows, ...] to write to; what belongs to first
-        tokens stands in them already.
+      work: the items and the policy.
+      out: arrays [devices, items, T, rows, ...] to write to; they already hold the
+        records of the first tokens.
     """
     if work.num_slots == work.num_items:
         return _decode_at_once(work, out)
@@ -152,7 +159,7 @@ def decode(work: Work, out: Written) -> Decoded:
 
 
 def _decode_at_once(work: Work, out: Written) -> Decoded:
-    """Every item has a slot: nothing is refilled."""
+    """Decodes when every item has a slot, so that nothing is refilled."""
 
     def goes_on(carry):
         return ~jnp.all(carry.items.idle) & (carry.num_steps < work.max_tokens - 1)
@@ -163,7 +170,7 @@ def _decode_at_once(work: Work, out: Written) -> Decoded:
 
 
 def _decode_in_turns(work: Work, out: Written) -> Decoded:
-    """Items wait for slots: rounds of refilling and decoding."""
+    """Decodes in rounds of refilling and decoding, as items wait for slots."""
 
     def goes_on(carry):
         return jnp.any(~carry.items.idle) | jnp.any(carry.num_started < work.num_items)
@@ -178,7 +185,8 @@ def _first_carry(work: Work, out: Written) -> Carry:
     num_devices, num_slots = len(work.queue.token), work.num_slots
     items = jax.tree.map(lambda x: x[:, :num_slots], work.queue)
     prompt = work.prompt
-    if (num_slots, work.items_per_prompt) != (work.num_items, 1):
+    one_each = num_slots == work.num_items and work.items_per_prompt == 1
+    if not one_each:  # else slot i has prompt i
         of_items = jnp.arange(num_slots) // work.items_per_prompt
         prompt = jax.tree.map(lambda x: x[:, of_items], prompt)
     return Carry(
@@ -201,7 +209,7 @@ def _new_cache(work: Work, prompt: Any) -> Any:
 def _advance(work: Work, carry: Carry) -> Carry:
     """Decodes one token of every slot."""
     items = carry.items
-    # What is idle reads no earlier tokens.
+    # t = 0 for idle slots, so that they do not read their caches.
     logits, cache = work.policy.decode(
         work.decode_params,
         _without_devices(items.token),
@@ -217,7 +225,7 @@ def _advance(work: Work, carry: Carry) -> Carry:
     )
     zeros = jax.tree.map(jnp.zeros_like, written)
     written = _unless_done(items.done, zeros, written)
-    # Past the end of the buffers nothing is written.
+    # For idle slots the index lies past the end of the buffers: nothing is written.
     place = jnp.where(items.idle, work.max_tokens, t)
     put = jax.vmap(lambda out, number, t, x: out.at[number, t].set(x, mode="drop"))
     out = jax.tree.map(
@@ -235,7 +243,7 @@ def _advance(work: Work, carry: Carry) -> Carry:
 
 
 def _refill_round(work: Work, carry: Carry) -> Carry:
-    """Fills idle slots, then decodes until the next refill pays."""
+    """Fills idle slots, then decodes until the next refill is due."""
 
     def refill(queue, stored, items, num_started, prompt, states):  # of one device
         numbers = num_started + jnp.arange(work.refill_size)
@@ -276,7 +284,7 @@ def _refill_round(work: Work, carry: Carry) -> Carry:
 
 
 def _keep_decoding(work: Work, carry: Carry) -> jax.Array:
-    """bool[]: whether to go on decoding, and not to refill first."""
+    """bool[]: whether to decode another token before the next refill."""
     idle = carry.items.idle
     enough = jnp.minimum(work.num_items - carry.num_started, work.refill_size)
     full = (enough == 0) | (jnp.sum(idle, -1) < enough)
@@ -284,7 +292,7 @@ def _keep_decoding(work: Work, carry: Carry) -> jax.Array:
 
 
 def _put_states(states, numbers, state):
-    """The states of one device's items, with those of the items `numbers` renewed."""
+    """The states of one device's items, with `state` at the items `numbers`."""
     return jax.tree.map(
         lambda old, new: old.at[numbers].set(new, mode="drop"), states, state
     )

@@ -4,10 +4,10 @@ r"""Stop strings: texts that end a completion, found in the bytes of its tokens.
     sample = sampler(policy, stop_strings=stops, ...)
 
 A completion ends with the token that completes a stop string; the string may begin or
-end inside of tokens. While decoding, each row remembers how far a stop string has come:
-the state of the automaton of Aho and Corasick. What a token does to every state is
-computed here, before. Tokens that do the same are one kind, so that the tables stay
-small: a number per token, and kinds x states.
+end inside a token. While decoding, each row carries a state of the Aho-Corasick
+automaton: how much of a stop string its text ends with. The transitions by whole tokens
+are computed here, in advance. Tokens with equal transitions form a kind, so the tables
+are small: a kind per token, and a transition per kind and state.
 
 Symbols: `V` tokens, `N` states, `K` kinds of tokens.
 """
@@ -24,10 +24,10 @@ from rljax import check
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StopStrings:
-    """An automaton over tokens; state 0 knows nothing, the last one has found a string.
+    """An automaton over tokens; state 0 is the start, the last state a complete string.
 
     texts: the stop strings in UTF-8.
-    kind: i32[V + 1] kind of each token; the last one's is that of ids beyond.
+    kind: i32[V + 1] kind of each token; the last entry is for ids outside [0, V).
     step: i32[K, N] the next state, by kind of token and state.
     """
 
@@ -36,7 +36,7 @@ class StopStrings:
     step: np.ndarray
 
     def after(self, state: jax.Array, token: jax.Array) -> jax.Array:
-        """The states i32[...] after these tokens i32[...]."""
+        """The states i32[...] after the tokens i32[...]."""
         beyond = len(self.kind) - 1
         known = jnp.where((token >= 0) & (token < beyond), token, beyond)
         return jnp.asarray(self.step)[jnp.asarray(self.kind)[known], state]
@@ -47,12 +47,12 @@ class StopStrings:
 
 
 def stop_strings(texts: Sequence[str], pieces: Sequence[bytes]) -> StopStrings:
-    """The automaton of some stop strings.
+    """The automaton of the given stop strings.
 
     Args:
-      texts: the strings; the first that is complete counts.
-      pieces: the bytes of every token. A token without bytes, and an id beyond, keeps
-        apart what stands on its sides: no stop string goes across.
+      texts: the strings; the first to be complete ends the completion.
+      pieces: the bytes of every token. No stop string extends across a token without
+        bytes, or across an id that has no piece.
 
     Raises:
       ValueError: if there is no string, one is empty, or no sequence of tokens spells
@@ -85,7 +85,7 @@ def stop_strings(texts: Sequence[str], pieces: Sequence[bytes]) -> StopStrings:
 
 def _automaton(texts: tuple[bytes, ...], pieces: Sequence[bytes]) -> StopStrings:
     effects = _by_token(_by_byte(texts), (*pieces, b""))
-    kinds: dict[bytes, int] = {}  # several times faster than np.unique by rows
+    kinds: dict[bytes, int] = {}  # several times faster than np.unique(axis=0)
     kind = [kinds.setdefault(row.tobytes(), len(kinds)) for row in effects]
     step = np.frombuffer(b"".join(kinds), np.int16).reshape(len(kinds), -1)
     return StopStrings(texts, np.array(kind, np.int32), step.astype(np.int32))
@@ -94,7 +94,7 @@ def _automaton(texts: tuple[bytes, ...], pieces: Sequence[bytes]) -> StopStrings
 def _by_byte(texts: tuple[bytes, ...]) -> np.ndarray:
     """i16[N, 256]: the next state, by state and byte.
 
-    A state is the longest end of the text so far with which a stop string begins.
+    A state stands for the longest suffix of the text that is a prefix of a stop string.
     """
     begins = sorted({text[:n] for text in texts for n in range(len(text))}, key=len)
     number = {begin: n for n, begin in enumerate(begins)}  # b"" is 0
@@ -102,7 +102,7 @@ def _by_byte(texts: tuple[bytes, ...]) -> np.ndarray:
     table = np.zeros((found + 1, 256), np.int16)
     table[found] = found
     for begin, state in number.items():
-        for byte in set(b"".join(texts)):  # any other begins anew
+        for byte in set(b"".join(texts)):  # any other byte leads to state 0
             text = begin + bytes([byte])
             if text.endswith(texts):
                 table[state, byte] = found

@@ -1,7 +1,7 @@
 """The run loop on the host: training, checkpoints, records, display, and how it stops.
 
-To change: `shown` (what is displayed), `writer` (where records go), the numbers in
-`fault`. A run's files are a format that old runs are read with: see `record`, `run_dir`
-and `checkpoint_folder`. This package knows files, clocks and signals. It must not know
-methods, models or tasks.
+You may change what is displayed (`shown`), where records are written (`writer`), and
+when a run stops (`fault`). Keep the formats of a run's files (`record`, `run_dir`,
+`checkpoint_folder`), because they must still read old runs. This package knows files,
+clocks and signals. It must not know methods, models or tasks.
 """

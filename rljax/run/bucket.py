@@ -1,12 +1,13 @@
-"""A run folder in a bucket (gs://...), of which the run works on a copy.
+"""A run folder in a bucket (gs://...), with a working copy on the leader's disk.
 
-In a bucket nothing can be locked, appended to or renamed. So a run has a folder on the
-leader's disk, whose files are copied into the bucket before each checkpoint and at the
-end. Checkpoints are written to the bucket straight. A resume, on whatever machine,
-begins with what the bucket holds.
+Files in a bucket cannot be locked, appended to or renamed. So the run works in a folder
+on the leader's disk, whose files are copied to the bucket before each checkpoint and at
+the end. Checkpoints are written to the bucket directly. A resume, on any machine,
+starts from the files in the bucket.
 
-A bucket cannot say whether the process that owns a run folder is still alive. So a
-resume takes the folder over, and an owner that lives stops at its next checkpoint.
+A bucket cannot tell whether the process that owns a run folder is still alive. So a
+resume takes the folder over, and the previous owner, if it is alive, stops at its next
+checkpoint.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ _CHECKPOINTS = "checkpoints"
 
 
 class Place(NamedTuple):
-    """Where a run writes: arguments of `open_run` and `train.train`."""
+    """Where a run writes; the fields are arguments of `open_run` and `train.train`."""
 
     folder: pathlib.Path
     checkpoint_dir: epath.Path | None = None
@@ -37,11 +38,14 @@ class Place(NamedTuple):
 
 @contextlib.contextmanager
 def kept(run_dir: str | os.PathLike, *, resume: bool) -> Iterator[Place]:
-    """Inside the context, a run folder that may be in a bucket has a copy on the disk.
+    """A context in which a run folder, even one in a bucket, is a folder on the disk.
 
     Args:
-      run_dir: a folder on a file system, which is its own copy, or in a bucket.
-      resume: whether to begin with what the bucket holds; else it must hold nothing.
+      run_dir: a folder on a file system, which is used as it is, or in a bucket.
+      resume: whether to start from the files in the bucket; else it must have none.
+
+    Yields:
+      Where the run writes.
 
     Raises:
       ValueError: if the bucket cannot be read, or holds a run and `resume` is false.
@@ -61,27 +65,27 @@ def kept(run_dir: str | os.PathLike, *, resume: bool) -> Iterator[Place]:
             yield Place(folder, bucket / _CHECKPOINTS, (copy,))
         finally:
             copy.leave()
-        print(f"{folder} was a copy; it is kept as {bucket}")
+        print(f"the run is in {bucket}; its working copy {folder} is removed")
 
 
 class Copy:
-    """Copies a folder's files into a bucket; a `Writer` that is synced."""
+    """A `Writer` whose `sync` copies a folder's files to a bucket."""
 
     def __init__(self, bucket: epath.Path, folder: pathlib.Path):
         self._bucket, self._folder = bucket, folder
-        self._seen: dict[str, tuple[int, int]] = {}  # of each file there, size and time
+        self._seen: dict[str, tuple[int, int]] = {}  # file in the bucket -> size, time
         self._owner: bytes | None = None
-        self._lost = False  # to another run
+        self._lost = False  # whether another run owns the bucket's folder
         self._problem: str | None = None
 
     def fetch(self, resume: bool) -> None:
-        """Brings what the bucket holds, but for checkpoints, to the disk."""
+        """Copies the files in the bucket, except checkpoints, to the disk."""
         try:
             found = list(_files(self._bucket))
         except ImportError as error:
             raise ValueError(
-                f"a run folder in a bucket needs a package that reads it, got {error}"
-                f" for {self._bucket}; for gs:// pip install gcsfs."
+                f"a run folder in a bucket needs a package that reads buckets, got"
+                f" {error} for {self._bucket}; for gs:// pip install gcsfs."
             ) from error
         if found and not resume:
             raise ValueError(
@@ -90,7 +94,7 @@ class Copy:
             )
         for name in found:
             if name == ownership.FILE:
-                print(f"{self._bucket} is taken over; what still runs there will stop")
+                print(f"taking over {self._bucket}; a run that still uses it will stop")
                 continue
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +102,10 @@ class Copy:
             self._seen[name] = _stamp(path)
 
     def write(self, records: Sequence[Record]) -> None:
-        """Tells of an outage, once; the first call makes this process the owner."""
+        """Writes nothing: it raises once if copying failed since the last call.
+
+        The first call makes this process the owner of the folder.
+        """
         del records
         if self._owner is None:
             self._owner = (self._folder / ownership.FILE).read_bytes()
@@ -108,7 +115,7 @@ class Copy:
             raise OSError(problem)
 
     def sync(self) -> None:
-        """Copies the files that have changed; those that are gone are removed.
+        """Copies files that have changed, and removes those that no longer exist.
 
         Raises:
           RunFault: if another run has taken the folder over.
@@ -116,16 +123,16 @@ class Copy:
         self._try(self._sync)
 
     def close(self) -> None:
-        pass  # more is written after the training: see `kept`
+        pass  # files are still written after the training: see `kept`
 
     def leave(self) -> None:
-        """Copies what is new for the last time; the folder then has no owner.
+        """Copies changed files for the last time, and gives up ownership.
 
         Raises:
-          OSError: if that was not possible.
+          OSError: if the bucket cannot be written.
         """
         if self._owner is None or self._lost:
-            return  # nothing was begun, or it is another's
+            return  # the run has not started, or another run owns the folder
         self.sync()
         self._try((self._bucket / ownership.FILE).unlink)
         if self._problem is not None:
@@ -137,7 +144,7 @@ class Copy:
             self._lost = True
             raise fault.RunFault(
                 f"{self._bucket} was taken over by another run, so this one stops;"
-                " nothing of it is kept since its last checkpoint"
+                " its work since its last checkpoint is not kept"
             )
         here = {name: _stamp(self._folder / name) for name in _files(self._folder)}
         here.pop(ownership.FILE, None)
@@ -154,7 +161,10 @@ class Copy:
         (self._bucket / ownership.FILE).write_bytes(self._owner)
 
     def _try(self, work) -> None:
-        """A network has many names for an outage; it is told at the next record."""
+        """Runs `work`; the next `write` raises its error.
+
+        Libraries have many exception types for an outage, so all of them are caught.
+        """
         try:
             work()
         except fault.RunFault:
@@ -164,7 +174,7 @@ class Copy:
 
 
 def _files(folder: epath.Path | pathlib.Path, inside: str = "") -> Iterator[str]:
-    """The paths of all files below a folder, but for checkpoints and hidden ones."""
+    """Relative paths of all files in a folder, except checkpoints and hidden ones."""
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
@@ -182,5 +192,6 @@ def _copy(source: epath.Path | pathlib.Path, target: epath.Path | pathlib.Path) 
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:
+    """Size and time of the last change."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns

@@ -1,14 +1,14 @@
-"""Checkpoints: a whole `TrainState` and where the run stands, atomically together.
+"""Checkpoints: a whole `TrainState` and the position of the run, saved atomically.
 
-Orbax writes the arrays in the background. The folder gets its name, the step, when it
-is complete. Then orbax removes the checkpoints that its policy does not keep. A digest
-of every leaf is computed on the leaf's devices and saved beside the arrays. A restore
-compares the leaves with their digests. So a kill, a full disk or a decaying one never
-gives other numbers back, and no checkpoint is read again after it was saved.
+Orbax writes the arrays in the background. When a folder is complete, it is renamed to
+the step, and orbax removes the checkpoints that its policy does not keep. A digest of
+every leaf is computed on the leaf's devices and saved with the arrays. A restore
+compares the leaves with their digests. So it never returns wrong numbers after a kill,
+a full disk or bit rot, and a save need not read its checkpoint again.
 
-Folders are `etils.epath` paths, so they may be in a bucket. Of several processes each
-writes and reads what its devices hold, in one folder that all of them see; the leader
-alone removes and renames.
+Folders are `etils.epath` paths, so they may be in a bucket. If there are several
+processes, each writes and reads the shards of its devices, in one folder that all see;
+only the leader removes and renames folders.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from rljax.run.checkpoint_folder import Found
 
 
 class Corrupt(ValueError):
-    """A checkpoint does not hold what was saved."""
+    """A checkpoint does not hold what was saved in it."""
 
 
 class Checkpoints:
@@ -38,10 +38,10 @@ class Checkpoints:
     Args:
       directory: the folder of all checkpoints; made if missing.
       keep: how many to keep, at least 1.
-      report: (event, message), called from the thread that calls the methods here. A
-        save that fails is the event `checkpoint/failed`. It leaves the checkpoints
-        before it as they are.
-      latest: the newest checkpoint that exists already.
+      report: called as report(event, message), in the thread that calls the methods
+        here. A failed save is the event `checkpoint/failed`; earlier checkpoints stay
+        as they are.
+      latest: the newest checkpoint that exists already, if any.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Checkpoints:
         report: Callable[[str, str], None],
         latest: epath.Path | None = None,
     ):
-        self._directory = epath.Path(directory).absolute()  # orbax needs it so
+        self._directory = epath.Path(directory).absolute()  # as orbax requires
         self._keep = keep
         self._report = report
         self._saving: epath.Path | None = None
@@ -73,15 +73,15 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
-        """Starts to save; returns once the state has been copied from the device.
+        """Starts a save; returns once the state has been copied from the device.
 
         Args:
-          step: names the checkpoint; a checkpoint of the same step is replaced.
+          step: names the checkpoint; an existing one of the same step is replaced.
           state: a pytree of `jax.Array`.
-          info: what else to save, JSON-able.
+          info: saved with the state; must be JSON-able.
 
         Raises:
-          ValueError: if a leaf is no `jax.Array` or `info` is not JSON-able.
+          ValueError: if a leaf is not a `jax.Array`, or `info` is not JSON-able.
         """
         self.wait()
         path = self._directory / checkpoint_folder.Names().build_name(step)
@@ -95,7 +95,7 @@ class Checkpoints:
         )
         try:
             self._make_room(path)
-            with _folders_at_once():  # the checkpointer keeps the context it is made in
+            with _eager_folders():  # the checkpointer keeps the context it is made in
                 self._orbax.save_checkpointables_async(
                     step,
                     {"state": state},
@@ -104,16 +104,17 @@ class Checkpoints:
                     custom_metadata=beside,
                 )
         except OSError as error:
-            if processes.count() > 1:  # the others are waiting within orbax
+            if processes.count() > 1:  # the other processes are waiting inside orbax
                 raise
             self._failed(path, str(error))
             return
         self._saving = path
 
     def poll(self) -> None:
-        """Reports on the running save if it has ended.
+        """Finishes the running save if it has ended.
 
-        Several processes would see the end at different steps; they `wait`.
+        With several processes it does nothing: they would see the end at different
+        steps. They call `wait` instead.
         """
         if self._saving is None or processes.count() > 1:
             return
@@ -128,19 +129,20 @@ class Checkpoints:
         problem = None
         try:
             self._orbax.wait()
-        except Exception as error:  # tensorstore has a full disk as a ValueError
+        except Exception as error:  # tensorstore reports a full disk as a ValueError
             problem = str(error)
         problems = [x for x in processes.gathered("a save", problem) if x is not None]
         if problems:
-            whole = lambda: checkpoint_folder.saved(path) is not None  # noqa: E731
-            if not processes.from_leader("a save's end", whole):
+            complete = lambda: checkpoint_folder.saved(path) is not None  # noqa: E731
+            if not processes.from_leader("a save's end", complete):
                 self._failed(path, problems[0])
                 return
-            self._orbax.reload()  # it is whole; only an older one was not removed
+            # The checkpoint is complete; only the removal of an older one has failed.
+            self._orbax.reload()
         self.latest = path
 
     def close(self) -> None:
-        """Waits for the running save, unless this is one of several and ends alone."""
+        """Waits for the running save, unless one of several processes ends alone."""
         alone = processes.count() == 1
         if alone or self._saving is None:
             self.wait()
@@ -149,10 +151,10 @@ class Checkpoints:
         self._quiet.close()
 
     def _make_room(self, path: epath.Path) -> None:
-        """The leader removes what is in the way of a new checkpoint."""
+        """The leader removes unfinished saves; raises if a foreign folder is there."""
         if processes.leads():
             if path.exists() and not checkpoint_folder.is_ours(path):
-                raise FileExistsError("what is there is not of this run; move it away")
+                raise FileExistsError("it exists and is not of this run; move it away")
             checkpoint_folder.remove_unfinished(self._directory)
         processes.barrier("room for a checkpoint")
 
@@ -167,12 +169,12 @@ class Checkpoints:
         self._report(
             "checkpoint/failed",
             f"could not write to {path}: {message}; the last good checkpoint is kept"
-            f" ({kept}) and training goes on",
+            f" ({kept}) and training continues",
         )
 
 
 def newest(directory: epath.PathLike) -> Found | None:
-    """The newest complete checkpoint of a run; its arrays are not read."""
+    """The newest complete checkpoint of a run, or None; does not read the arrays."""
 
     def look() -> list[Any] | None:
         found = map(_found, checkpoint_folder.ours(epath.Path(directory)))
@@ -186,10 +188,10 @@ def newest(directory: epath.PathLike) -> Found | None:
 def restore_newest(
     directory: epath.PathLike, like: Callable[[Found], Any]
 ) -> tuple[Found | None, Any, list[str]]:
-    """The newest state of a run that can be restored.
+    """Restores the newest intact checkpoint of a run.
 
-    It removes what unfinished saves left. If an older checkpoint is whole, it renames
-    those that no longer hold what was saved to `<step>.corrupt`.
+    It first removes the remains of unfinished saves. If newer checkpoints are corrupt,
+    it renames them to `<step>.corrupt`.
 
     Args:
       directory: of the checkpoints; no other run may use it.
@@ -197,10 +199,11 @@ def restore_newest(
 
     Returns:
       The checkpoint, its state, and a message for each checkpoint that was renamed;
-      None, None and no messages if nothing was saved yet.
+      (None, None, []) if nothing was saved yet.
 
     Raises:
-      ValueError: if there are checkpoints and none is whole; as `restore` and `like`.
+      ValueError: if there are checkpoints but none is intact, or as `restore` and
+        `like` raise.
       OSError: if a checkpoint cannot be read now.
     """
     directory = epath.Path(directory)
@@ -219,7 +222,7 @@ def restore_newest(
             return found, state, []
         return found, state, [_put_aside(*one) for one in corrupt.items()]
     others = checkpoint_folder.others(directory)
-    unread = dict.fromkeys(others, "is of another run or version") | corrupt
+    unread = dict.fromkeys(others, "belongs to another run or version") | corrupt
     if unread:
         why = "; ".join(f"{path.name}: {problem}" for path, problem in unread.items())
         raise ValueError(
@@ -230,11 +233,10 @@ def restore_newest(
 
 
 def template(state: Any) -> Any:
-    """What `restore` must know of a state, without holding its memory.
+    """What `restore` needs to know of a state: a pytree of `jax.ShapeDtypeStruct`.
 
-    A pytree of `jax.ShapeDtypeStruct`. Uncommitted arrays get sharding None and are
-    restored uncommitted; a scalar committed to device 0 could not be combined with
-    parameters on a mesh.
+    Uncommitted arrays get sharding None and are restored uncommitted; a scalar
+    committed to device 0 could not be combined with parameters on a mesh.
 
     Raises:
       ValueError: if a leaf is not a `jax.Array`.
@@ -255,39 +257,42 @@ def template(state: Any) -> Any:
 
 
 def restore(path: epath.PathLike, like: Any) -> Any:
-    """The saved state, bit for bit.
+    """Restores the saved state, bit for bit.
 
     Args:
       path: the folder of the checkpoint.
-      like: the template of a state of the same structure, whose shardings it gets.
+      like: the `template` of a state of the same structure; it gives the shardings.
+
+    Returns:
+      The state.
 
     Raises:
-      ValueError: if structure, shapes or dtypes differ from the saved ones, with the
-        leaves that do.
+      ValueError: if structure, shapes or dtypes differ from the saved ones; the message
+        names the leaves.
       Corrupt: if the files do not hold what was saved.
-      OSError: if they cannot be read now.
+      OSError: if the files cannot be read now.
     """
     from orbax.checkpoint import v1 as orbax
 
-    path = epath.Path(path).absolute()  # orbax needs it so
+    path = epath.Path(path).absolute()  # as orbax requires
     beside = checkpoint_folder.saved(path)
     if beside is None:
         raise Corrupt("its metadata has changed since it was saved")
     _require_same(path, beside["leaves"], _describe(like))
-    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or anywhere), like)
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(lambda x: x.update(sharding=x.sharding or default), like)
     loaded, problem = None, None
     try:
         loaded = orbax.load_checkpointables(path, {"state": placed})["state"]
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the machine's fault, not the file's
-    except Exception as error:  # orbax and tensorstore have many names for it
+    except Exception as error:  # orbax and tensorstore raise many types for bad files
         checkpoint_folder.require_readable(path)
         problem = " ".join(str(error).split())[:200]
     problems = [x for x in processes.gathered("a restore", problem) if x is not None]
-    if problems:  # raised in all processes, whoever found it
+    if problems:  # every process raises if one of them found a problem
         raise Corrupt(problems[0])
-    if _describe(loaded) != beside["leaves"]:  # a key as plain numbers, for one
+    if _describe(loaded) != beside["leaves"]:  # such as a PRNG key read as numbers
         raise Corrupt("its leaves have changed since it was saved")
     changed = [
         leaf
@@ -297,14 +302,14 @@ def restore(path: epath.PathLike, like: Any) -> Any:
     if changed:
         raise Corrupt(f"{changed[0]} has changed since it was saved")
     return jax.tree.map(
-        lambda x, want: x if want.sharding else _unbound(x), loaded, like
+        lambda x, want: x if want.sharding else _uncommitted(x), loaded, like
     )
 
 
-def _unbound(x: jax.Array) -> jax.Array:
-    """An uncommitted copy, which JAX may move to where other arguments are."""
+def _uncommitted(x: jax.Array) -> jax.Array:
+    """An uncommitted copy, which JAX may move to the devices of other arguments."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _unbound(jax.random.key_data(x))
+        data = _uncommitted(jax.random.key_data(x))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     return jnp.array(np.asarray(x))
 
@@ -318,13 +323,14 @@ def _require_same(path: epath.Path, saved: dict, wanted: dict) -> None:
     if differing:
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise ValueError(
-            f"the state must be built as when {path} was saved, but differs in"
-            f" {'; '.join(differing[:5])}{more}. Restore the program or start a new run"
-            " in another folder."
+            f"the state must have the structure that {path} was saved with, but differs"
+            f" in {'; '.join(differing[:5])}{more}. Restore the program or start a new"
+            " run in another folder."
         )
 
 
 def _describe(state: Any) -> dict[str, str]:
+    """Tree path -> dtype and shape of each leaf."""
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(state)
@@ -332,6 +338,7 @@ def _describe(state: Any) -> dict[str, str]:
 
 
 def _digests(state: Any) -> dict[str, int]:
+    """Tree path -> digest of each leaf."""
     return {leaf: found.digest for leaf, found in digest.examine(state).items()}
 
 
@@ -340,32 +347,33 @@ def _json(info: dict[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(info))
     except TypeError as error:
         raise ValueError(
-            f"what a checkpoint holds beside the state must be JSON-able, but {error};"
-            " let the stream's get_state() return numbers, strings, lists and dicts."
+            f"the info in a checkpoint must be JSON-able, but {error}; let the stream's"
+            " get_state() return numbers, strings, lists and dicts."
         ) from error
 
 
 def _cleaned(directory: epath.Path) -> list[str]:
-    """This run's checkpoints, newest first; what unfinished saves left is removed."""
+    """Removes the remains of unfinished saves; returns this run's, newest first."""
     checkpoint_folder.remove_unfinished(directory)
     return [str(path) for path in checkpoint_folder.ours(directory)]
 
 
 def _found(path: epath.Path) -> Found | None:
+    """The checkpoint in a folder; None if it is incomplete or its metadata changed."""
     beside = checkpoint_folder.saved(path)
     return None if beside is None else Found(path, beside["info"])
 
 
 def _put_aside(path: epath.Path, problem: str) -> str:
     aside = checkpoint_folder.put_aside(path)
-    return f"{path} is corrupt ({problem}); put aside as {aside.name}"
+    return f"{path} is corrupt ({problem}); renamed to {aside.name}"
 
 
-def _folders_at_once():
-    """A context in which orbax makes a checkpoint's folders before a save returns.
+def _eager_folders():
+    """A context in which orbax makes a checkpoint's folders before `save` returns.
 
-    Otherwise orbax's threads wait for the folders. On a disk that is too full to make
-    them, the end of a run would take five minutes.
+    By default orbax's threads wait for the folders. On a full disk, where folders
+    cannot be made, that would delay the end of a run by five minutes.
     """
     from orbax.checkpoint import v1 as orbax
 
@@ -375,7 +383,7 @@ def _folders_at_once():
 
 @contextlib.contextmanager
 def _quiet_orbax():
-    """Silences orbax's hundreds of lines about a failed save; one event says it."""
+    """Silences orbax's hundreds of lines on a failed save; an event reports it."""
 
     def others(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname

@@ -1,7 +1,7 @@
-"""Which folders in a directory are a run's checkpoints, and which are complete.
+"""Finds a run's checkpoints in a directory, and tells which ones are complete.
 
-A folder is a checkpoint of the run if its name is the step that its metadata names.
-Everything else, such as notes or a copy under another name, is the user's and is never
+A folder is a checkpoint of the run if its name equals the step in its metadata.
+Everything else, such as notes or a renamed copy, belongs to the user and is never
 changed.
 """
 
@@ -24,14 +24,14 @@ _UNFINISHED = re.compile(r"\d{8,}\.orbax-checkpoint-tmp")
 
 
 class Found(NamedTuple):
-    """A complete checkpoint: its folder and what was saved beside the state."""
+    """A complete checkpoint: its folder, and the `info` saved with the state."""
 
     path: epath.Path
     info: dict[str, Any]
 
 
 class Names:
-    """How orbax finds this run's checkpoints. It removes only what it finds."""
+    """Tells orbax the names of this run's checkpoints; orbax removes no others."""
 
     def build_name(self, step: int) -> str:
         return f"{step:08d}"
@@ -42,7 +42,7 @@ class Names:
     def find_step(self, base_path: epath.PathLike, step: int) -> Any:
         path = epath.Path(base_path) / self.build_name(step)
         if not is_ours(path):
-            raise ValueError(f"{path} is no checkpoint of this run.")
+            raise ValueError(f"{path} is not a checkpoint of this run.")
         return _orbax_metadata(path)
 
 
@@ -52,7 +52,7 @@ def ours(directory: epath.Path) -> list[epath.Path]:
 
 
 def others(directory: epath.Path) -> list[epath.Path]:
-    """Checkpoints of another run, or of a version that wrote them differently."""
+    """Checkpoints of another run, or of another version of the format."""
     return [
         path
         for path in _named(directory)
@@ -61,10 +61,10 @@ def others(directory: epath.Path) -> list[epath.Path]:
 
 
 def is_ours(path: epath.Path) -> bool:
-    """Whether a folder with the name of a step is a checkpoint of this run.
+    """Whether a folder that is named after a step is a checkpoint of this run.
 
-    It is, too, if it holds nothing but parts of a checkpoint: an interrupted removal or
-    a decayed disk leaves that.
+    A folder with only some parts of a checkpoint counts too: an interrupted removal or
+    a damaged disk leaves that.
     """
     beside = _sound(path)
     if beside is not None:
@@ -74,18 +74,19 @@ def is_ours(path: epath.Path) -> bool:
 
 
 def saved(path: epath.Path) -> dict[str, Any] | None:
-    """What was saved beside the state of a complete checkpoint, else None."""
+    """The metadata that was saved with the state; None if the checkpoint is incomplete
+    or its metadata has changed."""
     return _sound(path) if _is_complete(path) else None
 
 
 def sealed(beside: dict[str, Any]) -> dict[str, Any]:
-    """The same entries and a digest of them, `seal`."""
+    """The entries, and one more: `seal`, a digest of them."""
     text = json.dumps(beside, sort_keys=True)
     return beside | {"seal": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def put_aside(path: epath.Path) -> epath.Path:
-    """Renames a checkpoint to the first free of `.corrupt`, `.corrupt2`, ..."""
+    """Renames a checkpoint to the first free name of `.corrupt`, `.corrupt2`, ..."""
     number, aside = 1, path.with_name(f"{path.name}.corrupt")
     while aside.exists():
         number += 1
@@ -95,7 +96,7 @@ def put_aside(path: epath.Path) -> epath.Path:
 
 
 def remove_unfinished(directory: epath.Path) -> None:
-    """Removes what interrupted saves and removals left; none may be running."""
+    """Removes the remains of interrupted saves and removals; none may be running."""
     found = directory.iterdir() if directory.is_dir() else ()
     unfinished = [path for path in found if _UNFINISHED.fullmatch(path.name)]
     incomplete = [path for path in ours(directory) if not _is_complete(path)]
@@ -104,10 +105,10 @@ def remove_unfinished(directory: epath.Path) -> None:
 
 
 def require_shared(directory: epath.Path) -> None:
-    """Refuses a folder that is another one on the hosts of other processes.
+    """Checks that all processes see the same folder.
 
     Raises:
-      ValueError: with the first process that does not see what the leader wrote.
+      ValueError: naming the first process that does not see the leader's files.
     """
     if processes.count() == 1:
         return
@@ -131,10 +132,10 @@ def require_shared(directory: epath.Path) -> None:
 
 
 def require_readable(path: epath.Path) -> None:
-    """Reads a byte of every file.
+    """Reads one byte of every file in a folder.
 
     Raises:
-      OSError: if a file is there but cannot be read now.
+      OSError: if a file exists but cannot be read now.
     """
     for root, _, files in path.walk():
         for name in files:
@@ -143,17 +144,17 @@ def require_readable(path: epath.Path) -> None:
 
 
 def _is_complete(path: epath.Path) -> bool:
-    """Whether a checkpoint was written to the end and nothing of it was removed.
+    """Whether a save has finished and no removal has started.
 
-    On a file system orbax writes the metadata first and renames the folder last. In a
-    bucket, where nothing can be renamed, it writes another file last.
+    On a file system, orbax writes the metadata first and renames the folder last. In a
+    bucket, where folders cannot be renamed, it writes a marker file last.
     """
     last = _COMPLETE if "://" in str(path) else _METADATA
     return (path / last).exists()
 
 
 def _named(directory: epath.Path) -> list[epath.Path]:
-    """Folders with the name of a step, newest first."""
+    """Folders that are named after a step, newest first."""
     found = directory.iterdir() if directory.is_dir() else ()
     named = [path for path in found if _NAME.fullmatch(path.name)]
     real = [path for path in named if path.is_dir() and not os.path.islink(path)]
@@ -161,7 +162,7 @@ def _named(directory: epath.Path) -> list[epath.Path]:
 
 
 def _sound(path: epath.Path) -> dict[str, Any] | None:
-    """What was saved beside the state, or None if it is missing or has changed."""
+    """The metadata that was saved with the state; None if missing or changed."""
     try:
         beside = json.loads((path / _METADATA).read_bytes())["custom_metadata"]
         seal = beside.pop("seal")
@@ -169,7 +170,7 @@ def _sound(path: epath.Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, AttributeError, KeyError):
-        return None  # not JSON, or of another shape
+        return None  # not JSON, or without these keys
 
 
 def _orbax_metadata(path: epath.Path) -> Any:

@@ -1,4 +1,4 @@
-"""Some leaves of a checkpoint, without the state it was saved from."""
+"""Reads single leaves of a checkpoint, without a template of the whole state."""
 
 import re
 from collections.abc import Collection
@@ -12,9 +12,15 @@ from rljax.run import checkpoint, checkpoint_folder
 
 
 def read(path: epath.PathLike, names: Collection[str]) -> dict[str, jax.Array]:
-    """Some leaves of a saved state by tree path, such as ".params['norm']['scale']".
+    """Reads some leaves of a saved state; nothing else is read.
 
-    Keys of nested dicts below a field of the state; nothing else is read.
+    Args:
+      path: the folder of the checkpoint.
+      names: tree paths such as ".params['norm']['scale']": a field of the state, then
+        keys of nested dicts.
+
+    Returns:
+      Name -> leaf, on the first local device.
 
     Raises:
       ValueError: if the checkpoint has no such leaf.
@@ -28,8 +34,8 @@ def read(path: epath.PathLike, names: Collection[str]) -> dict[str, jax.Array]:
         raise checkpoint.Corrupt("its metadata has changed since it was saved")
     if missing := sorted(set(names) - beside["leaves"].keys()):
         raise ValueError(
-            f"{path} must hold {missing[0]}, got other leaves; name a checkpoint of"
-            " this run."
+            f"{path} must hold {missing[0]}, but does not; name a checkpoint of this"
+            " run."
         )
     like: dict[str, Any] = {}
     for name in names:

@@ -1,7 +1,7 @@
-"""How a process joins the others of its run.
+"""Joins the processes of a run.
 
-`jax.distributed` finds them from what a launcher leaves in the environment; see
-`signs`. From then on `run.watch` ends them together.
+`jax.distributed` finds the other processes from variables that a launcher sets in the
+environment; see `signs`. After that, `run.watch` makes all of them end together.
 """
 
 import contextlib
@@ -18,25 +18,25 @@ from rljax import processes
 from rljax.run import watch
 
 JOIN_S = 300
-"""All processes must have joined so long after the first, seconds."""
+"""Seconds after the first process within which all others must have joined."""
 
 
 def signs(environment: Mapping[str, str]) -> list[str]:
-    """The settings that say that this process is one of several; empty if it is alone.
+    """The settings that make this process one of several; empty if it runs alone.
 
-    JAX_COORDINATOR_ADDRESS   with JAX_NUM_PROCESSES and JAX_PROCESS_ID: by hand
-    SLURM_NTASKS              above 1, inside of a step (`srun`)
+    JAX_COORDINATOR_ADDRESS   set by hand, with JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    SLURM_NTASKS              above 1, inside a job step (`srun`)
     OMPI_COMM_WORLD_SIZE,     above 1: Open MPI; other MPIs, which need mpi4py
     PMI_SIZE
     TPU_WORKER_HOSTNAMES,     several names: TPUs on GKE
     TPU_PROCESS_ADDRESSES
-    MEGASCALE_NUM_SLICES      above 1: several slices of TPUs
+    MEGASCALE_NUM_SLICES      above 1: several TPU slices
     JOB_COMPLETION_INDEX      an indexed Job or JobSet of Kubernetes, if the package
-                              `kubernetes` is there (pip install jax[k8s])
-    a Cloud TPU VM            asks the metadata server
+                              `kubernetes` is installed (pip install jax[k8s])
+    a Cloud TPU VM            where JAX asks the metadata server
 
     Raises:
-      ValueError: for a number that is none.
+      ValueError: if a variable that must be a number is not one.
     """
     found = []
     for key in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MEGASCALE_NUM_SLICES"):
@@ -60,14 +60,16 @@ def signs(environment: Mapping[str, str]) -> list[str]:
 
 @contextlib.contextmanager
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Inside the context this process has joined its run; enter it before JAX starts.
+    """A context in which this process has joined its run; enter it before JAX starts.
 
-    A process that leaves by an error takes all others with it. Where nothing says that
-    there are others, and where `jax.distributed.initialize` was called already, the
-    context does nothing.
+    If one process leaves with an error, all others end too. The context does nothing if
+    there are no other processes, or if `jax.distributed.initialize` was already called.
+
+    Args:
+      environment: variables that a launcher sets; see `signs`.
 
     Raises:
-      ValueError: for an environment that says half of what is needed.
+      ValueError: if the environment has only a part of the settings that are needed.
     """
     if jax.distributed.is_initialized() or not signs(environment):
         yield
@@ -83,15 +85,15 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, SystemExit) and isinstance(error.code, int):
-            _part(watching)  # after a signal to one of them, all leave together
+            _leave_together(watching)  # one process got a signal; all stop in order
         else:
             watching.fail(error)
         raise
-    _part(watching)
+    _leave_together(watching)
 
 
-def _part(watching: watch.Watch) -> None:
-    """Waits for the others, then leaves them."""
+def _leave_together(watching: watch.Watch) -> None:
+    """Waits for the other processes, then disconnects."""
     processes.barrier("end of the run")
     watching.stop()
     jax.distributed.shutdown()
@@ -106,7 +108,7 @@ def _initialize(environment: Mapping[str, str]) -> None:
         and importlib.util.find_spec("mpi4py") is not None
     ):
         given = {"cluster_detection_method": "mpi4py"}
-    # This package's loop answers SIGTERM itself, and knows when all can stop.
+    # The run loop handles SIGTERM itself: it knows when all processes can stop.
     jax.config.update("jax_enable_preemption_service", False)
     watch.answer_aborts(_not_all_came)
     try:
@@ -115,12 +117,12 @@ def _initialize(environment: Mapping[str, str]) -> None:
         raise ValueError(
             f"{' and '.join(signs(environment))} must say how to find the other"
             f" processes, but {error} Set JAX_COORDINATOR_ADDRESS to host:port of the"
-            " first, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+            " first process, and set JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
 
 
 def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The address, and how many processes there are and which this one is."""
+    """Arguments of `jax.distributed.initialize`, from variables set by hand."""
     keys = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address = environment["JAX_COORDINATOR_ADDRESS"]
     if ":" not in address and "JAX_COORDINATOR_PORT" in environment:
@@ -132,7 +134,7 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
         )
     present = [key for key in keys if key in environment]
     if not present:
-        return {"coordinator_address": address}  # the launcher may say the rest
+        return {"coordinator_address": address}  # the launcher may give the numbers
     if len(present) == 1:
         (missing,) = set(keys) - set(present)
         raise ValueError(
@@ -152,7 +154,7 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
 def _number(environment: Mapping[str, str], key: str, default: int) -> int:
     text = environment.get(key, str(default))
     if not text.isdigit():
-        raise ValueError(f"{key} must be a whole number, got {text!r}; set it right.")
+        raise ValueError(f"{key} must be a whole number, got {text!r}; correct it.")
     return int(text)
 
 
@@ -161,5 +163,5 @@ def _not_all_came() -> bytes:
     return (
         f"\nerror: all {state.num_processes} processes must join within {JOIN_S} s, but"
         f" process {state.process_id} waited in vain at {state.coordinator_address};"
-        " start the same command in all of them, or set their number right\n"
+        " start the same command in all of them, or correct their number\n"
     ).encode()

@@ -1,4 +1,4 @@
-"""What a running experiment shows: a live board in a terminal, lines elsewhere."""
+"""The display of a running experiment: a live board in a terminal, else lines."""
 
 import collections
 import dataclasses
@@ -19,13 +19,19 @@ from rljax.run.shown import SHOWN
 
 @dataclasses.dataclass
 class Board:
-    """The numbers on show; whoever runs the loop sets them.
+    """The numbers that are displayed; the run loop sets them.
 
-    title: the run. step, last: training steps done and in all. phase: its name.
-    seconds: of training so far. left: seconds to the end, or None when unknown.
-    tokens_per_second: of the last dispatch, or None. metrics: of the last step.
-    evaluation: the last one. events: how often each happened. doing: what the run is
-      waiting for, such as an evaluation.
+    title: name of the run.
+    last: training steps of the whole run.
+    step: training steps done.
+    phase: name of the phase.
+    seconds: of training so far.
+    left: seconds to the end of the run; None: unknown.
+    tokens_per_second: of the last dispatch; None: unknown.
+    metrics: of the last step, by name.
+    evaluation: values of the last evaluation, by name.
+    events: number of occurrences, by name.
+    doing: what the run is waiting for, such as an evaluation; "": nothing.
     """
 
     title: str
@@ -42,13 +48,15 @@ class Board:
 
 
 class Display:
-    """Shows a board until closed. The loop only sets the board's numbers.
+    """Shows a board until closed; the run loop only sets the board's numbers.
 
-    In a terminal the board is drawn twice a second. Elsewhere a line is printed when
-    `update` is called and the last line is at least `interval` seconds old.
+    In a terminal the board is drawn twice a second. Elsewhere, `update` prints a line
+    if the last one is at least `interval` seconds old.
 
     Args:
-      console: where to, by default standard output.
+      board: to show.
+      console: to print on; None: standard output.
+      interval: seconds between lines.
     """
 
     def __init__(
@@ -75,19 +83,20 @@ class Display:
             self.say(line(self.board))
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Prints text that stays."""
+        """Prints text above the board."""
         self._console.print(Text(text, style=style or ""), soft_wrap=True)
 
     def working(self, text: str) -> None:
-        """Says what will take a while; in a terminal the board says it."""
+        """Announces slow work by a line; in a terminal the board shows it."""
         if self._live is None:
             self.say(f"{text} ...")
 
     def show_cursor(self) -> None:
-        """For a process that may leave without closing the display."""
+        """Shows the cursor again, for a process that may exit without `close`."""
         self._console.show_cursor()
 
     def close(self) -> None:
+        """Stops drawing; outside a terminal, prints a last line."""
         if self._live is not None:
             self._live.stop()
         else:
@@ -95,7 +104,7 @@ class Display:
 
 
 def values(board: Board) -> list[tuple[str, str]]:
-    """Label and text of each number that is known."""
+    """(label, text) of each number that is known."""
     found = []
     for name, text in estimates(board.evaluation).items():
         last = name.rsplit("/", 1)[-1]
@@ -116,7 +125,7 @@ def values(board: Board) -> list[tuple[str, str]]:
 
 
 def estimates(evaluation: Mapping[str, float]) -> dict[str, str]:
-    """Text of an evaluation's values by name, each with its error, `NAME_error`."""
+    """Name -> text of an evaluation's values, with the standard error `NAME_error`."""
 
     def text(name, value):
         error = evaluation.get(f"{name}_error", math.nan)
@@ -127,7 +136,7 @@ def estimates(evaluation: Mapping[str, float]) -> dict[str, str]:
 
 
 def line(board: Board) -> str:
-    """The board in one line."""
+    """The board as one line of text."""
     parts = [f"[{board.phase}] step {board.step}/{board.last}", duration(board.seconds)]
     if board.left is not None and board.step < board.last:
         parts.append(f"left {duration(board.left)}")
@@ -137,7 +146,7 @@ def line(board: Board) -> str:
 
 
 def render(board: Board) -> Panel:
-    """The board for a terminal."""
+    """The board as a panel for a terminal."""
     left = "?" if board.left is None else duration(board.left)
     head = Table.grid(expand=True, padding=(0, 1))
     head.add_column(ratio=1)
@@ -161,12 +170,12 @@ def render(board: Board) -> Panel:
         parts.append(Text(counts, style="yellow"))
     if board.doing:
         parts.append(Text(board.doing, style="bold"))
-    title = Text(f"{board.title}: {board.phase}")  # text, as a str would be markup
+    title = Text(f"{board.title}: {board.phase}")  # rich reads a str as markup
     return Panel(Group(*parts), title=title, box=box.ROUNDED)
 
 
 def duration(seconds: float) -> str:
-    """Such as 1:02:03, or 2:03 below an hour."""
+    """Seconds as text: 1:02:03, or 2:03 below an hour."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""When training must stop: what the device reports but cannot raise."""
+"""Faults that stop training: a device can report them but cannot raise."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,19 +9,19 @@ from rljax import digest, metric
 from rljax.types import TrainState
 
 MAX_FAILED = 5
-"""Training steps in a row in which the verifier may fail for all samples."""
+"""Steps in a row in which the verifier fails for all samples, before a run stops."""
 
 
 class RunFault(FloatingPointError):
-    """The device reported numbers that training must not go on with."""
+    """The device reported numbers with which training must not continue."""
 
 
 def find_fault(before: int, metrics: Mapping[str, Any]) -> str | None:
-    """What the first `metric.Fault` that is not 0 says, or None.
+    """A message on the first `metric.Fault` that is not 0, or None.
 
     Args:
       before: training steps before the dispatch.
-      metrics: of the dispatch, f32[K] each, with their kinds.
+      metrics: of the dispatch, each a `metric.Metric` or array with f32[K] values.
     """
     for name, value in metric.faults(metrics).items():
         bad = np.flatnonzero(value)  # NaN is not zero
@@ -35,24 +35,24 @@ def find_fault(before: int, metrics: Mapping[str, Any]) -> str | None:
 
 
 class Refusals:
-    """Counts steps whose updates were all refused, or whose verdicts are all missing.
+    """Counts refused updates in a row, and steps in a row without any verdict.
 
     Args:
-      max_refused: optimiser steps in a row that may be refused.
+      max_refused: a run stops after so many refused optimiser steps in a row.
       step: training steps done.
     """
 
     def __init__(self, max_refused: int, step: int):
         self._max_refused = max_refused
         self._accepted = step  # the last step with an accepted update, or the first
-        self._failed_in_row = 0  # steps in which the verifier failed for all
+        self._failed_in_row = 0  # steps in which the verifier failed for all samples
 
     def find(self, before: int, read: Mapping[str, np.ndarray]) -> str | None:
         """Why the run must stop, or None.
 
         Args:
           before: training steps before the dispatch.
-          read: its metrics, f32[K] each.
+          read: metrics of the dispatch, f32[K] each.
         """
         return self._refused(before, read) or self._failed(before, read)
 
@@ -78,16 +78,16 @@ class Refusals:
                 return (
                     "stopped because the verifier (reward) failed for every sample of"
                     f" {MAX_FAILED} steps in a row, {step + 1 - MAX_FAILED} to {step}:"
-                    " nothing can be learned; its log says why, call it by hand on one"
-                    " completion"
+                    " nothing can be learned; see the verifier's log, or call it by"
+                    " hand on one completion"
                 )
         return None
 
 
 def not_finite(state: TrainState) -> str | None:
-    """Why training cannot go on from a state, or None.
+    """Why training cannot continue from a state, or None.
 
-    An infinity is no fault in the optimiser's state: some start a minimum from it.
+    Infinities are allowed in the optimiser's state: a running minimum may start there.
     """
     leaves = [
         leaf.removeprefix(".")
@@ -102,7 +102,7 @@ def not_finite(state: TrainState) -> str | None:
 
 
 def require_finite(state: TrainState) -> None:
-    """Raises ValueError for a state that a run cannot begin with."""
+    """Raises ValueError if a run cannot start from the state."""
     problem = not_finite(state)
     if problem is not None:
-        raise ValueError(f"{problem} to begin with; check what it was read from.")
+        raise ValueError(f"{problem} at the start; check the files it was read from.")

@@ -1,14 +1,14 @@
-"""Files that a kill or a full disk leaves whole."""
+"""Writes files such that a kill or a full disk leaves them intact."""
 
 import os
 import pathlib
 
 
 class AppendFile:
-    """Appends bytes to a file and leaves no torn piece when the disk is full.
+    """Appends bytes to a file; a full disk leaves no partial append behind.
 
-    What cannot be written waits in memory and is written first at the next append. So
-    an outage that ends loses nothing.
+    Bytes that cannot be written are kept in memory, and the next append writes them
+    first. So a temporary outage loses nothing.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -18,25 +18,25 @@ class AppendFile:
         self._waiting = b""
 
     def append(self, data: bytes) -> None:
-        """Appends to the file and hands it to the operating system.
+        """Appends to the file without buffering.
 
         Raises:
-          OSError: if it cannot be written now; it is kept for the next append.
+          OSError: if the data cannot be written now; they are kept for the next append.
         """
         self._waiting += data
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
             self._end = os.fstat(self._file.fileno()).st_size
-        os.ftruncate(self._file.fileno(), self._end)  # what a failed append left
+        os.ftruncate(self._file.fileno(), self._end)  # removes a failed partial append
         rest = memoryview(self._waiting)
-        while rest:  # a full disk shows as a short write first
+        while rest:  # a disk that gets full first writes only a part
             rest = rest[self._file.write(rest) :]
         self._end += len(self._waiting)
         self._waiting = b""
 
     def sync(self) -> None:
-        """Waits until the disk has what was appended."""
+        """Waits until the appended data are on the disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
@@ -46,10 +46,10 @@ class AppendFile:
 
 
 def replace_file(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file in one piece: a kill or a full disk leaves the old or the new one.
+    """Replaces a file atomically: a kill or a full disk leaves the old or the new one.
 
     Raises:
-      OSError: if it cannot be written; the old file is there and no part of the new.
+      OSError: if the new file cannot be written; the old one is unchanged.
     """
     new = path.with_name(path.name + ".new")
     try:

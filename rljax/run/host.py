@@ -1,4 +1,4 @@
-"""What the run loop uses on the host: writers, checkpoints, display, clock, signals."""
+"""The host side of a run: writers, checkpoints, display, clock and signals."""
 
 import collections
 import contextlib
@@ -22,7 +22,7 @@ from rljax.run.writer import JsonLines, Writer, Writers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The arguments of `train.train`, where they are described."""
+    """The arguments of `train.train`; see there."""
 
     phases: Sequence[Phase]
     run_dir: pathlib.Path
@@ -45,10 +45,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Host:
-    """What is open while a run goes on.
+    """The resources that are open during a run.
 
-    clock: () -> seconds of training, those before a resume included.
-    stop_request: whether the process was asked to stop.
+    clock: () -> seconds of training, including those before a resume.
+    stop_request: whether this process was asked to stop.
     """
 
     options: Options
@@ -64,13 +64,16 @@ class Host:
         return self.screen.board
 
     def write(self, records: Sequence[Record]) -> None:
-        """Writes records; an outage is an event."""
+        """Writes records; reports an outage as an event."""
         problem = self.writers.write(records)
         if problem is not None:
-            self.report("metrics/failed", f"{problem}; the run goes on")
+            self.report("metrics/failed", f"{problem}; the run continues")
 
     def stop_by(self) -> signal.Signals | None:
-        """The signal that any process was sent; the same answer in all of them."""
+        """The signal that asked any of the processes to stop, or None.
+
+        All processes get the same answer, and all must call.
+        """
         by = self.stop_request.by
         asked = processes.gathered("a request to stop", by)
         return next((signal.Signals(one) for one in asked if one is not None), None)
@@ -85,19 +88,20 @@ class Host:
         self.write([event | facts])
 
     def place(self) -> Record:
-        """Where the run stands: the entries that every record has."""
+        """The position of the run: phase, step and seconds, which every record has."""
         seconds = round(self.clock(), 3)
         return {"phase": self.board.phase, "step": self.board.step, "seconds": seconds}
 
 
 @contextlib.contextmanager
 def open_host(options: Options, found: checkpoint.Found | None) -> Iterator[Host]:
-    """Opens all that the loop uses and closes it again, whatever happens.
+    """Opens the resources of a run, and closes them at the end, also after an error.
 
     Args:
-      found: the checkpoint that the run goes on from. Records after it are dropped.
+      options: of the run.
+      found: the checkpoint to resume from, or None. Records after it are dropped.
     """
-    if not processes.leads():  # it writes no records and shows nothing
+    if not processes.leads():  # only the leader writes records and shows progress
         options = dataclasses.replace(
             options, writers=(), console=Console(quiet=True, force_terminal=False)
         )
@@ -148,10 +152,13 @@ def open_host(options: Options, found: checkpoint.Found | None) -> Iterator[Host
 def _rewound(
     options: Options, found: checkpoint.Found | None
 ) -> tuple[display.Board, list[str]]:
-    """The board at a checkpoint, to which the records are cut back, and what was lost.
+    """Removes the records after a checkpoint.
 
-    The phase counts as well as the step: a phase is evaluated at its start, after the
-    last step of the phase before.
+    A record after the checkpoint may have the checkpoint's step: the evaluation at the
+    start of the next phase. So the phase is compared as well.
+
+    Returns:
+      The board at the checkpoint, and a message for each line that was not a record.
     """
     phases, step, reached = options.phases, -1, []
     if found is not None:

@@ -1,19 +1,20 @@
-"""Who may write in a run folder: one process at a time, on all machines if possible.
+"""Ownership of a run folder: only one process at a time may write in it.
 
-The owner holds an exclusive `flock` on the file `run.lock`, which is made once and
-never removed. The kernel grants the lock to one process and takes it back when that
-process ends, however it ends: after a kill -9 the folder is free.
+The owner holds an exclusive `flock` on the file `run.lock`, which is never removed. The
+kernel grants the lock to one process and releases it when that process ends, even by
+kill -9.
 
-How far it holds on network file systems:
-- NFS: between all machines, because Linux turns it into a lock of the server. After a
-  crash of the owner's whole machine the server frees the lock when its lease ends, a
-  minute or two later (NFS 3: when the machine is back). Mounted with `nolock` or
-  `local_lock`, it holds only between processes of one machine.
-- Lustre: between all machines if mounted with `flock`; else it is refused.
-- SMB: between all machines, from Linux 5.5 on.
-- FUSE mounts of buckets (gcsfuse, s3fs): only between processes of one machine.
-Where locks are refused, a warning says so. Where they do not reach, a second owner is
-let in. The first one stops at its next checkpoint, when the file names another.
+The lock's reach on network file systems:
+- NFS: all machines, because Linux turns it into a lock of the server. After a crash of
+  the owner's machine, the server frees the lock when its lease ends, a minute or two
+  later (NFS 3: when the machine is back). If it is mounted with `nolock` or
+  `local_lock`: one machine.
+- Lustre: all machines if it is mounted with `flock`; otherwise locks are refused.
+- SMB: all machines, from Linux 5.5 on.
+- FUSE mounts of buckets (gcsfuse, s3fs): one machine.
+If locks are refused, a warning says so. Beyond the lock's reach, a second owner is not
+stopped; then the first one finds another name in the file at its next checkpoint, and
+stops.
 """
 
 import contextlib
@@ -29,16 +30,17 @@ from collections.abc import Iterator
 
 FILE = "run.lock"
 
-# What this process owns: folder -> (descriptor of its lock file, what it wrote there).
+# Folders that this process owns -> (descriptor of the lock file, its content).
 _held: dict[str, tuple[int, bytes]] = {}
 
 
 @contextlib.contextmanager
 def owned(run_dir: str | os.PathLike) -> Iterator[None]:
-    """Inside the context, this process alone owns a run folder; made if missing.
+    """A context in which this process alone owns a run folder; made if missing.
 
     Raises:
-      ValueError: if another owns it, with its process id and host, or this one does.
+      ValueError: if a process, this one included, owns it already; the message names
+        its process id and host.
     """
     run_dir = local(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -49,13 +51,13 @@ def owned(run_dir: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     finally:
-        if key in _held:  # not after a fork
+        if key in _held:  # false in a forked child: see `_release_in_child`
             os.close(_held.pop(key)[0])
 
 
 @contextlib.contextmanager
 def ensured(run_dir: str | os.PathLike) -> Iterator[None]:
-    """As `owned`, and allowed inside `owned` of the same folder."""
+    """Like `owned`, but may be nested inside `owned` of the same folder."""
     with contextlib.ExitStack() as stack:
         if os.path.realpath(run_dir) not in _held:
             stack.enter_context(owned(run_dir))
@@ -63,9 +65,9 @@ def ensured(run_dir: str | os.PathLike) -> Iterator[None]:
 
 
 def taken_over_by(run_dir: str | os.PathLike) -> str | None:
-    """The process that took the folder although this one owns it, or None.
+    """The process that has taken over a folder of this process, or None.
 
-    That can happen where the lock does not reach.
+    This can happen beyond the lock's reach.
     """
     _, mine = _held[os.path.realpath(run_dir)]
     try:
@@ -79,13 +81,13 @@ def local(run_dir: str | os.PathLike) -> pathlib.Path:
     """The path of a run folder.
 
     Raises:
-      ValueError: if it is in a bucket, where nothing can be locked or appended to.
+      ValueError: if it is in a bucket, where files cannot be locked or appended to.
     """
     if "://" in os.fspath(run_dir):
         raise ValueError(
-            "a run folder must be on a file system, as it is locked and appended to,"
-            f" got {os.fspath(run_dir)}; put only the checkpoints there: pass it as"
-            " checkpoint_dir of train.train."
+            "a run folder must be on a file system, because files there are locked and"
+            f" appended to, got {os.fspath(run_dir)}; put only checkpoints into the"
+            " bucket: pass it as checkpoint_dir of train.train."
         )
     return pathlib.Path(run_dir)
 
@@ -103,14 +105,14 @@ def _take(run_dir: pathlib.Path) -> tuple[int, bytes]:
             raise _in_use(run_dir, owner) from None
         except OSError as error:
             warnings.warn(
-                f"the file system of {run_dir} locks no files ({error.strerror}):"
-                " nothing keeps a second run out of this folder.",
+                f"the file system of {run_dir} cannot lock files ({error.strerror}):"
+                " nothing prevents a second run in this folder.",
                 stacklevel=4,
             )
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(lock)):
                 break
-        os.close(lock)  # somebody removed the file before it was locked
+        os.close(lock)  # the file was removed before it was locked: try again
     owner = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -135,14 +137,14 @@ def _name(owner: bytes) -> str:
         who = json.loads(owner)
         return f"process {who['pid']} on {who['host']} since {who['since']}"
     except (ValueError, TypeError, KeyError):
-        return "another process"  # that has not written its name yet
+        return "another process"  # one that has not written its name yet
 
 
-def _let_go() -> None:
-    """A forked child would keep the lock of a parent that was killed."""
+def _release_in_child() -> None:
+    """Closes the locks in a forked child, which would keep them after its parent."""
     for lock, _ in _held.values():
         os.close(lock)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_in_child)

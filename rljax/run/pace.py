@@ -1,4 +1,4 @@
-"""How fast a run is, and how long it will take."""
+"""Measures the speed of a run and estimates the time left."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Pace:
-    """Throughput and time left, from when dispatches are seen to finish.
+    """Speed and time left, from the times at which dispatches finish.
 
     Args:
       clock: () -> seconds.
@@ -23,21 +23,28 @@ class Pace:
         return self._origin is None
 
     def restart(self) -> None:
-        """Call when the device starts to work again, after an evaluation."""
+        """Call when the device starts to train again, after an evaluation or a save."""
         self.mark = self._clock()
 
     def dispatch(self, step: int, num_steps: int) -> np.ndarray:
-        """f64[num_steps]: when each step of the dispatch that ends with `step` ended.
+        """Call at the end of a dispatch; returns the end time of each of its steps.
 
-        The host sees only the last of them; the others are put at equal distances.
+        The host sees only the end of the last step; the others are interpolated.
+
+        Args:
+          step: training steps done.
+          num_steps: of the dispatch.
+
+        Returns:
+          f64[num_steps], seconds.
         """
         start, self.mark = self.mark, self._clock()
-        if self._origin is None:  # the first dispatch compiles: it says nothing
+        if self._origin is None:  # the first dispatch also compiles, so skip it
             self._origin = (self.mark, step)
         return np.linspace(start, self.mark, num_steps + 1)[1:]
 
     def seconds_left(self, step: int, last: int) -> float | None:
-        """At this phase's pace, evaluations included; None when nothing is known."""
+        """Seconds to step `last` at the pace so far, evaluations included, or None."""
         if self._origin is None or step <= self._origin[1]:
             return None
         seconds, first = self._origin
@@ -47,7 +54,7 @@ class Pace:
 def tokens_per_second(
     metrics: Mapping[str, np.ndarray], seconds: float
 ) -> float | None:
-    """Sampled tokens of a dispatch over its seconds, if its steps count them."""
+    """Sampled tokens per second of a dispatch; None if its metrics do not tell."""
     if "samples/tokens" not in metrics:
         return None
     return float(np.sum(metrics["samples/tokens"])) / max(seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""The phases of a run, and which of them a checkpoint was saved in."""
+"""The phases of a run, and the phase that a checkpoint belongs to."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,36 +15,42 @@ Metrics = Mapping[str, jax.Array | metric.Metric]
 
 
 class Stream(Protocol):
-    """An endless iterator over Prompts of NumPy arrays [K, P, ...].
+    """An endless iterator over `Prompts` of NumPy arrays [K, P, ...].
 
-    Its state says how many items were handed out. It is JSON-able and is saved in every
-    checkpoint.
+    Its state says how many items it has returned. The state must be JSON-able; every
+    checkpoint saves it.
     """
 
-    def __next__(self) -> Prompts: ...
+    def __next__(self) -> Prompts:
+        """The prompts of the next K training steps."""
+        ...
 
-    def get_state(self) -> dict[str, Any]: ...
+    def get_state(self) -> dict[str, Any]:
+        """The position in the stream."""
+        ...
 
-    def set_state(self, state: dict[str, Any]) -> None: ...
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves the stream to a position that `get_state` returned."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of a run: such as the warm start, then reinforcement learning.
+    """A part of a run, such as the warm start or reinforcement learning.
 
     name: shown and recorded; unique in a run.
-    run: (state, prompts [K, P, ...]) -> (state, metrics f32[K], which say how they add
-      up, see `rljax.metric`); the state is donated.
-    stream: where the prompts come from.
-    num_steps: training steps, a multiple of steps_per_dispatch.
-    steps_per_dispatch: `K`.
-    begin: state -> state, called once when the phase begins, for example to start a
-      new optimiser. It must have no side effects.
-    evaluate: state -> metrics by name, or None; must not donate the state. Under
-      `COMPLETIONS` it may hold some completions to show, dicts of texts.
-    evaluate_every: training steps between evaluations, at the first dispatch boundary
-      from there on. The last step of a phase is always evaluated. The start of a phase
-      is evaluated unless the phase before was evaluated at its end.
+    run: (state, prompts [K, P, ...]) -> (state, metrics by name); donates the state.
+      Each metric has values f32[K] and says how they add up (`rljax.metric`).
+    stream: of the prompts.
+    num_steps: training steps; a multiple of steps_per_dispatch.
+    steps_per_dispatch: `K`, training steps per call of `run`.
+    begin: state -> state, called when the phase begins, for example to start a new
+      optimiser. It must have no side effects.
+    evaluate: state -> values by name; must not donate the state. Under `COMPLETIONS` it
+      may return some completions to show, as dicts of texts. None: no evaluation.
+    evaluate_every: training steps between evaluations; they take place at the next
+      dispatch boundary. The last step of a phase is always evaluated. The start of a
+      phase is evaluated unless the previous phase was evaluated at its end.
     """
 
     name: str
@@ -68,17 +74,21 @@ class Phase:
 
 
 def check_phases(phases: Sequence[Phase]) -> None:
-    """Raises ValueError unless there are phases, of different names."""
+    """Raises ValueError unless there is a phase and all names differ."""
     names = [phase.name for phase in phases]
     if not names or len(set(names)) != len(names):
         raise ValueError(
             f"phases must be at least one and have different names, got {names}; name"
-            " each after what it does."
+            " each phase after what it does."
         )
 
 
 def phase_of(phases: Sequence[Phase], found: checkpoint.Found) -> int:
-    """The phase that a checkpoint was saved in."""
+    """The index of the phase in which a checkpoint was saved.
+
+    Raises:
+      ValueError: if the phases are not those of the checkpoint's run.
+    """
     info = found.info
     index, done = info["phase"], info["phase_step"]
     if index >= len(phases) or (
@@ -95,16 +105,21 @@ def phase_of(phases: Sequence[Phase], found: checkpoint.Found) -> int:
 def templates_of(
     phases: Sequence[Phase], state: TrainState, newest: checkpoint.Found | None
 ) -> tuple[list[Any], Any]:
-    """Templates of the state in each phase up to the one of a checkpoint.
+    """Templates of the state in each phase, up to the phase of a checkpoint.
 
-    All are made at once and in order, because `begin` may consume the state.
+    They are made at once and in order, because `begin` may consume the state.
+
+    Args:
+      phases: of the run.
+      state: at the start of the first phase; consumed if there is a checkpoint.
+      newest: the checkpoint, or None.
 
     Returns:
-      The templates, and the state if nothing was saved yet, else None.
+      The templates and None; without a checkpoint, [] and the state.
     """
     templates = []
     if newest is not None:
         for phase in phases[: phase_of(phases, newest) + 1]:
-            state = phase.begin(state)  # not to train on, only for its structure
+            state = phase.begin(state)  # only its structure is used
             templates.append(checkpoint.template(state))
     return templates, None if templates else state

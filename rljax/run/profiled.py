@@ -1,4 +1,4 @@
-"""A trace of a few dispatches, for `xprof`: where the time of a step goes."""
+"""Traces a few dispatches with JAX's profiler; `xprof` shows the trace."""
 
 import dataclasses
 import os
@@ -9,17 +9,18 @@ import jax
 from rljax.run.phase import Phase
 
 FIRST, NUM = 1, 2
-"""Dispatches that are traced: from this number on, so many. The first one compiles."""
+"""Index of the first traced dispatch, and number of them; dispatch 0 compiles."""
 
 
 def last_traced(phases: Sequence[Phase], folder: str | os.PathLike) -> list[Phase]:
-    """The phases, of which the last one writes a trace of a few dispatches.
+    """The same phases, but the last one traces a few of its dispatches.
 
-    In it the scopes sample, prefill, decode, verify, credit and update name the parts
-    of a step. The traced dispatches wait for the device; all others are as they were.
+    The scopes sample, prefill, decode, verify, credit and update name the parts of a
+    step in the trace. Traced dispatches block until the device has finished.
 
     Args:
-      folder: where the trace goes.
+      phases: of a run.
+      folder: to write the trace to.
     """
     *before, last = phases
     calls = 0
@@ -29,7 +30,7 @@ def last_traced(phases: Sequence[Phase], folder: str | os.PathLike) -> list[Phas
         calls += 1
         if not FIRST < calls <= FIRST + NUM:
             return last.run(state, prompts)
-        jax.block_until_ready(state)  # what was begun before is not of this trace
+        jax.block_until_ready(state)  # earlier work must not enter the trace
         if calls == FIRST + 1:
             jax.profiler.start_trace(os.fspath(folder))
         out = jax.block_until_ready(last.run(state, prompts))

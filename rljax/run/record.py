@@ -1,10 +1,15 @@
 """The records of a run: one line of JSON per training step, evaluation and event.
 
-A record is a flat dict. Its `kind` is "step", "evaluation", "event" or "completion".
-`phase`, `step` (training steps done, over all phases) and `seconds` (of training, over
-all resumes) say when. An event has a name (`event`) and a `message`, a completion its
-texts and verdict; completions are in a file of their own. Every other entry is a
-metric, and its key is a path.
+A record is a flat dict with these entries:
+
+    kind       "step", "evaluation", "event" or "completion"
+    phase      name of the phase
+    step       training steps done, over all phases
+    seconds    of training, over all resumes
+
+An event also has a name (`event`) and a `message`; a completion has its texts and
+verdict, and is in a file of its own. Every other entry is a metric, whose key is a path
+such as "reward/mean".
 """
 
 import json
@@ -26,33 +31,34 @@ _NOT_METRICS = _PLACE | {"event", "message"}
 
 
 def line(record: Record) -> bytes:
-    """The record as a line of JSON, where non-finite numbers become null."""
+    """The record as a line of JSON; non-finite numbers become null."""
     plain = {key: _plain(value) for key, value in record.items()}
     return json.dumps(plain, allow_nan=False).encode() + b"\n"
 
 
 def scalars(record: Record) -> Record:
-    """The metrics of a record, without its kind and its place in the run."""
+    """The metrics of a record, without kind, phase, step and seconds."""
     return {k: v for k, v in record.items() if k not in _NOT_METRICS}
 
 
 def curves(record: Record) -> Record:
-    """The metrics of a step or evaluation, by the names that trackers show.
+    """The metrics of a step or evaluation, under the names that trackers show.
 
-    A metric may be both: those of evaluations begin with `evaluation/`.
+    Those of evaluations get the prefix `evaluation/`, because a step may have a metric
+    of the same name.
     """
     prefix = "evaluation/" if record["kind"] == "evaluation" else ""
     return {prefix + name: value for name, value in scalars(record).items()}
 
 
 def read(path: str | os.PathLike) -> list[Record]:
-    """The records of a `metrics.jsonl`, with null as NaN.
+    """Reads the records of a `metrics.jsonl`; null becomes NaN.
 
-    A torn last line, which a killed process leaves, is skipped. A missing file has no
-    records.
+    An incomplete last line, which a killed process leaves, is skipped. A missing file
+    has no records.
 
     Raises:
-      ValueError: with file and line, if another line is no record.
+      ValueError: naming file and line, if another line is not a record.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -70,17 +76,17 @@ def read(path: str | os.PathLike) -> list[Record]:
 def drop_after(
     path: pathlib.Path, keep: Callable[[Record], bool]
 ) -> tuple[list[Record], list[str]]:
-    """Removes the steps and evaluations after a checkpoint, and broken lines.
+    """Removes the records after a checkpoint, and broken lines, from a file.
 
-    Events are kept because they happened. The file is replaced in one piece, so that a
-    kill leaves the old or the new one.
+    Events are kept, because they did happen. The file is replaced atomically.
 
     Args:
-      keep: whether a record belongs to the steps up to the checkpoint.
+      path: of the file.
+      keep: record -> whether it belongs to the steps up to the checkpoint.
 
     Returns:
-      The records that are left, and a message for each line that was no record, with
-      its beginning. A torn last line, which a kill leaves, is dropped silently.
+      The records that are left, and a message for each broken line. An incomplete last
+      line, which a killed process leaves, is dropped without a message.
     """
     if not path.exists():
         return [], []
@@ -90,14 +96,14 @@ def drop_after(
     if data != path.read_bytes():
         files.replace_file(path, data)
     return records, [
-        f"line {number} of {path.name} was no record ({error}) and is dropped: it"
+        f"line {number} of {path.name} was not a record ({error}) and is dropped: it"
         f" began with {text[:60]!r}"
         for number, error, text in unread
     ]
 
 
 def series(records: Sequence[Record], name: str, kind: str = "step") -> np.ndarray:
-    """f64[3, N]: step, seconds and value of a metric, where it was recorded."""
+    """f64[3, N]: step, seconds and value of a metric in the N records that have it."""
     rows = [
         (r["step"], r["seconds"], r[name])
         for r in records
@@ -107,7 +113,7 @@ def series(records: Sequence[Record], name: str, kind: str = "step") -> np.ndarr
 
 
 def _read_lines(path: pathlib.Path):
-    """The records of a file, and number, error and text of lines that are none."""
+    """The records of a file, and (number, error, text) of each broken line."""
     records, unread = [], []
     *lines, _torn = path.read_bytes().split(b"\n")
     for number, text in enumerate(lines, 1):
@@ -125,7 +131,7 @@ def _read_lines(path: pathlib.Path):
 
 def _plain(value):
     if isinstance(value, np.generic):
-        # The shortest digits that give this float32 back, not those of its double.
+        # The shortest digits that identify the float32, not all those of its double.
         value = float(str(value)) if isinstance(value, np.float32) else value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None

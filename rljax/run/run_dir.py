@@ -1,4 +1,4 @@
-"""The folder of a run: which run it belongs to, and what that was made with."""
+"""The folder of a run: creation, the check that a resume fits it, and provenance."""
 
 import collections
 import contextlib
@@ -22,7 +22,7 @@ from rljax import processes, strict_json
 from rljax.run import files, ownership
 
 _CONFIG = "config.json"
-# Of hugging_face.save.
+# Hidden folders that `hugging_face.save` writes and renames.
 _PARTIAL = re.compile(r"\.(\.?(policy|policy-best)(\.new)?|model)\.[0-9a-f]{8}")
 
 
@@ -34,28 +34,27 @@ def open_run(
     resume: bool,
     may_change: Collection[str] = (),
 ) -> Iterator[pathlib.Path]:
-    """Makes the folder of a run, or checks that it is this run's, and owns it inside.
+    """A context that owns the folder of a run: a new one, or that of a run to resume.
 
-    Of several processes the leader does so, and the others wait for its word.
-
-    Enter it before anything is built or compiled. With `resume`, a folder that does not
-    exist, or in which nothing was saved yet, starts a new run.
+    Enter it before anything is built or compiled, so that errors come early. If there
+    are several processes, the leader makes and owns the folder, and the others wait.
 
     Args:
       run_dir: a folder on a file system.
-      config: a dataclass or dict of numbers, and what else must not change before a
-        resume, such as a fingerprint of the data; written to `config.json`.
-      resume: whether the folder is that of a run to go on with.
-      may_change: fields that a resume may change, as no number of the run depends on
-        them; `config.json` then holds the new ones.
+      config: a dataclass or dict with everything that must not change before a resume,
+        such as numbers and a fingerprint of the data; written to `config.json`.
+      resume: whether to continue the run in the folder. If the folder does not exist,
+        or nothing was saved in it, a new run starts.
+      may_change: fields that a resume may change, because no number of the run depends
+        on them; `config.json` then gets the new values.
 
     Yields:
-      The folder. No other process may open it meanwhile: see `ownership`.
+      The folder. No other process may open it in the meantime: see `ownership`.
 
     Raises:
-      ValueError: if another process owns the folder, with its id and host; if the
-        folder is not empty and `resume` is false; with `resume`, if it is no run's or
-        the config differs from the folder's, with the fields that must not.
+      ValueError: if another process owns the folder; if the folder is not empty and
+        `resume` is false; with `resume`, if the folder is not a run's, or the config
+        differs in fields that must not change. The message names owner or fields.
     """
     run_dir = ownership.local(run_dir)
     opened = _opened(run_dir, config, resume, may_change)
@@ -67,12 +66,13 @@ def open_run(
 def _opened(
     run_dir: pathlib.Path, config: Any, resume: bool, may_change: Collection[str]
 ) -> Iterator[None]:
-    if not (run_dir / ownership.FILE).exists():  # else its owner is named first
+    # If the folder has an owner, the error must name the owner, so lock it first.
+    if not (run_dir / ownership.FILE).exists():
         _require_fitting(run_dir, resume)
     config = plain(config)
     with ownership.owned(run_dir):
         _require_fitting(run_dir, resume)
-        for path in run_dir.iterdir():  # what a killed export of a policy left
+        for path in run_dir.iterdir():  # remains of a killed export of a policy
             if _PARTIAL.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
         if (run_dir / _CONFIG).exists():
@@ -85,10 +85,10 @@ def _opened(
 
 
 def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
-    """What `config.json` holds; nothing where there is none.
+    """The content of `config.json`; {} if there is no such file.
 
     Raises:
-      ValueError: with the file, if it is torn or holds something else.
+      ValueError: naming the file, if it is not a JSON object.
     """
     path = run_dir / _CONFIG
     if not path.exists():
@@ -100,19 +100,19 @@ def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(
             f"{path} must hold the configuration of the run as a JSON object, but"
-            f" {error}; bring it back, or choose another run folder."
+            f" {error}; restore the file, or choose another run folder."
         ) from error
     return config
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The configuration as it comes back from a file; infinities become text."""
+    """The configuration after a round trip through JSON; infinities become text."""
     fields = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     return json.loads(json.dumps(fields, default=str), parse_constant=str)
 
 
 def _require_fitting(run_dir: pathlib.Path, resume: bool) -> None:
-    """A start needs an empty folder; a resume one that a run has made."""
+    """Raises unless the folder is empty, or, for a resume, is the folder of a run."""
     if not run_dir.exists():
         return
     found = {path.name for path in run_dir.iterdir()} - {ownership.FILE}
@@ -121,11 +121,11 @@ def _require_fitting(run_dir: pathlib.Path, resume: bool) -> None:
             f"the run folder must be new, but {run_dir} is not empty; resume that run"
             " (resume=True), or choose another run folder."
         )
-    # A run that was killed at once has written nothing else.
+    # A run that was killed at its very start has written at most this file.
     if _CONFIG not in found and found - {f"{_CONFIG}.new"}:
         raise ValueError(
             f"a resume needs the folder of a run, but {run_dir} holds {min(found)} and"
-            f" no {_CONFIG}; name the folder of the run."
+            f" no {_CONFIG}; pass the folder of the run."
         )
 
 
@@ -134,7 +134,7 @@ def _require_same(
 ) -> None:
     old = read_config(run_dir)
     differing = {
-        name: f"{name}: {old.get(name, 'nothing')} there,"
+        name: f"{name}: {old.get(name, 'nothing')} before,"
         f" {config.get(name, 'nothing')} now"
         for name in sorted({*old, *config})
         if old.get(name) != config.get(name)
@@ -148,11 +148,11 @@ def _require_same(
             " folder."
         )
     for text in differing.values():
-        print(f"{run_dir}: goes on with {text}")
+        print(f"{run_dir}: resumes with another {text}")
 
 
 def provenance() -> dict[str, Any]:
-    """What a reader of the run will want to know of the program and the machine."""
+    """The command, versions, devices and time, for readers of the run's records."""
     packages = ("rljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": platform.python_version()}
     for package in packages:

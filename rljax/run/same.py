@@ -1,7 +1,7 @@
-"""What must be the same in all processes of a run: configuration, code, settings.
+"""Checks that all processes of a run have the same configuration, code and settings.
 
-It is compared before anything is written. Processes that run different programs would
-wait for each other, or train on without a word.
+The check comes before anything is written. Processes that run different programs would
+wait for each other forever, or silently train different things.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ _SETTINGS = (
 
 
 def require_same_program(config: Mapping[str, Any]) -> None:
-    """Refuses to run where a process has another configuration or other code.
+    """Raises if a process has another configuration or other code than the leader.
 
     Args:
-      config: the numbers of the run by name, as JSON takes them.
+      config: name -> value of the run's configuration; JSON-able.
 
     Raises:
-      ValueError: with the first process that differs, and what does.
+      ValueError: naming the first process that differs, and the entries that do.
     """
     if processes.count() == 1:
         return
@@ -40,12 +40,12 @@ def require_same_program(config: Mapping[str, Any]) -> None:
         "the configuration", config, "Start all processes with the same command."
     )
     processes.require_same(
-        "the code", code(), "Bring the same versions to all hosts, and start again."
+        "the code", code(), "Install the same versions on all hosts, and start again."
     )
 
 
 def code() -> dict[str, str]:
-    """Versions, settings of JAX, and a digest of every source file, by name.
+    """Name -> versions of packages, settings of JAX, and digests of source files.
 
     The files are those of rljax and of the program's own package or script.
     """
@@ -61,7 +61,7 @@ def code() -> dict[str, str]:
 
 
 def _sources() -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """(root, file) of the library's files and the program's."""
+    """(root, file) of the source files of rljax and of the program."""
     folders = [pathlib.Path(__file__).parents[1]]
     main = sys.modules["__main__"]
     script = getattr(main, "__file__", None)  # a notebook has none

@@ -1,7 +1,6 @@
-"""The one list of what is shown: on the board of a run, in its report, in comparisons.
-And how a completion is.
+"""The list of metrics that are shown on a run's board, in its report, in comparisons.
 
-To show a metric of yours, add a line.
+To show your own metric, add an entry to `SHOWN`. `completion` formats completions.
 """
 
 import fnmatch
@@ -10,9 +9,12 @@ from typing import Any, NamedTuple
 
 
 class Panel(NamedTuple):
-    """A picture of the report: all metrics whose names match one of the patterns.
+    """A plot of the report: all metrics whose names match one of the patterns.
 
-    kind: of the records that hold them. by_time: over minutes instead of steps.
+    title: of the plot.
+    patterns: as for `fnmatch`.
+    kind: of the records that have the metrics.
+    by_time: whether the x axis is minutes instead of steps.
     """
 
     title: str
@@ -21,7 +23,7 @@ class Panel(NamedTuple):
     by_time: bool = False
 
     def select(self, names: Iterable[str]) -> list[str]:
-        """The panel's metrics among these; errors are drawn with their estimates."""
+        """The panel's metrics among `names`; `_error`s belong to their estimates."""
         return [
             name
             for name in names
@@ -31,11 +33,12 @@ class Panel(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A metric.
+    """How a metric is shown.
 
-    pattern: its name; "*" stands for the name of a term.
-    label: a short name. unit: of its numbers, if it has one.
-    panel: title of its picture in the report.
+    pattern: name of the metric; "*" stands for the name of a term.
+    label: short name for tables and the board.
+    panel: title of its plot in the report.
+    unit: of its values; "": none.
     on_board: whether the board of a running experiment shows it.
     compared: whether tables of several runs show it.
     """
@@ -48,6 +51,7 @@ class Shown(NamedTuple):
     compared: bool = False
 
     def matches(self, name: str) -> bool:
+        """Whether this entry describes the metric."""
         return fnmatch.fnmatchcase(name, self.pattern)
 
     @property
@@ -112,16 +116,16 @@ def _panels() -> tuple[Panel, ...]:
 
 
 PANELS = _panels()
-"""The pictures of a report, in their order."""
+"""The plots of a report, in order."""
 
 
 def completion(entry: Mapping[str, Any], longest: int | None = None) -> str:
-    """A completion after its prompt, and its verdict.
+    """A prompt, its completion and the verdict, as text.
 
     Args:
       entry: with `prompt`, `text`, `answer` and `correct`.
-      longest: characters of prompt and text each, of which the end is what counts; then
-        all is on one line.
+      longest: maximum characters of prompt and of completion; longer ones lose their
+        beginning, and line breaks are escaped. None: no limit.
     """
     verdict = "right" if entry["correct"] else f"wrong, it is {entry['answer']}"
 

@@ -11,25 +11,28 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether the process was asked to stop: `by` is None or the first signal."""
+    """Whether the process was asked to stop: `by` is the first signal, or None."""
 
     by: signal.Signals | None = None
 
 
 @contextlib.contextmanager
 def noting_requests(notify: Callable[[signal.Signals], None]) -> Iterator[StopRequest]:
-    """Inside the context, the first SIGTERM or Ctrl-C is only noted.
+    """A context in which the first SIGTERM or Ctrl-C is only recorded.
 
-    A Ctrl-C after that leaves the process at once, with exit code 130. At the end of
-    the context the previous handlers are back. Outside the main thread, where Python
-    knows no signals, nothing is installed.
+    A later Ctrl-C ends the process at once, with exit code 130. The end of the context
+    restores the previous handlers. Outside the main thread, where Python does not allow
+    handlers, the context does nothing.
 
-    Python runs signal handlers between two of its instructions, but the main thread
-    waits for the device most of the time. So a thread reads the interpreter's wakeup
-    socket.
+    Python runs signal handlers only in the main thread, between two of its
+    instructions; but that thread blocks on the device most of the time. So another
+    thread reads the interpreter's wakeup socket.
 
     Args:
       notify: called with the first signal, from that thread.
+
+    Yields:
+      The request, which the thread sets.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

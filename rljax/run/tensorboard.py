@@ -1,8 +1,8 @@
-"""TensorBoard events of a run.
+"""Writes the TensorBoard events of a run.
 
-tensorboardX makes the messages, but its writer is not used: it writes in a thread that
-ends at the first full disk, and then its queue blocks the run. The file format is a
-length, the message and their checksums.
+tensorboardX makes the messages but does not write them: its writer thread ends at the
+first full disk, and then its queue blocks the run. An entry of the file is a length, a
+message, and a checksum of each.
 """
 
 import pathlib
@@ -20,7 +20,8 @@ class TensorBoard:
     """Writes the metrics of steps and evaluations to `tensorboard/`.
 
     Args:
-      purge_step: TensorBoard hides what earlier processes wrote from this step on.
+      run_dir: of the run.
+      purge_step: TensorBoard hides events of earlier processes from this step on.
     """
 
     def __init__(self, run_dir: pathlib.Path, *, purge_step: int):
@@ -30,22 +31,22 @@ class TensorBoard:
 
     def write(self, records: Sequence[Record]) -> None:
         points = [_event(r) for r in records if r["kind"] in ("step", "evaluation")]
-        # The header is made with the first of them: tensorboardX imports torch, where
-        # it is installed. That takes seconds, in which the device has work already.
+        # The header is made with the first point, not before: tensorboardX imports
+        # torch if it is installed, which takes seconds. By now the device is working.
         if points and self._purge_step is not None:
             points.insert(0, _header(self._purge_step))
             self._purge_step = None
         self._file.append(b"".join(points))
 
     def sync(self) -> None:
-        pass  # curves may lack a few steps after a crash of the machine
+        pass  # after a crash of the machine, curves may lack a few steps
 
     def close(self) -> None:
         self._file.close()
 
 
 def _header(purge_step: int) -> bytes:
-    """The first two messages of a file: its version, and a session's start."""
+    """The first two messages of a file: its version, and the start of a session."""
     from tensorboardX.proto import event_pb2
 
     now = time.time()
@@ -56,7 +57,7 @@ def _header(purge_step: int) -> bytes:
 
 
 def _event(step: Record) -> bytes:
-    """One message with all metrics of a step or evaluation."""
+    """The message with all metrics of a step or evaluation."""
     from tensorboardX.proto import event_pb2, summary_pb2
 
     values = [

@@ -1,6 +1,7 @@
-"""The records of a run for wandb or trackio (`pip install rljax[track]`).
+"""Logs the records of a run to wandb or trackio (`pip install rljax[track]`).
 
-Completions go there as one text per evaluation: tables are another thing in each.
+The completions of an evaluation are logged as one text, because the two libraries have
+different types for tables.
 """
 
 import contextlib
@@ -66,7 +67,7 @@ def opener(library: str, config: Mapping[str, Any], *, resume: bool) -> Track:
 
 
 class TrackedRun(Protocol):
-    """What `wandb.init` and `trackio.init` return; whoever calls them finishes it."""
+    """What `wandb.init` and `trackio.init` return; their caller must finish the run."""
 
     def log(self, metrics: dict[str, Any], step: int | None = None) -> None: ...
 
@@ -74,8 +75,8 @@ class TrackedRun(Protocol):
 class Tracker:
     """Logs steps, evaluations and completions to a run of wandb or trackio.
 
-    A resumed run logs again the steps after its checkpoint, with the same numbers.
-    wandb refuses those that it has.
+    A resumed run logs the steps after its checkpoint again, with the same numbers;
+    wandb ignores steps that it already has.
     """
 
     def __init__(self, run: TrackedRun):
@@ -96,11 +97,11 @@ class Tracker:
     def _log(self, values: dict[str, Any], step: int) -> None:
         try:
             self._run.log(values, step=step)
-        except Exception as error:  # each library has its own for a lost network
+        except Exception as error:  # each library has its own types for network errors
             raise OSError(f"could not log to {self._run!r}: {error}") from error
 
     def sync(self) -> None:
-        pass  # both send in the background
+        pass  # both libraries send in the background
 
     def close(self) -> None:
-        pass  # the run belongs to whoever opened it
+        pass  # the caller of `init` finishes the run

@@ -1,13 +1,14 @@
-"""The run loop: it feeds dispatches to the device and does all around them.
+"""The run loop: dispatches training steps, and evaluates, saves and records in between.
 
-While the device works on a dispatch, the host reads the metrics of the one before and
-writes them down. Where an evaluation or a checkpoint is due, which may be after every
-dispatch, the host waits for the device. A run is a list of phases in a folder:
+While the device works on a dispatch, the host records the metrics of the previous one.
+The host waits for the device only before an evaluation or a checkpoint. A run is a list
+of phases, with a folder:
 
     config.json  metrics.jsonl  completions.jsonl  tensorboard/  checkpoints/
 
-It can be killed at any moment and goes on from its newest checkpoint, bit for bit.
-Several processes run the same loop in step; the leader writes and shows.
+A run can be killed at any moment; a resume continues from its newest checkpoint, bit
+for bit. Several processes run the same loop in lockstep; only the leader writes records
+and shows progress.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ _SHOWN = 3  # completions of an evaluation that the display shows
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and has saved; `code` is 128 + the signal's number."""
+    """The run stopped on request, after a save; `code` is 128 + the signal's number."""
 
     def __init__(self, by: signal.Signals):
         super().__init__(128 + by)
@@ -58,36 +59,36 @@ def train(
     writers: Sequence[Writer] = (),
     console: Console | None = None,
 ) -> TrainState:
-    """Runs the phases one after the other, from the newest checkpoint if there is one.
+    """Runs the phases in order, starting from the newest checkpoint if there is one.
 
     Args:
-      phases: the parts of the run, at least one, of different names. On a resumed run
-        they must be those of the first.
-      state: what the first phase begins with; consumed. On a resumed run only its
-        structure and shardings are read, and its memory is free for the restored one
-        if the caller keeps no reference.
-      run_dir: from `run_dir.open_run`; on a file system.
-      checkpoint_every: training steps between checkpoints; at the first dispatch
-        boundary from there on. The last step of each phase is always saved.
-      keep: newest checkpoints to keep.
-      max_refused: optimiser steps in a row that may be refused.
-      checkpoint_dir: the folder of this run's checkpoints alone, which may be in a
-        bucket (gs://...); None is `checkpoints` in the run folder.
-      writers: get the records, too, beside `metrics.jsonl` and `tensorboard/`; of
-        several processes, those of the leader.
-      console: where to show progress.
+      phases: the parts of the run, at least one, with different names. A resumed run
+        must have the same phases.
+      state: at the start of the first phase; consumed. A resumed run reads only its
+        structure and shardings; its memory is freed before the restore if the caller
+        keeps no reference.
+      run_dir: a folder from `run_dir.open_run`; on a file system.
+      checkpoint_every: training steps between checkpoints, which are saved at the next
+        dispatch boundary. The last step of each phase is always saved.
+      keep: number of newest checkpoints to keep.
+      max_refused: the run stops after so many refused optimiser steps in a row.
+      checkpoint_dir: a folder for the checkpoints of this run only; may be in a bucket
+        (gs://...). None: `checkpoints` in the run folder.
+      writers: further writers of records, beside `metrics.jsonl` and `tensorboard/`; if
+        there are several processes, only the leader's are used.
+      console: to show progress on; None: standard output.
 
     Returns:
       The state after the last phase.
 
     Raises:
-      ValueError: for phases that cannot run, checkpoints that do not fit them, and a
-        folder that another process trains in.
-      RunFault: if a `metric.Fault` is not 0, `max_refused` updates in a row were
-        refused, the verifier failed for all samples of `fault.MAX_FAILED` steps in a
-        row, or parameters or optimiser hold NaN when they are to be saved; the last
-        good checkpoint is kept.
-      Stopped: after SIGTERM or Ctrl-C, when the state is saved.
+      ValueError: if the phases cannot run, the checkpoints do not fit them, or another
+        process trains in the folder.
+      RunFault: if a `metric.Fault` is not 0; if `max_refused` updates in a row were
+        refused; if the verifier failed for all samples of `fault.MAX_FAILED` steps in a
+        row; if parameters or optimiser state hold NaN before a save. The last good
+        checkpoint is kept.
+      Stopped: after SIGTERM or Ctrl-C, once the state is saved.
     """
     folder = ownership.local(run_dir)
     options = Options(
@@ -131,17 +132,17 @@ def train(
 
 
 def _require_same(state: TrainState) -> None:
-    """Refuses processes that begin with other numbers, such as other files' weights."""
+    """Raises if processes start from different states, such as other files' weights."""
     if processes.count() > 1:
         processes.require_same(
             "the state to train from",
             {leaf: found.digest for leaf, found in digest.examine(state).items()},
-            "Bring the same files to all hosts, and make the state of the same seed.",
+            "Copy the same files to all hosts, and make the state with the same seed.",
         )
 
 
 def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainState:
-    """Runs what is left of a phase after `done` of its steps."""
+    """Runs the rest of a phase, of which `done` training steps are done."""
     phase, offset = host.options.phases[index], host.options.offset(index)
     host.board.phase, host.board.step = phase.name, offset + done
     if done == 0:
@@ -152,15 +153,15 @@ def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainSta
     if (by := host.stop_by()) is not None:
         _stop(host, by, offset + done)
     speed = pace.Pace(host.clock)
-    flying = None
+    pending = None
     while done < phase.num_steps:
         prompts = _next_prompts(phase, done)
-        if flying is None and speed.is_first:
+        if pending is None and speed.is_first:
             host.screen.working(f"[{phase.name}] compiling the training step")
         state, metrics = phase.run(state, prompts)
-        if flying is not None:
-            _record(host, speed, flying)
-        flying = _Flying(phase, offset + done, metrics)
+        if pending is not None:
+            _record(host, speed, pending)
+        pending = _Pending(phase, offset + done, metrics)
         start, done = done, done + phase.steps_per_dispatch
         end = done == phase.num_steps
         save = end or _crossed(start, done, host.options.checkpoint_every)
@@ -170,8 +171,8 @@ def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainSta
         _require_same_prompts(phase, prompts)
         stop_by = host.stop_by()
         if save or evaluate or stop_by is not None:
-            _record(host, speed, flying)
-            flying = None
+            _record(host, speed, pending)
+            pending = None
             if evaluate:
                 _evaluate(host, phase, state)
                 stop_by = host.stop_by()
@@ -185,36 +186,39 @@ def _run_phase(host: Host, index: int, state: TrainState, done: int) -> TrainSta
 
 
 def _require_same_prompts(phase: Phase, prompts: Prompts) -> None:
-    """Refuses processes whose streams differ, before anything of it is saved.
+    """Raises if the streams of processes differ, before the result is saved.
 
-    JAX takes host arrays for equal in all processes, and does not look: shares of a
-    batch would be trained on as if each were the whole one.
+    JAX assumes, without a check, that host arrays are equal in all processes. If each
+    process had its own part of a batch, it would train on it as if it were the whole.
     """
     if processes.count() > 1:
         processes.require_same(
             f"the batch of phase {phase.name!r}",
             {"its fingerprint": digest.fingerprint(prompts)},
-            "A stream gives the whole batch to every process; the mesh spreads it.",
+            "Let the stream give the whole batch to every process; the mesh splits it.",
         )
 
 
 def _crossed(start: int, done: int, every: int) -> bool:
-    """Whether a multiple of `every` lies after `start` and not after `done`."""
+    """Whether a multiple of `every` lies in (start, done]."""
     return done // every > start // every
 
 
-class _Flying(NamedTuple):
-    """A dispatch whose metrics were not read yet: its phase and the steps before it."""
+class _Pending(NamedTuple):
+    """A dispatch whose metrics have not been read yet.
+
+    before: training steps before the dispatch.
+    """
 
     phase: Phase
     before: int
     metrics: Metrics
 
 
-def _record(host: Host, speed: pace.Pace, flying: _Flying) -> None:
-    """Waits for a dispatch, writes its steps down and looks for faults."""
-    phase, before = flying.phase, flying.before
-    found = jax.device_get(flying.metrics)
+def _record(host: Host, speed: pace.Pace, pending: _Pending) -> None:
+    """Waits for a dispatch, records its steps, and raises if it reports a fault."""
+    phase, before = pending.phase, pending.before
+    found = jax.device_get(pending.metrics)
     read = {name: np.asarray(v) for name, v in metric.numbers(found).items()}
     count = phase.steps_per_dispatch
     _require_rows(phase, read)
@@ -245,6 +249,7 @@ def _record(host: Host, speed: pace.Pace, flying: _Flying) -> None:
 
 
 def _require_rows(phase: Phase, metrics: dict[str, np.ndarray]) -> None:
+    """Raises ValueError unless each metric has one value per step of a dispatch."""
     count = phase.steps_per_dispatch
     for name, value in metrics.items():
         if value.shape != (count,):
@@ -256,6 +261,7 @@ def _require_rows(phase: Phase, metrics: dict[str, np.ndarray]) -> None:
 
 
 def _fault(host: Host, problem: str) -> NoReturn:
+    """Reports a fault, and raises it once the running save has ended."""
     host.checkpoints.wait()
     problem += f"; last good checkpoint: {host.checkpoints.latest}"
     host.report("run/fault", problem)
@@ -286,15 +292,15 @@ def _save(host: Host, index: int, done: int, state: TrainState) -> None:
     other = processes.from_leader(
         "the owner of the run folder", lambda: ownership.taken_over_by(run_dir)
     )
-    if other is not None:  # not a word into files that are another's
+    if other is not None:  # raised without a report: the files belong to another run
         raise fault.RunFault(
             f"{run_dir} was taken over by {other}, so this run stops after"
-            f" step {step}; nothing of it is saved since {host.checkpoints.latest}"
+            f" step {step}; its work since {host.checkpoints.latest} is not saved"
         )
     problem = fault.not_finite(state)
     if problem is not None:
         _fault(host, f"{problem} after step {step}")
-    # The metrics first, so that no checkpoint is ahead of them.
+    # Records are synced first, so that no checkpoint is ahead of them.
     host.writers.sync()
     info = {
         "phase": index,
@@ -312,7 +318,7 @@ def _stop(host: Host, by: signal.Signals, step: int) -> NoReturn:
     saved = host.checkpoints.latest
     where = "nothing was saved yet" if saved is None else f"saved in {saved}"
     host.report(
-        "run/stopped", f"by {by.name} after step {step}; {where}; resume it to go on"
+        "run/stopped", f"by {by.name} after step {step}; {where}; resume to continue"
     )
     raise Stopped(by)
 

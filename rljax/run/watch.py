@@ -1,8 +1,8 @@
-"""How all processes of a run end when one of them does.
+"""Ends all processes of a run when one of them fails or is killed.
 
-A thread tells the leader every few seconds that this process lives. A process that
-fails says why before it leaves. A process that was killed is not heard of any more.
-Either way all others stop within a minute, and name it.
+A thread sends the leader a heartbeat every few seconds. A process that fails also sends
+the reason before it exits; a process that was killed stops sending. In both cases all
+others stop within a minute, with a message that names the process.
 """
 
 import atexit
@@ -24,17 +24,17 @@ from jax._src import distributed
 from rljax import processes
 
 BEAT_S = 2.0
-"""Between two signs of life, seconds."""
+"""Seconds between two heartbeats."""
 LOST_S = 30.0
-"""A process that was not heard of for so long is taken for dead, seconds."""
-_FAILED, _ALIVE = "rljax/failed/", "rljax/alive/"  # as folders
+"""Seconds without a heartbeat after which a process counts as dead."""
+_FAILED, _ALIVE = "rljax/failed/", "rljax/alive/"  # key prefixes in JAX's store
 
 
 class Watch(threading.Thread):
-    """Tells the others that this process lives, and ends it when one of them does not.
+    """Sends heartbeats, and ends this process when another one has failed.
 
-    All read the key `failed/first`, which the first process that fails writes. Only the
-    leader looks at the signs of life, so that many hosts cost little.
+    The first process that fails writes the key `failed/first`, which all read. Only the
+    leader reads heartbeats, so that many hosts cost little.
     """
 
     def __init__(self):
@@ -45,6 +45,7 @@ class Watch(threading.Thread):
         answer_aborts(_leader_lost)
 
     def run(self) -> None:
+        """Sends and reads heartbeats until `stop`; the body of the thread."""
         number = 0
         while not self._ended.wait(BEAT_S):
             number += 1
@@ -56,7 +57,7 @@ class Watch(threading.Thread):
             except jax.errors.JaxRuntimeError:
                 if self._ended.is_set():
                     return
-                _end(0, _GONE)  # the store is the leader's
+                _end(0, _GONE)  # the leader, process 0, holds the store
             if lost is not None:
                 what = f"was not heard of for {LOST_S:g} s: killed or cut off"
                 self._write(lost, what)
@@ -65,35 +66,41 @@ class Watch(threading.Thread):
                 _end(*json.loads(failed[0][1]))
 
     def stop(self) -> None:
+        """Ends the thread, before this process disconnects in order."""
         self._ended.set()
         self.join()
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others of this process's error; they stop, and it need not wait.
+        """Tells the other processes of this one's error, which makes them stop.
 
-        An error of JAX may be another process's doing. Then that one is named within
-        seconds, or, if it was killed, when it was not heard of for long enough.
+        An error of JAX may be the consequence of another process's failure. So this
+        process first waits until the other one has been named, within seconds, or, if
+        it was killed, after its heartbeats have been missing for long enough.
         """
         text = f"{type(error).__name__}: {error}"
         own = "RESOURCE_EXHAUSTED" in text
         if isinstance(error, jax.errors.JaxRuntimeError) and not own:
-            print(f"waiting for word of the others after {text[:200]}", file=sys.stderr)
+            print(
+                f"waiting to see whether another process failed, after {text[:200]}",
+                file=sys.stderr,
+            )
             time.sleep(LOST_S + 4 * BEAT_S)
         self._write(processes.index(), f"failed: {text}")
         self._ended.set()
-        # JAX would wait for the others' shutdown, and Python, before it calls what is
-        # registered here, for threads of a save that wait for the others.
+        # At exit JAX would wait for the others to shut down. Before that, Python would
+        # wait for threads of a save that wait for the others, hence the timer.
         atexit.register(_leave)
         last = threading.Timer(4 * BEAT_S, _leave)
         last.daemon = True
         last.start()
 
     def _write(self, number: int, what: str) -> None:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
+        # The store refuses a second value: the first failure is the one that counts.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"{_FAILED}first", json.dumps([number, what]))
 
     def _lost(self) -> int | None:
-        """A process whose sign of life has not changed for too long."""
+        """A process whose heartbeat has been missing for too long, or None."""
         now = time.monotonic()
         beats = dict(self._client.key_value_dir_get(_ALIVE))
         for number in range(processes.count()):
@@ -107,11 +114,11 @@ class Watch(threading.Thread):
         return None
 
 
-_GONE = "is gone: killed, cut off, or ended by an error that its log tells"
+_GONE = "is gone: killed, cut off, or ended by an error; see its log"
 
 
 def _end(number: int, what: str) -> NoReturn:
-    """Ends this process because of another, from any thread."""
+    """Ends this process because of another one; may be called from any thread."""
     os.write(2, _message(number, what))
     _leave()
 
@@ -125,7 +132,7 @@ def _message(number: int, what: str) -> bytes:
 
 
 def _leave() -> NoReturn:
-    """Leaves without waiting for the others; the leader, when they had time to read."""
+    """Exits without a shutdown; the leader first lets the others read its store."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -135,10 +142,13 @@ def _leave() -> NoReturn:
 
 
 def answer_aborts(reason: Callable[[], bytes | None]) -> None:
-    """Says why JAX aborts this process; `reason` returns None if it knows none.
+    """Prints a reason when JAX aborts this process.
 
-    What connects the processes is C++, which aborts as soon as a connection breaks,
-    before any code of Python runs. So the signal of the abort is answered.
+    JAX's C++ code connects the processes, and aborts as soon as a connection breaks,
+    before any Python code runs. So this installs a handler of SIGABRT.
+
+    Args:
+      reason: returns the text to print, or None if the abort has another cause.
     """
 
     def answer(_: int) -> None:
@@ -151,11 +161,11 @@ def answer_aborts(reason: Callable[[], bytes | None]) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _kept[-1])
 
 
-_kept: list[object] = []  # ctypes does not keep what C calls
+_kept: list[object] = []  # keeps the handlers alive, which ctypes does not do
 
 
 def _leader_lost() -> bytes | None:
-    """The leader's name, if its store, which is its first to go, cannot be reached."""
+    """A message that the leader is gone, if its store cannot be reached, or None."""
     if processes.leads():
         return None
     host, _, port = str(distributed.global_state.coordinator_address).rpartition(":")

@@ -1,7 +1,7 @@
-"""Where the records of a run are written to, and what happens when one cannot be.
+"""Writers of a run's records, and how they fail.
 
 The run loop always writes `metrics.jsonl` and `tensorboard/`. Pass further writers to
-`train.train`, such as that of `tracker.opener`, or a class of your own.
+`train.train`, such as the one that `tracker.opener` opens, or your own class.
 """
 
 import pathlib
@@ -14,27 +14,31 @@ from rljax.run.record import Record
 
 
 class Writer(Protocol):
-    """Takes the records of a run, in their order."""
+    """Receives the records of a run, in order."""
 
     def write(self, records: Sequence[Record]) -> None:
         """Writes records.
 
         Raises:
-          OSError: if they cannot be written now. It is reported as an event, once per
-            outage, and the run goes on.
+          OSError: if they cannot be written now. The run loop reports an event, once
+            per outage, and continues.
         """
         ...
 
     def sync(self) -> None:
-        """Waits until what was written is safe: a checkpoint follows."""
+        """Waits until the records are stored safely; called before each checkpoint."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Called once, at the end of the run."""
+        ...
 
 
 class JsonLines:
-    """Writes `metrics.jsonl` and `completions.jsonl`; what a full disk refuses waits
-    in memory."""
+    """Writes `metrics.jsonl` and `completions.jsonl`.
+
+    Records that a full disk refuses are kept in memory and written later.
+    """
 
     def __init__(self, run_dir: pathlib.Path):
         self._metrics = AppendFile(run_dir / record.FILE)
@@ -57,17 +61,17 @@ class JsonLines:
 
 
 class Writers:
-    """Several writers as one that never raises because of a disk or a network."""
+    """Combines writers; an OSError of one of them is returned, never raised."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
         self._failing = False
 
     def write(self, records: Sequence[Record]) -> str | None:
-        """Gives records to every writer.
+        """Passes records to every writer.
 
         Returns:
-          What went wrong, once per outage, else None.
+          The first error's message, once per outage, else None.
         """
         problems = [_problem(lambda w=w: w.write(records)) for w in self._writers]
         found = next(filter(None, problems), None)

@@ -1,8 +1,9 @@
-"""What is to be solved, and how it is judged.
+"""Tasks: problems, and how their solutions are judged.
 
-A `Task` holds problems and a verifier; it is made by `addition.task` or, from files, by
-`problems.task`. A new task is a file here, or a function in your experiment. Nothing
-here knows a policy's parameters, an algorithm or a run.
+A `Task` holds problems and a verifier. `addition.task` and `arithmetic.task` make one;
+`problems.split` makes one from your own problems. Add a task as a file here, or as a
+function in your experiment. Nothing here knows a policy's parameters, an algorithm or a
+run.
 """
 
 from rljax.task import addition, problems

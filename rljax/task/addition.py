@@ -2,10 +2,10 @@
 
     718+678=  ->  160913=1396
 
-The working is each column's sum from the right, as two digits and with the carry in;
-then comes `=`, the answer and the end token. The warm start imitates careless
-demonstrations that mostly forget carries, so that imitation alone is wrong more often
-than right, greedy too, and RL has a habit to reverse rather than a skill to sharpen.
+The working consists of each column's sum from the right, two digits with the carry
+included; then come `=`, the answer and the end token. The warm start imitates careless
+demonstrations that mostly forget carries. So the imitating policy is wrong more often
+than right, also when it decodes greedily, and RL has to reverse a habit.
 
 Symbols: `D` digits of an operand, `P` prompts, `S = 2 D + 2` prompt tokens,
 `T = 3 D + 3` completion tokens at most. Arrays may have any leading axes `[...]`.
@@ -34,7 +34,7 @@ _ZERO, _PLUS, _EQUALS = (
 
 
 class Splits(NamedTuple):
-    """Disjoint problems: to train on, to choose settings by, to report."""
+    """Disjoint problems: for training, for choosing settings, for reporting."""
 
     train: Prompts
     validation: Prompts
@@ -42,12 +42,12 @@ class Splits(NamedTuple):
 
 
 def tokenizer() -> "PreTrainedTokenizerFast":
-    """The task's tokenizer: 12 characters, padding and end; 14 tokens."""
+    """The task's tokenizer of 14 tokens: 12 characters, padding and end."""
     return tokenizers.character_tokenizer(CHARACTERS)
 
 
 def new_model(num_layers: int, d_model: int, num_heads: int, d_ff: int) -> Model:
-    """A small new decoder for the task's characters."""
+    """A small, newly initialised decoder for the task's characters."""
     words = tokenizer()
     config = DecoderConfig(
         vocab_size=len(words),
@@ -57,8 +57,8 @@ def new_model(num_layers: int, d_model: int, num_heads: int, d_ff: int) -> Model
         num_kv_heads=num_heads,
         head_dim=d_model // num_heads,
         d_ff=d_ff,
-        rope_theta=100.0,  # 20 positions: slower rotations would tell nothing apart
-        initializer_std=d_model**-0.5,  # 0.02 is made for widths of 2,000
+        rope_theta=100.0,  # slower rotations could not distinguish 20 positions
+        initializer_std=d_model**-0.5,  # 0.02 suits widths near 2,000
     )
     return language_model.new(config, words)
 
@@ -83,11 +83,12 @@ def splits(
 ) -> Splits:
     """Draws the problems of the three splits, held out as unordered pairs.
 
-    Distinct pairs {a, b} are drawn, each in a random order: a problem and its mirror
-    b+a are never both there, within a split or across splits.
+    Distinct pairs {a, b} are drawn, each in a random order. So a+b and b+a never occur
+    both, neither in one split nor in two.
 
     Args:
-      seed: of the draw; keep it over the seeds of a run, so that test stays test.
+      seed: of the draw. Use the same for runs with different seeds, so that test
+        problems are never trained on.
       digits: digits of both operands, the first one not 0; in 2..4.
       num_train, num_validation, num_test: problems in each split.
 
@@ -110,8 +111,8 @@ def splits(
         )
     rng = np.random.default_rng(seed)
     pair = rng.choice(pairs, size=sum(sizes), replace=False)
-    # Pair number x (x + 1) / 2 + y is {x, y}, y <= x. The root is exact enough: the
-    # numbers stay below 2**29 and float64 keeps 2**53.
+    # Pair number x (x + 1) / 2 + y is {x, y} with y <= x. The square root is exact
+    # enough, as the numbers are below 2**29 and float64 is exact up to 2**53.
     larger = ((np.sqrt(8.0 * pair + 1) - 1) // 2).astype(np.int64)
     both = np.stack([larger, pair - larger * (larger + 1) // 2]) + smallest
     a, b = rng.permuted(both, axis=0)
@@ -125,8 +126,8 @@ def problems(a: np.ndarray, b: np.ndarray, *, digits: int = 3) -> Prompts:
     """The prompts `a+b=` of operands i64[P] with exactly `digits` digits.
 
     `id` is `a * 10**digits + b`. `data["answer"]` u8[P, D + 1] is the sum in
-    zero-padded ASCII, `data["carries"]` i32[P] counts the carries due into the columns
-    2 to D, in 0..D-1: those that a demonstration may forget.
+    zero-padded ASCII. `data["carries"]` i32[P], in 0..D-1, counts the carries into the
+    columns 2 to D, which a demonstration may forget.
     """
     operands = np.stack([a, b])
     if operands.min() < 10 ** (digits - 1) or operands.max() >= 10**digits:
@@ -157,11 +158,16 @@ def problems(a: np.ndarray, b: np.ndarray, *, digits: int = 3) -> Prompts:
 def demonstrate(
     prompts: Prompts, rng: np.random.Generator, forget: float = 0.7
 ) -> Prompts:
-    """Adds careless demonstrations; fits `map_fn` of `data.stream`.
+    """Adds careless demonstrations; usable as `map_fn` of `data.stream`.
 
-    Each carry due into the columns 2 to D is forgotten with probability `forget`,
-    independently; working and answer agree with the slip. The last carry is part of
-    the answer and never forgotten.
+    Each carry into the columns 2 to D is forgotten independently with probability
+    `forget`; working and answer are consistent with the mistake. The last carry is a
+    digit of the answer and never forgotten.
+
+    Args:
+      prompts: made by `problems`, with any leading axes.
+      rng: source of the mistakes.
+      forget: a probability.
 
     Returns:
       The prompts with `data["completion"]` i32[..., T] and `data["completion_mask"]`
@@ -174,14 +180,14 @@ def demonstrate(
 
 
 def is_right(prompts: Prompts) -> np.ndarray:
-    """bool[...]: the demonstration of each problem is right, working and answer."""
+    """bool[...]: whether working and answer of each demonstration are right."""
     never = np.zeros((*prompts.id.shape, _digits(prompts) - 1), bool)
     right = _with_completion(prompts, never)
     return np.all(right.data["completion"] == prompts.data["completion"], axis=-1)
 
 
 def imitation_ceiling(prompts: Prompts, forget: float = 0.7) -> float:
-    """The expected share of right demonstrations: no carry that is due is forgotten.
+    """The expected share of right demonstrations, those that forget no carry.
 
     A policy that imitates perfectly reaches this pass@1 and no more.
     """
@@ -193,7 +199,7 @@ def _digits(prompts: Prompts) -> int:
 
 
 def _with_completion(prompts: Prompts, forgotten: np.ndarray) -> Prompts:
-    """Adds demonstrations with the carries into columns 2 to D forgotten as given."""
+    """Adds demonstrations that forget the given carries, bool[..., D - 1]."""
     digits = _digits(prompts)
     a = prompts.tokens[..., :digits] - _ZERO
     b = prompts.tokens[..., digits + 1 : -1] - _ZERO
@@ -206,7 +212,7 @@ def _with_completion(prompts: Prompts, forgotten: np.ndarray) -> Prompts:
     last = tens[..., -1:]
     equals, end, pad = (np.full_like(last, token) for token in (_EQUALS, _END, _PAD))
     answer = np.concatenate([last, ones[..., ::-1], end], axis=-1)
-    # A sum without a last carry has one digit less: no leading zero, a pad at the end.
+    # Without a last carry the sum has one digit less: drop the leading 0, pad the end.
     shorter = np.concatenate([answer[..., 1:], pad], axis=-1)
     answer = np.where(last == _ZERO, shorter, answer)
     completion = np.concatenate([working, equals, answer], axis=-1).astype(np.int32)

@@ -1,9 +1,9 @@
-"""Small sums, differences and products for a chat model that talks instead.
+"""Small sums, differences and products, for chat models that do not reply briefly.
 
     What is 17 + 4? Reply with the number only.
 
-A problem is an operation and two numbers, whatever their order: held out are such
-pairs, so that 7 * 8 and 8 * 7 are both trained on or both tested.
+Problems are held out as an operation with an unordered pair of numbers, so that 7 * 8
+and 8 * 7 are either both trained on or both tested.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from rljax.task.problems import text_of
 class Operation(NamedTuple):
     """An operation on two numbers.
 
-    name: of its plural, for tables.
-    sign: as it is written.
-    fn: what it computes.
-    numbers: that are its operands.
+    name: the plural of its name, for tables.
+    sign: its symbol in questions.
+    fn: (first, second) -> result.
+    numbers: the operands.
     ordered: whether the larger operand comes first; else both orders are asked.
     """
 
@@ -52,18 +52,18 @@ OPERATIONS = (
 )
 ENDING = " Reply with the number only."
 HELD_OUT = (1 / 9, 1 / 3)
-"""Shares of the pairs of each operation, for validation and for the test."""
+"""Fractions of each operation's pairs for validation and for the test."""
 
 
 class Question(NamedTuple):
-    """kind: what the tables count it under."""
+    """A problem with the group that tables count it in."""
 
     problem: data.Problem
     kind: str
 
 
 class Splits(NamedTuple):
-    """Questions to train on, to choose settings by, to report."""
+    """Questions for training, for choosing settings, for reporting."""
 
     train: list[Question]
     validation: list[Question]
@@ -71,10 +71,11 @@ class Splits(NamedTuple):
 
 
 def splits(seed: int = 0) -> Splits:
-    """All questions; the pairs of each operation are dealt to the three parts.
+    """All questions; each operation's pairs are distributed over the three parts.
 
     Args:
-      seed: of the deal; keep it over the seeds of a run, so that test stays test.
+      seed: of the distribution. Use the same for runs with different seeds, so that
+        test questions are never trained on.
     """
     rng = np.random.default_rng(seed)
     out = Splits([], [], [])
@@ -100,10 +101,10 @@ def _questions(operation: Operation, pairs) -> Iterator[Question]:
 def task(
     model: Model, *, max_prompt_tokens: int, chat: data.Chat | None = None
 ) -> Task:
-    """The questions as prompts of a model, judged by the completion's last number.
+    """The questions as prompts for a model, judged by the completion's last number.
 
     Args:
-      max_prompt_tokens: must hold every question.
+      max_prompt_tokens: S; every question must fit.
       chat: how a question becomes a turn of a chat; None: it is the whole prompt.
 
     Raises:
@@ -119,8 +120,8 @@ def task(
     )
     if report.num_long_prompts:
         raise ValueError(
-            f"max_prompt_tokens must hold every question, got {max_prompt_tokens};"
-            f" the longest has {report.longest_prompt}."
+            f"max_prompt_tokens must be at least {report.longest_prompt}, the tokens of"
+            f" the longest question, got {max_prompt_tokens}; raise it."
         )
     ends = np.cumsum([0, *map(len, parts)])
     train, validation, test = (

@@ -9,12 +9,14 @@ from rljax.types import Prompts, Samples, Verdict
 
 
 class Task(NamedTuple):
-    """What is to be solved, and how it is judged.
+    """Problems, and how their solutions are judged.
 
-    train: problems to train on. validation: to choose settings by. test: to report.
-    verify: (prompts, samples) -> Verdict, in the graph or, for the split loop, of NumPy
-      arrays.
-    group: name and value i[P] per test problem, to split pass@1 by.
+    train, validation, test: problems for training, for choosing settings, for
+      reporting.
+    verify: (prompts, samples) -> Verdict, traceable or, for `program.split`, a function
+      of NumPy arrays.
+    group: (name, values [P], one per test problem); tables split pass@1 by them. None:
+      no such table.
     """
 
     train: Prompts

@@ -1,4 +1,4 @@
-"""A task from problems of one's own, such as those of a JSONL file."""
+"""Makes a task from your own problems, such as those of a JSONL file."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,11 @@ from rljax.types import Prompts
 
 
 class Parts(NamedTuple):
-    """Problems to train on, to choose settings by, to report; and what was dropped."""
+    """The three parts of a data set.
+
+    train, validation, test: prompts for training, for choosing settings, for reporting.
+    notes: lines for the log: what was dropped, how the parts were made.
+    """
 
     train: Prompts
     validation: Prompts
@@ -23,7 +27,7 @@ class Parts(NamedTuple):
     notes: tuple[str, ...]
 
     def task(self, verify) -> Task:
-        """With how they are judged, the task."""
+        """The task of these parts with a verifier."""
         return Task(self.train, self.validation, self.test, verify)
 
 
@@ -40,22 +44,23 @@ def split(
     max_completion_tokens: int | None = None,
     privileged: bool = False,
 ) -> Parts:
-    """Problems as prompts for a model, in three parts that share no question.
+    """Encodes problems for a model, in three parts that share no question.
 
     Args:
       max_prompt_tokens, template, chat, max_completion_tokens: as in
         `data.encode_prompts`.
-      num_validation, num_test: problems that are held out.
-      test: problems to report, instead of some of `problems`: at most `num_test`
-        different ones, drawn at random. Whatever repeats one of all their questions is
-        neither trained on nor chosen by.
-      privileged: adds what `policy.privileged_teacher` reads: the same prompts with the
-        worked solution after the question. Needs `max_completion_tokens`.
+      num_validation, num_test: number of problems in these parts.
+      test: problems of a test file. The test part is then at most `num_test` different
+        ones of them, drawn at random; problems that repeat any question of the file are
+        left out of training and validation. None takes the test part from `problems`.
+      privileged: adds the data that `policy.privileged_teacher` reads: the same prompts
+        with the worked solution after the question. Needs `max_completion_tokens`.
 
     Raises:
-      ValueError: if too few problems are left, or a token is none of the model's.
+      ValueError: if too few problems are left, or a token id has no row in the model's
+        embedding.
     """
-    # Encoded together: all parts have arrays of one size, and ids of their own.
+    # Encoded together, so that all parts have arrays of one size and distinct ids.
     everything = [*problems, *(test or ())]
     prompts, encoding = data.encode_prompts(
         everything,
@@ -93,7 +98,7 @@ def split(
 
 
 def _tested(prompts: Prompts, everything, kept: np.ndarray, num_test: int):
-    """Rows of the problems that the test file brought, and a line for the log."""
+    """(rows of the chosen problems of the test file, a line for the log)."""
     (rows,) = np.nonzero(~kept)
     if not len(rows):
         raise ValueError(
@@ -108,10 +113,10 @@ def _tested(prompts: Prompts, everything, kept: np.ndarray, num_test: int):
 def _with_solutions(
     prompts: Prompts, problems, model: Model, template: str, chat: data.Chat | None
 ) -> Prompts:
-    """Adds data["privileged"], the prompts that tell the solution, and its length."""
+    """Adds data["privileged"], the prompts with their solutions, and their length."""
     kept = [problems[i] for i in prompts.id]
-    told = [p._replace(question=_told(p)) for p in kept]
-    # Both fit by themselves; a few tokens more may come from where they meet.
+    told = [p._replace(question=_with_solution(p)) for p in kept]
+    # Question and solution fit separately; joining them may add a few tokens.
     width = prompts.tokens.shape[1] + prompts.data["completion"].shape[1] + 8
     more, _ = data.encode_prompts(
         told, model.tokenizer, width, template=template, chat=chat
@@ -125,24 +130,24 @@ def _with_solutions(
     return prompts.replace(data={**prompts.data, **added})
 
 
-def _told(problem: data.Problem) -> Question:
+def _with_solution(problem: data.Problem) -> Question:
     """The question with the worked solution after it."""
     question, worked = problem.question, problem.demonstration
     if isinstance(question, str):
         return f"{question}\n{worked}"
     if isinstance(question, Tokens):
         raise ValueError(
-            "a teacher that is told the solution must have questions of text, got"
-            " token ids; write them as text."
+            "a privileged teacher needs questions of text, got token ids; write them"
+            " as text."
         )
     *before, last = question
     return (*before, last._replace(content=f"{last.content}\n{worked}"))
 
 
 def text_of(model: Model) -> verify.TokenBytes:
-    """The bytes of each token, none for those that end a completion.
+    """The bytes of each token; stop tokens have none, and stop strings end the text.
 
-    Not all of these are called special by their tokenizer. Stop strings end the text.
+    Not every stop token is called special by its tokenizer, so they are removed here.
     """
     pieces = enumerate(verify.token_bytes(model.tokenizer).pieces)
     ends = tuple(text.encode() for text in model.stop_strings)
@@ -152,9 +157,9 @@ def text_of(model: Model) -> verify.TokenBytes:
 
 
 def spelled_by(model: Model) -> tuple[bytes, ...]:
-    """The bytes of each token with control tokens spelled out: for stop strings.
+    """The bytes of each token, with control tokens spelled out, for stop strings.
 
-    Who stops at "<|im_end|>" means the control token of this name, too.
+    The stop string "<|im_end|>" then also matches the control token of this name.
     """
     pieces = list(verify.token_bytes(model.tokenizer).pieces)
     for i in control_token.special_ids(model.tokenizer):
@@ -163,11 +168,11 @@ def spelled_by(model: Model) -> tuple[bytes, ...]:
 
 
 def require_numbers(problems: Sequence[data.Problem]) -> None:
-    """Raises ValueError if an answer is no number: it could never be matched."""
+    """Raises ValueError if an answer is not a number, which nothing could match."""
     bad = [p.answer for p in problems if verify.read_number(p.answer.encode()) is None]
     if bad:
         raise ValueError(
             f"answers must be numbers for a verifier of numbers, but {len(bad)} of"
-            f" {len(problems)} are not, got such as {bad[0]!r}; read what follows a"
-            " marker (--answer-after), or compare text (--verifier exact)."
+            f" {len(problems)} are not, such as {bad[0]!r}; read the text after a"
+            " marker (answer_after), or compare text (verify.exact)."
         )

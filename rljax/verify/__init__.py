@@ -1,9 +1,9 @@
-"""Verifiers: what turns completions into rewards.
+"""Verifiers: functions that turn completions into rewards.
 
-A verifier is a function `(prompts, samples) -> Verdict`. Those of `graph` are part of
-the compiled program; make your own with `text_verifier`. Those of `host` are Python
-functions in a pool of processes, made by `pooled`. Verifiers know text and answers;
-they must not know policies, advantages or the loop.
+A verifier is a function `(prompts, samples) -> Verdict`. Those in `graph` are part of
+the compiled program; make your own with `text_verifier`. Those in `host` are Python
+functions that run in a pool of processes, made by `pooled`. Verifiers know texts and
+answers; they must not know policies, advantages or the loop.
 """
 
 from rljax.verify.graph.match import contains, exact

@@ -125,7 +125,7 @@ def test_algorithm_without_terms_is_refused():
     ("weighting", "message"),
     [
         (chain(), "'policy' needs exactly one reduction"),
-        (chain(adv.token_mean(), adv.sequence_mean()), "reduced already"),
+        (chain(adv.token_mean(), adv.sequence_mean()), "got reduced ones"),
     ],
 )
 def test_a_term_takes_exactly_one_reduction(weighting, message):

@@ -32,7 +32,7 @@ def test_rows_are_kept_by_source():
         False,
         True,
     ]
-    with pytest.raises(ValueError, match="needs a source"):
+    with pytest.raises(ValueError, match="at least one source"):
         kept(adv.keep_source(), rollout)
 
 

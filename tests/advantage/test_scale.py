@@ -201,7 +201,7 @@ def test_curve_rl_runs_in_a_scan_and_counts_batches():
 
 
 def test_curve_rl_needs_the_number_of_samples():
-    with pytest.raises(ValueError, match=r"pass G as num_samples"):
+    with pytest.raises(ValueError, match=r"needs num_samples = G"):
         step(curve(num_samples=8), laws.init(curve(num_samples=8)), 1)
     with pytest.raises(ValueError, match="num_samples must lie in"):
         adv.scale_by_history(1)

@@ -270,5 +270,5 @@ def test_a_reduction_in_the_advantage_chain_is_refused():
         loss_fn=loss.reinforce(),
     )
     algorithm = adv.algorithm(policy=swapped)
-    with pytest.raises(ValueError, match=r"'policy' .* exchange the chains"):
+    with pytest.raises(ValueError, match=r"'policy' .* swap the two chains"):
         algorithm.credit(loss_laws.rollout(), algorithm.init())

@@ -153,7 +153,7 @@ def test_goals_are_stated_in_the_question_and_weights_follow_the_encoding():
 
 @pytest.mark.parametrize(
     ("feedback", "goals", "message"),
-    [((1,), (2, 1), "goals must rise"), ((0,), (1,), "lower the goals")],
+    [((1,), (2, 1), "goals must increase"), ((0,), (1,), "lower the goals")],
 )
 def test_goals_that_cannot_work_are_refused(feedback, goals, message):
     with pytest.raises(ValueError, match=message):

@@ -230,7 +230,7 @@ def test_templates_that_make_no_prompt_are_refused(template, chat, told):
 
 def test_conversations_without_chat_and_empty_questions_are_refused():
     asked = (Message("user", "a"),)
-    with pytest.raises(ValueError, match="that of number 1 is a conversation"):
+    with pytest.raises(ValueError, match="number 1 is a conversation"):
         problems = [data.Problem("a", "1"), data.Problem(asked, "1")]
         data.encode_prompts(problems, MADE["ChatML"], 40)
     for empty in ("", ()):

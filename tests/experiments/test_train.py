@@ -282,6 +282,16 @@ def test_dynamic_sampling_draws_more_prompts_than_it_trains_on():
         train.check(tiny("grpo", draw_prompts=4))
 
 
+def test_evaluations_of_a_model_are_in_slots_where_there_are_many_rows():
+    folder = pathlib.Path("x")
+    default = train.Config(model=folder, data=folder)
+    assert assemble.evaluation_slots(default, 512) == 256
+    assert assemble.evaluation_slots(default, 254) is None
+    assert assemble.evaluation_slots(train.Config(), 512) is None
+    chosen = dataclasses.replace(default, num_slots=7)
+    assert assemble.evaluation_slots(chosen, 512) == 7
+
+
 def test_gates_are_chosen_by_their_numbers():
     assert assemble.gates(tiny("grpo")) is None
     both = assemble.gates(tiny("grpo", target_kl=0.1, gradient_gate=0.5))

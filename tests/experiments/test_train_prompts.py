@@ -95,7 +95,7 @@ def test_the_test_is_of_its_own_file_and_none_of_it_is_trained_on(
     assert len({part.data["answer"].shape[1] for part in task[:3]}) == 1
     out = capsys.readouterr().out
     assert "train.jsonl and " in out and "4 of 5 problems of the test data" in out
-    assert "2 of them one of the test data" in out
+    assert "2 of them from the test data" in out
     _, fewer = build(model, tmp_path, test_data=test_data, num_test=2)
     assert len(fewer.test.id) == 2
 

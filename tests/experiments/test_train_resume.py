@@ -62,13 +62,13 @@ def test_a_prolonged_run_is_the_uninterrupted_one_and_every_checkpoint_a_policy(
     run(first, monkeypatch, num_steps=2)
     short = weights(first / kept.LAST)
     # Of a schedule over 4 steps the first 2 would be others.
-    with pytest.raises(SystemExit, match=r"schedule_steps: 2 there, 4 now.*num_steps"):
+    with pytest.raises(SystemExit, match=r"schedule_steps: 2 before, 4 now.*num_steps"):
         run(first, monkeypatch, num_steps=4, resume=True)
-    with pytest.raises(SystemExit, match=r"learning_rate: 0.001 there, 0.1 now"):
+    with pytest.raises(SystemExit, match=r"learning_rate: 0.001 before, 0.1 now"):
         run(first, monkeypatch, num_steps=2, learning_rate=0.1, resume=True)
     longer = {"num_steps": 4, "schedule_steps": 2}
     run(first, monkeypatch, **longer, keep=5, num_workers=1, resume=True)
-    assert "num_steps: 2 there, 4 now" in capsys.readouterr().out
+    assert "num_steps: 2 before, 4 now" in capsys.readouterr().out
     assert json.loads((first / "config.json").read_text())["keep"] == 5
     run(whole, monkeypatch, **longer)
     assert lines(first) == lines(whole)

@@ -30,7 +30,10 @@ def quick(**changes):
         ({"lora_rank": 0}, "--lora-rank must lie"),
         ({"lora_rank": 2, "lora_alpha": 0.0}, "--lora-alpha must"),
         ({"reference_ema": 0.9}, "must come with --reference-every"),
-        ({"replay_routes": True, "algorithm": "luffy"}, "--replay-routes must have"),
+        (
+            {"replay_routes": True, "algorithm": "luffy"},
+            "--replay-routes must go with",
+        ),
         (
             {"rollout_weights": "int8", "algorithm": "gft"},
             "--rollout-weights int8 must",

@@ -49,12 +49,12 @@ def test_a_learner_renews_its_reference_after_every_second_rollout():
 
 def test_what_cannot_follow_is_refused():
     narrow = {"w": jnp.array(1.0, jnp.bfloat16)}
-    with pytest.raises(ValueError, match="of float32, got bfloat16"):
+    with pytest.raises(ValueError, match="must be float32, got bfloat16"):
         reference.averaged(decay=0.9)(jnp.int32(1), narrow, narrow)
     policy = fakes.bandit(2, 2, 3)
     inner = update.learner(policy.measure, algorithms.reinforce(), optax.sgd(0.5))
     state = inner.init(policy.init(None), jax.random.key(0))
-    with pytest.raises(ValueError, match="must be there, got None"):
+    with pytest.raises(ValueError, match="needs a reference, got None"):
         reference.following(inner, reference.renewed(every=1)).learn(state, ROWS)
     state = state.replace(reference=state.params)
     other = reference.following(inner, lambda step, old, new: {"other": old})

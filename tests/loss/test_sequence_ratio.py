@@ -136,7 +136,7 @@ def test_token_ppo_on_the_same_turns():
     [
         # sg[w] A log pi would give -.610701, -.610701, 0 on the second turn.
         (sequence_ratio.turn_ratio, [0, 0, -0.407134, -0.407134, -0.407134]),
-        (sequence_ratio.token_ratio, [0, 0, -0.745912, -0.610701, 0]),
+        (loss.token_ratio, [0, 0, -0.745912, -0.610701, 0]),
     ],
 )
 def test_the_clipping_bias_is_what_clipping_took(ratio_fn, want):

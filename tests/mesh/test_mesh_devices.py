@@ -20,7 +20,7 @@ def test_a_mesh_is_written_as_axes_with_sizes():
     "text", ["", "data", "data=0", "data=2,data=4", "rows=2", "fsdp=-1", "tensor=²"]
 )
 def test_what_is_no_mesh_is_refused_with_an_example(text):
-    with pytest.raises(ValueError, match=r"data=2,fsdp=4,tensor=2.*is none"):
+    with pytest.raises(ValueError, match=r"data=2,fsdp=4,tensor=2.*correct"):
         mesh.parse(text)
 
 
@@ -82,5 +82,7 @@ def test_a_mesh_is_told_as_the_flag_would_say_it():
     "ask", [lambda: mesh.parse("data=2,sequence=4"), lambda: mesh.make(sequence=4)]
 )
 def test_tokens_inside_attention_are_not_split_and_it_says_what_is(ask):
-    with pytest.raises(ValueError, match=r"sequence.*whole of a sample.*Rules\(rows="):
+    with pytest.raises(
+        ValueError, match=r"sequence.*all tokens of a sample.*Rules\(rows="
+    ):
         ask()

@@ -66,13 +66,13 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
     [
         ({"model_type": "gemma3"}, "model_type must be one of llama, qwen2, qwen3, "),
         ({"model_type": None}, "got None"),
-        ({"hidden_act": "gelu"}, r'of hidden_act only "silu" or "swish".* got "gelu"'),
-        ({"attention_bias": True}, "attention_bias only false .* got true"),
-        ({"mlp_bias": True}, "mlp_bias only false"),
-        ({"attention_dropout": 0.1}, "attention_dropout only 0.0"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor only 1.0"),
+        ({"hidden_act": "gelu"}, r'hidden_act must be "silu" or "swish".* got "gelu"'),
+        ({"attention_bias": True}, "attention_bias must be false .* got true"),
+        ({"mlp_bias": True}, "mlp_bias must be false"),
+        ({"attention_dropout": 0.1}, "attention_dropout must be 0.0"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1.0"),
         ({"quantization_config": {"bits": 4}}, 'quantization_config .*"bits": 4'),
-        ({"per_layer_config": {"0": {}}}, "per_layer_config only null"),
+        ({"per_layer_config": {"0": {}}}, "per_layer_config must be null"),
         ({"layer_types": ["sliding_attention"]}, "layer_types .*sliding_attention"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, 'rope_type "default", '),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor must be a number"),
@@ -90,7 +90,10 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
             {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"factor": 4.0}},
             "need one rotary scaling",
         ),
-        ({"rope_parameters": {"rope_type": "longrope"}}, 'of rope_param.*"longrope"'),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            'rope_parameters must.*"longrope"',
+        ),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
             "original_max_position_embeddings must be a whole number",
@@ -133,7 +136,7 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
         ),
         (
             {"model_type": "gemma3_text", "hidden_act": "silu"},
-            'hidden_act only "gelu_pytorch_tanh"',
+            'hidden_act must be "gelu_pytorch_tanh"',
         ),
         (
             {
@@ -153,7 +156,7 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
         ),
         (
             {"model_type": "qwen3_moe", "decoder_sparse_step": 2},
-            "decoder_sparse_step only 1",
+            "decoder_sparse_step must be 1",
         ),
         (
             {"model_type": "phi3", "partial_rotary_factor": 0.2},
@@ -251,7 +254,7 @@ def test_how_a_decoder_computes_is_no_part_of_its_configuration():
 
 def test_an_adapter_is_named_as_such(folder):
     (folder / "config.json").rename(folder / "adapter_config.json")
-    with pytest.raises(ValueError, match="is a LoRA adapter to one"):
+    with pytest.raises(ValueError, match="holds a LoRA adapter"):
         hugging_face.load(folder)
 
 

@@ -81,7 +81,7 @@ def test_parameters_of_another_decoder_are_not_written(tmp_path):
 def test_a_model_type_that_cannot_say_it_is_refused(tmp_path):
     refuses(
         tmp_path,
-        "'qwen2' cannot say .* qkv_bias is True there, not False",
+        "'qwen2', which cannot: .*qkv_bias is True there, not False",
         model_type="qwen2",
     )
     refuses(tmp_path, r"one of llama, qwen2, .*, got 'gpt2'", model_type="gpt2")
@@ -90,7 +90,7 @@ def test_a_model_type_that_cannot_say_it_is_refused(tmp_path):
     both = dataclasses.replace(SMALL, qkv_bias=True, qk_norm="head")
     refuses(
         tmp_path,
-        "must be one that a family of models computes",
+        "must be one that a family of models can",
         both,
         small_params(both),
     )

@@ -193,7 +193,7 @@ def test_pieces_take_their_own_routes_and_the_router_learns(pair):
 def test_without_experts_or_records_there_is_nothing_to_replay(pair):
     policy, params, samples, _ = pair
     dense = dataclasses.replace(CONFIG, experts=None)
-    with pytest.raises(ValueError, match="must be given a mixture of experts, got a"):
+    with pytest.raises(ValueError, match="must have a mixture of experts, got a dense"):
         decoder_policy(dense, replay_routes=True)
     bare = samples.replace(behaviour=samples.behaviour.replace(extra={}))
     with pytest.raises(NotMeasured, match="replay_routes=True"):

@@ -26,10 +26,10 @@ def test_free_memory_of_a_cpu_is_that_of_its_machine_or_its_container(tmp_path):
     assert 2**26 < machine.free_memory(jax.devices("cpu")[0]) < 2**50
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    assert machine._group_memory(tmp_path) == 600
+    assert machine._container_memory(tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine._group_memory(tmp_path) is None
-    assert machine._group_memory(pathlib.Path("nowhere")) is None
+    assert machine._container_memory(tmp_path) is None
+    assert machine._container_memory(pathlib.Path("nowhere")) is None
 
 
 def test_rates_are_those_of_a_machine():

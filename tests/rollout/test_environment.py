@@ -206,8 +206,8 @@ def test_the_first_token_may_be_forced_and_differ_by_prompt():
         (lambda p, k: 0, step, "init of an environment must return .state, forced."),
         (lambda p, k: ((), jnp.zeros(2, int)), step, r"i32\[\], got int32\[2\]"),
         (lambda p, k: ((), 1.5), step, r"i32\[\], got float32\[\]"),
-        (lambda p, k: (0, FREE), lambda s, t: (s + 0.5, FREE), "same structure"),
-        (lambda p, k: (0, FREE), lambda s, t: ((s, s), FREE), "same structure"),
+        (lambda p, k: (0, FREE), lambda s, t: (s + 0.5, FREE), "the structure"),
+        (lambda p, k: (0, FREE), lambda s, t: ((s, s), FREE), "the structure"),
     ],
 )
 def test_what_an_environment_returns_is_checked_when_traced(init, step, message):

@@ -184,7 +184,7 @@ def test_the_schedule_of_hints_by_hand():
 def test_solutions_are_cut_into_pieces_of_sentences():
     ends = hint.piece_ends([[3, 7], [1, 2, 4, 6, 8, 9, 12], []], num_pieces=3)
     assert ends.tolist() == [[3, 7, 0], [4, 8, 12], [0, 0, 0]]
-    with pytest.raises(ValueError, match="must rise"):
+    with pytest.raises(ValueError, match="must increase"):
         hint.piece_ends([[3, 3]])
 
 

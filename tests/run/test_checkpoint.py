@@ -166,7 +166,7 @@ def test_a_folder_of_the_users_is_not_written_over(tmp_path, saver):
     saver(2, {"x": jnp.ones(3)})
     ((event, message),) = saver.events
     assert event == "checkpoint/failed"
-    assert "00000002: what is there is not of this run; move it away" in message
+    assert "00000002: it exists and is not of this run; move it away" in message
     assert (tmp_path / "00000002" / "notes.txt").read_text() == "mine"
     assert saver.checkpoints.latest == tmp_path / "00000001"
 
@@ -222,7 +222,7 @@ def test_no_whole_checkpoint_among_some_is_an_error_not_a_new_start(tmp_path, sa
     assert {p.name for p in tmp_path.iterdir()} == {"00000001", "00000002"}
     shutil.rmtree(tmp_path / "00000001")
     (tmp_path / "00000002").rename(tmp_path / "00000003")
-    with pytest.raises(ValueError, match="00000003: is of another run or version"):
+    with pytest.raises(ValueError, match="00000003: belongs to another run or version"):
         restore_newest(tmp_path, state)
 
 

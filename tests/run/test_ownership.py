@@ -181,7 +181,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with (
-        pytest.warns(UserWarning, match=r"locks no files \(No locks available\)"),
+        pytest.warns(UserWarning, match=r"cannot lock files \(No locks available\)"),
         ownership.owned(tmp_path),
     ):
         pass

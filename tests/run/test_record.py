@@ -41,7 +41,7 @@ def test_a_broken_line_in_between_is_named_and_a_resume_drops_it(tmp_path, bad):
         record.read(path)
     left, (problem,) = record.drop_after(path, lambda r: True)
     assert left == [step(1), step(2)] == record.read(path)
-    assert "line 2 of metrics.jsonl was no record" in problem
+    assert "line 2 of metrics.jsonl was not a record" in problem
     assert repr(bad[:-1]) in problem
     assert record.drop_after(path, lambda r: True) == (left, [])
 

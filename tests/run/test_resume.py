@@ -246,7 +246,7 @@ def test_a_torn_line_between_others_is_dropped_with_a_word(tmp_path, whole):
     state = go(run_dir, resume=True)
     assert toy_run.outcome(state, run_dir) == whole[1]
     messages = dict(records(run_dir, "event", "event", "message"))
-    assert "line 2 of metrics.jsonl was no record" in messages["metrics/dropped"]
+    assert "line 2 of metrics.jsonl was not a record" in messages["metrics/dropped"]
 
 
 @pytest.mark.parametrize("place", ["params", "optimizer"])
@@ -275,7 +275,7 @@ def test_a_checkpoint_with_nan_is_no_last_good_one(tmp_path, place):
 def test_a_run_does_not_begin_with_nan(tmp_path):
     state = toy_run.make_state()
     state = state.replace(params={**state.params, "b": jnp.full(5, jnp.inf)})
-    with pytest.raises(ValueError, match=r"but params\['b'\] does not to begin with"):
+    with pytest.raises(ValueError, match=r"but params\['b'\] does not at the start"):
         go(tmp_path / "run", state=state)
 
 

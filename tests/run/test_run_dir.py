@@ -27,7 +27,7 @@ def test_a_folder_that_is_no_runs_is_left_alone(tmp_path):
     # A home directory by mistake would get a configuration, and lose its reports.
     (tmp_path / "report.html").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(ValueError, match=r"name the folder of the run|resume=True"):
+        with pytest.raises(ValueError, match=r"pass the folder of the run|resume=True"):
             _open(tmp_path, {"seed": 0}, resume=resume)
         assert os.listdir(tmp_path) == ["report.html"]
 
@@ -41,7 +41,7 @@ def test_what_may_change_is_told_and_written_down(tmp_path, capsys):
 
     _open(tmp_path, {"rate": 1.0, "steps": 2, "keep": 3}, resume=False)
     again(steps=5)
-    assert "goes on with steps: 2 there, 5 now" in capsys.readouterr().out
+    assert "resumes with another steps: 2 before, 5 now" in capsys.readouterr().out
     assert read_config(tmp_path)["steps"] == 5
     with pytest.raises(ValueError, match=r"but rate: 1\.0 there.*may change"):
         again(rate=2.0, keep=1)
@@ -57,11 +57,11 @@ def test_resume_with_another_configuration_names_the_fields(tmp_path):
 
     _open(tmp_path, Config(), resume=False)
     _open(tmp_path, Config(), resume=True)  # a tuple comes back as a list
-    with pytest.raises(ValueError, match=r"rate: 0.001 there, 0.1 now\. Pass"):
+    with pytest.raises(ValueError, match=r"rate: 0.001 before, 0.1 now\. Pass"):
         _open(tmp_path, Config(rate=0.1), resume=True)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"extra": 1, **json.loads(path.read_text())}))
-    with pytest.raises(ValueError, match="extra: 1 there, nothing now; rate"):
+    with pytest.raises(ValueError, match="extra: 1 before, nothing now; rate"):
         _open(tmp_path, Config(rate=0.1), resume=True)
     # Python's `json` would take the last of two equal keys.
     for text in ("{torn", "[1]", "null", '{"rate": 1, "rate": 0.001}'):
@@ -76,7 +76,7 @@ def test_a_number_that_json_does_not_know_comes_back_as_the_same_text(tmp_path):
     _open(tmp_path, config, resume=False)
     _open(tmp_path, config, resume=True)
     assert read_config(tmp_path) == {"clip": "Infinity", "rate": 0.5}
-    with pytest.raises(ValueError, match=r"clip: Infinity there, 0\.2 now"):
+    with pytest.raises(ValueError, match=r"clip: Infinity before, 0\.2 now"):
         _open(tmp_path, {"clip": 0.2, "rate": 0.5}, resume=True)
 
 

@@ -71,7 +71,7 @@ def test_what_was_not_compiled_is_named_and_not_guessed():
     text = page.text([], [ROW], [("qwen2.5-32b", "v5e:2x4", (16, 2048, 8192))])
     _, rest = text.split("## Not compiled")
     assert "qwen2.5-0.5b, v5e:2x4, fsdp=8, 16 x 8 x (512 + 1024), 2 micro" in rest
-    assert "does not" in rest.split("- qwen2.5-32b, v5e:2x4: 16 x (2048 + 8192)")[0]
+    assert "do not fit" in rest.split("- qwen2.5-32b, v5e:2x4: 16 x (2048 + 8192)")[0]
 
 
 def test_rows_that_are_there_are_kept_and_missing_ones_compiled(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_results_come_in_the_order_of_the_calls(pool):
         ("spin", "timeout", "1 s"),
         ("stop", "timeout", "1 s"),
         ("raise", "raised", "KeyError: 'no such thing'"),
-        ("mute", "raised", "Mute, which cannot say more"),
+        ("mute", "raised", "Mute, whose message cannot be read"),
         ("recurse", "raised", "RecursionError"),
         ("exit", "died", "exit code 3"),
         ("silent", "died", "exit code 0 without an answer"),

@@ -1,11 +1,11 @@
-"""Where a run can be launched: a module each, `files(job)` -> text by file name.
+"""Targets to launch a run on: one module each, with `files(job)` -> text by file name.
 
-Nothing here is run by rljax: the files are for a person to read and start.
+rljax runs none of these files: a person reads and starts them.
 
-    queued    a queued resource: Google Cloud gives TPU VMs when it has some
-    tpu_vm    TPU VMs, now or not at all
-    xpk       GKE by Google's xpk: clusters and workloads
-    jobset    GKE by kubectl: a JobSet
+    queued    a queued resource: Google Cloud makes TPU VMs as soon as it has chips
+    tpu_vm    TPU VMs without a queue: creation fails if there are no chips
+    xpk       GKE with Google's xpk
+    jobset    GKE with kubectl and a JobSet
     skypilot  a managed job of SkyPilot: TPUs or GPUs of any cloud
-    slurm     GPUs of a cluster that SLURM manages
+    slurm     GPUs of a cluster with SLURM
 """

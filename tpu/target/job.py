@@ -1,4 +1,4 @@
-"""What is launched, in words that all targets share."""
+"""The run to launch, and helpers that write shell scripts."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tpu.chips import Slice
 
-# Where the code stands on a machine and in a container.
+# Folder of the code on a machine and in a container.
 CODE = "rljax"
 
 
@@ -14,13 +14,15 @@ class Job(NamedTuple):
     """A run to launch.
 
     place: the slice, or GPUs.
-    name: of machines and run; lower case, digits and dashes.
-    module, flags: what runs, `python -m MODULE FLAGS`; the run folder is added.
-    head: lines of prediction, for the head of each file.
-    project, zone: of Google Cloud. bucket: gs://..., keeps the run folder.
-    shared: what all hosts of a slice see; an NFS share HOST:/PATH for virtual machines,
-      a claim of a volume for a JobSet, a storage for xpk, a folder for SLURM.
-    image: of a container. spot: cheaper, and may be taken away.
+    name: of machines and run; lower-case letters, digits and dashes.
+    module, flags: the command is `python -m MODULE FLAGS`; targets add the run folder.
+    head: lines with predicted memory, time and cost, for the head of each file.
+    project, zone: of Google Cloud.
+    bucket: gs://..., keeps the run folder.
+    shared: storage that all hosts of a slice see: an NFS share HOST:/PATH for virtual
+      machines, a volume claim for a JobSet, a storage for xpk, a folder for SLURM.
+    image: of the container.
+    spot: whether to use spot machines, which are cheaper and may be taken away.
     """
 
     place: Slice
@@ -36,7 +38,12 @@ class Job(NamedTuple):
     spot: bool
 
     def check(self, *, tpu: bool, via: str) -> None:
-        """Raises ValueError for what the target cannot launch."""
+        """Raises ValueError if the target cannot launch the job.
+
+        Args:
+          tpu: whether the target has TPUs; otherwise it has GPUs.
+          via: name of the target.
+        """
         if self.place.is_tpu != tpu:
             chips = "TPUs" if tpu else "GPUs"
             other = "slurm or skypilot" if tpu else "queued, tpu-vm, xpk or jobset"
@@ -46,42 +53,42 @@ class Job(NamedTuple):
             )
         if self.place.num_hosts > 1 and self.shared is None:
             raise ValueError(
-                f"--shared must name what all {self.place.num_hosts} hosts of"
-                f" {self.place} see, for --via {via}, got none; checkpoints are"
-                " written by all of them: see tpu/README.md, several hosts."
+                f"--shared must name storage that all {self.place.num_hosts} hosts of"
+                f" {self.place} see, for --via {via}, got none; all of them write"
+                " checkpoints: see tpu/README.md, several hosts."
             )
 
     @property
     def spot_flag(self) -> list[str]:
-        """--spot, where it is asked for."""
+        """["--spot"] for spot machines, else []."""
         return ["--spot"] if self.spot else []
 
     def comments(self, mark: str = "#") -> str:
-        """The head as comments."""
+        """The head as comment lines."""
         return "\n".join(f"{mark} {line}".rstrip() for line in self.head)
 
     def begun(self, folder: str) -> str:
-        """The command that begins the run in a folder, or goes on with it."""
+        """The command that starts or resumes the run in a folder."""
         words = quoted((self.module, *self.flags))
         return f"tpu/run.sh {words} --run-dir {folder} --resume"
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for what Google Cloud or Kubernetes take as no name."""
+    """Raises ValueError if Google Cloud or Kubernetes would refuse the name."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
         raise ValueError(
-            "--name must begin with a letter and hold at most 40 of a-z, 0-9 and -,"
-            f" with no - at the end, got {name!r}; choose another."
+            "--name must begin with a letter, hold at most 40 characters of a-z, 0-9"
+            f" and -, and not end with -, got {name!r}; choose another."
         )
 
 
 def quoted(words) -> str:
-    """Words for a shell."""
+    """Words quoted for a shell."""
     return " ".join(shlex.quote(word) for word in words)
 
 
 def command(*words: str) -> str:
-    """A command of a script, a word a line where it is long."""
+    """A command of a script; long ones have one word per line."""
     line = quoted(words)
     if len(line) <= 78:
         return line
@@ -92,12 +99,12 @@ def command(*words: str) -> str:
 
 
 def beside(file: str) -> str:
-    """A file in the folder of the script, for a shell."""
+    """The shell expression for a file in the folder of the script."""
     return f'"$(dirname "$0")/{file}"'
 
 
 def script(job: Job, cases: dict[str, str]) -> str:
-    """A script whose first argument says what to do; {name: commands}."""
+    """A shell script whose first argument chooses one of `cases`: name -> commands."""
     parts = [f"{name})\n  {_indented(text)}\n  ;;" for name, text in cases.items()]
     steps = " | ".join(cases)
     return (

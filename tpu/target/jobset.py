@@ -1,4 +1,4 @@
-"""GKE by kubectl: a JobSet, whose pods are the hosts of a slice.
+"""Launches on GKE with kubectl: a JobSet whose pods are the hosts of a slice.
 
 Source: the CRD of JobSet, jobset.x-k8s.io/v1alpha2 (kubernetes-sigs/jobset), and
 Google's labels of TPU nodes in GKE.
@@ -17,7 +17,7 @@ metadata:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   failurePolicy:
-    maxRestarts: {restarts}  # all pods begin again, and go on from the checkpoint
+    maxRestarts: {restarts}  # all pods restart and resume from the checkpoint
   replicatedJobs:
   - name: slice
     replicas: 1
@@ -53,10 +53,10 @@ spec:
 
 
 def files(job: Job) -> dict[str, str]:
-    """The manifest, and a script: create, setup, run, watch, resume, delete."""
+    """A manifest, and a script with create, setup, run, watch, resume, delete."""
     job.check(tpu=True, via="jobset")
     label, _ = job.place.chip.gke
-    volume = "emptyDir: {}  # is lost with the pod: --shared CLAIM keeps it"
+    volume = "emptyDir: {}  # lost with the pod; --shared CLAIM keeps it"
     if job.shared:
         volume = f"persistentVolumeClaim:\n                claimName: {job.shared}"
     spot = '\n              cloud.google.com/gke-spot: "true"' if job.spot else ""
@@ -93,7 +93,7 @@ def _steps(job: Job) -> dict[str, str]:
         command(
             *("gcloud", "container", "clusters", "get-credentials", cluster, *region)
         ),
-        "# JobSet itself, once: its installation page says which version fits.",
+        "# Install JobSet once; its installation page says which version fits.",
     ]
     pods = f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
     return {

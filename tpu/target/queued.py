@@ -1,11 +1,11 @@
-"""A queued resource: it waits until Google Cloud has the chips, then makes TPU VMs."""
+"""Launches a queued resource: it waits for chips, then Google Cloud makes TPU VMs."""
 
 from tpu.target import virtual_machine
 from tpu.target.job import Job, command, script
 
 
 def files(job: Job) -> dict[str, str]:
-    """One script: create, wait, setup, run, watch, resume, delete."""
+    """A script with create, wait, setup, run, watch, resume, delete."""
     job.check(tpu=True, via="queued")
     where = [f"--project={job.project}", f"--zone={job.zone}"]
     queued = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -28,7 +28,7 @@ def files(job: Job) -> dict[str, str]:
                 "create": create,
                 "wait": wait,
                 **virtual_machine.steps(job),
-                # What was taken away stays in the queue as SUSPENDED.
+                # A preempted resource stays in the queue as SUSPENDED.
                 "resume": again,
                 "delete": command(
                     *queued, "delete", job.name, *where, "--force", "--quiet"

@@ -1,4 +1,4 @@
-"""A managed job of SkyPilot (pip install skypilot): it starts again elsewhere.
+"""Launches a managed job of SkyPilot (pip install skypilot), which restarts by itself.
 
 Source: SkyPilot's specification of YAML files.
 """
@@ -26,12 +26,12 @@ run: |
 
 
 def files(job: Job) -> dict[str, str]:
-    """The task, and a script: run, watch, resume, delete."""
+    """A task, and a script with run, watch, resume, delete."""
     place = job.place
     if place.num_hosts > 1:
         raise ValueError(
             f"--via skypilot must have a --topology of one host, got {place} of"
-            f" {place.num_hosts}; take --via queued, xpk or jobset."
+            f" {place.num_hosts} hosts; take --via queued, xpk or jobset."
         )
     accelerators, arguments = f"H100:{place.num_chips}", ""
     setup = "make install && .venv/bin/python -m pip install 'jax[cuda13]'"
@@ -54,7 +54,7 @@ def files(job: Job) -> dict[str, str]:
     launch = f"sky jobs launch --yes --name={job.name} {beside(file)}"
     cancel = command("sky", "jobs", "cancel", "--yes", f"--name={job.name}")
     steps = {
-        "run": launch,  # creates, sets up, and resumes what is taken away
+        "run": launch,  # also creates and sets up machines, and resumes when preempted
         "watch": command("sky", "jobs", "logs", f"--name={job.name}"),
         "resume": f"{cancel}\n{launch}",
         "delete": cancel,

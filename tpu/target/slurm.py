@@ -1,4 +1,4 @@
-"""GPUs of a cluster that SLURM manages; a process for each, as SLURM's JAX expects."""
+"""Launches on GPUs of a SLURM cluster; one process per GPU, as JAX expects there."""
 
 from tpu.target.job import Job, beside, script
 
@@ -13,11 +13,11 @@ _BATCH = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={name}.log
-# A SIGTERM two minutes before the end: the run finishes a dispatch and saves.
+# Sends SIGTERM two minutes before the end: the run finishes a dispatch and saves.
 #SBATCH --signal=TERM@120
 {head}
 set -euo pipefail
-# Status 143 is a run that was stopped and has saved: it goes back into the queue.
+# Status 143 means that the run was stopped and has saved: requeue it.
 status=0
 srun {run} || status=$?
 if [ "$status" -eq 143 ]; then
@@ -28,7 +28,7 @@ exit "$status"
 
 
 def files(job: Job) -> dict[str, str]:
-    """The batch file, and a script: setup, run, watch, resume, delete."""
+    """A batch file, and a script with setup, run, watch, resume, delete."""
     job.check(tpu=False, via="slurm")
     file = f"{job.name}.sbatch"
     batch = _BATCH.format(

@@ -1,11 +1,11 @@
-"""TPU VMs without a queue: there are chips now, or the command fails."""
+"""Launches TPU VMs without a queue: creation fails if there are no chips."""
 
 from tpu.target import virtual_machine
 from tpu.target.job import Job, command, script
 
 
 def files(job: Job) -> dict[str, str]:
-    """One script: create, setup, run, watch, resume, delete."""
+    """A script with create, setup, run, watch, resume, delete."""
     job.check(tpu=True, via="tpu-vm")
     where = [f"--project={job.project}", f"--zone={job.zone}"]
     machine = ["gcloud", "compute", "tpus", "tpu-vm"]

@@ -1,4 +1,4 @@
-"""What queued resources and TPU VMs share: one machine or several, reached by ssh."""
+"""Steps that queued resources and TPU VMs share: machines that are reached by ssh."""
 
 from tpu.target.job import CODE, Job, command, quoted
 
@@ -6,7 +6,7 @@ MOUNT = "/mnt/shared"
 
 
 def steps(job: Job) -> dict[str, str]:
-    """Set up, run and watch."""
+    """The cases setup, run and watch of a script."""
     where = [f"--project={job.project}", f"--zone={job.zone}"]
     archive = f"/tmp/{job.name}.tar.gz"
 
@@ -38,6 +38,7 @@ def steps(job: Job) -> dict[str, str]:
 
 
 def _run(job: Job) -> str:
+    """The command that runs the job, for use inside single quotes."""
     if job.place.num_hosts > 1:
         text = job.begun(f"{MOUNT}/{job.name}")
     else:

@@ -1,4 +1,4 @@
-"""GKE by xpk, Google's tool for clusters of accelerators (pip install xpk)."""
+"""Launches on GKE with xpk, Google's tool for accelerators (pip install xpk)."""
 
 from tpu.target.job import Job, command, script
 
@@ -6,7 +6,7 @@ RESTARTS = 100
 
 
 def files(job: Job) -> dict[str, str]:
-    """One script: create, setup, run, watch, resume, delete."""
+    """A script with create, setup, run, watch, resume, delete."""
     job.check(tpu=True, via="xpk")
     cluster = f"{job.name}-cluster"
     where = [f"--project={job.project}", f"--zone={job.zone}", f"--cluster={cluster}"]
@@ -35,7 +35,7 @@ def files(job: Job) -> dict[str, str]:
                 "setup": image(job),
                 "run": run,
                 "watch": command("xpk", "workload", "list", *where),
-                # Restarted by itself so often; then by hand.
+                # Only needed after `RESTARTS` automatic restarts.
                 "resume": f'{ended}\n"$0" run',
                 "delete": f"{ended}\n"
                 + command("xpk", "cluster", "delete", *where[:2], where[2]),

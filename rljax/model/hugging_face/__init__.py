@@ -1,9 +1,13 @@
-"""Hugging Face folders: configuration and weights in and out, without torch.
+"""Reads and writes Hugging Face folders, without torch.
 
-`folder` reads and writes whole folders; `config` config.json, with `rope` and `layers`;
-`weights` the files of tensors, which `tensors` names and `shards` brings to devices;
-`metadata` what else a folder says; `adapter` LoRA adapters, as PEFT has them. A further
-family is a row in `family.FAMILIES`.
+    folder      whole folders
+    config      config.json; `rope` and `layers` are parts of it
+    weights     files of tensors; `tensors` names them, `shards` moves them to devices
+    metadata    everything else in a folder
+    adapter     LoRA adapters in PEFT's format
+    gguf_file   converts a GGUF file to a folder; `pretrained` obtains SmolLM2
+
+To add a family of models, add a row to `family.FAMILIES`.
 """
 
 from rljax.model.hugging_face.folder import config_entries, load, save

@@ -1,12 +1,13 @@
-"""LoRA adapters as PEFT's folders, read and written without torch or peft.
+"""Reads and writes LoRA adapters in PEFT's format, without torch or peft.
 
     adapter_config.json          rank, alpha, targets
     adapter_model.safetensors    base_model.model.model.layers.0.self_attn.q_proj.
                                  lora_A.weight [r, in], lora_B.weight [out, r], ...
 
-Phi-3 holds queries, keys and values in one tensor, and gate and up: PEFT has one
-adapter for it, of which the factors A are shared. Ours have one each, and are written
-as one adapter of their ranks' sum, whose B is block-diagonal: the same product.
+Phi-3 stores q, k and v in one tensor, and gate and up in another. PEFT has one adapter
+per tensor, with one factor A. rljax has an adapter per matrix. It writes those of one
+tensor as a single adapter whose rank is the sum of their ranks and whose B is
+block-diagonal, which computes the same product.
 """
 
 import os
@@ -50,7 +51,7 @@ _NAME = re.compile(
     r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.(lora_[AB])\.weight"
 )
 
-# What changes the product, each with the value that leaves it as `Lora` has it.
+# Options of PEFT that change what an adapter computes -> value that `Lora` supports.
 _PLAIN = {
     "peft_type": "LORA",
     "bias": "none",
@@ -84,14 +85,14 @@ def save(
 
     Args:
       path: the folder to make; must not exist, or be empty.
-      adapters: a decoder's, {"layers": {name: {lora_a, lora_b}}}; other leaves of the
-        tree are not read.
-      spec: as they were made.
-      base_model: name or path of the model below, for PEFT's `base_model_name_or_path`.
-      model_type: its family, as in its config.json.
+      adapters: of a decoder, {"layers": {name: {lora_a, lora_b}}}; other leaves of the
+        tree are ignored.
+      spec: that the adapters were made with.
+      base_model: name or path of the base model, for PEFT's `base_model_name_or_path`.
+      model_type: family of the base model, as in its config.json.
 
     Raises:
-      ValueError: if `path` is taken, or as `require_whole`.
+      ValueError: if `path` is taken, or for targets that `require_whole` refuses.
     """
     modules = _modules(spec, model_type)
     target = pathlib.Path(path)
@@ -108,7 +109,7 @@ def save(
             a, b = (
                 [np.asarray(x[leaf][i]).T for x in parts] for leaf in (lora.A, lora.B)
             )
-            # safetensors writes memory as it lies, which may be transposed.
+            # safetensors writes raw memory, so the arrays must be contiguous.
             joined = np.ascontiguousarray(np.concatenate(a))
             tensors[_tensor(i, module, "lora_A")] = joined
             tensors[_tensor(i, module, "lora_B")] = _diagonal(b)
@@ -126,12 +127,12 @@ def save(
 
 
 def require_whole(spec: Lora, model_type: str) -> None:
-    """Raises ValueError for targets of which the family's files hold more in one."""
+    """Raises ValueError if targets are a part of the matrices that share a tensor."""
     _modules(spec, model_type)
 
 
 def _modules(spec: Lora, model_type: str) -> dict[str, tuple[str, ...]]:
-    """The modules of a family that are adapted, each with the targets in it."""
+    """The adapted modules of a family's files -> the targets that each one holds."""
     fused = FAMILIES[model_type].tensors
     found: dict[str, tuple[str, ...]] = {}
     for name in lora.TARGETS:
@@ -141,16 +142,16 @@ def _modules(spec: Lora, model_type: str) -> dict[str, tuple[str, ...]]:
         names = _FUSED.get(module, (name,))
         if apart := [n for n in names if n not in spec.targets]:
             raise ValueError(
-                f"targets must name all of {', '.join(names)} or none, since the files"
-                f" of {model_type} hold them in one tensor, got no {', '.join(apart)};"
-                " add or leave out."
+                f"targets must name all of {', '.join(names)} or none, because the"
+                f" files of {model_type} hold them in one tensor, got no"
+                f" {', '.join(apart)}; add the missing targets or leave all out."
             )
         found[module] = names
     return found
 
 
 def _diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    """The matrix with these blocks [out, rank] on its diagonal."""
+    """The block-diagonal matrix of these blocks, each [out, rank]."""
     rank = blocks[0].shape[1]
     rows = [
         np.pad(x, ((0, 0), (i * rank, (len(blocks) - 1 - i) * rank)))
@@ -162,18 +163,23 @@ def _diagonal(blocks: list[np.ndarray]) -> np.ndarray:
 def load(
     path: str | os.PathLike, config: DecoderConfig | None = None
 ) -> tuple[Lora, dict[str, Any]]:
-    """The adapters in a local folder: `spec, adapters = load(path)`, in float32.
+    """Reads the adapters in a local folder: `spec, adapters = load(path)`.
 
-    Put them beside their base with `frozen.joined(adapters, params)`. Where PEFT's have
-    one factor A for several targets, each gets a copy, and they part in training.
+    Join them with the base's parameters by `frozen.joined(adapters, params)`. If PEFT
+    has one factor A for several targets, each target gets a copy; training changes the
+    copies independently.
 
     Args:
+      path: the folder.
       config: of the base; needed for adapters of tensors that hold several matrices.
 
+    Returns:
+      The `Lora` they were made with, and the adapters, in float32.
+
     Raises:
-      ValueError: naming the file, if it is missing or broken, if adapters are of a kind
-        that `Lora` has not (DoRA, ranks by module, trained biases), or if tensors are
-        missing, unexpected or of a wrong shape.
+      ValueError: naming the file, if it is missing or broken, if adapters use options
+        that `Lora` does not support (DoRA, ranks per module, trained biases), or if
+        tensors are missing, unexpected or of a wrong shape.
     """
     folder = pathlib.Path(path)
     spec, ranks = _spec(strict_json.read_file(folder / CONFIG), folder / CONFIG)
@@ -221,19 +227,19 @@ def _stacked(file, tensors, num_layers: int, module: str, factor: str, rank: int
     axis = 0 if factor == "lora_A" else 1
     if len(shapes) > 1 or parts[0].ndim != 2 or parts[0].shape[axis] != rank:
         raise ValueError(
-            f"{file}: {factor} of {module} must have rank {rank} along axis {axis}, in"
-            f" all layers alike, got {sorted(shapes)}; {CONFIG} belongs to other"
+            f"{file}: {factor} of {module} must have rank {rank} along axis {axis} in"
+            f" all layers, got shapes {sorted(shapes)}; {CONFIG} belongs to other"
             " adapters."
         )
     return np.stack([x.T.astype(np.float32) for x in parts])
 
 
 def _parted(file, a, b, names, rank: int, config: DecoderConfig | None):
-    """One adapter of several targets, a [L, in, R] and b [L, R, out], taken apart."""
+    """Splits one adapter of several targets, a [L, in, R] and b [L, R, out]."""
     if config is None:
         raise ValueError(
-            f"{file}: {', '.join(names)} have one adapter, to be taken apart by their"
-            " widths, got no config; pass that of the base."
+            f"{file}: {', '.join(names)} share one adapter, which is split by their"
+            " widths, got no config; pass that of the base model."
         )
     width = config.num_kv_heads * config.head_dim
     widths = {
@@ -245,20 +251,21 @@ def _parted(file, a, b, names, rank: int, config: DecoderConfig | None):
     found = {}
     for i, (name, own) in enumerate(zip(names, columns, strict=True)):
         rows = slice(None)
-        if a.shape[-1] > rank:  # a rank for each
+        if a.shape[-1] > rank:  # written by `save`: `rank` rows for each target
             rows = slice(i * rank, (i + 1) * rank)
             others = np.delete(own, np.arange(own.shape[1])[rows], axis=1)
             if np.any(others):
                 raise ValueError(
-                    f"{file}: of {len(names)} times the rank lora_B must be"
-                    " block-diagonal, as rljax writes it, got other numbers; merge"
-                    " these adapters with peft and load the whole model."
+                    f"{file}: lora_B of {len(names)} times the rank must be"
+                    " block-diagonal, as rljax writes it, got nonzero numbers outside"
+                    " the blocks; merge these adapters with peft and load the whole"
+                    " model."
                 )
         found[name] = {lora.A: a[..., rows], lora.B: own[:, rows]}
     if ends[-1] != b.shape[-1]:
         raise ValueError(
-            f"{file}: lora_B must have {ends[-1]} rows, those of {', '.join(names)},"
-            f" got {b.shape[-1]}; the adapters are of another model."
+            f"{file}: lora_B must have {ends[-1]} rows, the sum for {', '.join(names)},"
+            f" got {b.shape[-1]}; the adapters belong to another model."
         )
     return found
 
@@ -266,7 +273,7 @@ def _parted(file, a, b, names, rank: int, config: DecoderConfig | None):
 def _entries(
     spec: Lora, base_model: str | None, modules: dict[str, tuple[str, ...]]
 ) -> dict[str, Any]:
-    """What PEFT reads of adapter_config.json; the rest has defaults there."""
+    """The keys of adapter_config.json that have no suitable default in PEFT."""
     several = {m.split(".")[1]: len(names) for m, names in modules.items()}
     several = {leaf: count for leaf, count in several.items() if count > 1}
     return {
@@ -288,17 +295,17 @@ def _entries(
 
 
 def _alpha(spec: Lora, count: int) -> float:
-    """What keeps the scale at so many times the rank."""
+    """The alpha that keeps the adapter's scale at `count` times the rank."""
     return spec.alpha * (count**0.5 if spec.rank_stabilised else count)
 
 
 def _spec(entries: dict[str, Any], file: pathlib.Path) -> tuple[Lora, dict[str, int]]:
-    """What the adapters are, and the rank of each module's."""
+    """The `Lora` that a config describes, and module -> rank of its adapter."""
     for key, plain in _PLAIN.items():
         got = entries.get(key, plain)
-        if got != plain and got:  # PEFT writes null, {} and [] for none
+        if got != plain and got:  # PEFT writes null, {} or [] for an unused option
             raise ValueError(
-                f"{file}: {key} must be {plain!r}, the plain form of LoRA, got {got!r};"
+                f"{file}: {key} must be {plain!r}, as in plain LoRA, got {got!r};"
                 " merge these adapters with peft and load the whole model."
             )
     leaves = entries.get("target_modules")

@@ -1,7 +1,7 @@
-"""config.json, read to a `DecoderConfig` and written from one.
+"""Translates config.json to a `DecoderConfig` and back.
 
-Reading raises if a configuration asks for what the decoder does not compute: no key
-that would change a logit is ignored. A further family is a row in `family.FAMILIES`.
+Reading raises if a configuration asks for something that the decoder does not compute:
+no key that would change a logit is ignored.
 """
 
 import dataclasses
@@ -34,26 +34,26 @@ _KEYS = {  # field of DecoderConfig -> key
     "initializer_std": "initializer_range",
 }
 
-_DEFAULTS = {  # of transformers, the same for all families
+_DEFAULTS = {  # those of transformers that all families share
     "head_dim": None,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
     "initializer_range": 0.02,
 }
 
-_DERIVED = ("num_key_value_heads", "head_dim")  # null means: from the other sizes
+_DERIVED = ("num_key_value_heads", "head_dim")  # null: derived from the other sizes
 
 
 def read(entries: dict[str, Any], source: str | pathlib.Path) -> DecoderConfig:
-    """The configuration that `entries` describe.
+    """The decoder configuration that `entries` describe.
 
     Args:
-      entries: what config.json holds.
-      source: where they are from, for messages.
+      entries: the content of config.json.
+      source: path of the file, for messages.
 
     Raises:
-      ValueError: naming source and key, if a key is missing, malformed or asks for
-        what the decoder does not compute.
+      ValueError: naming source and key, if a key is missing or malformed, or asks for
+        something that the decoder does not compute.
     """
     if entries.get("quantization_config") is not None:
         raise ValueError(
@@ -69,7 +69,7 @@ def read(entries: dict[str, Any], source: str | pathlib.Path) -> DecoderConfig:
     if part != 1:
         if not family.partial_rotary:
             raise ValueError(
-                f"{source}: of partial_rotary_factor only 1.0 is supported, got"
+                f"{source}: partial_rotary_factor must be 1.0 to be supported, got"
                 f" {json.dumps(part)}; choose another model."
             )
         rotation["rotary_dim"] = int(fields["head_dim"] * part)
@@ -82,9 +82,9 @@ def read(entries: dict[str, Any], source: str | pathlib.Path) -> DecoderConfig:
             experts=_experts(values, entries, family, source),
         )
     except ValueError as error:
-        told = str(error)
-        where = "" if told.startswith(f"{source}: ") else f"{source}: "
-        raise ValueError(f"{where}{told}") from error
+        message = str(error)
+        where = "" if message.startswith(f"{source}: ") else f"{source}: "
+        raise ValueError(f"{where}{message}") from error
 
 
 def entries(
@@ -93,48 +93,52 @@ def entries(
     model_type: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What config.json must hold, in spellings that transformers 4, too, reads.
+    """The content of config.json, in spellings that transformers 4 and 5 both read.
 
     Args:
-      config: the decoder's.
-      model_type: a family; None takes the first that computes what `config` says.
-      extra: further keys; those that say how the decoder computes must agree.
+      config: of the decoder.
+      model_type: a family; None: the first that can express `config`.
+      extra: further keys; those that describe the architecture must agree with
+        `config`.
 
     Raises:
       ValueError: if the family cannot express `config`, or `extra` contradicts it.
     """
     if model_type is None:
-        model_type = next((k for k in FAMILIES if not _differ(k, config)), None)
+        model_type = next((k for k in FAMILIES if not _why_not(k, config)), None)
         if model_type is None:
             raise ValueError(
-                "config must be one that a family of models computes, of"
-                f" {', '.join(FAMILIES)}, got {config}; leave out what is of another."
+                "config must be one that a family of models can express, of"
+                f" {', '.join(FAMILIES)}, got {config}; leave out the options that"
+                " belong to another family."
             )
-    if differ := _differ(model_type, config):
+    if reason := _why_not(model_type, config):
         raise ValueError(
-            f"model_type {model_type!r} cannot say what config does: {differ}; leave"
-            " model_type out."
+            f"model_type must be a family that can express config, got {model_type!r},"
+            f" which cannot: {reason}; leave model_type out."
         )
     if model_type == "llama" and config.d_model % config.num_heads:
-        # transformers' LlamaConfig refuses it; its Mistral is the same without.
+        # transformers' LlamaConfig refuses it; Mistral is the same without the check.
         raise ValueError(
             "model_type 'llama' needs d_model to be a multiple of num_heads, got"
             f" {config.d_model} and {config.num_heads}; pass model_type='mistral'."
         )
     model = _written(model_type, config)
     extra = {} if extra is None else extra
-    # A null in `extra` says nothing: published files leave head_dim to the reader.
+    # Null means "not given": published files often leave head_dim to the reader.
     said = {k: v for k, v in extra.items() if k in model and v is not None}
     same = {k: v for k, v in said.items() if _same(model, k, v)}
     changed = {k: v for k, v in said.items() if k not in same}
     if changed:
         kept = {k: model[k] for k in changed}
-        raise ValueError(f"extra must leave {kept} as they are, got {changed}.")
-    out = {**extra, **model, **same}
-    if differ := _differing(read(out, "extra"), config):
         raise ValueError(
-            f"extra must not change what the decoder computes, but {differ}; leave out"
-            " its keys of the architecture."
+            f"extra must leave {kept} as they are, got {changed}; leave them out."
+        )
+    out = {**extra, **model, **same}
+    if difference := _difference(read(out, "extra"), config):
+        raise ValueError(
+            f"extra must not change what the decoder computes, but {difference}; leave"
+            " its architecture keys out."
         )
     return out
 
@@ -145,13 +149,13 @@ def _check_supported(values: dict[str, Any], family: Family, source) -> None:
         if got not in supported:
             only = " or ".join(json.dumps(x) for x in supported)
             raise ValueError(
-                f"{source}: of {key} only {only} is supported, got {json.dumps(got)};"
-                " choose another model."
+                f"{source}: {key} must be {only} to be supported, got"
+                f" {json.dumps(got)}; choose another model."
             )
 
 
 def _sizes(values: dict[str, Any], family: Family, source) -> dict[str, Any]:
-    """The fields of DecoderConfig that are a key each."""
+    """The fields of DecoderConfig that correspond to one key each."""
     missing = [key for key in _KEYS.values() if key not in values]
     if missing:
         raise ValueError(
@@ -191,7 +195,7 @@ def _experts(values, given, family: Family, source) -> Experts | None:
 
 
 def _written(model_type: str, config: DecoderConfig) -> dict[str, Any]:
-    """The keys that say what a model of the family computes."""
+    """The keys of config.json that describe the architecture."""
     family = named(model_type)
     supported = {**_SUPPORTED, **family.supported}
     keys = {**_KEYS, **family.keys}
@@ -211,21 +215,21 @@ def _written(model_type: str, config: DecoderConfig) -> dict[str, Any]:
 
 
 def _computed(config: DecoderConfig) -> dict[str, Any]:
-    """What a configuration says of the numbers, not of how they are computed."""
+    """The fields that determine the logits, without those of the implementation."""
     how = ("attention", "attention_block", "dtype", "remat", "unroll")
     return {k: v for k, v in vars(config).items() if k not in how}
 
 
-def _differ(model_type: str, config: DecoderConfig) -> str:
-    """Where a family computes something else than `config` says; "" for nowhere."""
+def _why_not(model_type: str, config: DecoderConfig) -> str:
+    """Why a family cannot express `config`; "" if it can."""
     try:
         got = read(_written(model_type, config), "config.json")
-    except ValueError as error:  # it has no words for it
+    except ValueError as error:
         return str(error)
-    return _differing(got, config)
+    return _difference(got, config)
 
 
-def _differing(got: DecoderConfig, wanted: DecoderConfig) -> str:
+def _difference(got: DecoderConfig, wanted: DecoderConfig) -> str:
     return ", ".join(
         f"{field} is {value!r} there, not {_computed(wanted)[field]!r}"
         for field, value in _computed(got).items()
@@ -234,8 +238,11 @@ def _differing(got: DecoderConfig, wanted: DecoderConfig) -> str:
 
 
 def _same(model: dict[str, Any], key: str, value) -> bool:
-    """Whether a key says the same with another value: other spellings, of numbers or
-    of the rotary scaling, and the name of the class, which changes no logit."""
+    """Whether `value` of a key means the same as the model's own.
+
+    Numbers and rotary scalings have several spellings. The name of the class may
+    differ, because it changes no logit.
+    """
     if value == model[key] or key == "architectures":
         return True
     try:

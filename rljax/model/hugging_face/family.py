@@ -1,7 +1,7 @@
-"""The families of models: one row each, where it differs from Llama.
+"""The families of models: one row each, with its differences from Llama.
 
-A further family is a row of `FAMILIES`. If it computes what the decoder does not, that
-part comes first, into `rljax.model`, with a field of `DecoderConfig`.
+To add a family, add a row to `FAMILIES`. If the family needs something that the decoder
+does not compute, first add that to `rljax.model`, with a field of `DecoderConfig`.
 """
 
 import types
@@ -12,12 +12,12 @@ _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Windows(NamedTuple):
-    """Which layers see only `sliding_window` tokens.
+    """Which layers of a family have a sliding window of `sliding_window` tokens.
 
-    slides: (entries of config.json, number of a layer) -> whether it does, where
+    slides: (entries of config.json, number of a layer) -> whether the layer slides, if
       config.json has no `layer_types`.
-    listed: whether `layer_types`, where it is, decides; otherwise it must agree.
-    switch: a key that must be true, or no layer slides.
+    listed: whether `layer_types` decides if it is given; otherwise, it must agree.
+    switch: a boolean key; if it is false, no layer slides. None: there is no such key.
     """
 
     slides: Callable[[dict[str, Any], int], bool]
@@ -26,22 +26,23 @@ class Windows(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A `model_type`.
+    """What config.json and the weight files of one `model_type` look like.
 
     architecture: the class of transformers that loads it.
-    fixed: fields of DecoderConfig, the same for all its models.
-    keys: further field of DecoderConfig -> key that holds it.
-    supported: key -> values the decoder computes, None for null; the first is written.
-    defaults: key -> what transformers takes when the key is absent.
-    experts: field of Experts -> key; None: it has none.
-    windows: None: no layer slides.
-    ropes: values of `rope_type` that it may have.
-    local_rope: whether sliding layers have a base of their own.
-    partial_rotary: whether it may rotate a part of each head.
+    fixed: fields of DecoderConfig that all models of the family share.
+    keys: further field of DecoderConfig -> key of config.json.
+    supported: key -> values that the decoder computes, None for null; the first is
+      written.
+    defaults: key -> what transformers assumes if the key is absent.
+    experts: field of Experts -> key; None: the family has no experts.
+    windows: which layers slide; None: none.
+    ropes: values of `rope_type` that the family may have.
+    local_rope: whether sliding layers have a rotary base of their own.
+    partial_rotary: whether only a part of each head may be rotated.
     unrotated: whether `no_rope_layers` says which layers are rotated.
-    tensors: module of a layer -> its name in the files, where it is not the usual. Two
-      modules of one name are one tensor there, its rows in this order. `{expert}` is
-      the number of one.
+    tensors: module of a layer -> its name in the files, if it differs from Llama's.
+      Modules with the same name share one tensor, whose rows follow the order here.
+      `{expert}` stands for the number of an expert.
     """
 
     architecture: str
@@ -58,8 +59,8 @@ class Family(NamedTuple):
     tensors: Mapping[str, str] = _NOTHING
 
 
-# In all of these, attention_bias is also one of the output projection, unlike the
-# biases of Qwen2.
+# In all these families, attention_bias adds a bias to the output projection as well,
+# which the decoder does not have; Qwen2's biases are on q, k and v only.
 _NO_BIAS = {"attention_bias": (False,)}
 _NO_WINDOW = {"use_sliding_window": (False,)}
 
@@ -72,7 +73,7 @@ _UPPER_SLIDE = Windows(
 
 
 def _full_every(key: str, default: int) -> Windows:
-    """Every so many layers one sees all."""
+    """Every n-th layer has full attention, n being the value of `key`."""
     return Windows(
         lambda entries, layer: (layer + 1) % entries.get(key, default) > 0, listed=True
     )
@@ -247,7 +248,7 @@ FAMILIES = {
 }
 
 SYNONYMS = {"num_experts": "num_local_experts"}
-"""key -> how transformers 5 spells it in some families."""
+"""key -> its spelling in transformers 5, in some families."""
 
 
 def named(model_type, where: str = "") -> Family:

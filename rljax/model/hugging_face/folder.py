@@ -1,4 +1,4 @@
-"""Decoders as Hugging Face folders, read and written without torch or transformers."""
+"""Reads and writes decoders as Hugging Face folders, without torch or transformers."""
 
 import contextlib
 import os
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 def load(
     path: str | os.PathLike, *, param_dtype: jax.typing.DTypeLike = jnp.float32
 ) -> tuple[DecoderConfig, dict[str, Any]]:
-    """The decoder in a local folder: `config, params = load(path)`.
+    """Reads the decoder in a local folder: `config, params = load(path)`.
 
-    Activations are float32; for others, `dataclasses.replace(config, dtype=...)`.
+    Activations are float32; `dataclasses.replace(config, dtype=...)` changes that.
 
     Args:
-      path: a folder with config.json, of one of `family.FAMILIES`, and
+      path: a folder with config.json, of a family in `family.FAMILIES`, and
         model.safetensors, or shards and their index.
       param_dtype: of the parameters, whatever the files hold.
 
@@ -40,7 +40,7 @@ def load(
       The configuration, and the parameters that `decoder_policy(config)` takes.
 
     Raises:
-      ValueError: naming the file, and the key or tensor, if a file is missing or
+      ValueError: naming the file and the key or tensor, if a file is missing or
         broken, if the decoder does not compute what the configuration asks for, or if
         tensors are missing, unexpected, quantised or of a wrong shape.
     """
@@ -51,7 +51,7 @@ def load(
 
 
 def check(path: str | os.PathLike) -> set[str]:
-    """The dtypes of the tensors; only their names and shapes are read.
+    """The dtypes of the tensors; reads only their names and shapes.
 
     Raises:
       ValueError: as `load` does.
@@ -81,24 +81,25 @@ def save(
 ) -> None:
     """Writes a folder that `load` and transformers read, with the same logits.
 
-    All or nothing: the files are written to a hidden folder beside `path`, which gets
-    its name when it is complete.
+    The folder appears only when it is complete: the files are written to a hidden
+    folder beside `path`, which is renamed at the end.
 
     Args:
       path: the folder to make; must not exist, or be empty.
-      config: the decoder's.
-      params: its parameters, of one dtype (float32, bfloat16 or float16), which the
-        files keep; this process must be able to address them.
-      tokenizer: saved beside; config.json names its begin, end and padding tokens.
-      model_type: one of `family.FAMILIES`; None takes that of `metadata`, or the first
-        of them that computes what `config` says.
-      extra: further keys of config.json, such as {"max_position_embeddings": 32768};
-        they win over the tokenizer's and must not contradict `config`.
-      metadata: `metadata.read` of the folder the policy comes from: all
-        its keys of config.json (`extra` wins), its generation_config.json and licence,
-        and, as they are there, its tokenizer, unless one is given, and chat templates.
-      shard_bytes: where weights are cut into several files, bytes; so much is copied
-        to the host at a time.
+      config: of the decoder.
+      params: its parameters, all of one dtype (float32, bfloat16 or float16), which
+        the files keep. This process must be able to address them.
+      tokenizer: is saved too; config.json names its begin, end and padding tokens.
+      model_type: one of `family.FAMILIES`; None: that of `metadata`, or else the first
+        family that can express `config`.
+      extra: further keys of config.json, such as {"max_position_embeddings": 32768}.
+        They override the tokenizer's and must not contradict `config`.
+      metadata: `metadata.read` of the folder that the policy comes from. All keys of
+        its config.json are kept, unless `extra` overrides them, and so are its
+        generation_config.json, licence and chat templates. Its tokenizer files are
+        kept unless `tokenizer` is given.
+      shard_bytes: maximum size of a file of weights, bytes; also the most that is
+        copied to the host at a time.
 
     Raises:
       ValueError: before anything is written, if `path` is taken, `params` are not
@@ -117,10 +118,10 @@ def save(
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise ValueError(
             f"params must be finite, but {bad[0]}{more} hold NaN or infinity; save"
-            " those of the last good checkpoint."
+            " the params of the last good checkpoint."
         )
-    some = jax.tree.leaves(params)[0]
-    dtypes = dict.fromkeys(("dtype", "torch_dtype"), some.dtype.name)
+    dtype = jax.tree.leaves(params)[0].dtype.name
+    dtypes = dict.fromkeys(("dtype", "torch_dtype"), dtype)
     extra = {**({} if extra is None else extra), **dtypes}
     entries = config_entries(config, tokenizer, metadata, model_type, extra)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
@@ -141,7 +142,7 @@ def write_beside(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     metadata: Metadata | None = None,
 ) -> None:
-    """Writes all of a folder but its weights; `entries` are those of config.json."""
+    """Writes all files of a folder except the weights; `entries` are config.json."""
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
     if metadata is not None:
@@ -156,20 +157,20 @@ def config_entries(
     model_type: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `save` would write to config.json.
+    """The content of config.json that `save` would write.
 
-    Call it before a run: what `save` refuses, it should not refuse after all the work.
+    Call it before a run to learn then, and not after training, what `save` refuses.
 
     Raises:
       ValueError: as `save` does.
     """
     said = {} if metadata is None else dict(metadata.config)
-    # Without explicit nulls, transformers ends any Llama at token 2.
+    # Without explicit nulls, transformers takes token 2 as the end token of any Llama.
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
         token_ids.check_tokenizer(tokenizer, config.vocab_size)
         ids = {key: getattr(tokenizer, key) for key in ids}
-    elif metadata is not None:  # what its folder leaves out it goes on leaving out
+    elif metadata is not None:  # its config.json says which ids are given
         ids = {}
     model_type = said.get("model_type") if model_type is None else model_type
     extra = {**ids, **said, **({} if extra is None else extra)}

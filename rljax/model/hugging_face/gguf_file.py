@@ -1,8 +1,8 @@
-"""A GGUF file of a Llama-type model, written as a Hugging Face folder.
+"""Converts a GGUF file of a Llama-type model to a Hugging Face folder.
 
-Without torch, and without transformers, whose versions make different tokenizers of one
-file. Quantised weights become what they stand for, in bfloat16. The package `gguf`
-reads the file; it comes with `rljax[real]`.
+It uses neither torch nor transformers, whose versions make different tokenizers of the
+same file. Quantised weights are dequantised to bfloat16. The package `gguf` reads the
+file; `rljax[real]` installs it.
 """
 
 import pathlib
@@ -34,15 +34,15 @@ _LAYER_MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 
-_CONTROL = 3  # the token type of those that are no text
+_CONTROL = 3  # GGUF's type of control tokens
 
 
 def write_folder(file: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes config, weights, tokenizer with chat template, and end tokens.
+    """Writes config.json, weights, tokenizer, chat template and end tokens.
 
     Args:
-      file: of architecture `llama` with a byte-level tokenizer of kind `smollm`.
-      folder: is made; must not exist.
+      file: GGUF, of architecture `llama` with a byte-level tokenizer of kind `smollm`.
+      folder: to make; must not exist.
 
     Raises:
       ValueError: naming the file, if it is of another kind or `gguf` is not installed.
@@ -51,7 +51,8 @@ def write_folder(file: pathlib.Path, folder: pathlib.Path) -> None:
         import gguf
     except ImportError as error:
         raise ValueError(
-            f"reading {file} needs the package gguf, got none; install rljax[real]."
+            f"reading {file} needs the package gguf, which is not installed; install"
+            " rljax[real]."
         ) from error
     reader = gguf.GGUFReader(file)
     said = {name: field.contents() for name, field in reader.fields.items()}
@@ -82,9 +83,9 @@ def write_folder(file: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def by_halves(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows [heads * width, ...] whose pairs are rotated, as Hugging Face orders them.
+    """Reorders the rows [heads * width, ...] of q or k for Hugging Face's rotation.
 
-    GGUF has the two rows of a rotated pair side by side, Hugging Face half a head
+    GGUF keeps the two rows of a rotated pair side by side, Hugging Face half a head
     apart.
     """
     pairs = weight.reshape(num_heads, -1, 2, *weight.shape[1:])
@@ -92,12 +93,12 @@ def by_halves(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def _name(file: pathlib.Path, name: str) -> tuple[str, str]:
-    """The tensor's name in Hugging Face folders, and the last part of its own."""
+    """A tensor's name in Hugging Face folders, and its module's name in GGUF."""
     found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
     layer, module = found.groups() if found else (None, name)
     known = _MODULES if layer is None else _LAYER_MODULES
     if module not in known:
-        raise ValueError(f"{file}: the tensor {name!r} is none of a Llama's.")
+        raise ValueError(f"{file}: a Llama has no tensor {name!r}.")
     prefix = "" if layer is None else f"model.layers.{layer}."
     return f"{prefix}{known[module]}.weight", module
 
@@ -128,7 +129,7 @@ def _config(said: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _shortest(number: float) -> float:
-    """1e-5 for the float32 next to it."""
+    """The shortest decimal that rounds to the same float32, such as 1e-5."""
     return float(str(np.float32(number)))
 
 
@@ -139,7 +140,7 @@ def _token_ids(said: dict[str, Any]) -> dict[str, int]:
 
 
 def _write_tokenizer(said: dict[str, Any], folder: pathlib.Path) -> None:
-    """tokenizer.json, its description, and what ends a text."""
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -147,7 +148,7 @@ def _write_tokenizer(said: dict[str, Any], folder: pathlib.Path) -> None:
     merges = [tuple(pair.split(" ")) for pair in said["tokenizer.ggml.merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    # What kind `smollm` means: each digit by itself, then GPT-2's pattern.
+    # Kind `smollm`: each digit is a word of its own; the rest follows GPT-2's pattern.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -170,7 +171,7 @@ def _write_tokenizer(said: dict[str, Any], folder: pathlib.Path) -> None:
     if (template := said.get("tokenizer.chat_template")) is not None:
         described["chat_template"] = template
     write_json(folder / "tokenizer_config.json", described)
-    # A turn's end, and what ends a document where the model has another token for it.
+    # The token that ends a turn, and the one that ends a document, if it is another.
     document = [vocabulary[t] for t in control if t == "<|endoftext|>"]
     ends = list(dict.fromkeys([ids["eos"], *document]))
     generation = {f"{kind}_token_id": i for kind, i in ids.items() if kind != "unk"}

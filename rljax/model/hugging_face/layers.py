@@ -1,4 +1,4 @@
-"""What config.json says of single layers: windows, and layers without rotation."""
+"""The per-layer keys of config.json: sliding windows, and layers without rotation."""
 
 import json
 from typing import Any
@@ -11,15 +11,16 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def read(values: dict[str, Any], family: Family, source) -> dict[str, Any]:
-    """Fields of DecoderConfig: `window`, `sliding` and `unrotated`.
+    """The fields `window`, `sliding` and `unrotated` of DecoderConfig.
 
     Args:
       values: entries of config.json and the family's defaults.
-      source: where they are from, for messages.
+      family: of the model.
+      source: path of the file, for messages.
 
     Raises:
-      ValueError: naming source and key, if they contradict each other or are not
-        computed.
+      ValueError: naming source and key, if keys contradict each other or are not
+        supported.
     """
     sliding = _sliding(values, family, source)
     window = None
@@ -34,7 +35,7 @@ def read(values: dict[str, Any], family: Family, source) -> dict[str, Any]:
 
 
 def entries(config: DecoderConfig, family: Family) -> dict[str, Any]:
-    """The keys of config.json."""
+    """The per-layer keys of config.json that say what `config` does."""
     out: dict[str, Any] = {}
     if family.unrotated:
         still = config.unrotated or (False,) * config.num_layers
@@ -47,7 +48,7 @@ def entries(config: DecoderConfig, family: Family) -> dict[str, Any]:
         out[windows.switch] = any(sliding)
         if not any(sliding):
             return out
-        # What transformers 4 reads instead of layer_types.
+        # transformers 4 reads this key instead of layer_types.
         out["max_window_layers"] = sliding.index(True)
     out["sliding_window"] = config.window
     if windows.listed:
@@ -56,7 +57,7 @@ def entries(config: DecoderConfig, family: Family) -> dict[str, Any]:
 
 
 def _sliding(values, family: Family, source) -> tuple[bool, ...]:
-    """For each layer, whether it slides."""
+    """Per layer, whether it has a sliding window."""
     windows, layers = family.windows, range(values["num_hidden_layers"])
     window = values.get("sliding_window") if windows is not None else None
     switch = windows.switch if windows is not None else None
@@ -79,7 +80,7 @@ def _sliding(values, family: Family, source) -> tuple[bool, ...]:
     if other := sorted({str(kind) for kind in kinds} - set(supported)):
         only = " or ".join(json.dumps(kind) for kind in supported)
         raise ValueError(
-            f"{source}: of layer_types only {only} is supported, got"
+            f"{source}: layer_types must be {only} to be supported, got"
             f" {json.dumps(other)}; choose another model."
         )
     listed = tuple(kind == _SLIDING for kind in kinds)
@@ -93,6 +94,7 @@ def _sliding(values, family: Family, source) -> tuple[bool, ...]:
 
 
 def _unrotated(values, source) -> tuple[bool, ...]:
+    """Per layer, whether it has no rotary embedding."""
     num, rotated = values["num_hidden_layers"], values.get("no_rope_layers")
     if rotated is None:
         every = values.get("no_rope_layer_interval", 4)

@@ -1,7 +1,8 @@
-"""What a Hugging Face folder says beside weights and tokenizer.
+"""The content of a Hugging Face folder beside the weights.
 
-The configuration's other keys, how to generate and to chat, and the licence. Nothing is
-computed with them, but whoever loads the trained policy needs them as before.
+It holds the other keys of config.json, the generation config, chat templates, the
+licence and the tokenizer's files. Training does not need most of it, but users of the
+trained policy do, so it is copied unchanged.
 """
 
 import json
@@ -38,14 +39,14 @@ _TOKENIZER = (
 
 
 class Metadata(NamedTuple):
-    """What `hugging_face.save` hands on.
+    """What `hugging_face.save` copies from the folder of the base model.
 
-    folder: where it is from, for messages.
+    folder: path of that folder, for messages.
     config: all entries of config.json.
     generation: all entries of generation_config.json; empty if there is none.
-    files: path within the folder -> content, of files that are kept as they are.
-    tokenizer: the same of the tokenizer's, for a policy that keeps it: written anew by
-      transformers 5 they would lose keys, and older releases could not read them.
+    files: path within the folder -> content, of files that are copied unchanged.
+    tokenizer: the same for the tokenizer's files. They are copied, because files that
+      transformers 5 writes lack keys and older releases cannot read them.
     """
 
     folder: pathlib.Path
@@ -56,7 +57,7 @@ class Metadata(NamedTuple):
 
 
 def local_folder(path: str | os.PathLike) -> pathlib.Path:
-    """The folder of a model; raises ValueError if there is none, or an adapter."""
+    """`path` as a folder with a model; raises ValueError if it is missing or a LoRA."""
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise ValueError(
@@ -65,18 +66,18 @@ def local_folder(path: str | os.PathLike) -> pathlib.Path:
         )
     if (folder / _ADAPTER).is_file() and not (folder / CONFIG).is_file():
         raise ValueError(
-            f"{str(folder)!r} must be a model, but is a LoRA adapter to one: it holds"
-            f" {_ADAPTER} and no {CONFIG}; merge it into its base model first."
+            f"{str(folder)!r} must hold a model, but holds a LoRA adapter: {_ADAPTER}"
+            f" and no {CONFIG}; merge it into its base model first."
         )
     return folder
 
 
 def read(path: str | os.PathLike) -> Metadata:
-    """Reads it into memory: a run may outlive the folder it started from.
+    """Reads a folder's metadata into memory, because a run may outlive the folder.
 
     Raises:
-      ValueError: if there is no folder; with the file, if there is no config.json, or
-        it or generation_config.json is broken.
+      ValueError: if there is no folder; naming the file, if config.json is missing, or
+        config.json or generation_config.json is broken.
     """
     folder = local_folder(path)
 
@@ -97,7 +98,7 @@ def read(path: str | os.PathLike) -> Metadata:
 def write_files(
     folder: pathlib.Path, metadata: Metadata, *, with_tokenizer: bool
 ) -> None:
-    """Writes the kept files, except those that a tokenizer has already written."""
+    """Writes the copied files, except those that exist in the folder already."""
     tokenizer = metadata.tokenizer if with_tokenizer else {}
     for name, content in {**metadata.files, **tokenizer}.items():
         file = folder / name
@@ -109,13 +110,13 @@ def write_files(
 def stop_tokens(
     tokenizer: "PreTrainedTokenizerBase", metadata: Metadata, vocab_size: int
 ) -> tuple[int, ...]:
-    """Every token that ends a text: the tokenizer's, and those the two configs name.
+    """All end tokens: the tokenizer's, config.json's and generation_config.json's.
 
-    Chat models have several: one ends a turn, one a document, and any of them may be
-    the tokenizer's.
+    Chat models have several: one ends a turn, another a document, and either may be the
+    tokenizer's.
 
     Raises:
-      ValueError: with the file, for what is no id of the vocabulary.
+      ValueError: naming the file, if an end token is no id of the vocabulary.
     """
     said = {"the tokenizer": tokenizer.eos_token_id}
     for name, entries in ((CONFIG, metadata.config), (GENERATION, metadata.generation)):
@@ -129,10 +130,10 @@ def stop_tokens(
 
 
 def stop_strings(metadata: Metadata) -> tuple[str, ...]:
-    """The texts that end a completion by generation_config.json.
+    """The stop strings in generation_config.json.
 
     Raises:
-      ValueError: with the file, for what is no text.
+      ValueError: naming the file, if one is not a text.
     """
     said = metadata.generation.get("stop_strings")
     texts = [] if said is None else said if isinstance(said, list) else [said]
@@ -148,14 +149,16 @@ def stop_strings(metadata: Metadata) -> tuple[str, ...]:
 def with_stop_strings(
     metadata: Metadata, texts: tuple[str, ...], stops: tuple[int, ...]
 ) -> Metadata:
-    """What a policy hands on that was trained to end at these texts.
+    """`metadata` of a policy that was trained with these stop strings.
 
-    transformers' `generate` needs its `tokenizer` argument for them. Where they are the
-    folder's own, nothing changes.
+    Nothing changes if they are the folder's own. transformers' `generate` applies stop
+    strings only if it gets its `tokenizer` argument.
 
     Args:
-      stops: the tokens that end a completion, for a folder without a
-        generation_config.json: whose file names none has none.
+      metadata: of the base model's folder.
+      texts: stop strings.
+      stops: end tokens; written only if the folder has no generation_config.json,
+        because generation would ignore config.json's once that file exists.
     """
     if texts == stop_strings(metadata):
         return metadata
@@ -167,10 +170,10 @@ def with_stop_strings(
 
 
 def max_positions(metadata: Metadata) -> int | None:
-    """The longest text the model was trained on, tokens; None if it does not say.
+    """`max_position_embeddings` in tokens, or None if config.json has no such key.
 
     Raises:
-      ValueError: with the file, if it is no number of tokens.
+      ValueError: naming the file, if the value is not a number of tokens.
     """
     limit = metadata.config.get("max_position_embeddings")
     if limit is None:

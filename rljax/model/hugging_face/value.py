@@ -1,4 +1,4 @@
-"""Values of config.json: whether they are what they must be."""
+"""Checks values of config.json."""
 
 import json
 import math
@@ -8,10 +8,11 @@ from typing import Any
 
 
 def checked(kind: Any, key: str, value: Any, source) -> Any:
-    """The value; raises ValueError if it is not of a field's type.
+    """Returns `value`, or raises ValueError if it is not of the given kind.
 
     Args:
-      kind: bool, int, float, or one of them or None.
+      kind: bool, int or float, or a union of one of these with None. Numbers must be
+        above 0.
       key, source: for the message.
     """
     if isinstance(kind, types.UnionType):
@@ -31,9 +32,16 @@ def checked(kind: Any, key: str, value: Any, source) -> Any:
 
 
 def only(what: str, found: dict[str, Any], default, source) -> Any:
-    """The one value that stands in all places where there is one."""
+    """The value on which all places agree; `default` if there is none.
+
+    Args:
+      what: name of the value, for the message.
+      found: name of a place -> its value.
+      default: without places.
+      source: for the message.
+    """
     values = [*found.values(), default]
     if any(value != values[0] for value in found.values()):
         shown = json.dumps(found, default=str)
-        raise ValueError(f"{source}: need one {what}, got {shown}.")
+        raise ValueError(f"{source}: need one {what}, got {shown}; make them equal.")
     return values[0]

@@ -1,7 +1,7 @@
-"""A decoder's parameters as named tensors in safetensors files.
+"""Reads and writes a decoder's parameters as safetensors files.
 
-Files are checked completely before the first array is made. Which tensors there must
-be, and their shapes, `tensors` says.
+The names and shapes of all tensors are checked before the first array is made;
+`tensors` says what they must be.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from rljax.model.hugging_face.tensors import EMBED, HEAD, Part
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Old checkpoints carry the rotary frequencies, which follow from rope_theta.
+# Old checkpoints hold the rotary frequencies too, which follow from rope_theta.
 _REDUNDANT = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 # NumPy reads and writes bfloat16 because jax imports ml_dtypes, which registers it.
@@ -45,15 +45,21 @@ def read(
     dtype: np.dtype,
     stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    """The parameters that `decoder_policy(config)` takes, from the folder's files.
+    """Reads the parameters that `decoder_policy(config)` takes.
 
-    Each lies where the mesh in use has it: `shards` says what that takes of the host.
+    Each parameter is placed as the mesh in use stores it; `shards` says how.
 
     Args:
-      stack: closes the files when it is left.
+      folder, config, family: of the model.
+      dtype: of the parameters, whatever the files hold.
+      stack: closes the files on exit.
+
+    Returns:
+      The parameter tree.
 
     Raises:
-      ValueError: naming file and tensor; before the first array is made.
+      ValueError: naming file and tensor, if a file is broken or a tensor is missing,
+        unexpected, quantised or of a wrong shape; before the first array is made.
     """
     parts, stored = checked(folder, config, family, stack)
     shapes = tensors.shapes(config)
@@ -70,10 +76,13 @@ def checked(
     family: Family,
     stack: contextlib.ExitStack,
 ):
-    """The parts of each tensor, and the open files that hold them, by tensor.
+    """Checks names and shapes of all tensors, without reading the weights.
+
+    Returns:
+      Tensor name -> its parts, and tensor name -> the open file that holds it.
 
     Raises:
-      ValueError: as `read` does; only names and shapes of the tensors are read.
+      ValueError: as `read` does.
     """
     parts = tensors.parts(config, family)
     source, stored = _open(folder, stack)
@@ -88,7 +97,7 @@ def dtypes(stored: dict[str, Any]) -> set[str]:
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
-    """The file that lists the folder's tensors, and for each the open file it is in."""
+    """The file that lists the folder's tensors, and tensor name -> its open file."""
     single, index = folder / WEIGHTS, folder / INDEX
     if single.is_file():
         file = _open_file(single, stack)
@@ -96,18 +105,21 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
     if not index.is_file():
         names = sorted(entry.name for entry in folder.iterdir())
         pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
-        why = ", pickles run code when they are read" if pickled else ""
+        why = ", and reading pickles may run code" if pickled else ""
         raise ValueError(
             f"{str(folder)!r} must hold {WEIGHTS} or {INDEX}, found {names}{why};"
             " convert other formats with save_pretrained of transformers."
         )
     shard_of = strict_json.read_file(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
-        raise ValueError(f"{index}: must hold an object weight_map, got {shard_of!r}.")
+        raise ValueError(
+            f"{index}: must hold an object weight_map, got {shard_of!r}; download it"
+            " again."
+        )
     shard_of = {name: str(shard) for name, shard in shard_of.items()}
     files = {}
     for shard in sorted(set(shard_of.values())):
-        # A path that leaves the folder is no shard of it.
+        # A path out of the folder is not accepted as a shard.
         if shard == pathlib.Path(shard).name and (folder / shard).is_file():
             files[shard] = _open_file(folder / shard, stack)
         elif not all(_is_spare(name) for name, s in shard_of.items() if s == shard):
@@ -119,17 +131,17 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
     if differ := sorted(only_listed | only_held):
         raise ValueError(
             f"{index}: must list the tensors that its shards hold, but these are only"
-            f" listed or only held: {_some(differ)}; index and shards are of different"
-            " models: download all of them again."
+            f" listed or only held: {_some(differ)}; index and shards belong to"
+            " different models: download all of them again."
         )
     return index, {name: files[shard] for name, shard in held}
 
 
 def _is_spare(name: str) -> bool:
-    """Whether an index may list a tensor that no file holds.
+    """Whether an index may list this tensor although no file holds it.
 
-    Some tools list the head though embeddings are tied. If the decoder needs it, the
-    check of tensors finds it missing.
+    Some tools list the output head although embeddings are tied. If the decoder needs
+    it, `_check_tensors` raises.
     """
     return name == HEAD or bool(_REDUNDANT.match(name))
 
@@ -146,12 +158,11 @@ def _check_tensors(
 ):
     """Raises unless the files hold what the decoder needs, and nothing else."""
     expected = {name: tensors.shape_of(stacked) for name, stacked in parts.items()}
-    head, embed = HEAD, EMBED
     if missing := sorted(expected.keys() - stored.keys()):
-        hint = f"; without {head}, tie_word_embeddings must be true"
+        hint = f"; without {HEAD}, tie_word_embeddings must be true"
         raise ValueError(
             f"{source}: needs tensors it does not have: {_some(missing)}"
-            f"{hint if head in missing else ''}."
+            f"{hint if HEAD in missing else ''}."
         )
     got = {name: stored[name].get_slice(name) for name in stored}
     quantised = {
@@ -162,7 +173,7 @@ def _check_tensors(
     if quantised:
         raise ValueError(
             f"{source}: tensors must be of {', '.join(_STORED_DTYPES)}, got"
-            f" {_some(quantised.items())}; load weights that are not quantised."
+            f" {_some(quantised.items())}; load the model's unquantised weights."
         )
     wrong = [
         f"{name} is {got[name].get_shape()}, expected {list(shape)}"
@@ -172,22 +183,22 @@ def _check_tensors(
     if wrong:
         raise ValueError(f"{source}: shapes contradict {CONFIG}: {_some(wrong)}.")
     unexpected = {x for x in stored.keys() - expected.keys() if not _REDUNDANT.match(x)}
-    if config.tie_embeddings and head in unexpected:
-        unexpected.remove(head)
-        if not _equal(stored, head, embed):
+    if config.tie_embeddings and HEAD in unexpected:
+        unexpected.remove(HEAD)
+        if not _equal(stored, HEAD, EMBED):
             raise ValueError(
-                f"{source}: {head} must equal {embed} because tie_word_embeddings is"
+                f"{source}: {HEAD} must equal {EMBED} because tie_word_embeddings is"
                 f" true, but they differ; set it to false in {CONFIG}."
             )
     if unexpected:
         raise ValueError(
-            f"{source}: holds tensors that the decoder has no place for:"
+            f"{source}: holds tensors that the decoder does not use:"
             f" {_some(sorted(unexpected))}; this is another model than {CONFIG} says."
         )
 
 
 def _equal(stored, first: str, second: str) -> bool:
-    """Whether two tensors of the files are, some rows of them in memory at a time."""
+    """Whether two tensors are equal; compares 4096 rows at a time to save memory."""
     slices = [stored[name].get_slice(name) for name in (first, second)]
     count = slices[0].get_shape()[0]
     rows = [slice(i, min(i + 4096, count)) for i in range(0, count, 4096)]
@@ -195,7 +206,7 @@ def _equal(stored, first: str, second: str) -> bool:
 
 
 def check_params(config: DecoderConfig, params) -> None:
-    """Raises ValueError unless they are the decoder's, of one dtype that is saved."""
+    """Raises ValueError unless `params` fit `config` and share one supported dtype."""
     flat = jax.tree_util.tree_leaves_with_path(params)
     shapes = jax.tree_util.tree_leaves_with_path(tensors.shapes(config))
 
@@ -205,7 +216,7 @@ def check_params(config: DecoderConfig, params) -> None:
     if differ := sorted(describe(flat) ^ describe(shapes)):
         raise ValueError(
             "params must be the parameters of config's decoder; these are only in one"
-            f" of them: {_some(differ)}."
+            f" of them: {_some(differ)}; pass the config they were made with."
         )
     dtypes = {x.dtype.name for _, x in flat}
     if len(dtypes) > 1 or not dtypes <= set(_SAVED_DTYPES):
@@ -222,7 +233,13 @@ def write(
     params,
     shard_bytes: int,
 ) -> None:
-    """Writes checked parameters; a shard of them at a time is copied to the host."""
+    """Writes parameters that `check_params` accepts, copying one shard at a time.
+
+    Args:
+      folder: an existing folder.
+      config, family, params: of the model.
+      shard_bytes: maximum size of a file, bytes.
+    """
     parts, flat = tensors.parts(config, family), tensors.by_path(params)
     width = jax.tree.leaves(params)[0].dtype.itemsize
     num_bytes = {name: width * tensors.size_of(x) for name, x in parts.items()}
@@ -254,22 +271,22 @@ def write(
 
 
 def _joined(stacked: list[Part], flat: dict[str, Any]) -> np.ndarray:
-    """The tensor of some parts, in the order in which its memory must lie."""
+    """The tensor of some parts, contiguous in memory."""
     arrays = [np.asarray(flat[part.path][part.index]) for part in stacked]
     arrays = [x.T if p.transposed else x for p, x in zip(stacked, arrays, strict=True)]
-    # safetensors writes the memory as it lies, so a view would be out of order.
+    # safetensors writes raw memory, so a transposed view would be out of order.
     return np.ascontiguousarray(
         arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     )
 
 
 def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file for people to read."""
+    """Writes an indented JSON file with sorted keys."""
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _some(items) -> str:
-    """The first few of many, for a message."""
+    """The first 4 items and the number of the others, for a message."""
     shown = [x if isinstance(x, str) else " in ".join(x) for x in items]
     rest = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
     return ", ".join(shown[:4]) + rest

@@ -2,8 +2,9 @@
 
     "42\\nQuest" + "ion: What"   with the stop string "\\nQuestion:"   ->  "42"
 
-A completion that ended so is judged by what stands before. All others are whole: those
-that ended with a token, were cut, or are stored answers with an end token.
+A completion that ended with a stop string is judged by the text before the string. All
+others are left whole: completions that ended with an end token, completions that were
+cut at T tokens, and stored answers with an end token.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +20,12 @@ def cut(
     last: jax.Array,
     size: jax.Array,
 ) -> jax.Array:
-    """i32[]: the bytes of one text that are left.
+    """i32[]: how many bytes of one text stand before the stop string that ends it.
 
     Args:
       ends: stop strings, at least one.
-      longest: bytes that a token can have.
-      byte_at: places i32[W] in the text -> bytes u8[W]; anything outside of it.
+      longest: bytes of the longest token.
+      byte_at: positions i32[W] in the text -> bytes u8[W]; arbitrary outside the text.
       last: i32[] bytes of the last token; 0 keeps the whole text.
       size: i32[] bytes of the text.
     """
@@ -32,7 +33,7 @@ def cut(
     place = size - window + jnp.arange(window, dtype=jnp.int32)
     byte = byte_at(place)
     end, begin = size + 1, size
-    # The one that is complete first; of several, the one that began first.
+    # The stop string that is complete first counts; of several, the longest.
     for text in sorted(ends, key=len):
         match = place[: window - len(text) + 1] >= 0
         for offset, wanted in enumerate(text):
@@ -47,7 +48,7 @@ def cut(
 
 
 def cut_host(ends: Sequence[bytes], text: bytes, last: int) -> bytes:
-    """Twin of `cut` on the host."""
+    """The text cut as `cut` does, on the host."""
     for stop in range(len(text) - last + 1, len(text) + 1):
         found = [end for end in ends if text[:stop].endswith(end)]
         if found:

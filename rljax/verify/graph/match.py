@@ -1,4 +1,4 @@
-"""Verifiers that compare text: the whole of it, or whether it contains something."""
+"""Verifiers that compare text: whole texts, or whether a text contains another."""
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,10 @@ def exact(
 
     Returns:
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`. An unfinished
-      sample is wrong: its text was cut.
+      sample is wrong, as its text was cut.
 
     Raises:
-      ValueError: if `strip` is no `bytes`.
+      ValueError: if `strip` is not `bytes`.
     """
     check.raw_bytes("strip", strip)
 
@@ -51,15 +51,15 @@ def contains(
 
     Args:
       table: the bytes of each token.
-      needle: what to look for, at least one byte.
+      needle: the text to look for, at least one byte.
       max_bytes: see `text.text_verifier`; a longer completion is wrong.
 
     Returns:
-      (prompts, samples) -> Verdict. Reads nothing of the prompts.
+      (prompts, samples) -> Verdict; the prompts are not read.
 
     Raises:
-      ValueError: if `needle` is empty or no `bytes`; when traced, if no completion has
-        room for it.
+      ValueError: if `needle` is empty or not `bytes`; when traced, if no completion is
+        long enough for it.
     """
     texts.require_table(table, max_bytes)
     check.raw_bytes("needle", needle)
@@ -80,7 +80,7 @@ def contains(
 
 
 def _core(text: Text, strip: bytes):
-    """(place of the first byte that is not stripped, bytes up to the last such one)."""
+    """(position, size) of the text without the stripped bytes at both ends."""
     index = jnp.arange(text.bytes.size, dtype=jnp.int32)
     ink = index < text.length
     for byte in strip:

@@ -1,7 +1,7 @@
-"""Where a number in a text stands alone and is not a piece of something larger.
+"""Whether a number in a text stands alone, or is a part of something larger.
 
-`numeral` says which text is a number; this file says what may stand beside it. Bytes
-have classes:
+`numeral` defines which text is a number; this file defines what may stand beside it.
+Bytes have classes:
 
     space     blank, tab, `:`, and the gap that tokens without text leave
     edge      line breaks, `=`, `<`, `>`, and the ends of the text
@@ -14,15 +14,15 @@ A number stands alone if this comes on each side, read away from the number:
     left   opening*, a space or an edge, (opening | closing | space)*, an edge or a word
     right  closing*, a space or an edge, (opening | closing | space)*, an edge or a word
 
-A word is a run of letters. It does not count as one if it is a LaTeX command
-(`\\times 10`), if it makes another number of its neighbour (`minus 5`, `5 million`,
-`3 to 5`), or if `(` or `[` follows it: then it names a function. Anything else on a
+A word is a run of letters. It does not count as a word if it is a LaTeX command
+(`\\times 10`), if it turns its neighbour into another number (`minus 5`, `5 million`,
+`3 to 5`), or if `(` or `[` follows it, as it then names a function. Anything else on a
 side (an operator, a brace, a further digit, a character beyond ASCII) makes the number
-a piece of something larger: `1/2`, `10 000`, `x^2`, `f(2)`, `3, 5`, `5!`. If only such
-marks stand between two numbers, the two are one thing, which is no number.
+a part of something larger: `1/2`, `10 000`, `x^2`, `f(2)`, `3, 5`, `5!`. Two numbers
+with nothing but such marks between them form one expression, which is not a number.
 
-Two or more asterisks together are bold marks, which open and close; but two asterisks
-between whitespace, like a single one, multiply.
+Two or more asterisks together are bold marks, both opening and closing. A single
+asterisk is a multiplication sign; so are two asterisks between whitespace.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,7 @@ WORDS_AFTER = (
     *(b"squared", b"cubed", b"factorial", b"and", b"or", b"to", b"by"),
 )
 _LONGEST = 1 + max(len(word) for word in WORDS_BEFORE + WORDS_AFTER)
-_MARK = ord("'")  # opens and closes: what stands for marks of more than one byte
+_MARK = ord("'")  # replaces marks of more than one byte, as it opens and closes
 
 
 class Marks(NamedTuple):
@@ -68,13 +68,13 @@ class Marks(NamedTuple):
     letter: jax.Array
 
     def before(self, place, passed) -> jax.Array:
-        """i32[]: the last byte before `place` that is not passed; begin - 1 if none."""
+        """i32[]: last position before `place` that is not `passed`, or begin - 1."""
         index = jnp.arange(self.bytes.size, dtype=jnp.int32)
         stop = ~passed & (index < place) & (index >= self.begin)
         return jnp.max(jnp.where(stop, index, self.begin - 1))
 
     def beyond(self, place, passed) -> jax.Array:
-        """i32[]: the first byte from `place` on that is not passed; length if none."""
+        """i32[]: first position from `place` on that is not `passed`, or length."""
         index = jnp.arange(self.bytes.size, dtype=jnp.int32)
         stop = ~passed & (index >= place) & (index < self.length)
         return jnp.min(jnp.where(stop, index, self.length))
@@ -102,9 +102,9 @@ def marks(text: Text, begin) -> Marks:
 
 
 def alone(some: Marks, left, right, finished) -> jax.Array:
-    """bool[]: whether bytes left..right-1 stand alone in the sense of this file.
+    """bool[]: whether bytes left..right-1 stand alone, as defined in this file.
 
-    The end of an unfinished text is no edge, because more text would have followed.
+    The end of an unfinished text is not an edge, because more text would have followed.
     """
     return _left_is_free(some, left) & _right_is_free(some, right, finished)
 
@@ -118,7 +118,7 @@ def _left_is_free(some: Marks, left) -> jax.Array:
 
 
 def _is_word_before(some: Marks, last) -> jax.Array:
-    """Whether the letters that end at byte `last` are a word on a number's left."""
+    """Whether the letters that end at byte `last` count as a word left of a number."""
     before = some.before(last + 1, some.letter)
     function = is_in(take(some.bytes, last + 1), b"([")
     command = (before >= some.begin) & (take(some.bytes, before) == ord("\\"))
@@ -141,7 +141,7 @@ def _right_is_free(some: Marks, right, finished) -> jax.Array:
 
 
 def _is_one_of(some: Marks, start, end, words) -> jax.Array:
-    """Whether bytes start..end-1 are one of the words, in small letters or capitals."""
+    """Whether bytes start..end-1 are one of the words, ignoring case."""
     index = start + jnp.arange(_LONGEST, dtype=jnp.int32)
     said = jnp.where(index < end, take(some.bytes, index) | 0x20, 0)
     table = np.array([list(word.ljust(_LONGEST, b"\0")) for word in words], np.uint8)
@@ -172,7 +172,7 @@ def _is_letter(byte):
 
 
 def _next(array, by: int, fill=0):
-    """array[i + by] at place i, and `fill` beyond the ends."""
+    """array[i + by] at index i, and `fill` beyond the ends."""
     edge = jnp.full(abs(by), fill, array.dtype)
     inner = (array[by:], edge) if by > 0 else (edge, array[:by])
     return jnp.concatenate(inner)

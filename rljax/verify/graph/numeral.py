@@ -11,8 +11,8 @@ A number has at most 24 digits, leading and trailing zeros included. Two numbers
 equal if their values are: 007 = 7, 1.50 = 1.5, .5 = 0.5, -0 = 0, +3 = 3, 1,000 = 1000.
 There are no exponents, no fractions, and no digits but 0-9.
 
-A number in a text must stand alone (`neighbours`). If it is a piece of something larger
-(`1/2`, `x^2`, `10 000`, `3-5`), neither the piece nor the whole is read. A dollar, `$`
+A number in a text must stand alone (`neighbours`). If it is a part of something larger
+(`1/2`, `x^2`, `10 000`, `3-5`), neither the part nor the whole is read. A dollar, `$`
 or `\\$`, may stand between sign and digits.
 """
 
@@ -33,17 +33,17 @@ from rljax.verify.graph.vocabulary import TokenBytes
 BOX = b"\\boxed{"
 MAX_DIGITS = 24
 _LIMB = 8  # decimal digits in an int32
-_ROWS = MAX_DIGITS // 3 + 1  # of 3 digits and a comma: one more than a number may have
+_ROWS = MAX_DIGITS // 3 + 1  # of 3 digits and a comma; one more than is allowed
 _WINDOW = (MAX_DIGITS + 1) + 4 * _ROWS + 5  # fraction, whole part, \\$, sign
 _MINUS = "\u2212".encode()
 _POWERS = np.array([10**i for i in range(_LIMB)], np.int32)
 
 
 class Numeral(NamedTuple):
-    """A number as it stands in one text u8[N].
+    """A number found in one text u8[N].
 
     valid: bool[] whether there is one.
-    start, end: i32[] its first byte (the sign, the first digit or point), its last.
+    start, end: i32[] positions of its first byte (sign, digit or point) and its last.
     dollar: bool[] whether a dollar stands between sign and digits.
     negative: bool[].
     limbs: i32[2, 3] whole part and fraction, 24 decimal places each, 8 per limb.
@@ -60,24 +60,24 @@ class Numeral(NamedTuple):
 def number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
 ) -> Verify:
-    """Reward 1 if the completion is the number that the answer is.
+    """Reward 1 if the completion is a number that equals the answer.
 
-    The text without the ASCII whitespace around it must be a number (grammar: head of
-    this file) and nothing else. The sample must be finished: a number that was cut at
+    The text must be a number (grammar: head of this file) and nothing else, except for
+    ASCII whitespace around it. The sample must be finished, as a number that was cut at
     the token limit may have lost digits.
 
     Args:
       table: the bytes of each token.
-      after: only what follows its first occurrence is read; a sample without it is
+      after: only the text after its first occurrence is read; a sample without it is
         wrong. `after=b"="` reads `1+2=3` as 3.
       max_bytes: see `text.text_verifier`; a longer completion is wrong.
 
     Returns:
       (prompts, samples) -> Verdict. Reads `prompts.data["answer"]`, which must be a
-      number in the same sense; if it is not, no sample is right.
+      number by the same grammar; if it is not, no sample is right.
 
     Raises:
-      ValueError: if `after` is no `bytes`.
+      ValueError: if `after` is not `bytes`.
     """
     check.raw_bytes("after", after)
 
@@ -91,22 +91,22 @@ def number(
 def last_number(
     table: TokenBytes, *, after: bytes = b"", max_bytes: int | None = None
 ) -> Verify:
-    """Reward 1 if the last number in the completion is the answer.
+    """Reward 1 if the last number in the completion equals the answer.
 
     The last number ends at the last digit of the text and must stand alone there
-    (`neighbours`). If this digit belongs to something that is no number, the sample is
-    wrong: no earlier number is looked for. These are read: `#### 18`, `is $1,234.50.`,
-    `x = -3`, `**18**`, `\\(18\\)`, `18%`, `18 apples`. These are no numbers: `1/2`,
-    `2 1/2`, `5 cm^2`, `1e3`, `3-5`, `10:30`, `3, 5`, `10,20`, `1.2.3`, `18x`, `- 5`,
-    `minus 5`, `5 million`.
+    (`neighbours`). If this digit belongs to something that is not a number, the sample
+    is wrong; earlier numbers are not read. These are numbers: `#### 18`,
+    `is $1,234.50.`, `x = -3`, `**18**`, `\\(18\\)`, `18%`, `18 apples`. These are not:
+    `1/2`, `2 1/2`, `5 cm^2`, `1e3`, `3-5`, `10:30`, `3, 5`, `10,20`, `1.2.3`, `18x`,
+    `- 5`, `minus 5`, `5 million`.
 
     If the text contains `\\boxed{`, only the number in the last box is read, as
-    `number_after` reads it. Where digits may follow an answer without a box, use
+    `number_after` reads it. If other digits may follow an answer without a box, use
     `number_after`.
 
-    The answer must be a number alone, as for `number`. An unfinished sample counts if
-    the text after the number shows that the number has ended: `is 18. So`, not `is 18`.
-    Args, Returns and Raises are those of `number`.
+    The answer must be a number and nothing else, as for `number`. An unfinished sample
+    counts if the text after the number shows that the number has ended: `is 18. So`
+    does, `is 18` does not. Args, Returns and Raises are those of `number`.
     """
     check.raw_bytes("after", after)
 
@@ -121,20 +121,20 @@ def last_number(
 def number_after(
     table: TokenBytes, marker: bytes, *, max_bytes: int | None = None
 ) -> Verify:
-    """Reward 1 if the number right after the last marker is the answer.
+    """Reward 1 if the number right after the last marker equals the answer.
 
-    `####` is GSM8K's marker, `\\boxed{` is LaTeX's. Any text may follow the number:
+    GSM8K's marker is `####`, LaTeX's is `\\boxed{`. Any text may follow the number:
     `#### 18`, a line break and `I checked it in 2 ways.` is 18. Whitespace and opening
     marks may stand between marker and number (`#### **$18**`). The number must stand
-    alone (`neighbours`). What comes before the marker does not count.
+    alone (`neighbours`). Text before the marker is ignored.
 
-    If the marker ends in `{`, the number must be all that is in the braces, and the
+    If the marker ends in `{`, the braces must hold the number and nothing else, and the
     marker with its braces must stand alone: `-\\boxed{5}`, `\\boxed{5}^2`,
-    `\\boxed{5x}` and `\\boxed{3, 5}` are no numbers.
+    `\\boxed{5x}` and `\\boxed{3, 5}` are not numbers.
 
     Args:
       table: the bytes of each token.
-      marker: what announces the number, at least one byte. Its last occurrence counts
+      marker: the text before the number, at least one byte. Its last occurrence counts,
         even if no number follows it.
       max_bytes: see `text.text_verifier`; a longer completion is wrong.
 
@@ -143,8 +143,8 @@ def number_after(
       `last_number`.
 
     Raises:
-      ValueError: if `marker` is empty or no `bytes`; when traced, if no completion has
-        room for it.
+      ValueError: if `marker` is empty or not `bytes`; when traced, if no completion is
+        long enough for it.
     """
     check.raw_bytes("marker", marker)
     if not marker:
@@ -162,7 +162,7 @@ def number_after(
 
 
 def _begin(text: Text, after: bytes) -> jax.Array:
-    """i32[]: the first byte to read; -1 if `after` is wanted and does not occur."""
+    """i32[]: the first byte to read; -1 if `after` is given but does not occur."""
     if not after:
         return jnp.zeros((), jnp.int32)
     found = texts.find(text, after)
@@ -170,7 +170,7 @@ def _begin(text: Text, after: bytes) -> jax.Array:
 
 
 def _only(text: Text, begin) -> Numeral:
-    """The number that the text from `begin` on is, whitespace around it ignored."""
+    """The text from `begin` on as a number, ignoring whitespace around it."""
     index = jnp.arange(text.bytes.size, dtype=jnp.int32)
     ink = ~is_in(text.bytes, texts.WHITESPACE)
     ink &= (index >= begin) & (index < text.length)
@@ -180,12 +180,12 @@ def _only(text: Text, begin) -> Numeral:
 
 
 def _last(text: Text, begin, finished) -> Numeral:
-    """The number in the last box, else the one at the last digit, if it is alone."""
+    """The number in the last box, or else at the last digit, if it stands alone."""
     index = jnp.arange(text.bytes.size, dtype=jnp.int32)
     digit = is_digit(text.bytes) & (index >= begin)
     end = jnp.max(jnp.where(digit, index, -1))
     some = neighbours.marks(text, begin)
-    if text.bytes.size <= len(BOX):  # has room for no box with a number
+    if text.bytes.size <= len(BOX):  # too short for a box with a number
         found = _ending_at(text, begin, end)
         return _if_alone(found, some, found.start, found.end + 1, finished)
     place = texts.find_last(text, BOX)
@@ -200,7 +200,7 @@ def _last(text: Text, begin, finished) -> Numeral:
 
 
 def _announced(text: Text, place, marker: bytes, finished) -> Numeral:
-    """The number after the marker at `place`, if it is alone."""
+    """The number after the marker at `place`, if it stands alone."""
     inner = place + len(marker)
     found = _ending_at(text, inner, _end_of_first(text, inner))
     if marker.endswith(b"{"):
@@ -222,7 +222,9 @@ def _if_alone(found: Numeral, some: neighbours.Marks, left, right, finished) -> 
 
 
 def _end_of_first(text: Text, begin) -> jax.Array:
-    """i32[]: the last digit of the first run of digits, points and commas, or -1."""
+    """i32[]: position of the last digit in the first run of digits, points and commas
+    from `begin` on; -1 if there is none.
+    """
     index = jnp.arange(text.bytes.size, dtype=jnp.int32)
     digit = is_digit(text.bytes)
     first = jnp.min(jnp.where(digit & (index >= begin), index, index.size))
@@ -233,7 +235,7 @@ def _end_of_first(text: Text, begin) -> jax.Array:
 
 
 def _in_braces(some: neighbours.Marks, found: Numeral, inner):
-    """(whether the number is all between byte `inner` and a `}`, place of the `}`)."""
+    """(whether the number alone fills the text from `inner` to a `}`, place of it)."""
     opened = some.before(found.start, some.opening | some.space) < inner
     close = some.beyond(found.end + 1, some.closing | some.space)
     closed = (close < some.length) & (take(some.bytes, close) == ord("}"))
@@ -241,14 +243,14 @@ def _in_braces(some: neighbours.Marks, found: Numeral, inner):
 
 
 def _ending_at(text: Text, begin, end) -> Numeral:
-    """The number whose last digit is byte `end`; invalid if that is no digit.
+    """The number whose last digit is byte `end`; invalid if that byte is no digit.
 
-    The number takes all digits, points and commas that stand before `end` without a
-    space, or it is none. A number has at most 24 digits, so a window of fixed size
-    before `end` decides.
+    All digits, points and commas directly before `end` must belong to the number, or it
+    is invalid. As a number has at most 24 digits, a window of fixed size is enough.
     """
     index = end - jnp.arange(_WINDOW, dtype=jnp.int32)
-    back = jnp.where(index >= begin, take(text.bytes, index), 0)  # [i]: i before `end`
+    # The text in reverse: back[i] is the byte i before `end`.
+    back = jnp.where(index >= begin, take(text.bytes, index), 0)
     digits = _digits(back)
     sign = _sign(back, digits.size)
     before = take(back, digits.size)
@@ -278,9 +280,9 @@ class _Digits(NamedTuple):
 
 
 def _digits(back) -> _Digits:
-    """Reads digits backwards: a fraction up to the point, then the whole part.
+    """Reads digits backwards: the fraction up to the point, then the whole part.
 
-    Where no point comes after the first run of digits, these are the whole part.
+    If no point follows the first run of digits, this run is the whole part.
     """
     run = _leading(is_digit(back))
     point = take(back, run) == ord(".")
@@ -300,10 +302,10 @@ def _digits(back) -> _Digits:
 
 
 class _Sign(NamedTuple):
-    """The sign of a number, with a dollar between it and the digits or without.
+    """The sign of a number; a dollar may stand between sign and digits.
 
     width: i32[] bytes from the sign to the last digit; 0 if there is no sign.
-    dollar, negative: bool[], false if there is no sign.
+    dollar, negative: bool[], False if there is no sign.
     """
 
     width: jax.Array
@@ -312,7 +314,7 @@ class _Sign(NamedTuple):
 
 
 def _sign(back, size) -> _Sign:
-    """Reads backwards what stands before the `size` bytes of a number."""
+    """Reads the sign, backwards, before the `size` bytes of a number."""
     before = take(back, size + jnp.arange(2, dtype=jnp.int32))
     dollar = before[0] == ord("$")
     escaped = (before[1] == ord("\\")).astype(jnp.int32)
@@ -331,9 +333,9 @@ def _sign(back, size) -> _Sign:
 def _whole_part(back, skip):
     """The whole part, backwards from byte `skip`.
 
-    Grouped digits, read backwards, fall into rows of four: three digits and a comma.
-    Row k and row k+1 belong together if row k is three digits and a comma and row k+1
-    begins with 1 to 3 digits. More than 8 rows have too many digits.
+    Grouped digits, read backwards, form rows of four bytes: three digits and a comma.
+    Rows k and k+1 belong together if row k is three digits and a comma, and row k+1
+    begins with 1 to 3 digits. More than 8 rows would have too many digits.
 
     Returns:
       (bytes, their decimal places, how many of the bytes belong to the whole part).
@@ -353,7 +355,7 @@ def _whole_part(back, skip):
 
 
 def _limbs(byte, place, mask):
-    """i32[3]: the digits under the mask at their decimal places 0..23, 8 to a limb."""
+    """i32[3]: the masked digits at their decimal places 0..23, 8 per limb."""
     value = byte.astype(jnp.int32) - ord("0")
     value *= take(jnp.asarray(_POWERS), place % _LIMB)
     limb = jnp.arange(MAX_DIGITS // _LIMB, dtype=jnp.int32)
@@ -368,7 +370,7 @@ def _equal(a: Numeral, b: Numeral) -> jax.Array:
 
 
 def _leading(flags) -> jax.Array:
-    """i32[...]: how many flags at the start of the last axis hold."""
+    """i32[...]: number of leading True flags along the last axis."""
     index = jnp.arange(flags.shape[-1], dtype=jnp.int32)
     fails = jnp.where(flags, index.size, jnp.broadcast_to(index, flags.shape))
     return jnp.min(fails, axis=-1)

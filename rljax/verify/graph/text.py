@@ -1,8 +1,8 @@
 """Completions as text: decoding inside the graph, and verifiers that read text.
 
 Symbols: `P` prompts, `G` samples per prompt, `T` completion tokens, `N` bytes of text,
-`A` bytes of an answer. A text is bytes, zero-padded, and a length; what the bytes mean
-(UTF-8 or not) is the verifier's business.
+`A` bytes of an answer. A text consists of zero-padded bytes and a length. The bytes
+need not be UTF-8; each verifier interprets them itself.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from rljax.verify.graph import ending
 from rljax.verify.graph.vocabulary import TokenBytes
 
 WHITESPACE = b" \t\n\r\v\f"
-GAP = b"\xff"  # never a part of UTF-8
+GAP = b"\xff"  # occurs nowhere in UTF-8
 
 
 class Text(NamedTuple):
     """Byte strings of different lengths in one array.
 
     bytes: u8[..., N], zero from `length` on.
-    length: i32[...] bytes of the whole text; more than N if it did not fit.
+    length: i32[...] bytes of the whole text; above N if it was cut.
     """
 
     bytes: jax.Array
@@ -45,22 +45,22 @@ def decode(
     max_bytes: int | None = None,
     gap: bytes = b"",
 ) -> Text:
-    """The text of the tokens under the mask, holes closed, up to `table.ends`.
+    """The text of the tokens under the mask, up to a stop string of `table.ends`.
 
     Args:
       table: the bytes of each token; a constant of the program.
       tokens: i32[..., T].
       mask: bool[..., T].
-      max_bytes: N, a static bound; what exceeds it is cut off. None takes
-        T * table.longest, which always fits. If a few tokens of the vocabulary are very
-        long, that is wasteful: real text needs 4 to 8 bytes per token.
-      gap: a byte that stands where tokens without text are between two with text; by
-        default none. Special tokens, ids outside the table and tokens outside the mask
-        have no text. The verifiers here pass `GAP`: without it 1, a special token and 8
-        would be 18.
+      max_bytes: N, a static bound; longer texts are cut. None is T * table.longest,
+        which always fits. If a few tokens of the vocabulary are very long, that is
+        wasteful: real text needs 4 to 8 bytes per token.
+      gap: a byte to insert where tokens without text lie between two tokens with text;
+        by default none. Special tokens, ids outside the table and tokens outside the
+        mask have no text. The verifiers here pass `GAP`: without it the tokens 1,
+        <special>, 8 would read 18.
 
     Returns:
-      Text of shape [...]. `length` is that of the whole text, also where it was cut.
+      Text of shape [...]. `length` is that of the whole text, even if it was cut.
 
     Raises:
       ValueError: if shapes disagree, `max_bytes` is not positive, or `gap` is longer
@@ -68,7 +68,7 @@ def decode(
     """
     _require_gap(gap)
     size = _num_bytes(table, tokens, mask, max_bytes)
-    # The gap stands before every piece: the byte before the piece's first.
+    # In `flat` a gap precedes every piece, so it is the byte before the piece's first.
     apart = b"".join(gap + piece for piece in table.pieces) if gap else None
     flat = table.flat if apart is None else np.frombuffer(apart or b"\0", np.uint8)
     start = table.start + len(gap) * np.arange(1, table.start.size + 1, dtype=np.int32)
@@ -81,9 +81,9 @@ def decode(
         joint = _after_gap(count > 0).astype(jnp.int32) * len(gap)
         count += joint
         end = jnp.cumsum(count, dtype=jnp.int32)
-        # Byte n comes from the token whose number is how many tokens end at or before
-        # n: a histogram of ends and its running sum, 2 to 7 times faster than a binary
-        # search per byte. Ends at N or beyond fall off.
+        # Byte n belongs to the token whose index is the number of tokens that end at or
+        # before n: the cumulative histogram of ends. It is 2 to 7 times faster than a
+        # binary search per byte. Ends at N or beyond are dropped.
         place = jnp.arange(size, dtype=jnp.int32)
         ends = jnp.zeros(size, jnp.int32).at[end].add(1, mode="drop")
         token = jnp.minimum(jnp.cumsum(ends, dtype=jnp.int32), tokens.size - 1)
@@ -121,7 +121,7 @@ def _num_bytes(table: TokenBytes, tokens, mask, max_bytes: int | None) -> int:
 
 
 def decode_host(table: TokenBytes, tokens, mask, *, gap: bytes = b"") -> list[bytes]:
-    """Twin of `decode` on the host: one byte string per row of [..., T], in order."""
+    """The same as `decode` on the host: a byte string per row of [..., T], in order."""
     _require_gap(gap)
     tokens, mask = np.asarray(tokens), np.asarray(mask)
     size = len(table.pieces)
@@ -144,7 +144,10 @@ def decode_host(table: TokenBytes, tokens, mask, *, gap: bytes = b"") -> list[by
 
 
 def _after_gap(texts: jax.Array) -> jax.Array:
-    """bool[T]: a token with text, after ones without, after one with text."""
+    """bool[T]: tokens with text that need a gap before them.
+
+    The token before has no text, and an earlier one has.
+    """
     index = jnp.arange(texts.size, dtype=jnp.int32)
     previous = jnp.roll(texts, 1)
     return texts & ~previous & (index > jnp.argmax(texts))
@@ -154,12 +157,12 @@ def _require_gap(gap: bytes) -> None:
     check.raw_bytes("decode's gap", gap)
     if len(gap) > 1:
         raise ValueError(
-            f"decode's gap must be one byte or none, got {gap!r}; pass b'\\xff'."
+            f"decode's gap must be at most one byte, got {gap!r}; pass b'\\xff'."
         )
 
 
 def answers(prompts: Prompts) -> Text:
-    """The reference answers: Text of shape [P]; a 0 byte ends each.
+    """The reference answers: Text of shape [P]; each ends at its first 0 byte.
 
     Raises:
       ValueError: unless `prompts.data["answer"]` is u8[P, A] with A >= 1.
@@ -171,7 +174,7 @@ def answers(prompts: Prompts) -> Text:
 
 
 def answers_host(prompts: Prompts) -> list[bytes]:
-    """Twin of `answers` on the host: one byte string per prompt."""
+    """The same as `answers` on the host: a byte string per prompt."""
     rows = np.asarray(_answer_data(prompts))
     return [row.tobytes().split(b"\0", 1)[0] for row in rows]
 
@@ -188,6 +191,7 @@ def _answer_data(prompts: Prompts):
 
 
 JudgeFn = Callable[[Text, Text, jax.Array], jax.Array]
+"""(text of one completion, answer, finished bool[]) -> correct bool[]."""
 
 
 def text_verifier(
@@ -198,15 +202,15 @@ def text_verifier(
     Args:
       table: the bytes of each token.
       judge: (text of the completion u8[N], answer u8[A], finished bool[]) -> bool[],
-        written for one sample; it is mapped over [P, G]. In the text, `GAP` stands
-        where tokens without text were between two with text.
+        for one sample; it is mapped over [P, G]. In the text, `GAP` marks where tokens
+        without text lay between two with text.
       max_bytes: N, see `decode`. A completion of more bytes is wrong.
 
     Returns:
       (prompts, samples) -> Verdict with reward 1 or 0; reads `prompts.data["answer"]`.
 
     Raises:
-      ValueError: if `table` is no TokenBytes or `max_bytes` is not positive.
+      ValueError: if `table` is not TokenBytes or `max_bytes` is not positive.
     """
     require_table(table, max_bytes)
     check.function("judge", judge, "text, answer, finished")
@@ -221,31 +225,31 @@ def text_verifier(
 
 
 def require_table(table: TokenBytes, max_bytes: int | None) -> None:
-    """Raises ValueError unless a verifier can read texts with these."""
+    """Raises ValueError unless `table` and `max_bytes` are valid for a verifier."""
     check.kind("table", table, TokenBytes, "token_bytes(tokenizer)")
     if max_bytes is not None:
         check.count("max_bytes", max_bytes)
 
 
 def find(text: Text, needle: bytes) -> jax.Array:
-    """i32[]: where `needle` first begins in one text u8[N]; -1 if it does not occur.
+    """i32[]: position of the first `needle` in one text u8[N]; -1 if there is none.
 
     Raises:
-      ValueError: if `needle` is no `bytes`, is empty, or has more than N bytes.
+      ValueError: if `needle` is not `bytes`, is empty, or has more than N bytes.
     """
     match = _matches(text, needle)
     return jnp.where(jnp.any(match), jnp.argmax(match).astype(jnp.int32), -1)
 
 
 def find_last(text: Text, needle: bytes) -> jax.Array:
-    """i32[]: where `needle` last begins, else as `find`."""
+    """i32[]: position of the last `needle`; otherwise as `find`."""
     match = _matches(text, needle)
     index = jnp.arange(match.size, dtype=jnp.int32)
     return jnp.max(jnp.where(match, index, -1))
 
 
 def _matches(text: Text, needle: bytes) -> jax.Array:
-    """bool[N - len(needle) + 1]: whether `needle` begins here."""
+    """bool[N - len(needle) + 1]: whether `needle` begins at each position."""
     check.raw_bytes("the text to look for", needle)
     size, room = len(needle), text.bytes.shape[-1]
     if not 1 <= size <= room:

@@ -1,10 +1,10 @@
-"""The bytes that each token stands for, read off a tokenizer's own decoder.
+"""The bytes that each token stands for, derived from the tokenizer's decoder.
 
 Symbols: `V` vocabulary, `M` bytes of all tokens together.
 
-Verifiers read bytes, not strings: a token may hold half a character, and bytes are
-what a compiled program can compare. `transformers` is not imported here; the tokenizer
-is asked for its description (the contents of its tokenizer.json).
+Verifiers read bytes, not strings, because a token may hold half a character and a
+compiled program can compare bytes. `transformers` is not imported here; the tokenizer
+provides its own description (the contents of its tokenizer.json).
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ from rljax import check
 
 @dataclasses.dataclass(frozen=True)
 class TokenBytes:
-    """What every token id adds to the text.
+    """The bytes that every token id adds to the text.
 
-    pieces: the bytes of token 0, 1, ..., V-1; empty for tokens that are no text (end,
-      padding). A token id outside 0..V-1 adds nothing: models often have more rows
-      than their tokenizer has tokens.
-    ends: stop strings. Where a text's last token completes one, the text ends before
-      it; see `ending`.
+    pieces: the bytes of token 0, 1, ..., V-1; empty for tokens without text (end,
+      padding). An id outside 0..V-1 adds nothing, as models often have more embedding
+      rows than their tokenizer has tokens.
+    ends: stop strings. If a text's last token completes one, the text ends before the
+      stop string; see `ending`.
 
-    The arrays keep the pieces end to end instead of in a [V, longest] table, which for
-    a vocabulary of 150 000 with one token of 128 spaces would be 20 times as large.
+    The arrays hold the pieces end to end. A table [V, longest] would be 20 times as
+    large for a vocabulary of 150 000 with one token of 128 spaces.
 
     Raises:
-      ValueError: if a piece or an end is no `bytes`, or an end is empty.
+      ValueError: if a piece or an end is not `bytes`, or an end is empty.
     """
 
     pieces: tuple[bytes, ...]
@@ -51,7 +51,7 @@ class TokenBytes:
 
     @functools.cached_property
     def flat(self) -> np.ndarray:
-        """u8[M] all pieces, end to end; M is at least 1."""
+        """u8[M] all pieces end to end; M is at least 1."""
         return np.frombuffer(b"".join(self.pieces) or b"\0", np.uint8)
 
     @functools.cached_property
@@ -71,23 +71,23 @@ class TokenBytes:
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes:
-    """Reads a fast Hugging Face tokenizer.
+    """The bytes of each token of a fast Hugging Face tokenizer.
 
-    Supported are decoders that turn each token into bytes by itself:
+    It supports decoders that convert each token to bytes independently of its context:
     - byte-level BPE (GPT-2's alphabet: Qwen, Llama 3, GPT-2);
     - sentencepiece-like ones: U+2581 for a space, `<0xNN>` for a byte (Llama 2, Gemma);
     - `Fuse`, and no decoder at all if every token is one character: the token's text.
 
-    Special tokens (end, padding, unknown, whatever `tokenizer` calls special) have no
-    bytes. A space that a decoder strips from the start of a text is kept: a completion
-    continues its prompt.
+    Tokens that the tokenizer calls special (end, padding, unknown and others) have no
+    bytes. A space that the decoder strips from the start of a text is kept, because a
+    completion continues its prompt.
 
     Args:
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
 
     Raises:
-      ValueError: if the tokenizer is not a fast one, or its decoder does something
-        that is not in the list above.
+      ValueError: if the tokenizer is not a fast one, or its decoder is not in the list
+        above.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -107,6 +107,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
 
 
 Step = Callable[[str], str | bytes]
+"""One step of a decoder: a token -> the changed token, or its final bytes."""
 
 
 def _steps(decoder: dict | None, tokens) -> list[Step]:
@@ -122,8 +123,8 @@ def _steps(decoder: dict | None, tokens) -> list[Step]:
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [part["type"] for part in parts]
     cut = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
-    # Before Fuse a decoder sees single tokens, after it the whole text, of which only
-    # stripping the start is known to leave a token's own bytes alone.
+    # Steps before Fuse see single tokens, steps after it the whole text. Of the latter
+    # only stripping the start leaves the bytes of later tokens unchanged.
     for part in parts[cut + 1 :]:
         if (part["type"], part.get("content"), part.get("stop")) != ("Strip", " ", 0):
             raise _unsupported(part)
@@ -174,7 +175,10 @@ def _byte_level(token: str) -> bytes:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's names of bytes: printable ones are themselves, the rest from U+0100."""
+    """Character -> byte in GPT-2's alphabet.
+
+    Printable bytes are themselves, the others are characters from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
     named = {chr(byte): byte for byte in printable}

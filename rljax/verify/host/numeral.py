@@ -1,8 +1,8 @@
 """Numbers in text, read in plain Python on the host.
 
-The functions read what the verifiers of `graph.numeral` read: their docstrings say what
-a number is and which one counts. The two share no code: here are regular expressions
-and `decimal`, so that each can be checked against the other.
+The functions read the same numbers as the verifiers of `graph.numeral`, whose
+docstrings define what a number is and which one counts. The two share no code: this
+file uses regular expressions and `decimal`, so that tests can compare both.
 """
 
 import decimal
@@ -37,9 +37,9 @@ _NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
 
 
 def read_number(text: bytes) -> decimal.Decimal | None:
-    """The number that the text is, whitespace around it ignored; None if it is none.
+    """The text as a number, ignoring whitespace around it; None if it is not a number.
 
-    Check a data set with it: no completion ever matches an answer that reads as None.
+    Check a data set with it: no completion matches an answer for which this is None.
     """
     text = text.strip(WHITESPACE)
     match = _NUMBER_AT_END.search(text)
@@ -49,7 +49,12 @@ def read_number(text: bytes) -> decimal.Decimal | None:
 
 
 def read_last_number(text: bytes, finished: bool = True) -> decimal.Decimal | None:
-    """The number in the last box, else at the last digit; None if there is none."""
+    """The number in the last box, or else at the last digit; None if there is none.
+
+    Args:
+      finished: whether the completion ended by itself. A number at the end of an
+        unfinished text does not count, as it may go on.
+    """
     if _BOX in text:
         return read_number_after(text, _BOX, finished)
     end = len(text.rstrip(_NO_DIGITS))
@@ -61,7 +66,12 @@ def read_last_number(text: bytes, finished: bool = True) -> decimal.Decimal | No
 def read_number_after(
     text: bytes, marker: bytes, finished: bool = True
 ) -> decimal.Decimal | None:
-    """The number right after the last marker; None if there is none."""
+    """The number right after the last marker; None if there is none.
+
+    Args:
+      marker: the bytes before the number.
+      finished: as for `read_last_number`.
+    """
     place = text.rfind(marker)
     rest = text[place + len(marker) :]
     digits = re.search(rb"\d(?:[\d.,]*\d)?", rest)
@@ -81,7 +91,7 @@ def read_number_after(
 
 
 def _plain(text: bytes) -> bytes:
-    """The text with `'` for escaping backslashes and for asterisks that are bold."""
+    """The text with `'` in place of escaping backslashes and of bold asterisks."""
 
     def bold(match: re.Match) -> bytes:
         around = text[max(match.start() - 1, 0) : match.end() + 1].split(match[0])
@@ -92,7 +102,9 @@ def _plain(text: bytes) -> bytes:
 
 
 def _in_braces(plain: bytes, inner: int, left: int, right: int) -> int | None:
-    """Where the braces end that open before `inner` and hold only left..right."""
+    """Where the braces that open before `inner` end; None if they hold more than
+    left..right.
+    """
     marks = _OPENING + _SPACE
     rest = plain[right:].lstrip(_CLOSING + _SPACE)
     if left < inner or plain[inner:left].strip(marks) or not rest.startswith(b"}"):
@@ -101,7 +113,7 @@ def _in_braces(plain: bytes, inner: int, left: int, right: int) -> int | None:
 
 
 def _alone(plain: bytes, left: int, right: int, finished: bool) -> bool:
-    """Whether bytes left..right-1 stand alone; `graph.neighbours` says what this is."""
+    """Whether bytes left..right-1 stand alone, as `graph.neighbours` defines it."""
     near = plain[:left].rstrip(_OPENING)
     far = near.rstrip(_PASSED)
     stem = far.rstrip(_LETTERS)

@@ -1,23 +1,23 @@
-"""A pool of processes for calls that may fail in every way, each with a real timeout.
+"""A pool of processes for calls that may fail in any way, with a timeout per call.
 
-Each call runs in a process of its own, forked from one that has loaded the function.
-So nothing that a call changes is there for the next one. A fork takes about 1 ms, and
-3 ms more if the function's module imports JAX. A call that raises, hangs, exits, takes
-too much memory or writes nonsense fails alone. No call is run twice.
+Each call runs in a process of its own, forked from one that has loaded the function. So
+a call cannot affect the next one. A fork takes about 1 ms, and 3 ms more if the
+function's module imports JAX. If a call raises, hangs, exits, takes too much memory or
+writes garbage, only this call fails. No call is run twice.
 
-The pool kills what a call has started. On Linux these are all descendants, also in
-sessions of their own. Elsewhere it is the call's process group: processes that left the
-group survive, and so does a call that kills its worker. On macOS some system frameworks
-do not work in a forked process.
+After a call the pool kills all processes that the call started. On Linux these are all
+descendants, even in other sessions. Elsewhere it is the call's process group: processes
+that left the group survive, and so does a call that kills its worker. On macOS some
+system frameworks do not work in a forked process.
 
-It is no sandbox. A call may use the network, change files, fork faster than it can be
-killed, and signal any process of its user, the trainer included. Code that means harm
-needs a container or a virtual machine.
+This is not a sandbox. A call may use the network, change files, fork faster than it can
+be killed, and signal any process of its user, the trainer included. Run malicious code
+in a container or a virtual machine.
 
 Why not a library: `concurrent.futures` and loky have no timeout per call. Pebble (5.2)
-has a timeout per chunk of calls. Its workers share one pipe under a lock, which is lost
-with its holder (pebble issues 97, 163), and it leaves alive what a worker started. Here
-every worker has a line of its own, and this side checks what comes over it.
+has a timeout per chunk of calls; its workers share one pipe under a lock, which is lost
+if its holder dies (pebble issues 97, 163); and it does not kill what a worker started.
+Here every worker has its own socket, and the trainer's side checks what arrives on it.
 """
 
 import collections
@@ -39,8 +39,8 @@ from rljax.verify.host import worker as workers
 _START_TIMEOUT_S = 300.0
 _FORK_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
-_GRACE_S = 5.0  # a worker ends a call in time; this is for one that is stopped itself
-_MAX_STARTS = 3  # in a row, of servers and of workers that end before their first call
+_GRACE_S = 5.0  # beyond the timeout, which a worker enforces, unless it hangs itself
+_MAX_STARTS = 3  # failed starts in a row, of servers and of workers
 _MAX_FLOAT32 = 3.4028234663852886e38  # rewards are float32
 
 
@@ -48,7 +48,7 @@ _MAX_FLOAT32 = 3.4028234663852886e38  # rewards are float32
 class Failure:
     """Why a call has no result.
 
-    kind: "raised" (also: returned no finite number), "timeout" or "died".
+    kind: "raised" (also if it returned no finite number), "timeout" or "died".
     detail: the exception, the limit, or how the process ended.
     """
 
@@ -57,7 +57,7 @@ class Failure:
 
 
 class _Server:
-    """The process that forks workers; it imports the function's module and no more."""
+    """The process that forks workers; it imports only the function's module."""
 
     def __init__(self, work: workers.Work):
         self._control, theirs = socket.socketpair()
@@ -66,9 +66,9 @@ class _Server:
                 [spawn.get_executable(), "-P", workers.__file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # The accelerator belongs to the trainer, also if a call uses jax.
+                # The accelerator belongs to the trainer, even if a call uses jax.
                 env={**os.environ, "JAX_PLATFORMS": "cpu"},
-                start_new_session=True,  # Ctrl-C is for the trainer
+                start_new_session=True,  # Ctrl-C must reach only the trainer
             )
         try:
             self._control.settimeout(_START_TIMEOUT_S)
@@ -84,7 +84,11 @@ class _Server:
         self._control.settimeout(_FORK_TIMEOUT_S)
 
     def start(self, instead_of: int) -> tuple[socket.socket, int]:
-        """A worker's line and process id; the one it replaces is killed (0: none)."""
+        """Starts a worker; returns its socket and process id.
+
+        Args:
+          instead_of: process id of the worker it replaces, which is killed; 0: none.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             request = instead_of.to_bytes(8, "little")
@@ -99,7 +103,7 @@ class _Server:
         return ours, int(process)
 
     def close(self) -> None:
-        """Ends it and all of its workers."""
+        """Ends the server and all of its workers."""
         self._control.close()
         try:
             self._process.wait(_CLOSE_TIMEOUT_S)
@@ -117,9 +121,13 @@ class _Server:
 
 @dataclasses.dataclass(eq=False)
 class _Worker:
-    """A worker's line and process, the call it is at, and what has come of its answer.
+    """A worker, as the trainer sees it.
 
-    deadline: when it is given up, on the clock of `time.monotonic`.
+    line: the socket to it.
+    process: its process id.
+    call: index of the call it works on; None if it is idle.
+    deadline: when the worker is given up, by `time.monotonic`.
+    record: the part of its answer that has arrived.
     """
 
     line: socket.socket
@@ -130,22 +138,21 @@ class _Worker:
 
 
 class Pool:
-    """Runs a function on many arguments, in processes; a context manager.
+    """Runs a function on many arguments in processes; a context manager.
 
     Args:
       fn: returns a finite number. It is sent by name, so it must be importable. Its
         module is loaded once, in a process that then forks. The module may load models
         and tables for all calls; it should start no threads.
-      num_workers: calls at a time, at least 1.
+      num_workers: calls that run at the same time, at least 1.
       timeout_s: limit of one call, seconds.
       memory_bytes: address space that a call, and each process it starts, may take
-        beyond what it has at its start (Linux). Taking more raises MemoryError in `fn`.
+        beyond what it has at its start (Linux only). Above it `fn` gets a MemoryError.
         None: no limit.
 
     Raises:
       ValueError: if an argument is out of range or `fn` cannot be sent.
-      RuntimeError: from `with` or `run`, if no worker can be started: then no call can
-        run any more.
+      RuntimeError: from `with` or `run`, if no worker can be started.
     """
 
     def __init__(
@@ -179,7 +186,7 @@ class Pool:
         self._server: _Server | None = None
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
-        self._lost_in_row = 0  # workers that ended idle, since one has answered
+        self._lost_in_row = 0  # workers that died idle since the last answer
         self._arguments: Sequence[tuple] = ()
         self._queue: collections.deque[int] = collections.deque()
         self._results: dict[int, float | Failure] = {}
@@ -200,7 +207,7 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Kills all workers and what their calls have started."""
+        """Kills all workers and the processes that their calls started."""
         while self._workers:
             self._workers.pop().line.close()
         self._selector.close()
@@ -209,12 +216,12 @@ class Pool:
             self._server = None
 
     def run(self, arguments: Sequence[tuple]) -> list[float | Failure]:
-        """`fn(*args)` for each `args`, or why there is no result; in order."""
+        """`fn(*args)`, or a `Failure`, for each `args`, in order."""
         if not self._workers:
             raise ValueError("the pool is closed; use it inside its `with` block.")
         self._arguments, self._results = arguments, {}
         self._queue.extend(range(len(arguments)))
-        # After an error (Ctrl-C) workers still have calls: never mix them with others.
+        # After an error (Ctrl-C) workers still run calls: the pool must not be reused.
         with self._closed_on_error():
             while len(self._results) < len(arguments):
                 self._feed()
@@ -237,19 +244,19 @@ class Pool:
             call = self._queue[0]
             try:
                 workers.send(worker.line, pickle.dumps(self._arguments[call]))
-            except OSError:  # it had ended while idle: no call is to blame
+            except OSError:  # the worker died while idle; the call has not run
                 self._replace(worker)
                 continue
             worker.call, worker.record = self._queue.popleft(), b""
             worker.deadline = time.monotonic() + self._work.timeout_s + _GRACE_S
 
     def _step(self) -> None:
-        """Reads what has come, waiting at most until the next deadline."""
+        """Reads what has arrived; waits at most until the next deadline."""
         left_s = min(worker.deadline for worker in self._workers) - time.monotonic()
         if left_s < math.inf:
             for key, _ in self._selector.select(max(0.0, left_s)):
                 self._read(key.data)
-        # Answers come first: a busy trainer must not fail a call that is done.
+        # Answers are read first: a call that is done must not fail by a busy trainer.
         now = time.monotonic()
         for worker in [worker for worker in self._workers if worker.deadline < now]:
             self._lose(worker, self._timeout())
@@ -269,9 +276,9 @@ class Pool:
             self._lost_in_row = 0
 
     def _judge(self, record: bytes) -> float | Failure:
-        """What a record says: it may come from a call, so nothing in it is believed."""
+        """The result in a record. A call may have forged it, so nothing is trusted."""
         kind, number, text = workers.unpack(record)
-        if kind == workers.NUMBER and abs(number) <= _MAX_FLOAT32:  # false if NaN
+        if kind == workers.NUMBER and abs(number) <= _MAX_FLOAT32:  # False for NaN
             return number
         if kind == workers.NUMBER:
             return Failure("raised", f"a reward must be a finite float32, got {number}")
@@ -292,7 +299,8 @@ class Pool:
         self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
-        self._lost_in_row += worker.call is None
+        if worker.call is None:
+            self._lost_in_row += 1
         if self._lost_in_row > self._num_workers * _MAX_STARTS:
             raise RuntimeError(f"workers end before their first call. {_HINT}")
         self._workers.remove(worker)
@@ -303,7 +311,7 @@ class Pool:
     def _start(self, instead_of: int = 0) -> None:
         why: Exception | None = None
         for attempt in range(_MAX_STARTS):
-            time.sleep(max(0, attempt - 1))  # perhaps there is memory again
+            time.sleep(max(0, attempt - 1))  # memory may have been freed by then
             try:
                 if self._server is None:
                     self._server = _Server(self._work)
@@ -331,7 +339,7 @@ _HINT = (
 
 
 def _setting(pickled: bytes) -> dict:
-    """What a fresh process needs to find the function, as `multiprocessing` says it."""
+    """What a new process needs to import the function, by `multiprocessing`."""
     setting = spawn.get_preparation_data("verifier")
     del setting["authkey"]  # cannot be pickled, and nothing here uses it
     if b"__main__" not in pickled:  # the script is not needed, and may import much

@@ -1,4 +1,4 @@
-"""Verifiers in Python for the split loop: any function of text, in a process pool."""
+"""Verifiers in Python, for `program.split`: any function of text, in a process pool."""
 
 import collections
 import contextlib
@@ -17,6 +17,7 @@ from rljax.verify.host import pool as pools
 _log = logging.getLogger(__name__)
 
 DecodeFn = Callable[[np.ndarray, np.ndarray], list[str]]
+"""(tokens i32[B, T], mask bool[B, T]) -> B texts."""
 
 
 @contextlib.contextmanager
@@ -32,32 +33,31 @@ def pooled(
     """A verifier that calls `fn(completion, answer)` for every sample, in processes.
 
     A call fails if it raises, returns no finite number, exceeds a limit or kills its
-    process. Its sample then has `failed=True` and reward 0. The loop counts such
-    samples and leaves them out of the loss; a line of the log says what happened. Other
-    calls are not affected. A run stops only if all calls fail in several batches in a
-    row.
+    process. Its sample then has `failed=True` and reward 0; the loop counts such
+    samples and leaves them out of the loss. The log says what happened. Other calls are
+    not affected. A run stops only if all calls of several consecutive batches fail.
 
-    Each call runs in a fresh copy of a process that has imported `fn`'s module. The
-    copy takes about a millisecond. What a call sets up is gone after it, so import and
-    load at the top of the module what all calls need. It is no sandbox: see
-    `host.pool`.
+    Each call runs in a fork of a process that has imported `fn`'s module. The fork
+    takes about a millisecond. Nothing that a call sets up is there for the next call,
+    so import and load at the top of the module what all calls need. This is not a
+    sandbox: see `host.pool`.
 
     Args:
-      fn: the reward of one completion. It is sent to the workers by name, so it must
-        be importable: from the top level of a module. It sees text only; whether
-        a sample was cut is not told.
-      decode: the bytes of each token, or (tokens i32[B, T], mask bool[B, T]) -> B
-        strings where `token_bytes` does not support a tokenizer. Bytes that are not
-        UTF-8 become U+FFFD.
-      num_workers: calls at a time.
-      timeout_s: limit of one call, seconds; then its process is killed with all that
-        it started (on Linux; elsewhere with its process group).
-      memory_bytes: address space that a call may take beyond what it starts with;
-        needs Linux. None: no limit.
+      fn: (completion, answer) -> reward of one sample. It is sent to the workers by
+        name, so it must be defined at the top level of a module. It is not told whether
+        the sample was cut.
+      decode: the bytes of each token, or, if `token_bytes` does not support the
+        tokenizer, a function (tokens i32[B, T], mask bool[B, T]) -> B strings. Bytes
+        that are not UTF-8 become U+FFFD.
+      num_workers: calls that run at the same time.
+      timeout_s: limit of one call, seconds. Then its process is killed, with all
+        processes that it started (on Linux; elsewhere with its process group).
+      memory_bytes: address space that a call may take beyond what it starts with
+        (Linux only). None: no limit.
       correct_at: a sample is correct if its reward is at least this.
 
     Returns:
-      A context manager whose value is (prompts, samples) -> Verdict of NumPy arrays;
+      A context manager that yields (prompts, samples) -> Verdict of NumPy arrays. It
       reads `prompts.data["answer"]`. Leaving the context kills the workers.
 
     Raises:

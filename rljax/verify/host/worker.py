@@ -1,13 +1,14 @@
-"""What runs beside the trainer for a `pool.Pool`: a fork server, workers, and calls.
+"""The processes of a `pool.Pool`: a fork server, workers, and calls.
 
 The trainer starts one server by this file's path, so that it imports little (no JAX).
 The server loads the function once and forks the workers. Each worker forks a process
 for every call. When the call has answered, or its time is over, the worker kills all
-that is left of it. So a call finds what the function's module has set up. What the call
-changes (built-ins, signal handlers, limits, open files) is gone after it.
+processes that are left of it. So a call finds what the function's module has set up,
+and its own changes (built-ins, signal handlers, limits, open files) end with it.
 
-Answers are records of one size: the reader knows how much is missing, and a pipe takes
-a record in one piece. They are not pickled, so nobody executes what a call says.
+Answers are records of a fixed size: the reader knows how much is missing, and a pipe
+takes a record in one piece. Answers are not pickled, so a call cannot make the trainer
+execute code.
 """
 
 import contextlib
@@ -33,23 +34,25 @@ STARTED = b"s"  # number: process id of a new worker
 NUMBER = b"n"  # number: the result of a call
 ERROR = b"e"  # text: what a call, or a start, raised
 TIMEOUT = b"t"  # a call took too long
-DIED = b"d"  # text: how a call ended that did not answer
+DIED = b"d"  # text: how a call without an answer ended
 
 _RECORD = struct.Struct("<cd503s")  # kind, number, UTF-8 text
 SIZE = _RECORD.size  # 512 bytes, the least that POSIX lets a pipe take in one piece
 _LENGTH = struct.Struct("<Q")
 _POLL_S = 0.1
-_END_S = 1.0  # a process in an uninterruptible system call dies later
+_END_S = 1.0  # longest wait for a kill; uninterruptible system calls may take longer
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
 class Work(NamedTuple):
-    """What the server is for.
+    """What the server needs to know.
 
-    setting: of `multiprocessing.spawn`: the trainer's path, folder, main module.
+    setting: preparation data of `multiprocessing.spawn`: the trainer's path, folder and
+      main module.
     fn: the pickled function.
-    timeout_s: seconds a call may take.
-    memory_bytes: address space a call may take beyond what it has; None: any.
+    timeout_s: limit of one call, seconds.
+    memory_bytes: address space that a call may take beyond what it starts with; None:
+      no limit.
     """
 
     setting: dict
@@ -75,11 +78,12 @@ def send(line: socket.socket, data: bytes) -> None:
 
 
 def receive(line: socket.socket) -> bytes:
-    """What `send` sent. EOFError: the other side is gone."""
+    """Receives what `send` sent; raises EOFError if the other side is gone."""
     return receive_exactly(line, _LENGTH.unpack(receive_exactly(line, 8))[0])
 
 
 def receive_exactly(line: socket.socket, size: int) -> bytes:
+    """Receives `size` bytes; raises EOFError if the other side is gone."""
     data = bytearray()
     while len(data) < size:
         piece = line.recv(min(size - len(data), 1 << 20))
@@ -90,7 +94,7 @@ def receive_exactly(line: socket.socket, size: int) -> bytes:
 
 
 def serve(control: socket.socket) -> None:
-    """Starts workers until the trainer closes the line; then ends all of them."""
+    """Starts workers until the trainer closes the socket; then ends all of them."""
     _become_subreaper()
     work = Work(*pickle.loads(receive(control)))
     try:
@@ -99,7 +103,7 @@ def serve(control: socket.socket) -> None:
         control.sendall(pack(BROKEN, text=_text(error)))
         return
     _settle()
-    helpers = _children()  # that the function's module has started, for all calls
+    helpers = _children()  # processes that the function's module started for all calls
     workers: set[int] = set()
     try:
         control.sendall(pack(READY))
@@ -119,14 +123,14 @@ def serve(control: socket.socket) -> None:
             control.sendall(pack(STARTED, process))
     finally:
         give_up = time.monotonic() + _END_S
-        while workers and time.monotonic() < give_up:  # their lines are closed, too
+        while workers and time.monotonic() < give_up:  # their sockets are closed, too
             workers -= end_children(but=workers).keys()
             time.sleep(0.001)
         end_children()
 
 
 def _request(control: socket.socket) -> tuple[int, socket.socket] | None:
-    """The worker to replace, or 0, and the line of the new one; None at the end."""
+    """(worker to replace or 0, socket of the new worker); None at the end."""
     instead_of, lines, _, _ = socket.recv_fds(control, 8, 1)
     if not lines:
         return None
@@ -134,8 +138,8 @@ def _request(control: socket.socket) -> tuple[int, socket.socket] | None:
 
 
 def _load(work: Work) -> Callable:
-    # As in a child of `multiprocessing`, which refuses to start processes while it
-    # imports a script that has no `if __name__ == "__main__":`.
+    # As in a child of `multiprocessing`: a script without `if __name__ == "__main__":`
+    # must not start processes while it is imported.
     process = multiprocessing.current_process()
     process._inheriting = True  # pyrefly: ignore
     try:
@@ -146,11 +150,11 @@ def _load(work: Work) -> Callable:
 
 
 def _settle() -> None:
-    """Undoes what an import may have left that forks would trip over or repeat."""
+    """Undoes side effects of the import that would disturb forked processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the trainer says when to stop
+        signal.signal(number, signal.SIG_IGN)  # only the trainer ends the server
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Python reports every fork where a library has started threads.
+    # Python warns at every fork if a library has started threads.
     warnings.filterwarnings("ignore", r"This process .* is multi-threaded")
     _flush()
     gc.collect()
@@ -158,7 +162,7 @@ def _settle() -> None:
 
 
 def _fork(run: Callable, *args) -> int:
-    """The id of a process that runs this and nothing else, whatever it raises."""
+    """Forks a process that calls `run(*args)` and then exits; returns its id."""
     leave = os._exit
     process = os.fork()
     if process == 0:
@@ -175,11 +179,11 @@ def work_on(
     """A worker: answers each pickled tuple of arguments with a record."""
     control.close()
     _become_subreaper()
-    # Where the machine has no memory left, Linux kills a call, which has this from its
-    # worker and is the larger one, not the trainer.
+    # If the machine runs out of memory, Linux then kills a worker or a call, which
+    # inherits this, and not the trainer.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    while True:  # until the trainer closes the line
+    while True:  # until the trainer closes the socket
         arguments = receive(line)
         try:
             answer = _supervise(line, call, arguments, work)
@@ -191,7 +195,7 @@ def work_on(
 def _supervise(
     line: socket.socket, call: Callable, arguments: bytes, work: Work
 ) -> bytes:
-    """Runs a call in a process of its own and ends all that is left of it."""
+    """Runs a call in a process of its own, then kills all that is left of it."""
     ours, theirs = os.pipe()
     try:
         deadline = time.monotonic() + work.timeout_s
@@ -211,7 +215,7 @@ def _supervise(
 
 
 def _await(pipe: int, process: int, line: socket.socket, deadline: float) -> bytes:
-    """The call's record, that of a timeout, or b"" if there will be none."""
+    """The call's record, that of a timeout, or b"" if the call ended without one."""
     answer, ended = b"", False
     while len(answer) < SIZE:
         left_s = deadline - time.monotonic()
@@ -227,22 +231,22 @@ def _await(pipe: int, process: int, line: socket.socket, deadline: float) -> byt
             answer += piece
         elif ended:
             return b""
-        else:  # what the call has forked may hold the pipe open after its end
+        else:  # a process that the call forked may keep the pipe open after its end
             ended = _has_ended(process)
     return answer
 
 
 def _has_ended(process: int) -> bool:
-    """Whether a child has ended, which stays to be waited for."""
-    if sys.platform == "darwin":  # has no `waitid`: the call takes all its time
+    """Whether a child has ended; it must still be waited for."""
+    if sys.platform == "darwin":  # has no `waitid`: wait for the timeout instead
         return False
     how = os.WEXITED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, process, how) is not None
 
 
 def _end(process: int) -> int:
-    """Kills a call and all that it has started; returns its exit code."""
-    for kill in (os.killpg, os.kill):  # it may not have a group yet
+    """Kills a call and all processes it started; returns its exit code."""
+    for kill in (os.killpg, os.kill):  # the call may not have a group yet
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
@@ -251,12 +255,14 @@ def _end(process: int) -> int:
 
 
 def end_children(but: frozenset | set = frozenset()) -> dict[int, int]:
-    """Kills the children of this process and, as they become its own, theirs.
+    """Kills all descendants of this process except `but`.
 
-    Where the system has no subreapers (other than Linux), these do not become its own.
+    On Linux orphaned descendants become children of this process, as it is a subreaper.
+    Elsewhere only its direct children are killed.
 
     Returns:
-      The exit codes of those that have ended, `but` included, by process id.
+      The exit codes of children that have ended, those in `but` included, by process
+      id.
     """
     ended = {}
     give_up = time.monotonic() + _END_S
@@ -292,7 +298,7 @@ def _children() -> set[int]:
 
 
 def _become_subreaper() -> None:
-    """Orphans among this process's descendants become its children (Linux)."""
+    """Makes orphaned descendants become children of this process (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
@@ -302,25 +308,25 @@ def _call(
     call: Callable,
     arguments: bytes,
     memory_bytes: int | None,
-    not_its: tuple[int, ...],
+    inherited: tuple[int, ...],
 ) -> NoReturn:
-    """What runs in a call's process: writes its record and ends.
+    """The program of a call's process: writes the call's record and exits.
 
     Args:
-      not_its: open files that the call must not have.
+      inherited: open files of the worker, which the call must not have.
     """
     leave, process_id, write = os._exit, os.getpid, os.write  # `call` may replace them
     me = process_id()
     code = 0
     try:
-        for file in not_its:
+        for file in inherited:
             os.close(file)
         _prepare(memory_bytes)
         record = pack(NUMBER, _number(call(*pickle.loads(arguments))))
     except BaseException as error:  # sys.exit() in `call` is an error of the call, too
         code = error.code if isinstance(error, SystemExit) else 1
         record = pack(ERROR, text=_text(error))
-    if process_id() != me:  # a process that `call` has forked: the answer is not its
+    if process_id() != me:  # a process that `call` forked must not answer for it
         leave(code if isinstance(code, int) else int(code is not None))
     _flush()
     write(pipe, record)
@@ -355,7 +361,7 @@ def _limit_memory(extra: int) -> None:
 
 
 def _number(result) -> float:
-    shape = getattr(result, "shape", ())  # NumPy makes a number of an array of one
+    shape = getattr(result, "shape", ())  # float() would accept an array of one entry
     if shape == () and not isinstance(result, str | bytes | bytearray):
         with contextlib.suppress(TypeError):
             return float(result)
@@ -371,8 +377,8 @@ def _text(error: BaseException) -> str:
     name = type(error).__name__
     try:
         return f"{name}: {error}"
-    except BaseException:  # an exception may raise when it is asked what it says
-        return f"{name}, which cannot say more"
+    except BaseException:  # an exception's own __str__ may raise
+        return f"{name}, whose message cannot be read"
 
 
 if __name__ == "__main__":
