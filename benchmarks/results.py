@@ -55,15 +55,14 @@ def write(name: str, title: str, body: str, data: Any, figure=None) -> None:
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The command line, to be run again by anyone.
+    """The command line, quoted, without the folders of this machine.
 
-    What lies outside of the repository is where this machine has it: of such a path
-    only the name is written.
+    Of a path that leads out of the repository only the name is kept.
     """
-    return shlex.join(["python", *map(_anywhere, arguments)])
+    return shlex.join(["python", *map(_without_folders, arguments)])
 
 
-def _anywhere(argument: str) -> str:
+def _without_folders(argument: str) -> str:
     flag, equals, value = argument.rpartition("=")
     path = pathlib.PurePath(value)
     outside = path.is_absolute() or ".." in path.parts

@@ -116,7 +116,7 @@ def around(
 
 
 def asked(c: "Config", model: Model) -> Policy:
-    """The policy that evaluations ask: it reads adapters where there are some."""
+    """The policy that is evaluated; it reads the adapters if there are any."""
     policy, spec = model.policy(c.evaluation_temperature), lora_of(c)
     return policy if spec is None else lora.adapted(policy, spec)
 

@@ -42,7 +42,7 @@ class Lora:
     rank: of the product, at least 1.
     alpha: above 0; the product is scaled by alpha / rank.
     rank_stabilised: scaled by alpha / sqrt(rank) instead (rsLoRA).
-    targets: names of `TARGETS`, a tuple of them.
+    targets: names of `TARGETS`, as a tuple.
 
     Source: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (both as in
       PEFT). Variants: A is uniform in +- 1/sqrt(in), as in PEFT; the paper's is normal.

@@ -16,26 +16,30 @@ from rljax.run.record import Record
 from rljax.run.writer import Writer
 
 Track = Callable[[pathlib.Path], contextlib.AbstractContextManager[tuple[Writer, ...]]]
-"""Run folder -> a context with the writers that its run has besides."""
+"""Run folder -> a context that gives further writers."""
 
 
 @contextlib.contextmanager
 def nowhere(folder: pathlib.Path) -> Iterator[tuple[Writer, ...]]:
-    """No further writer."""
+    """Opens nothing: no further writer."""
     del folder
     yield ()
 
 
 def opener(library: str, config: Mapping[str, Any], *, resume: bool) -> Track:
-    """Opens a run of the folder's name there; of several processes the leader does.
+    """Opens a run in wandb or trackio while the training runs, in the leader only.
+
+    The run has the name of the run folder.
 
     Args:
       library: wandb or trackio.
-      config: numbers of the run, shown beside it.
-      resume: go on with the run of this name; else there must be none.
+      config: values by name, shown with the run.
+      resume: continue the run of this name, if there is one. Otherwise wandb refuses a
+        name that is taken, and trackio makes a new run.
 
     Raises:
-      ValueError: if the library is not installed; in the context, if it refuses.
+      ValueError: if the library is not installed, or, in the context, if it cannot open
+        the run.
     """
     try:
         init = importlib.import_module(library).init

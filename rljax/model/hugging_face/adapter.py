@@ -102,7 +102,7 @@ def save(
             " choose another, or remove it first."
         )
     tensors = {}
-    layers = jax.tree.map(np.asarray, adapters["layers"])  # indexed, they would compile
+    layers = jax.tree.map(np.asarray, adapters["layers"])  # indexing would compile
     for module, names in modules.items():
         parts = [layers[name] for name in names]
         for i in range(len(parts[0][lora.A])):

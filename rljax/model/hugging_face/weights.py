@@ -91,7 +91,7 @@ def checked(
 
 
 def dtypes(stored: dict[str, Any]) -> set[str]:
-    """Of the tensors in checked files, by name."""
+    """The dtypes of the tensors in checked files."""
     slices = (file.get_slice(name) for name, file in stored.items())
     return {_STORED_DTYPES[x.get_dtype()] for x in slices}
 
