@@ -97,8 +97,8 @@ MISTAKES = {
         (),
         r"shard 'model-00001-of-.*' is missing; download",
     ),
-    "pickled weights": (pickled, (), "pickles run code when they are read"),
-    "quantised weights": (quantised, (), "load weights that are not quantised"),
+    "pickled weights": (pickled, (), "reading pickles may run code; convert"),
+    "quantised weights": (quantised, (), "load the model's unquantised weights"),
     "chat without a template": (
         lambda folder: (folder / "chat_template.jinja").unlink(),
         ("--chat",),
