@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import tyro
@@ -14,7 +14,7 @@ import tyro
 from rljax import experiment, mesh, processes, spread
 from rljax import program as step
 from rljax.plan import show
-from rljax.run import cluster
+from rljax.run import cluster, tracker
 
 # Errors with a message for the user, caused by a configuration, a file or the machine.
 # JAX raises its own type for insufficient memory.
@@ -24,7 +24,7 @@ _EXPECTED = (
 )
 
 # Fields that a resume may change, because no number of the training depends on them.
-_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep"})
+_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep", "num_workers"})
 
 _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 
@@ -39,7 +39,7 @@ class Launch:
     resume: bool = False
     """Continue from the newest checkpoint of the run folder. Only flags that change no
     number of the training may differ: --num-steps if --schedule-steps is given,
-    --evaluate-every, --checkpoint-every, --keep."""
+    --evaluate-every, --checkpoint-every, --keep, --num-workers."""
     quick: bool = False
     """Use tiny sizes: the whole experiment in under a minute, for trying and for CI."""
     plan: bool = False
@@ -54,6 +54,9 @@ class Launch:
     profile: bool = False
     """Write a trace of the second and third dispatch to `profile` in the run folder,
     for xprof. Its scopes are sample, prefill, decode, verify, credit and update."""
+    track: Literal["wandb", "trackio"] | None = None
+    """Also log metrics and completions there, as a run with the name of the run folder.
+    Needs rljax[track]."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
     fast."""
@@ -82,6 +85,9 @@ def main(
             # With a recorded schedule, num_steps no longer affects the learning rate.
             numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
             free = _FREE | {"num_steps"}
+        track = tracker.nowhere
+        if launch.track is not None:
+            track = tracker.opener(launch.track, numbers, resume=launch.resume)
         return experiment.run(
             on_devices(build(config), launch.mesh, launch.sampler_mesh),
             run_dir,
@@ -90,6 +96,7 @@ def main(
             resume=launch.resume,
             may_change=free & numbers.keys(),
             profile=launch.profile,
+            track=track,
         )
 
     def planned(config: Any, sizes: str | None) -> step.Program:

@@ -90,6 +90,11 @@ def main(
             "--mesh and --sampler-mesh must not be given, because a comparison runs all"
             f" seeds on one device, got {given}; leave it out."
         )
+    if launch.track is not None:
+        raise ValueError(
+            "--track must not be given: a comparison writes tables and no metrics of"
+            f" single runs, got {launch.track}; leave it out."
+        )
     found = check(config)
     if processes.count() > 1:
         raise ValueError(

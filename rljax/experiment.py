@@ -31,12 +31,14 @@ from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
 from rljax.mesh import Layout
 from rljax.model import Model
-from rljax.policy import frozen
-from rljax.run import bucket, profiled, same, train
+from rljax.policy import frozen, lora
+from rljax.run import bucket, profiled, same, tracker, train
 from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
+
+_merged = jax.jit(lora.merged, static_argnums=1)
 
 
 def _unchanged(params: Any, key: jax.Array | None = None) -> Any:
@@ -58,14 +60,17 @@ class Experiment:
       must then be 1. None samples and learns in turns.
     prompts: a stream of batches [K, P, ...].
     num_steps, steps_per_dispatch: training steps of the stage, and of one dispatch, K.
-    evaluation: of the decoder's parameters, every `evaluate_every` training steps and
-      at the end.
-    enter_fn: (params of the model or the previous stage, key) -> those that this stage
-      begins with; adds a value head, for example.
+    evaluation: of the parameters that `decoder` returns, every `evaluate_every`
+      training steps and at the end.
+    enter_fn: (params, key) -> the parameters that this stage begins with, for example
+      with a value head added. `params` are those of the model or of the previous stage.
     trains: names of a parameter -> whether it is trained. Other parameters have no
       gradients, no moments and no second copy. None trains all.
     export_fn: this stage's parameters -> the decoder's, for evaluation and saving.
-    save_also: (run folder, last state), writes further files, for example adapters.
+    adapters: describes the LoRA adapters among them, which `export` merges; None: there
+      are none.
+    save_also: (run folder, last state), writes further files beside the policy, for
+      example adapters.
     reference: whether `TrainState.reference` holds the parameters that this stage
       begins with.
     seed: of parameters and sampling.
@@ -92,6 +97,7 @@ class Experiment:
     enter_fn: Callable[[Any, jax.Array], Any] = _unchanged
     trains: frozen.Trains | None = None
     export_fn: Callable[[Any], Any] = _unchanged
+    adapters: lora.Lora | None = None
     save_also: Callable[[pathlib.Path, TrainState], None] | None = None
     reference: bool = False
     seed: int = 0
@@ -125,9 +131,14 @@ class Experiment:
         early = decoupled.waiting(self.act, verify, state, batch, self.ahead.staleness)
         return state.replace(ahead=early)
 
-    def export(self, state: TrainState) -> Any:
-        """The decoder's parameters in a state of this experiment."""
+    def decoder(self, state: TrainState) -> Any:
+        """The decoder's parameters in a state of this experiment, with adapters."""
         return self.export_fn(frozen.joined(state.params, state.frozen))
+
+    def export(self, state: TrainState) -> Any:
+        """The same with the adapters merged, to be saved."""
+        params = self.decoder(state)
+        return params if self.adapters is None else _merged(params, self.adapters)
 
     def loop(self) -> program.Run:
         """A new loop: (state, prompts [K, P, ...]) -> (state, metrics)."""
@@ -150,7 +161,7 @@ class Experiment:
         key = jax.eval_shape(lambda: jax.random.key(0))
         place, layout = self.placing
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
-        decoder = jax.eval_shape(self.export, state)
+        decoder = jax.eval_shape(self.decoder, state)
         return program.Program(
             act=self.act,
             learner=self.learner,
@@ -188,6 +199,7 @@ def run(
     resume: bool = False,
     may_change: Collection[str] = (),
     profile: bool = False,
+    track: tracker.Track = tracker.nowhere,
 ) -> dict[str, Estimate]:
     """Runs experiments one after the other; each continues from the previous one.
 
@@ -204,6 +216,7 @@ def run(
       resume: continue from the newest checkpoint in the folder.
       may_change: names in `config` that may differ in a resumed run.
       profile: write a trace of a few dispatches into the folder `profile`.
+      track: opens further writers: see `tracker.opener`.
 
     Returns:
       pass@1 on the test problems, by stage; empty if there are no test problems.
@@ -226,9 +239,11 @@ def run(
             run_folder.open_run(
                 place.folder, made_of, resume=resume, may_change=may_change
             ) as folder,
+            track(folder) as trackers,
         ):
             if processes.leads():
-                kept.keep_origin(folder, last.model, last.program().state, last.export)
+                state = last.program().state
+                kept.keep_origin(folder, last.model, state, last.decoder, last.adapters)
             before = Before(folder)
             stages = phases(experiments, loops, before)
             if profile:
@@ -240,7 +255,7 @@ def run(
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
                 checkpoint_dir=place.checkpoint_dir,
-                writers=place.writers,
+                writers=(*place.writers, *trackers),
             )
             return _finish(experiments, state, before, title)
 
@@ -272,7 +287,7 @@ def phases(
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
-        params = one.export(state)
+        params = one.decoder(state)
         before_last = index == last and step == 0
         before_last |= index == last - 1 and step == one.num_steps
         if before_last and one.evaluation.test is not None:
@@ -281,7 +296,8 @@ def phases(
         before.write()  # in case the disk was full before
         metrics, completions = one.evaluation.validate(params)
         if index == last:
-            _offer(best, one, metrics, params, step)
+            facts = {"phase": one.name, "step": step}
+            kept.offer(best, metrics, facts, lambda: one.export(state), one.model.save)
         return {**metrics, COMPLETIONS: [c.record() for c in completions]}
 
     def begin(index):
@@ -307,21 +323,6 @@ def phases(
         )
 
     return [phase(i, one) for i, one in enumerate(experiments)]
-
-
-def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) -> None:
-    """Keeps the policy if it is the best so far; the leader decides."""
-
-    def is_better():
-        return best is not None and best.is_beaten_by(metrics)
-
-    def offer(params):
-        save = functools.partial(one.model.save, params=params)
-        if best is not None:
-            best.offer(metrics, save, {"phase": one.name, "step": step})
-
-    if processes.from_leader("a better policy", is_better):
-        _written(params, offer)
 
 
 def _fed(one: Experiment, run: program.Run, placing) -> tuple[program.Run, Stream]:
@@ -362,8 +363,8 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
-    params = last.export(state)
-    _written((params, state), lambda whole: _save(last, folder, *whole))
+    whole = last.export(state), state
+    kept.written(whole, lambda whole: _save(last, folder, *whole))
     stages: dict[str, Stage] = {}
     completions, tables = [], []
     if last.evaluation.test is not None:
@@ -371,7 +372,7 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
             stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
         after = f"after {last.name}"
         print(f"testing the policy {after} ...", flush=True)
-        stages[after], completions = last.evaluation.test(params)
+        stages[after], completions = last.evaluation.test(last.decoder(state))
         completions = [one._replace(stage=after) for one in completions]
         tables = last.evaluation.tables(stages)
     found = {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
@@ -386,15 +387,6 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
         path = f"none, {error}; a resumed run writes it"
     farewell.show(folder, tables, completions, path)
     return found
-
-
-def _written(arrays: Any, write: Callable[[Any], None]) -> None:
-    """Gathers arrays that processes hold parts of; the leader writes them."""
-    if processes.count() > 1:
-        arrays = processes.fetch(arrays)
-    if processes.leads():
-        with mesh.alone():
-            write(arrays)
 
 
 def _save(last: Experiment, folder: pathlib.Path, params, state: TrainState) -> None:
