@@ -6,9 +6,10 @@ traced again. Suppliers are reference parameters, a value head, a teacher that s
 solution, `old` statistics of stored answers, and whole distributions.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments import optimizer, recipes, transforms
+from experiments.flags import Config
 from rljax import data, decoupled, evaluate, program
 from rljax.advantage import Algorithm
 from rljax.experiment import Experiment, require_traced
@@ -27,9 +28,6 @@ from rljax.task import Task
 from rljax.task import problems as own
 from rljax.types import NotMeasured, Sampler
 
-if TYPE_CHECKING:
-    from experiments.train import Config
-
 _VALUE = {"old.extra['value']", "now.extra['value']"}
 _WHOLE = {f"now.extra[{n!r}]" for n in ("kl_reverse", "kl_forward", "chi_squared")}
 # With fewer rows a decode step takes about as long, the time to read the weights.
@@ -37,7 +35,7 @@ _FEWEST_SLOTS = 128
 _SUPPLIED = {"reference", "old", "teacher", *_VALUE, *_WHOLE}
 
 
-def experiment(c: "Config", model: Model, task: Task) -> Experiment:
+def experiment(c: Config, model: Model, task: Task) -> Experiment:
     """The experiment that a configuration describes.
 
     Args:

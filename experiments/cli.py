@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, NoReturn
 import jax
 import tyro
 
+from experiments import track
 from rljax import experiment, mesh, processes, spread
 from rljax import program as step
 from rljax.plan import show
-from rljax.run import cluster, tracker
+from rljax.run import cluster
 
 # Errors with a message for the user, caused by a configuration, a file or the machine.
 # JAX raises its own type for insufficient memory.
@@ -85,19 +86,21 @@ def main(
             # With a recorded schedule, num_steps no longer affects the learning rate.
             numbers["schedule_steps"] = numbers["schedule_steps"] or config.num_steps
             free = _FREE | {"num_steps"}
-        track = tracker.nowhere
-        if launch.track is not None:
-            track = tracker.opener(launch.track, numbers, resume=launch.resume)
-        return experiment.run(
-            on_devices(build(config), launch.mesh, launch.sampler_mesh),
-            run_dir,
-            config=numbers,
-            title=text.splitlines()[0],
-            resume=launch.resume,
-            may_change=free & numbers.keys(),
-            profile=launch.profile,
-            track=track,
-        )
+        stages = on_devices(build(config), launch.mesh, launch.sampler_mesh)
+        own_name = str(run_dir).rstrip("/").rpartition("/")[2]
+        with track.tracked(
+            launch.track, own_name, numbers, resume=launch.resume
+        ) as writers:
+            return experiment.run(
+                stages,
+                run_dir,
+                config=numbers,
+                title=text.splitlines()[0],
+                resume=launch.resume,
+                may_change=free & numbers.keys(),
+                profile=launch.profile,
+                writers=writers,
+            )
 
     def planned(config: Any, sizes: str | None) -> step.Program:
         return on_devices(build(config), sizes, None)[-1].program()
@@ -178,8 +181,8 @@ def _started(name, main, program, config, launch: Launch):
             )
         if launch.sampler_mesh is not None:
             raise ValueError(
-                "--plan must be of one mesh, on which sampling and learning take turns,"
-                f" got --sampler-mesh {launch.sampler_mesh}; leave it out."
+                "--plan must come without --sampler-mesh, as it plans devices that"
+                f" sample and learn by turns, got {launch.sampler_mesh}; leave it out."
             )
         return show.show_plan(lambda config: program(config, launch.mesh), config)
 

@@ -16,7 +16,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from experiments import cli, compare_report, sweep, sweep_warm
+from experiments import cli, compare_report, ranges, sweep, sweep_warm
 from experiments.sweep import Config
 from rljax import algorithms, processes
 from rljax.advantage import Algorithm
@@ -85,16 +85,13 @@ def main(
     All seeds of an algorithm train in one program. Learning rates are tuned on
     validation problems. Test results have bootstrap intervals.
     """
-    if (given := launch.mesh or launch.sampler_mesh) is not None:
-        raise ValueError(
-            "--mesh and --sampler-mesh must not be given, because a comparison runs all"
-            f" seeds on one device, got {given}; leave it out."
-        )
-    if launch.track is not None:
-        raise ValueError(
-            "--track must not be given: a comparison writes tables and no metrics of"
-            f" single runs, got {launch.track}; leave it out."
-        )
+    for name in ("mesh", "sampler_mesh", "profile", "track"):
+        if value := vars(launch)[name]:
+            raise ValueError(
+                f"{ranges.flag(name)} must not be given, because a comparison runs all"
+                " seeds on one device and writes files of its own, got"
+                f" {value}; leave it out."
+            )
     found = check(config)
     if processes.count() > 1:
         raise ValueError(

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import jax
 import jax.numpy as jnp
 
+from experiments.flags import Config
 from rljax.model import DecoderConfig, Model, language_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from experiments.train import Config
 
-
-def load(c: "Config") -> Model:
+def load(c: Config) -> Model:
     """The model of --model; its layers are rematerialised unless --remat is none."""
     return language_model.load(
         cast(pathlib.Path, c.model),
@@ -26,7 +25,7 @@ def load(c: "Config") -> Model:
 
 
 def new(
-    c: "Config", config: DecoderConfig, tokenizer: "PreTrainedTokenizerBase"
+    c: Config, config: DecoderConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> Model:
     """A new decoder; its layers are rematerialised only if --remat is layers."""
     config = dataclasses.replace(config, **_fields(c, remat=c.remat == "layers"))
@@ -34,7 +33,7 @@ def new(
     return made._replace(save_dtype=c.save_dtype)
 
 
-def _fields(c: "Config", *, remat: bool) -> dict[str, Any]:
+def _fields(c: Config, *, remat: bool) -> dict[str, Any]:
     # XLA may keep the activations of unrolled layers in spite of remat.
     unroll = 1 if remat and c.unroll is None else c.unroll
     return {

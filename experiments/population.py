@@ -52,6 +52,11 @@ def keys(seed: int, num: int) -> jax.Array:
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + num))
 
 
+def of_part(keys: jax.Array, part: int) -> jax.Array:
+    """key[S]: the keys of a part of the run; part 1 is the warm start."""
+    return jax.vmap(lambda key: stream(key, Stream.PHASE, part - 1))(keys)
+
+
 def streams(
     prompts: Prompts, seeds: range, *, part: int, num_prompts: int, steps: int, map_fn
 ) -> Iterator[Prompts]:
@@ -92,24 +97,28 @@ def imitate(
       dispatches: number of batches.
     """
 
-    def begin(key):
-        return learner.init(
-            policy.init(stream(key, Stream.PARAMETERS)), stream(key, Stream.PHASE, 0)
-        )
+    def begin(key, own):
+        return learner.init(policy.init(stream(key, Stream.PARAMETERS)), own)
 
     act = program.actor(policy, mixed.stored_answers())
     run = jax.jit(jax.vmap(program.fused(act, learner)), donate_argnums=0)
-    state = jax.jit(jax.vmap(begin))(keys)
+    state = jax.jit(jax.vmap(begin))(keys, of_part(keys, 1))
     for _ in range(dispatches):
         state, _ = run(state, next(batches))
     return state.params
 
 
+class Parts(NamedTuple):
+    """What trains; make_learner: learning rate (traced) -> learner."""
+
+    policy: Policy
+    sample: Sampler
+    verify: Verify
+    make_learner: Callable[[jax.Array], update.Learner]
+
+
 def train(
-    policy: Policy,
-    sample: Sampler,
-    verify: Verify,
-    make_learner: Callable[[jax.Array], update.Learner],
+    parts: Parts,
     params: Any,
     keys: jax.Array,
     rates: tuple[float, ...],
@@ -121,10 +130,9 @@ def train(
     """Trains R x S policies, starting from the parameters of each seed.
 
     Args:
-      policy, sample, verify: of the task.
-      make_learner: learning rate (traced) -> learner.
+      parts: what trains.
       params: [S, ...], initial parameters.
-      keys: key[S].
+      keys: key[S] of this part of the run, see `of_part`.
       rates: R learning rates.
       batches: prompts [S, K, P, ...].
       dispatches: number of batches.
@@ -137,10 +145,11 @@ def train(
     """
 
     def begin(params, key):
-        return make_learner(jnp.float32(0)).init(params, stream(key, Stream.PHASE, 1))
+        return parts.make_learner(jnp.float32(0)).init(params, key)
 
     def member(state, prompts, rate):
-        run = program.fused(program.actor(policy, sample), make_learner(rate), verify)
+        act = program.actor(parts.policy, parts.sample)
+        run = program.fused(act, parts.make_learner(rate), parts.verify)
         return run(state, prompts)
 
     def over(fn, seeds, rates):

@@ -6,9 +6,9 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from experiments import formats, ranges, recipes
+from experiments.flags import Config
 from rljax import data, strict_json, verify
 from rljax.data import tokenizer
 from rljax.model import DecoderConfig, Model, language_model
@@ -16,9 +16,6 @@ from rljax.model.hugging_face import metadata
 from rljax.task import Task
 from rljax.task import problems as own
 from rljax.verify.host import pooled
-
-if TYPE_CHECKING:
-    from experiments.train import Config
 
 _TINY = DecoderConfig(
     vocab_size=15,
@@ -31,7 +28,7 @@ _TINY = DecoderConfig(
 )
 
 
-def check(c: "Config") -> None:
+def check(c: Config) -> None:
     """Raises ValueError for wrong flags on model, data and verifier; reads no file."""
     if (c.model is None) != (c.data is None):
         raise ValueError(
@@ -62,7 +59,7 @@ def check(c: "Config") -> None:
             )
 
 
-def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, Task]:
+def build(c: Config, resources: contextlib.ExitStack | None) -> tuple[Model, Task]:
     """The model and its task; checks all files before anything is compiled.
 
     Args:
@@ -85,7 +82,7 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
         problems = read(c, c.data)
     test = None if c.test_data is None else read(c, c.test_data)
     if c.verifier in ("number", "last-number"):
-        own.require_numbers([*problems, *(test or ())])
+        require_numbers(c, [*problems, *(test or ())])
     worked = problems[0].demonstration is not None
     recipes.require_solutions(c.algorithm, worked)
     name = " and ".join(str(f) for f in (c.data, c.test_data) if f) or "one-digit sums"
@@ -125,7 +122,17 @@ def build(c: "Config", resources: contextlib.ExitStack | None) -> tuple[Model, T
     return model, parts.task(verifier(c, own.text_of(model), resources))
 
 
-def read(c: "Config", file: pathlib.Path) -> list[data.Problem]:
+def require_numbers(c: Config, problems: list[data.Problem]) -> None:
+    """`task.problems.require_numbers`, with the flags that help in its message."""
+    try:
+        own.require_numbers(problems)
+    except ValueError as error:
+        text = str(error).replace("(answer_after)", "(--answer-after)")
+        text = text.replace("(verify.exact)", "(--verifier exact)")
+        raise ValueError(f"--verifier {c.verifier}: {text}") from error
+
+
+def read(c: Config, file: pathlib.Path) -> list[data.Problem]:
     """The problems in a file; flags name its fields."""
     return data.read_jsonl(
         file,
@@ -148,7 +155,7 @@ def place(files: list[pathlib.Path], number: re.Match) -> str:
     return f"{number[0]} ({known[0]})" if known else number[0]
 
 
-def chat(c: "Config") -> data.Chat | None:
+def chat(c: Config) -> data.Chat | None:
     """The chat template options of the flags, or None; raises ValueError if wrong."""
     if not c.chat:
         for name, absent in (("system", None), ("template_args", ())):
@@ -173,14 +180,14 @@ def chat(c: "Config") -> data.Chat | None:
     return data.Chat(system=c.system, arguments=arguments)
 
 
-def _tiny(c: "Config") -> tuple[Model, list[data.Problem]]:
+def _tiny(c: Config) -> tuple[Model, list[data.Problem]]:
     """A new tiny decoder and the sums of two digits, to try a recipe."""
     model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
     sums = [(a, b) for a in range(10) for b in range(10)]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 
 
-def require_positions(c: "Config", model: Model) -> None:
+def require_positions(c: Config, model: Model) -> None:
     """Raises ValueError if texts may be longer than the model can read.
 
     Beyond the positions that it was trained on, a model writes nonsense.
@@ -197,7 +204,7 @@ def require_positions(c: "Config", model: Model) -> None:
 
 
 def verifier(
-    c: "Config", table: verify.TokenBytes, resources: contextlib.ExitStack | None
+    c: Config, table: verify.TokenBytes, resources: contextlib.ExitStack | None
 ) -> Callable:
     """The verifier that the flags name.
 

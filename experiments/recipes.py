@@ -101,7 +101,7 @@ def numbers_of(name: str) -> type:
     texts = _argument_texts(inspect.getdoc(fn) or "")
     for p in _numbers(fn):
         hint = _flag_type(p.annotation)
-        text = texts.get(p.name, "see the source")
+        text = texts[p.name]
         annotated = Annotated[hint, tyro.conf.arg(help=text)]
         default = () if p.default is p.empty else (p.default,)
         fields.append((p.name, annotated, *default))

@@ -214,6 +214,9 @@ def train_population(
       map_fn: (prompts, rng) -> prompts, applied to each batch.
       num_steps: training steps.
 
+    Args:
+      part: number of this part of the run: its keys and data are its own.
+
     Returns:
       The outcome at the best learning rate, and its final parameters [S, ...].
     """
@@ -229,12 +232,9 @@ def train_population(
             num_minibatches=config.num_minibatches,
         )
         history = population.train(
-            setup.policy,
-            sample,
-            task.verify,
-            make_learner,
+            population.Parts(setup.policy, sample, task.verify, make_learner),
             params,
-            setup.keys,
+            population.of_part(setup.keys, part),
             rates,
             *batches(setup, part, config.num_prompts, map_fn, num_steps),
             setup.test,

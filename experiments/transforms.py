@@ -5,9 +5,10 @@ These are LoRA, a value head, a moving reference, routing replay and int8 rollou
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments import ranges, recipes
+from experiments.flags import Config
 from rljax.advantage import Algorithm, importance
 from rljax.learn import Learner, reference
 from rljax.model import Model
@@ -16,11 +17,8 @@ from rljax.policy import Policy, int8_decoding, lora, with_value_head
 from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
-if TYPE_CHECKING:
-    from experiments.train import Config
 
-
-def check(c: "Config") -> None:
+def check(c: Config) -> None:
     """Raises ValueError for flags that contradict each other."""
     lora_of(c)
     if c.reference_ema is not None and c.reference_every is None:
@@ -43,17 +41,17 @@ def check(c: "Config") -> None:
         )
 
 
-def rolls_in_int8(c: "Config") -> bool:
+def rolls_in_int8(c: Config) -> bool:
     """Whether the sampler reads int8 weights and so differs from the policy."""
     return c.rollout_weights == "int8"
 
 
-def sampled(c: "Config", policy: Policy) -> Policy:
+def sampled(c: Config, policy: Policy) -> Policy:
     """The policy that the sampler uses, for the policy that is trained."""
     return int8_decoding(policy) if rolls_in_int8(c) else policy
 
 
-def corrected(c: "Config", algorithm: Algorithm) -> Algorithm:
+def corrected(c: Config, algorithm: Algorithm) -> Algorithm:
     """The recipe, with importance weights if the sampler reads int8 weights.
 
     Recipes that have such weights already stay as they are.
@@ -63,7 +61,7 @@ def corrected(c: "Config", algorithm: Algorithm) -> Algorithm:
     return algorithm
 
 
-def lora_of(c: "Config") -> Lora | None:
+def lora_of(c: Config) -> Lora | None:
     """The adapters that the flags ask for, or None."""
     if c.lora_rank is None:
         return None
@@ -78,7 +76,7 @@ def lora_of(c: "Config") -> Lora | None:
 
 
 def around(
-    c: "Config", model: Model, *, value_head: bool
+    c: Config, model: Model, *, value_head: bool
 ) -> tuple[Policy, dict[str, Any]]:
     """The policy to train, with adapters and value head.
 
@@ -115,13 +113,13 @@ def around(
     return policy, parts
 
 
-def asked(c: "Config", model: Model) -> Policy:
+def asked(c: Config, model: Model) -> Policy:
     """The policy that is evaluated; it reads the adapters if there are any."""
     policy, spec = model.policy(c.evaluation_temperature), lora_of(c)
     return policy if spec is None else lora.adapted(policy, spec)
 
 
-def require_experts(c: "Config", model: Model) -> None:
+def require_experts(c: Config, model: Model) -> None:
     """Raises ValueError if --replay-routes is given for a model without experts."""
     if c.replay_routes and model.config.experts is None:
         raise ValueError(
@@ -139,7 +137,7 @@ def require_whole(spec: Lora | None, model: Model) -> None:
             raise ValueError(f"--lora-targets: {error}") from error
 
 
-def without_replay(c: "Config") -> "Config":
+def without_replay(c: Config) -> Config:
     """The configuration for reference and teacher, which choose experts themselves."""
     return dataclasses.replace(c, replay_routes=False)
 
@@ -162,7 +160,7 @@ def _save(
         adapter.save(folder, adapters, spec, base_model=base, model_type=kind)
 
 
-def with_reference(c: "Config", learner: Learner) -> Learner:
+def with_reference(c: Config, learner: Learner) -> Learner:
     """The learner, with updates of the reference if the flags ask for them."""
     if c.reference_every is None:
         return learner
@@ -173,7 +171,7 @@ def with_reference(c: "Config", learner: Learner) -> Learner:
     return reference.following(learner, update)
 
 
-def require_reference(c: "Config", there: bool) -> None:
+def require_reference(c: Config, there: bool) -> None:
     """Raises ValueError if the flags move a reference that the recipe never reads."""
     if c.reference_every is not None and not there:
         raise ValueError(

@@ -4,8 +4,8 @@ A training step is a fixed dataflow,
 
     prompts -> sample -> verify -> measure -> credit -> per step: weigh -> loss -> gate
 
-and the packages follow it. A package imports those of lower floors only
-(tests/test_imports.py holds the table):
+and the packages follow it. A package imports only what stands before it in this list
+(tests/test_imports.py holds the table of who imports whom):
 
     1  types, layout, metric, numerics, check, keys, processes, mesh, digest,
        strict_json

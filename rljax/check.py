@@ -172,6 +172,15 @@ def refuse(name: str, must: str, value: Any) -> typing.NoReturn:
     raise ValueError(f"{name} must {must}, got {_shown(value)}; {_advice(must, value)}")
 
 
+def described(value: Any) -> str:
+    """Type and shape of anything that a user's function returned, for a message."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
 def _is_number(value) -> bool:
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         dtype = value.dtype

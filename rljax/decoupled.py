@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from rljax import check, mesh, metric, verdict
 from rljax.learn import origin
 from rljax.learn.update import Learner
+from rljax.policy import returned
 from rljax.policy.frozen import joined
 from rljax.program import Act, Run, rollout_metrics
 from rljax.run.phase import Stream
@@ -70,7 +71,7 @@ def loop(
       (state, prompts) -> (state, metrics f32[1]). The state is donated. Its `ahead`
       holds the waiting rollouts, initially those made by `waiting`.
     """
-    check.number("staleness", ahead.staleness, low=0)
+    check.count("staleness", ahead.staleness, low=0)
     sample = jax.jit(_sampling(act, verify if in_graph else None))
     finish = jax.jit(_learning(learner, ahead), donate_argnums=0)
     move = _Mover(ahead)
@@ -158,6 +159,7 @@ def _learning(learner: Learner, ahead: Ahead) -> Callable:
             with jax.named_scope("measure"):
                 params = joined(state.params, frozen)
                 old = ahead.measure_old(params, rollout.prompts, rollout.samples)
+                old = returned.statistics(old, rollout.samples, "measure_old")
                 rollout = rollout.replace(old=old, origin=origin.of(state.params, old))
         staleness = jnp.max(state.step - rollout.version)
         rollout = rollout.without("version")

@@ -32,9 +32,10 @@ from rljax.learn.update import Learner
 from rljax.mesh import Layout
 from rljax.model import Model
 from rljax.policy import frozen, lora
-from rljax.run import bucket, profiled, same, tracker, train
+from rljax.run import bucket, profiled, same, train
 from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
+from rljax.run.writer import Writer
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
 
@@ -199,7 +200,7 @@ def run(
     resume: bool = False,
     may_change: Collection[str] = (),
     profile: bool = False,
-    track: tracker.Track = tracker.nowhere,
+    writers: Sequence[Writer] = (),
 ) -> dict[str, Estimate]:
     """Runs experiments one after the other; each continues from the previous one.
 
@@ -216,7 +217,7 @@ def run(
       resume: continue from the newest checkpoint in the folder.
       may_change: names in `config` that may differ in a resumed run.
       profile: write a trace of a few dispatches into the folder `profile`.
-      track: opens further writers: see `tracker.opener`.
+      writers: get the run's records as well; see `run.writer`.
 
     Returns:
       pass@1 on the test problems, by stage; empty if there are no test problems.
@@ -239,7 +240,6 @@ def run(
             run_folder.open_run(
                 place.folder, made_of, resume=resume, may_change=may_change
             ) as folder,
-            track(folder) as trackers,
         ):
             if processes.leads():
                 state = last.program().state
@@ -255,7 +255,7 @@ def run(
                 checkpoint_every=last.checkpoint_every,
                 keep=last.keep,
                 checkpoint_dir=place.checkpoint_dir,
-                writers=(*place.writers, *trackers),
+                writers=(*place.writers, *writers),
             )
             return _finish(experiments, state, before, title)
 

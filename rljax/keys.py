@@ -21,7 +21,7 @@ class Stream(enum.IntEnum):
     Each comment lists the numbers that follow the name; `...`: then a further name.
     """
 
-    PARAMETERS = 1  # of a run: initial parameters; of a phase: further ones
+    PARAMETERS = 1  # of a run: initial parameters; of a phase: further ones, ...
     PHASE = 2  # of a run: number of the phase, ...
     STEP = 3  # of a phase: training step, ...
     SAMPLE = 4  # of a step: prompt id, sample, position
@@ -31,6 +31,7 @@ class Stream(enum.IntEnum):
     STEERING = 8  # of a phase: initial vectors of `steering_learner`
     TOKEN_FILTER = 9  # of a seed: update, prompt id, sample
     ENVIRONMENT = 10  # of a step: prompt id, sample
+    ADAPTER = 11  # of a phase's parameters: number of the matrix
 
 
 def stream(key: jax.Array, name: Stream, *numbers: jax.typing.ArrayLike) -> jax.Array:

@@ -131,10 +131,10 @@ def stays_finite(old, new) -> jax.Array:
     return jnp.all(jnp.stack([jnp.ones((), bool), *leaves]))
 
 
-def equal_steps(total: int, num: int) -> list[int]:
+def even_ends(total: int, num: int) -> list[int]:
     """`num` evenly spaced integers that end at `total`, rounded up.
 
-    >>> equal_steps(10, 4)
+    >>> even_ends(10, 4)
     [3, 5, 8, 10]
     """
     return [-(-total * (i + 1) // num) for i in range(num)]

@@ -21,6 +21,7 @@ from rljax.advantage import solve_rate
 from rljax.learn import origin
 from rljax.learn.update import Learner
 from rljax.model import DecoderConfig
+from rljax.policy import returned
 from rljax.policy.base import Policy
 from rljax.policy.frozen import joined
 from rljax.types import (
@@ -80,18 +81,23 @@ def actor(
         key = keys.of_step(state.key, state.step)
         params = joined(state.params, state.frozen)
         # The sampler's shardings end here, so that the update's do not extend into it.
-        samples, old = mesh.constrain(sample(params, prompts, key))
+        drawn = returned.drawn(sample(params, prompts, key), prompts)
+        samples, old = mesh.constrain(drawn)
         if measure_old is not None:
             old = measure_old(params, prompts, samples)
+            old = returned.statistics(old, samples, "measure_old")
         rollout = Rollout(prompts=prompts, samples=samples, old=old)
         if is_measured(old):
             rollout = rollout.replace(origin=origin.of(state.params, old))
         if teacher is not None:
-            rollout = rollout.replace(teacher=teacher(state, prompts, samples))
+            told = teacher(state, prompts, samples)
+            told = returned.statistics(told, samples, "the teacher")
+            rollout = rollout.replace(teacher=told)
         if state.reference is not None:
             reference = joined(state.reference, state.frozen)
-            reference = policy.measure(reference, prompts, samples)
-            rollout = rollout.replace(reference=reference)
+            stats = policy.measure(reference, prompts, samples)
+            stats = returned.statistics(stats, samples, "the policy's measure")
+            rollout = rollout.replace(reference=stats)
         return rollout
 
     return act

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import processes
+from rljax import check, processes
 from rljax.layout import take
 from rljax.types import Prompts, Rollout, Samples, Verdict, Verify
 
@@ -87,15 +87,6 @@ def _refuse(verify: Verify, what: str, got, shape: tuple[int, ...]) -> NoReturn:
     fields = ", ".join(f"{field}={dtype}" for field, dtype in _VERDICT.items())
     raise ValueError(
         f"the verifier {fn.__module__}.{name} must return {what}, got"
-        f" {_described(got)}; return Verdict({fields}), each an array {size}, or"
+        f" {check.described(got)}; return Verdict({fields}), each an array {size}, or"
         " Verdict.binary(correct)."
     )
-
-
-def _described(value) -> str:
-    """The type, and shape or length, of any value."""
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, list | tuple):
-        return f"{type(value).__name__} of {len(value)}"
-    return type(value).__name__

@@ -158,13 +158,32 @@ def test_eight_devices_make_the_run_of_one_and_it_resumes(tmp_path, sizes):
     assert config["seed"] == 0 and config["problems"]
 
 
+class Collected:
+    """A writer of one's own."""
+
+    def __init__(self):
+        self.records = []
+
+    def write(self, records):
+        self.records += records
+
+    def sync(self):
+        pass
+
+    def close(self):
+        pass
+
+
 @pytest.mark.slow
 def test_a_verifier_in_python_trains_the_same_policy(tmp_path):
+    own = Collected()
     with contextlib.ExitStack() as resources:
         split = tiny(resources=resources, verifier="python")
-        run(tmp_path / "split", dataclasses.replace(split, mesh=None))
+        run(tmp_path / "split", dataclasses.replace(split, mesh=None), writers=[own])
+    # A writer that was passed gets what metrics.jsonl gets, as it happens.
+    steps = [r["step"] for r in own.records if r["kind"] == "step"]
+    assert steps == [r["step"] for r in metrics(tmp_path / "split")] == [1, 2]
     run(tmp_path / "fused", dataclasses.replace(tiny(verifier="exact"), mesh=None))
-    assert len(metrics(tmp_path / "split")) == 2
     chex.assert_trees_all_close(
         weights(tmp_path / "split"), weights(tmp_path / "fused"), atol=1e-6
     )

@@ -14,6 +14,7 @@ from rljax import advantage as adv
 from rljax import keys, loss
 from rljax.keys import Stream
 from rljax.learn import update
+from rljax.policy import lora
 from rljax.rollout.sample import sample_keys
 
 RUN = jax.random.key(0)
@@ -42,6 +43,7 @@ def below(key, name, *numbers):
 
 IDS = jnp.concatenate([jnp.arange(20_000), 2**31 - 1 - jnp.arange(500)])
 FEW = jnp.arange(3)
+MATRICES = jnp.arange(len(lora.TARGETS))
 
 
 def of_a_step(key, joined=2):
@@ -65,13 +67,18 @@ def test_no_two_draws_of_a_run_share_a_key():
     for phase in range(2):
         key = keys.stream(RUN, Stream.PHASE, phase)
         inner, drawn = [*inner, key], [*drawn, keys.stream(key, Stream.STEERING)]
+        further = keys.stream(key, Stream.PARAMETERS)
+        *above, adapters = below(further, Stream.ADAPTER, MATRICES)
+        inner, drawn = inner + above, [*drawn, adapters]
         for step in (0, 1) if phase == 0 else (0,):
             there = of_a_step(keys.of_step(key, step))
             inner, drawn = inner + there[0], drawn + there[1]
-    # A seed of 0 in an algorithm is the run's own key: the name keeps them apart.
+    # A seed of 0 in an algorithm is the run's own key, and so is an evaluation's if the
+    # run's seed is that of `evaluate`: the names keep them apart.
     *above, filtered = below(RUN, Stream.TOKEN_FILTER, FEW, IDS[:1000], FEW)
-    drawn = np.concatenate([words(k) for k in [*drawn, filtered]])
-    inner = np.concatenate([words(k) for k in inner + above])
+    *more, asked = below(RUN, Stream.SAMPLE, IDS[:1000], FEW, FEW)
+    drawn = np.concatenate([words(k) for k in [*drawn, filtered, asked]])
+    inner = np.concatenate([words(k) for k in inner + above + more])
     assert len(drawn) > 1_000_000
     assert len(np.unique(drawn)) == len(drawn)
     # Bits drawn at a node repeat the keys below it, so no draw may be such a node.
@@ -108,8 +115,10 @@ def test_the_shuffle_is_that_of_its_stream():
     np.testing.assert_array_equal(np.concatenate(seen), want)
 
 
-def test_only_one_file_of_the_library_folds_or_splits_keys():
-    for path in pathlib.Path(rljax.__file__).parent.rglob("*.py"):
+def test_only_one_file_folds_or_splits_keys():
+    library = pathlib.Path(rljax.__file__).parent
+    folders = (library, *(library.parent / name for name in ("experiments", "tpu")))
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         tree = ast.walk(ast.parse(path.read_text()))
         calls = [
             f"{path}:{node.lineno}"

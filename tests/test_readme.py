@@ -4,6 +4,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -20,6 +21,22 @@ def test_every_file_that_the_docs_send_to_is_there():
     files = [name for name in re.findall(r"`([\w./]+)`", text) if "/" in name]
     assert len(files) > 10
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_every_extra_that_is_named_is_there():
+    # An extra that went away took the check of the lower bounds with it.
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    known = set(extras["project"]["optional-dependencies"])
+    files = [*ROOT.glob("*.*"), *(ROOT / ".github/workflows").glob("*.yml")]
+    for folder in ("rljax", "experiments", "docs", "tpu", "tests"):
+        files += [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.md")]
+    named = set()
+    for file in files:
+        text = file.read_text(errors="ignore") if file.is_file() else ""
+        for found in re.findall(r"rljax\[([\w,]+)\]", text):
+            named |= set(found.split(","))
+        named |= set(re.findall(r'optional-dependencies"\]\["(\w+)"', text))
+    assert {"real", "track"} <= named <= known, named - known
 
 
 def test_the_ten_lines_of_the_readme_run():

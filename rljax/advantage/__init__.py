@@ -17,7 +17,7 @@ Add a transform as a function to the file of its verb, or write it in your own f
 Nothing here knows models, tokenizers, files or meshes: arrays in, arrays out.
 """
 
-from rljax.advantage import fade, gac, importance, mass, token_filter
+from rljax.advantage import fade, gac, importance, mass, solve_rate, token_filter
 from rljax.advantage.algebra import (
     AdvantageTransform,
     Algorithm,
@@ -196,6 +196,7 @@ __all__ = [
     "sequence_mean",
     "silence_spurious",
     "skip_groups_of_one",
+    "solve_rate",
     "stateless",
     "token_filter",
     "token_mean",

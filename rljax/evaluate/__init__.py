@@ -6,6 +6,9 @@ report    a run's report as an HTML file
 before    the test of the policy before a run's last stage
 kept      the policies that a run folder keeps
 farewell  what a run prints when it ends
+
+Another way to judge is an `Evaluation` of your own, given to the `Experiment`. Nothing
+here knows algorithms, learners or how a policy was trained.
 """
 
 from rljax.evaluate.ask import Evaluation, held_out

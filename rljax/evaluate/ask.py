@@ -11,11 +11,11 @@ from rljax import check, mesh, processes, verdict
 from rljax.evaluate import estimate
 from rljax.evaluate.report import Completion
 from rljax.layout import take
-from rljax.policy import Policy
+from rljax.policy import Policy, returned
 from rljax.rollout.sample import greedy, sampler
 from rljax.rollout.stop_string import StopStrings
 from rljax.task import Task
-from rljax.types import Prompts, Sampler, Samples, Verify
+from rljax.types import Prompts, Sampler, Samples, Verdict, Verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,10 +25,19 @@ SEED = 20_000
 
 
 class Answers(NamedTuple):
-    """Completions of held-out problems; correct: bool[P, n], their verdicts."""
+    """Completions of held-out problems, and their verdicts.
+
+    correct: bool[P, n]; False where the verifier failed.
+    failed: bool[P, n], where the verifier failed.
+    """
 
     correct: Any
+    failed: Any
     samples: Samples
+
+
+def _answers(given: Verdict, samples: Samples) -> Answers:
+    return Answers(given.correct & ~given.failed, given.failed, samples)
 
 
 Ask = Callable[[Any, Prompts], Answers]
@@ -47,11 +56,12 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
 
     def draw(params, prompts):
         prompts = mesh.constrain(prompts)
-        return sample(params, prompts, jax.random.key(SEED))[0]
+        drawn = sample(params, prompts, jax.random.key(SEED))
+        return returned.drawn(drawn, prompts)[0]
 
     def judged(params, prompts):
         samples = draw(params, prompts)
-        return Answers(verdict.of(verify, prompts, samples).correct, samples)
+        return _answers(verdict.of(verify, prompts, samples), samples)
 
     if in_graph:
         return judged
@@ -59,7 +69,7 @@ def ask(sample: Sampler, verify: Verify, *, in_graph: bool = True) -> Ask:
 
     def judged_on_host(params, prompts):
         samples = processes.fetch(draw_only(params, prompts))
-        return Answers(verdict.shared(verify, prompts, samples).correct, samples)
+        return _answers(verdict.shared(verify, prompts, samples), samples)
 
     return judged_on_host
 
@@ -221,7 +231,8 @@ def _lengths(answers: Answers) -> dict[str, float]:
     """Mean length in tokens, share of finished completions, and how many of these are
     right.
 
-    A policy that only learns to stop in time raises the second but not the third.
+    A policy that only learns to stop in time raises the second but not the third. If
+    the verifier failed, the share of these, too: pass@k counts them as wrong.
     """
     ended = np.asarray(answers.samples.finished)
     found = {
@@ -230,6 +241,8 @@ def _lengths(answers: Answers) -> dict[str, float]:
     }
     if np.any(ended):
         found["right_of_finished"] = float(np.mean(answers.correct[ended]))
+    if np.any(answers.failed):
+        found["verifier_failed_share"] = float(np.mean(answers.failed))
     return found
 
 

@@ -73,7 +73,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> Estimate:
     Source: Chen et al., Evaluating Large Language Models Trained on Code,
       arXiv:2107.03374, eq. (1).
     """
-    return _over_problems(_solve_rate(correct, k))
+    return _over_problems(_by_problem(correct, k))
 
 
 def summary(correct: np.ndarray, ks: Sequence[int] = (1, 8)) -> dict[str, float]:
@@ -102,11 +102,11 @@ def compare(stages: Mapping[str, Stage], ks: Sequence[int] = (1, 8)) -> Table:
     """
     _check_stages(stages)
     rates = {
-        f"pass@{k}": [_solve_rate(s.correct, k) for s in stages.values()] for k in ks
+        f"pass@{k}": [_by_problem(s.correct, k) for s in stages.values()] for k in ks
     }
     greedy = [stage.greedy for stage in stages.values()]
     if all(g is not None for g in greedy):
-        rates["greedy"] = [_solve_rate(np.asarray(g)[:, None], 1) for g in greedy]
+        rates["greedy"] = [_by_problem(np.asarray(g)[:, None], 1) for g in greedy]
     changes = len(stages) > 1
     rows = []
     for name, columns in rates.items():
@@ -138,7 +138,7 @@ def compare_by_group(
         `group`.
     """
     _check_stages(stages, len(group))
-    rates = [_solve_rate(stage.correct, 1) for stage in stages.values()]
+    rates = [_by_problem(stage.correct, 1) for stage in stages.values()]
     rows = [
         (
             str(value),
@@ -152,7 +152,7 @@ def compare_by_group(
     )
 
 
-def _solve_rate(correct: np.ndarray, k: int) -> np.ndarray:
+def _by_problem(correct: np.ndarray, k: int) -> np.ndarray:
     """f64[P]: each problem's estimate of pass@k."""
     correct = np.asarray(correct)
     if correct.ndim != 2 or correct.dtype != bool or not correct.size:

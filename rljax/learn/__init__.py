@@ -10,7 +10,9 @@
     origin             whether `old` is the current policy's
     consistency        learners and measure functions of LfU
 
-How hard a token is pushed is decided by `advantage` and `loss`, not here.
+Another way to learn from a rollout is a `Learner` of your own, often around this one.
+How hard a token is pushed is decided by `advantage` and `loss`, not here. Nothing here
+knows samplers, verifiers or networks.
 """
 
 from rljax.learn.update import Learner, learner

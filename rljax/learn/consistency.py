@@ -206,8 +206,8 @@ def steering_learner(
     _require_layers_and_width(shape)
     harder = _harder(steer_fn, sample, vector_optimizer)
 
-    def init(params, key, reference=None):
-        state = learner.init(params, key, reference)
+    def init(params, key, reference=None, frozen=None):
+        state = learner.init(params, key, reference, frozen)
         own = keys.stream(key, keys.Stream.STEERING)
         vectors = jax.random.normal(own, shape, jnp.float32)
         moments = vector_optimizer.init(vectors)

@@ -40,6 +40,23 @@ class Guarded(NamedTuple):
     refused_in_row: jax.Array
 
 
+def decided(gate: Gate, grads: Any, metrics: dict, reuse: jax.Array, state: Any):
+    """(accept, stop, state, metrics) of the gate's update, checked.
+
+    Raises:
+      ValueError: when traced, unless both decisions are bool[]: one that is an array
+        would broadcast over parameters, of which some would then be moved.
+    """
+    accept, stop, state, logged = gate.update(grads, metrics, reuse, state)
+    for name, value in (("accept", accept), ("stop", stop)):
+        if jnp.shape(value) or jnp.result_type(value) != jnp.bool_:
+            raise ValueError(
+                f"a gate must return {name} as bool[], got {check.described(value)};"
+                " decide by jnp.all or jnp.any of it."
+            )
+    return accept, stop, state, logged
+
+
 def all_of(*gates: Gate) -> Gate:
     """Accepts a gradient if all gates accept it; stops if one of them stops.
 
@@ -53,7 +70,7 @@ def all_of(*gates: Gate) -> Gate:
         accept, stop = jnp.ones((), bool), jnp.zeros((), bool)
         states, logged = [], {}
         for gate, old in zip(gates, state, strict=True):
-            own_accept, own_stop, new, own = gate.update(grads, metrics, reuse, old)
+            own_accept, own_stop, new, own = decided(gate, grads, metrics, reuse, old)
             states.append(
                 jax.tree.map(lambda n, o, seen=accept: jnp.where(seen, n, o), new, old)
             )

@@ -21,6 +21,7 @@ from rljax.advantage.algebra import Algorithm, reads_current
 from rljax.layout import over_tokens
 from rljax.learn import microbatch, origin
 from rljax.learn.microbatch import Pieces
+from rljax.policy import returned
 from rljax.policy.frozen import joined
 from rljax.types import Credit, Measure, Rollout, TokenStats, TrainState, is_measured
 
@@ -81,8 +82,7 @@ def of_minibatch(
     def forward(params, rows):
         params, reference = (joined(p, state.frozen) for p in (params, state.reference))
         now = measure(params, rows.prompts, rows.samples, reference)
-        _require_stats(now, rows)
-        return now
+        return returned.statistics(now, rows.samples, "the learner's measure")
 
     fits = jax.lax.cond(
         first, lambda: origin.fits(batch, state.params), lambda: jnp.zeros((), bool)
@@ -195,20 +195,3 @@ def _current(forward: Forward, pieces: Pieces, batch, params, fits) -> TokenStat
 def _widened(x: jax.Array) -> jax.Array:
     """In at least float32: a narrower sum would lose small contributions of pieces."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _require_stats(now: Any, rows: Rollout) -> None:
-    shape = rows.samples.mask.shape
-    if not isinstance(now, TokenStats):
-        got = f"{type(now).__name__}; return TokenStats(logp=..., entropy=...)"
-        raise ValueError(f"the learner's measure must return TokenStats, got {got}.")
-    stats = {"logp": now.logp}
-    if is_measured(now.entropy):
-        stats["entropy"] = now.entropy
-    for name, x in stats.items():
-        if jnp.shape(x) != shape or x.dtype != jnp.float32:
-            raise ValueError(
-                f"the learner's measure must return {name} float32[P, G, T] ="
-                f" {list(shape)}, got {x.dtype}{list(jnp.shape(x))}; keep all axes and"
-                " cast it."
-            )

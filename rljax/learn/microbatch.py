@@ -80,7 +80,7 @@ def over_pieces(
     """
     mask = batch.samples.mask
     T = mask.shape[-1]
-    sizes = numerics.equal_steps(T, pieces.lengths)
+    sizes = numerics.even_ends(T, pieces.lengths)
     order = _by_length(mask, pieces.num) if pieces.lengths > 1 else None
     parts = _cut(_sort((credits, batch), order), pieces.num, pieces.of_group)
 

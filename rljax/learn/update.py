@@ -16,7 +16,7 @@ from rljax.advantage import mass, solve_rate
 from rljax.advantage.algebra import Algorithm
 from rljax.layout import take
 from rljax.learn import gradient, master_weights
-from rljax.learn.gate import Gate, Guarded, all_of
+from rljax.learn.gate import Gate, Guarded, all_of, decided
 from rljax.learn.gradient import Gradient
 from rljax.learn.microbatch import Pieces
 from rljax.types import Credit, Measure, Rollout, TrainState, is_measured
@@ -204,8 +204,8 @@ def _take(step: _Step, state: TrainState, gate: Gate, optimizer):
     """(state, stop, metrics); the state changes only if the step is accepted."""
     grads = step.gradient.grads
     metrics = step.metrics | {"update/gradient_norm": optax.tree.norm(grads)}
-    accept, stop, gate_state, gate_metrics = gate.update(
-        grads, metric.numbers(metrics), step.reuse, state.gate.gate
+    accept, stop, gate_state, gate_metrics = decided(
+        gate, grads, metric.numbers(metrics), step.reuse, state.gate.gate
     )
     updates, moments = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -11,6 +11,9 @@ otherwise for the update.
     placement  shardings of a state, and putting arrays on a mesh
     shapes     the same for ShapeDtypeStructs, to compile: `mesh.shapes.stored(...)`
     move       copies arrays from one mesh to another
+
+A run's own rules are a `Layout`, given to the `Experiment`. Nothing here knows what an
+array is, beyond the names of its axes.
 """
 
 from rljax.mesh import shapes
@@ -25,7 +28,6 @@ from rljax.mesh.hints import (
     gather,
     keep,
     keep_state,
-    lanes,
     parts,
     sampling,
     size,
@@ -81,7 +83,6 @@ __all__ = [
     "in_shards",
     "keep",
     "keep_state",
-    "lanes",
     "logical_axes",
     "make",
     "move",

@@ -84,11 +84,6 @@ def size(*axes: str) -> int:
     return math.prod(found.get(axis, 1) for axis in axes or found)
 
 
-def lanes() -> int:
-    """The number of parts that prompts are split into."""
-    return parts("prompts")
-
-
 def parts(name: str) -> int:
     """The number of parts that the rules in use split a logical axis into."""
     return size(*getattr(rules(), name))

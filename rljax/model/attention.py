@@ -151,7 +151,7 @@ def attend_causally(
             seen = None
     before = own.key.shape[-2] - T
     out, start = [], 0
-    for end in numerics.equal_steps(T, min(-(-T // 64), 4)):
+    for end in numerics.even_ends(T, min(-(-T // 64), 4)):
         keys = jax.tree.map(lambda x, end=before + end: x[..., :end, :], own)
         sets = [(keys, mask[..., start:end, : before + end])]
         if prompt is not None and seen is not None:

@@ -2,6 +2,7 @@
 
     base          `Policy`: pure functions over a tree of parameters
     score         log-probability and entropy, chunk by chunk
+    returned      what samplers and measure functions return is checked
     divergence    exact divergences from a reference policy
     value_head    a critic on top of a policy
     teacher       the policy itself with a more informative prompt, as a teacher

@@ -79,7 +79,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
       params: a decoder's parameters, or a tree that contains them; layers are stacked
         along axis 0.
       spec: which kernels, and the rank.
-      key: a PRNG key.
+      key: a PRNG key; each matrix has a stream of its own below it.
 
     Raises:
       ValueError: if a target does not exist, or exists once per expert.
@@ -96,7 +96,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
                 " each expert has one; remove it."
             )
         num_layers, width, out = module["kernel"].shape
-        own = keys.at(key, TARGETS.index(path[-1]))
+        own = keys.stream(key, keys.Stream.ADAPTER, TARGETS.index(path[-1]))
         size, bound = (num_layers, width, spec.rank), width**-0.5
         a = jax.random.uniform(own, size, jnp.float32, -bound, bound)
         return {**module, A: a, B: jnp.zeros((num_layers, spec.rank, out))}

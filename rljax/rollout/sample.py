@@ -234,7 +234,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(num_prompts: int, num_samples: int, num_slots: int | None) -> _Layout:
-    num_devices = mesh.lanes()
+    num_devices = mesh.parts("prompts")
     if num_slots is None:
         # A prompt's samples share a slot, so that its keys and values are read once.
         layout = _Layout(num_devices, num_prompts // num_devices, num_samples)

@@ -36,7 +36,7 @@ class Options:
     def __post_init__(self):
         check_phases(self.phases)
         for name in ("checkpoint_every", "keep", "max_refused"):
-            check.number(name, getattr(self, name), low=1)
+            check.count(name, getattr(self, name))
 
     def offset(self, index: int) -> int:
         """Training steps of the phases before this one."""

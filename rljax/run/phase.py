@@ -64,7 +64,7 @@ class Phase:
 
     def __post_init__(self):
         for name in ("num_steps", "steps_per_dispatch", "evaluate_every"):
-            check.number(name, getattr(self, name), low=1)
+            check.count(name, getattr(self, name))
         if self.num_steps % self.steps_per_dispatch:
             raise ValueError(
                 "num_steps must be a multiple of steps_per_dispatch, got"

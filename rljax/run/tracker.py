@@ -4,70 +4,11 @@ The completions of an evaluation are logged as one text, because the two librari
 different types for tables.
 """
 
-import contextlib
-import importlib
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rljax import processes
 from rljax.run import record, shown
 from rljax.run.record import Record
-from rljax.run.writer import Writer
-
-Track = Callable[[pathlib.Path], contextlib.AbstractContextManager[tuple[Writer, ...]]]
-"""Run folder -> a context that gives further writers."""
-
-
-@contextlib.contextmanager
-def nowhere(folder: pathlib.Path) -> Iterator[tuple[Writer, ...]]:
-    """Opens nothing: no further writer."""
-    del folder
-    yield ()
-
-
-def opener(library: str, config: Mapping[str, Any], *, resume: bool) -> Track:
-    """Opens a run in wandb or trackio while the training runs, in the leader only.
-
-    The run has the name of the run folder.
-
-    Args:
-      library: wandb or trackio.
-      config: values by name, shown with the run.
-      resume: continue the run of this name, if there is one. Otherwise wandb refuses a
-        name that is taken, and trackio makes a new run.
-
-    Raises:
-      ValueError: if the library is not installed, or, in the context, if it cannot open
-        the run.
-    """
-    try:
-        init = importlib.import_module(library).init
-    except ImportError as error:
-        raise ValueError(
-            f"--track {library} must find its package, got {error}; pip install"
-            " rljax[track], or leave it out."
-        ) from error
-
-    @contextlib.contextmanager
-    def opened(folder: pathlib.Path) -> Iterator[tuple[Writer, ...]]:
-        named = {"project": "rljax", "name": folder.name}
-        if library == "wandb":
-            named["id"] = folder.name
-        how = "allow" if resume else "never"
-        try:
-            run = init(**named, config=dict(config), resume=how)
-        except Exception as error:  # each library has its own
-            raise ValueError(
-                f"--track {library} must be able to open the run {folder.name}, but"
-                f" {type(error).__name__}: {error}; mend that, or leave it out."
-            ) from error
-        try:
-            yield (Tracker(run),)
-        finally:
-            run.finish()
-
-    return opened if processes.leads() else nowhere
 
 
 class TrackedRun(Protocol):
@@ -80,7 +21,12 @@ class Tracker:
     """Logs steps, evaluations and completions to a run of wandb or trackio.
 
     A resumed run logs the steps after its checkpoint again, with the same numbers;
-    wandb ignores steps that it already has.
+    wandb ignores steps that it already has. To continue the same run in the browser,
+    open it with the same id (wandb) or name (trackio) and `resume="allow"`.
+
+    Example:
+      with wandb.init(project="mine", id=run_dir.name, resume="allow") as run:
+          experiment.run(..., writers=[Tracker(run)])
     """
 
     def __init__(self, run: TrackedRun):

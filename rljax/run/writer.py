@@ -1,7 +1,7 @@
 """Writers of a run's records, and how they fail.
 
 The run loop always writes `metrics.jsonl` and `tensorboard/`. Pass further writers to
-`train.train`, such as the one that `tracker.opener` opens, or your own class.
+`experiment.run`, such as `tracker.Tracker(wandb.init(...))` or your own class.
 """
 
 import pathlib

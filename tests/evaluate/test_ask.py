@@ -72,6 +72,36 @@ def test_a_verifier_in_python_gives_the_same_answers():
     np.testing.assert_array_equal(graph.samples.tokens, host.samples.tokens)
 
 
+@pytest.mark.parametrize("in_graph", [True, False])
+def test_where_the_verifier_failed_nothing_is_right_and_it_is_told(in_graph):
+    # What a verifier that failed has written may be called correct: in training it is
+    # read nowhere, and a held-out problem was once solved by it.
+    def broken(prompts, samples):
+        xp = np if isinstance(samples.tokens, np.ndarray) else jnp
+        failed = samples.tokens[..., 0] * 0 + prompts.id[:, None] == 2
+        return Verdict(
+            reward=xp.ones(failed.shape, xp.float32),
+            correct=xp.ones(failed.shape, bool),
+            failed=failed,
+        )
+
+    found = held_out(
+        POLICY,
+        Task(ROWS, ROWS, ROWS, broken),
+        Words(),
+        max_tokens=T,
+        stop_tokens=(),
+        batch_size=3,
+        num_samples=2,
+        in_graph=in_graph,
+    )
+    metrics, _ = found.validate(POLICY.init(None))
+    assert metrics["pass@1"] == pytest.approx(4 / 5)
+    assert metrics["verifier_failed_share"] == pytest.approx(1 / 5)
+    stage, _ = found.test(POLICY.init(None))
+    assert stage.greedy.tolist() == [True, True, False, True, True]
+
+
 class Words:
     """A tokenizer that writes the ids."""
 

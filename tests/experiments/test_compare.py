@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import compare, population, sweep, sweep_warm
+from experiments import cli, compare, population, sweep, sweep_warm
 from experiments import compare_report as report
 from rljax import algorithms, program
 from rljax.keys import Stream, stream
@@ -120,6 +120,14 @@ def make_learner(rate):
     )(rate)
 
 
+def test_every_part_of_a_run_has_keys_of_its_own():
+    # With --warm the further stage and RL once drew the same noise for a prompt.
+    keys = population.keys(5, 2)
+    parts = [population.of_part(keys, part) for part in (1, 2, 3)]
+    found = np.concatenate([jax.random.key_data(k) for k in [keys, *parts]])
+    assert len(np.unique(found, axis=0)) == 8
+
+
 @pytest.mark.slow
 def test_a_member_trains_as_it_would_alone():
     # A rate that no member sees, a shared key or a shared stream would show here.
@@ -127,12 +135,9 @@ def test_a_member_trains_as_it_would_alone():
     params = jax.vmap(BANDIT.init)(keys)
     stacked = jax.tree.map(lambda *x: np.stack(x), *map(problems, seeds))
     course = population.train(
-        BANDIT,
-        SAMPLE,
-        verify,
-        make_learner,
+        population.Parts(BANDIT, SAMPLE, verify, make_learner),
         params,
-        keys,
+        population.of_part(keys, 2),
         rates,
         iter([stacked, stacked]),
         2,
@@ -173,10 +178,7 @@ def test_a_fault_of_one_member_stops_the_run():
     stacked = jax.tree.map(lambda *x: np.stack(x), problems(0), problems(1))
     with pytest.raises(FloatingPointError, match="reward_out_of_range"):
         population.train(
-            BANDIT,
-            SAMPLE,
-            wrong,
-            learner,
+            population.Parts(BANDIT, SAMPLE, wrong, learner),
             jax.vmap(BANDIT.init)(keys),
             keys,
             (0.1,),
@@ -294,6 +296,23 @@ def test_names_are_checked():
 def test_numbers_that_do_not_fit_are_refused_first(numbers, match):
     with pytest.raises(ValueError, match=match):
         compare.check(dataclasses.replace(sweep.Config(), **numbers))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"mesh": "data=2"},
+        {"sampler_mesh": "data=1"},
+        {"profile": True},
+        {"track": "wandb"},
+    ],
+)
+def test_flags_that_a_comparison_would_not_follow_are_refused(flag, tmp_path):
+    launch = dataclasses.replace(cli.Launch(), **flag)
+    name = next(iter(flag)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"--{name} must not be given"):
+        compare.main(sweep.Config(), tmp_path / "run", launch)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_setting_is_where_other_flags_start_from():

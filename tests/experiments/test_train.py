@@ -19,7 +19,7 @@ from hugging_face_folders import small_params
 from experiments import assemble, problems, recipes, train
 from rljax.data import tokenizer
 from rljax.model import hugging_face
-from rljax.run import tracker
+from rljax.run.tracker import Tracker
 from rljax.types import Samples
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -190,10 +190,13 @@ def test_the_numbers_of_a_recipe_are_its_flags_with_its_own_text():
     assert "A_S = q^alpha" in numbers.__doc__
 
 
-def test_every_number_of_every_recipe_has_a_text_or_a_default():
+def test_every_number_of_every_recipe_says_what_it_is_and_where_it_is_from():
     for name in recipes.RECIPES:
-        for field in dataclasses.fields(recipes.numbers_of(name)):
-            assert field.name.isidentifier(), (name, field)
+        numbers = recipes.numbers_of(name)
+        assert "\nSource: " in numbers.__doc__, name
+        hints = typing.get_type_hints(numbers, include_extras=True)
+        for field in dataclasses.fields(numbers):
+            assert hints[field.name].__metadata__[0].help, (name, field.name)
 
 
 def test_a_number_out_of_range_is_told_by_its_flag():
@@ -222,11 +225,14 @@ def test_the_flags_of_a_recipe_reach_it(monkeypatch):
 
 
 def test_a_run_is_tracked_where_the_flag_says(monkeypatch):
-    assert asked(monkeypatch)["track"] is tracker.nowhere
-    monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=dict))
-    assert asked(monkeypatch, "--track", "trackio")["track"] is not tracker.nowhere
+    assert asked(monkeypatch)["writers"] == ()
+    run = types.SimpleNamespace(finish=lambda: None)
+    library = types.SimpleNamespace(init=lambda **options: run)
+    monkeypatch.setitem(sys.modules, "trackio", library)
+    (writer,) = asked(monkeypatch, "--track", "trackio")["writers"]
+    assert isinstance(writer, Tracker)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SystemExit, match="--track wandb must find its package"):
+    with pytest.raises(SystemExit, match="--track wandb must have the package"):
         asked(monkeypatch, "--track", "wandb")
 
 
@@ -249,6 +255,21 @@ def test_a_recipe_gets_what_it_reads(name, reads):
     # A group of gft has the stored answer as its fifth row; imitation has it alone.
     rows = {"gft": 5, "psft": 1, "asft": 1}.get(name, 4)
     assert program.sizes().num_samples == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_can_be_had_by_its_name(name):
+    # One that is missing from the lists of stored, mixed or greedy rows is refused, or
+    # trains on rows that it does not know.
+    own = recipes.numbers_of(name)
+    needed = [f for f in dataclasses.fields(own) if f.default is dataclasses.MISSING]
+    kinds = typing.get_type_hints(own)
+    numbers = own(**{f.name: 2 if kinds[f.name] is int else 0.5 for f in needed})
+    (made,) = train.build(dataclasses.replace(tiny(name), numbers=numbers))
+    case = algorithm_cases.CASES[name]
+    rows = len(case.others) if case.only else 4 + len(case.others)
+    assert made.program().sizes().num_samples == rows
 
 
 def test_a_teacher_is_the_policy_that_is_told_the_solution():

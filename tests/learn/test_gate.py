@@ -37,6 +37,30 @@ ACCEPT, GATE = (True, False), (False, True)
 WARM = [1.00, 1.10, 1.05, 1.15, 1.10]
 
 
+@pytest.mark.parametrize("made", [lambda g: g, gate.all_of], ids=["alone", "among"])
+@pytest.mark.parametrize(
+    ("decision", "told"),
+    [
+        (
+            (jnp.ones(16, bool), jnp.zeros((), bool)),
+            r"accept as bool\[\], got bool\[16\]",
+        ),
+        ((jnp.ones((), bool), jnp.zeros(1, bool)), r"stop as bool\[\], got bool\[1\]"),
+        ((1.0, False), r"accept as bool\[\], got float"),
+    ],
+)
+def test_a_gate_that_decides_by_parts_raises(made, decision, told):
+    # A decision for each of 16 tokens would move the logits of some and not of others.
+    policy = fakes.bandit(4, 4, 16)
+    one = made(gate.Gate(lambda: (), lambda g, m, r, s: (*decision, s, {})))
+    term = adv.Term(weighting=adv.token_mean(), loss_fn=loss.reinforce())
+    algorithm = adv.algorithm(policy=term)
+    learner = update.learner(policy.measure, algorithm, optax.sgd(1.0), gate=one)
+    state = learner.init(policy.init(None), jax.random.key(0))
+    with pytest.raises(ValueError, match=f"a gate must return {told}"):
+        jax.eval_shape(learner.learn, state, fakes.rollout(4, 4, 4))
+
+
 def test_dgg_gates_a_jump_of_the_energy_when_the_batch_is_reused():
     # Increments .10, -.05, .10, -.05: mean .025, deviation .075.
     _, state = run(DGG, WARM)

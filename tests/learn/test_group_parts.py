@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_lengths import BY_LENGTH, WIDE, long_and_short
 from update_cases import (
+    BY_LENGTH,
     DECODER,
     ROLLOUT,
     TABLE,
+    WIDE,
     fade,
     gradient,
     learner,
+    long_and_short,
     parameters,
 )
 

@@ -1,47 +1,23 @@
 """Pieces by length: the same gradient, from rows that are cut where they end."""
 
 import chex
-import fakes
 import jax
 import numpy as np
 import optax
 import pytest
 from update_cases import (
+    BY_LENGTH,
     DECODER,
     ROLLOUT,
+    WIDE,
     fade,
     gradient,
-    grpo_with_kl_and_entropy,
     learner,
+    long_and_short,
     parameters,
-    quantile,
 )
 
-from rljax import algorithms, mesh
-
-
-def long_and_short(policy, params):
-    """8 prompts x 4 samples of 1 to 16 tokens, most of them short; masks have holes."""
-    draw = np.random.default_rng(3)
-    length = np.minimum(1 + draw.geometric(0.25, (8, 4)), 16)
-    rows = fakes.rollout(8, 4, 16, length=length).replace(prompts=fakes.prompts(8))
-    mask = rows.samples.mask.at[:, 1, 1].set(False)
-    rows = rows.replace(samples=rows.samples.replace(mask=mask))
-    now = jax.jit(policy.measure)(params, rows.prompts, rows.samples)
-    noise = draw.normal(0, 0.4, (3, 8, 4, 16)).astype(np.float32)
-    return rows.replace(
-        old=now.replace(logp=now.logp + noise[0], entropy=now.entropy + noise[1]),
-        reference=now.replace(logp=now.logp + noise[2]),
-    ).without("current")
-
-
-BY_LENGTH = {
-    "fade": fade(),
-    "grpo": grpo_with_kl_and_entropy(),
-    "quantile": quantile(),
-    "minpro": algorithms.minpro(),
-}
-WIDE = fakes.bandit(8, 16, 16)
+from rljax import mesh
 
 
 @pytest.mark.parametrize("method", BY_LENGTH.values(), ids=BY_LENGTH)

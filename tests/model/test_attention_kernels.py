@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention_blocks import D, G, H, P, R, inputs, out_and_gradients, textbook
+from attention_case import D, G, H, P, R, inputs, out_and_gradients, textbook
 
 from rljax import mesh
 from rljax.model import DecoderConfig, attention, attention_splash, causal

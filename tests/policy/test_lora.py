@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xla
 
+from rljax import keys
 from rljax.policy import frozen, lora
 from rljax.policy.lora import Lora
 
@@ -75,6 +76,16 @@ def test_new_adapters_are_the_base_bit_for_bit(case):
     same(lora.merged(new, SPEC), base)
     same(adapted.decode_params(new), policy.decode_params(base))
     assert float(jnp.std(new["layers"]["q"]["lora_a"])) > 0
+
+
+def test_an_a_is_drawn_from_the_stream_of_its_matrix(case):
+    # A key folded without a name is one that something else may draw with.
+    got = case[3]["layers"]["o"]["lora_a"]
+    number = lora.TARGETS.index("o")
+    key = keys.stream(jax.random.key(1), keys.Stream.ADAPTER, number)
+    bound = got.shape[1] ** -0.5
+    want = jax.random.uniform(key, got.shape, jnp.float32, -bound, bound)
+    np.testing.assert_array_equal(got, want)
 
 
 def test_each_layer_and_matrix_has_an_a_of_its_own(case):

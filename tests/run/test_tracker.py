@@ -1,13 +1,11 @@
 """wandb and trackio, offline; skipped where they are not installed."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 from fake_records import evaluation, event, step
 
-from rljax.run import tracker
 from rljax.run.tracker import Tracker
 from rljax.run.writer import Writers
 
@@ -63,75 +61,19 @@ def test_a_tracker_that_fails_does_not_stop_the_run():
     assert "the server is away" in problem
 
 
-class Library:
-    """Stands for wandb and for trackio: one run at a time, finished or not."""
-
-    def __init__(self):
-        self.given, self.logged, self.open = {}, [], False
-
-    def init(self, **given):
-        self.given, self.open = given, True
-        return self
-
-    def log(self, metrics, step=None):
-        assert self.open
-        self.logged.append(step)
-
-    def finish(self):
-        self.open = False
-
-
-@pytest.mark.parametrize(("name", "own"), [("wandb", {"id": "run-7"}), ("trackio", {})])
-def test_a_run_of_the_folders_name_is_open_as_long_as_the_training(
-    tmp_path, monkeypatch, name, own
-):
-    library = Library()
-    monkeypatch.setitem(sys.modules, name, library)
-    opened = tracker.opener(name, {"seed": 3}, resume=False)
-    assert not library.given  # not before the folder is known to be this run's
-    with pytest.raises(KeyError), opened(tmp_path / "run-7") as (writer,):
-        writer.write(RECORDS)
-        raise KeyError
-    assert set(library.logged) == {1, 2} and not library.open
-    want = {"project": "rljax", "name": "run-7", "config": {"seed": 3}, **own}
-    # Another run of the name would be continued without a word.
-    assert library.given == {**want, "resume": "never"}
-    with tracker.opener(name, {}, resume=True)(tmp_path / "run-7"):
-        assert library.given["resume"] == "allow"
-
-
-def test_what_the_library_refuses_is_one_error(tmp_path, monkeypatch):
-    class Refusing(Library):
-        def init(self, **given):
-            raise RuntimeError("nobody has logged in")
-
-    monkeypatch.setitem(sys.modules, "wandb", Refusing())
-    opened = tracker.opener("wandb", {}, resume=False)(tmp_path / "run-7")
-    with pytest.raises(ValueError, match="open the run run-7, but Runt"), opened:
-        pass
-
-
-def test_a_library_that_is_not_there_is_told_at_once(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"--track wandb must .*rljax\[track\]"):
-        tracker.opener("wandb", {}, resume=False)
-
-
 def test_wandb_has_the_numbers(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    with tracker.opener("wandb", {}, resume=False)(tmp_path / "run") as own:
-        writers = Writers(own)
+    with wandb.init(mode="offline", project="test", dir=tmp_path) as run:
+        writers = Writers([Tracker(run)])
         assert writers.write(RECORDS) is None
         # A resumed run comes by the same steps again.
         assert writers.write(RECORDS[1:2]) is None
         assert writers.write([step(3)]) is None  # wandb sums up the steps before
         writers.close()
         names = ("reward/mean", "evaluation/pass@1", "_step")
-        summary = {name: wandb.run.summary[name] for name in names}
+        summary = {name: run.summary[name] for name in names}
     # A later evaluation of the same step is added to it.
     assert summary == {"reward/mean": 0.5, "evaluation/pass@1": 0.75, "_step": 2}
     assert list(tmp_path.rglob("*.wandb"))
@@ -139,12 +81,13 @@ def test_wandb_has_the_numbers(tmp_path, monkeypatch):
 
 def test_trackio_has_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    pytest.importorskip("trackio")
-    with tracker.opener("trackio", {}, resume=False)(tmp_path / "run") as own:
-        assert Writers(own).write(RECORDS) is None
+    trackio = pytest.importorskip("trackio")
+    run = trackio.init(project="test", name="run", embed=False)
+    assert Writers([Tracker(run)]).write(RECORDS) is None
+    run.finish()
     from trackio.sqlite_storage import SQLiteStorage
 
-    rows = SQLiteStorage.get_logs("rljax", "run")
+    rows = SQLiteStorage.get_logs("test", "run")
     assert [row["step"] for row in rows] == [1, 2, 2]
     assert rows[1]["reward/mean"] == 0.5
     assert rows[2]["evaluation/pass@1"] == 0.75

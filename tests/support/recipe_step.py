@@ -12,7 +12,6 @@ from rljax.types import Rollout, TokenStats
 
 P, T = 9, 5
 STATISTICS = ("old", "behaviour", "reference", "teacher")
-# Gates decide over gradients of parameters, of which there are none here.
 
 
 def rollout(case: Case) -> Rollout:
