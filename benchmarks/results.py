@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def write(name: str, title: str, body: str, data: Any, figure=None) -> None:
     """
     device = jax.devices()[0]
     facts = {
-        "command": f"python {' '.join(sys.orig_argv[1:])}",
+        "command": command(sys.orig_argv[1:]),
         "device": f"{device.platform} ({device.device_kind})",
         "machine": f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}",
         "jax": jax.__version__,
@@ -51,3 +52,18 @@ def write(name: str, title: str, body: str, data: Any, figure=None) -> None:
     (HERE / f"{name}.md").write_text(f"{head}\n\n{body}\n")
     found = json.dumps({"facts": facts, "results": data}, indent=1)
     (HERE / f"{name}.json").write_text(found + "\n")
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line, quoted, without the folders of this machine.
+
+    Of a path that leads out of the repository only the name is kept.
+    """
+    return shlex.join(["python", *map(_without_folders, arguments)])
+
+
+def _without_folders(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    path = pathlib.PurePath(value)
+    outside = path.is_absolute() or ".." in path.parts
+    return f"{flag}{equals}{path.name}" if outside else argument

@@ -30,6 +30,8 @@ from rljax.types import NotMeasured, Sampler
 
 _VALUE = {"old.extra['value']", "now.extra['value']"}
 _WHOLE = {f"now.extra[{n!r}]" for n in ("kl_reverse", "kl_forward", "chi_squared")}
+# With fewer rows a decode step takes about as long, the time to read the weights.
+_FEWEST_SLOTS = 128
 _SUPPLIED = {"reference", "old", "teacher", *_VALUE, *_WHOLE}
 
 
@@ -81,6 +83,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     measures = bool(_VALUE & needs) or transforms.rolls_in_int8(c)
     in_python = c.verifier == "python"
     rows = (c.draw_prompts or c.num_prompts) * c.num_samples
+    problems = max(1, rows // c.evaluation_samples)
     return Experiment(
         model=model,
         task=task,
@@ -103,15 +106,15 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         num_steps=c.num_steps,
         steps_per_dispatch=c.steps_per_dispatch,
         evaluation=evaluate.held_out(
-            model.policy(c.evaluation_temperature),
+            transforms.asked(c, model),
             task,
             model.tokenizer,
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
             stop_strings=stops(model),
-            batch_size=max(1, rows // c.evaluation_samples),
+            batch_size=problems,
             num_samples=c.evaluation_samples,
-            num_slots=c.num_slots,
+            num_slots=evaluation_slots(c, problems * c.evaluation_samples),
             in_graph=not in_python,
             note=f"Sampled at temperature {c.evaluation_temperature:g}.",
         ),
@@ -122,6 +125,18 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
         keep=c.keep,
         **around,
     )
+
+
+def evaluation_slots(c, rows: int) -> int | None:
+    """Completions that an evaluation decodes at a time; `rows` are asked for at once.
+
+    Lengths of a pretrained model's completions differ much, so half as many slots do
+    nearly the same work. They need no more memory if prompts are no longer than
+    completions: each slot has its own copy of the prompt's keys.
+    """
+    if c.num_slots is not None or c.model is None:
+        return c.num_slots
+    return rows // 2 if rows // 2 >= _FEWEST_SLOTS else None
 
 
 def learner(c, policy: Policy, algorithm: Algorithm, whole: bool) -> update.Learner:

@@ -25,7 +25,7 @@ _EXPECTED = (
 )
 
 # Fields that a resume may change, because no number of the training depends on them.
-_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep"})
+_FREE = frozenset({"evaluate_every", "checkpoint_every", "keep", "num_workers"})
 
 _FLAT = tyro.conf.arg(name="")  # no prefix before the names of the fields
 
@@ -40,7 +40,7 @@ class Launch:
     resume: bool = False
     """Continue from the newest checkpoint of the run folder. Only flags that change no
     number of the training may differ: --num-steps if --schedule-steps is given,
-    --evaluate-every, --checkpoint-every, --keep."""
+    --evaluate-every, --checkpoint-every, --keep, --num-workers."""
     quick: bool = False
     """Use tiny sizes: the whole experiment in under a minute, for trying and for CI."""
     plan: bool = False
@@ -52,12 +52,12 @@ class Launch:
     sampler_mesh: str | None = None
     """Mesh of the first devices, which then only sample, --staleness updates ahead of
     the learner. --mesh then describes the other devices."""
-    track: Literal["wandb", "trackio"] | None = None
-    """Log to a run of this library as well, in the project rljax (needs rljax[track]).
-    """
     profile: bool = False
     """Write a trace of the second and third dispatch to `profile` in the run folder,
     for xprof. Its scopes are sample, prefill, decode, verify, credit and update."""
+    track: Literal["wandb", "trackio"] | None = None
+    """Also log metrics and completions there, as a run with the name of the run folder.
+    Needs rljax[track]."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a second start is
     fast."""
@@ -88,7 +88,9 @@ def main(
             free = _FREE | {"num_steps"}
         stages = on_devices(build(config), launch.mesh, launch.sampler_mesh)
         own_name = str(run_dir).rstrip("/").rpartition("/")[2]
-        with track.tracked(launch.track, own_name, numbers) as writers:
+        with track.tracked(
+            launch.track, own_name, numbers, resume=launch.resume
+        ) as writers:
             return experiment.run(
                 stages,
                 run_dir,

@@ -120,7 +120,8 @@ class Config:
     """Further parts, by index of the samples; the product with --num-lengths must
     divide --num-samples."""
     num_slots: int | None = None
-    """Completions sampled at a time; None: all at once."""
+    """Completions sampled at a time; None: all at once, but in evaluations of a --model
+    half of them if these are at least 128."""
     staleness: int | None = None
     """Updates by which the sampler is ahead of the learner; it may have its own devices
     (--sampler-mesh). None: sampler and learner take turns, in one program."""

@@ -73,6 +73,7 @@ def build(c: Config, resources: contextlib.ExitStack | None) -> tuple[Model, Tas
         model, problems = _tiny(c)
         model = model._replace(stop_strings=c.stop)
     else:
+        print(f"{c.model}: checking the folder ...", flush=True)
         model = formats.load(c)
         stops = dict.fromkeys((*model.stop_strings, *c.stop))
         model = model._replace(stop_strings=tuple(stops))
@@ -85,6 +86,8 @@ def build(c: Config, resources: contextlib.ExitStack | None) -> tuple[Model, Tas
     worked = problems[0].demonstration is not None
     recipes.require_solutions(c.algorithm, worked)
     name = " and ".join(str(f) for f in (c.data, c.test_data) if f) or "one-digit sums"
+    count = len(problems) + len(test or ())
+    print(f"{name}: encoding {count:,} problems ...", flush=True)
     try:
         parts = own.split(
             problems,
@@ -99,7 +102,8 @@ def build(c: Config, resources: contextlib.ExitStack | None) -> tuple[Model, Tas
             privileged=c.algorithm in recipes.TEACHER,
         )
     except ValueError as error:  # replace the library's argument names by flags
-        text = re.sub(r"\b(num|max)_[a-z_]+", lambda m: ranges.flag(m[0]), str(error))
+        text = str(error).replace("max_completion_tokens", "max_tokens")
+        text = re.sub(r"\b(num|max)_[a-z_]+", lambda m: ranges.flag(m[0]), text)
         text = text.replace("pass chat=Chat()", "pass --chat")
         files = [file for file in (c.data, c.test_data) if file is not None]
         if any(isinstance(p.question, data.Tokens) for p in problems):

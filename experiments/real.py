@@ -131,7 +131,7 @@ def build(c: Config) -> list[Experiment]:
             max_tokens=c.max_tokens,
             stop_tokens=model.stop_tokens,
             batch_size=c.evaluation_batch,
-            note=f"Drawn at temperature {c.evaluation_temperature:g}.",
+            note=f"Sampled at temperature {c.evaluation_temperature:g}.",
         ),
         evaluate_every=c.evaluate_every,
         seed=c.seed,

@@ -1,4 +1,4 @@
-"""--track: the records of a run in wandb or trackio, too; it takes `rljax[track]`."""
+"""--track: also log a run's records to wandb or trackio (needs `rljax[track]`)."""
 
 import contextlib
 import importlib
@@ -11,33 +11,44 @@ from rljax.run.tracker import Tracker
 
 @contextlib.contextmanager
 def tracked(
-    kind: str | None, name: str, numbers: Mapping[str, Any]
+    library: str | None, name: str, numbers: Mapping[str, Any], *, resume: bool = False
 ) -> Iterator[tuple[Tracker, ...]]:
-    """Writers for `experiment.run`: the one that `kind` names, of the leading process.
+    """Opens a tracked run, and gives its writers for `experiment.run`.
+
+    Only the leading process opens one.
 
     Args:
-      kind: a library whose `init` opens a run, or None.
-      name: of the run in the project `rljax`; a resumed run goes on under the same.
-      numbers: the run's configuration, to be shown there.
+      library: wandb, trackio, or None for no writer.
+      name: of the run in the project `rljax`.
+      numbers: the configuration, shown with the run.
+      resume: continue the run of this name, if there is one. Otherwise wandb refuses a
+        name that is taken, and trackio makes a new run.
 
     Raises:
-      ValueError: if the library is not installed.
+      ValueError: if the library is not installed, or cannot open the run.
     """
-    if kind is None or not processes.leads():
+    if library is None or not processes.leads():
         yield ()
         return
     try:
-        library = importlib.import_module(kind)
+        init = importlib.import_module(library).init
     except ImportError as error:
         raise ValueError(
-            f"--track {kind} must have the package {kind}, got {error}; install"
+            f"--track {library} must have the package {library}, got {error}; install"
             " rljax[track]."
         ) from error
-    # Each names by another argument what a resumed run is known by.
-    known_by = {"id": name} if kind == "wandb" else {}
-    run = library.init(
-        project="rljax", name=name, config=dict(numbers), resume="allow", **known_by
-    )
+    # wandb finds a run by its id, trackio by its name.
+    names = {"project": "rljax", "name": name}
+    if library == "wandb":
+        names["id"] = name
+    how = "allow" if resume else "never"
+    try:
+        run = init(**names, config=dict(numbers), resume=how)
+    except Exception as error:  # each library has its own types
+        raise ValueError(
+            f"--track {library} must be able to open the run {name}, got"
+            f" {type(error).__name__}: {error}; correct that, or leave the flag out."
+        ) from error
     try:
         yield (Tracker(run),)
     finally:

@@ -104,14 +104,19 @@ def around(
         return policy.init(key) | {"policy": params} if value_head else params
 
     def export(params):
-        params = params["policy"] if value_head else params
-        return params if spec is None else lora.merged(params, spec)
+        return params["policy"] if value_head else params
 
-    parts: dict[str, Any] = {"enter_fn": enter, "export_fn": export}
+    parts: dict[str, Any] = {"enter_fn": enter, "export_fn": export, "adapters": spec}
     if spec is not None:
         parts["trains"] = _trains
         parts["save_also"] = lambda folder, state: _save(c, spec, model, folder, state)
     return policy, parts
+
+
+def asked(c: Config, model: Model) -> Policy:
+    """The policy that is evaluated; it reads the adapters if there are any."""
+    policy, spec = model.policy(c.evaluation_temperature), lora_of(c)
+    return policy if spec is None else lora.adapted(policy, spec)
 
 
 def require_experts(c: Config, model: Model) -> None:

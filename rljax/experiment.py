@@ -29,14 +29,17 @@ from rljax.evaluate import (
 )
 from rljax.evaluate.before import Before
 from rljax.learn.update import Learner
+from rljax.mesh import Layout
 from rljax.model import Model
-from rljax.policy import frozen
+from rljax.policy import frozen, lora
 from rljax.run import bucket, profiled, same, train
 from rljax.run import run_dir as run_folder
 from rljax.run.phase import COMPLETIONS, Phase, Stream
 from rljax.run.writer import Writer
 from rljax.task import Task
 from rljax.types import Prompts, TrainState
+
+_merged = jax.jit(lora.merged, static_argnums=1)
 
 
 def _unchanged(params: Any, key: jax.Array | None = None) -> Any:
@@ -58,24 +61,25 @@ class Experiment:
       must then be 1. None samples and learns in turns.
     prompts: a stream of batches [K, P, ...].
     num_steps, steps_per_dispatch: training steps of the stage, and of one dispatch, K.
-    evaluation: of the decoder's parameters, every `evaluate_every` training steps and
-      at the end.
+    evaluation: of the parameters that `decoder` returns, every `evaluate_every`
+      training steps and at the end.
     enter_fn: (params, key) -> the parameters that this stage begins with, for example
       with a value head added. `params` are those of the model or of the previous stage.
     trains: names of a parameter -> whether it is trained. Other parameters have no
       gradients, no moments and no second copy. None trains all.
     export_fn: this stage's parameters -> the decoder's, for evaluation and saving.
+    adapters: describes the LoRA adapters among them, which `export` merges; None: there
+      are none.
     save_also: (run folder, last state), writes further files beside the policy, for
       example adapters.
     reference: whether `TrainState.reference` holds the parameters that this stage
       begins with.
     seed: of parameters and sampling.
     checkpoint_every, keep: see `run.train`.
-    mesh, layout: the devices, and how everything is spread over them; None is the
-      default device. See `rljax.spread`.
+    mesh: the devices; None is the default device.
+    layout: how everything is spread over the mesh; None leaves it to `rljax.spread`.
 
-    If a run has several experiments, the last one's `seed`, `checkpoint_every`, `keep`,
-    `mesh` and `layout` count.
+    In a run of several experiments the last one's values count from `seed` on.
     """
 
     name: str = "rl"
@@ -94,12 +98,13 @@ class Experiment:
     enter_fn: Callable[[Any, jax.Array], Any] = _unchanged
     trains: frozen.Trains | None = None
     export_fn: Callable[[Any], Any] = _unchanged
+    adapters: lora.Lora | None = None
     save_also: Callable[[pathlib.Path, TrainState], None] | None = None
     reference: bool = False
     seed: int = 0
     checkpoint_every: int = 100
     keep: int = 3
-    layout: mesh.Layout = mesh.PLAIN
+    layout: Layout | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -127,9 +132,14 @@ class Experiment:
         early = decoupled.waiting(self.act, verify, state, batch, self.ahead.staleness)
         return state.replace(ahead=early)
 
-    def export(self, state: TrainState) -> Any:
-        """The decoder's parameters in a state of this experiment."""
+    def decoder(self, state: TrainState) -> Any:
+        """The decoder's parameters in a state of this experiment, with adapters."""
         return self.export_fn(frozen.joined(state.params, state.frozen))
+
+    def export(self, state: TrainState) -> Any:
+        """The same with the adapters merged, to be saved."""
+        params = self.decoder(state)
+        return params if self.adapters is None else _merged(params, self.adapters)
 
     def loop(self) -> program.Run:
         """A new loop: (state, prompts [K, P, ...]) -> (state, metrics)."""
@@ -139,14 +149,20 @@ class Experiment:
         return decoupled.loop(*parts, self.ahead, in_graph=self._in_graph)
 
     @property
+    def placing(self) -> tuple[Mesh | None, Layout]:
+        """The mesh, and what lies where on it."""
+        return self.mesh, mesh.PLAIN if self.layout is None else self.layout
+
+    @property
     def _in_graph(self) -> bool:
         return self.glue is not program.split
 
     def program(self) -> program.Program:
         """The experiment's programs and shapes, to plan a run; nothing is computed."""
         key = jax.eval_shape(lambda: jax.random.key(0))
+        place, layout = self.placing
         state = jax.eval_shape(self.begin, self.model.shapes(), key)
-        decoder = jax.eval_shape(self.export, state)
+        decoder = jax.eval_shape(self.decoder, state)
         return program.Program(
             act=self.act,
             learner=self.learner,
@@ -159,8 +175,8 @@ class Experiment:
                 name: (fn, (decoder, _shapes(asked)))
                 for name, (fn, asked) in self.evaluation.programs.items()
             },
-            place=self.mesh,
-            layout=self.layout,
+            place=place,
+            layout=layout,
         )
 
     def batches(self) -> Prompts:
@@ -211,7 +227,7 @@ def run(
         `run_dir.open_run` and `train.train` do.
     """
     last = experiments[-1]
-    with mesh.using(last.mesh, last.layout):
+    with mesh.using(*last.placing):
         loops = [one.loop() for one in experiments]
         for one, loop in zip(experiments, loops, strict=True):
             require_traced(one, loop)
@@ -226,7 +242,8 @@ def run(
             ) as folder,
         ):
             if processes.leads():
-                kept.keep_origin(folder, last.model, last.program().state, last.export)
+                state = last.program().state
+                kept.keep_origin(folder, last.model, state, last.decoder, last.adapters)
             before = Before(folder)
             stages = phases(experiments, loops, before)
             if profile:
@@ -246,8 +263,7 @@ def run(
 def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
     """Traces a training step, so that its parts raise before any file is written.
 
-    Args:
-      loop: the loop that is going to run; tracing it here saves tracing it again.
+    The `loop` that is going to run is traced only once if it is given here.
     """
     made = experiment.program()
     whole = made.glue is program.fused and experiment.ahead is None
@@ -262,18 +278,16 @@ def phases(
     """The experiments as phases of the host loop.
 
     The policy that the last experiment begins with is tested, and `before` keeps the
-    result. Of the last experiment's policies the best on validation is kept.
-
-    Args:
-      loops: `loop()` of each experiment.
+    result. Of the last experiment's policies the best on validation is kept. `loops`
+    are the `loop()`s of the experiments.
     """
     last = len(experiments) - 1
-    placing = experiments[last].mesh, experiments[last].layout
+    placing = experiments[last].placing
     best = kept.Best(before.folder) if processes.leads() else None
 
     def evaluate(index, state):
         one, step = experiments[index], int(state.step)
-        params = one.export(state)
+        params = one.decoder(state)
         before_last = index == last and step == 0
         before_last |= index == last - 1 and step == one.num_steps
         if before_last and one.evaluation.test is not None:
@@ -282,7 +296,8 @@ def phases(
         before.write()  # in case the disk was full before
         metrics, completions = one.evaluation.validate(params)
         if index == last:
-            _offer(best, one, metrics, params, step)
+            facts = {"phase": one.name, "step": step}
+            kept.offer(best, metrics, facts, lambda: one.export(state), one.model.save)
         return {**metrics, COMPLETIONS: [c.record() for c in completions]}
 
     def begin(index):
@@ -310,23 +325,8 @@ def phases(
     return [phase(i, one) for i, one in enumerate(experiments)]
 
 
-def _offer(best: kept.Best | None, one: Experiment, metrics, params, step: int) -> None:
-    """Keeps the policy if it is the best so far; the leader decides."""
-
-    def is_better():
-        return best is not None and best.is_beaten_by(metrics)
-
-    def offer(params):
-        save = functools.partial(one.model.save, params=params)
-        if best is not None:
-            best.offer(metrics, save, {"phase": one.name, "step": step})
-
-    if processes.from_leader("a better policy", is_better):
-        _written(params, offer)
-
-
 def _fed(one: Experiment, run: program.Run, placing) -> tuple[program.Run, Stream]:
-    """The loop with prompts put on devices, and its stream.
+    """The stream, and the loop with its prompts put on devices.
 
     A decoupled loop puts prompts on its devices itself.
     """
@@ -349,7 +349,7 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
     read = None
     if not first.model.is_new:
         print("reading the model's weights ...", flush=True)
-        read = mesh.place(first.model.init(None), last.mesh, last.layout)
+        read = mesh.place(first.model.init(None), *last.placing)
 
     def begin(params):
         key = jax.random.key(last.seed)
@@ -357,14 +357,14 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
             params = first.model.init(keys.stream(key, keys.Stream.PARAMETERS))
         return first.begin(params, keys.stream(key, keys.Stream.PHASE, 0))
 
-    return mesh.in_shards(begin, last.mesh, last.layout)(read)
+    return mesh.in_shards(begin, *last.placing)(read)
 
 
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
-    params = last.export(state)
-    _written((params, state), lambda whole: _save(last, folder, *whole))
+    whole = last.export(state), state
+    kept.written(whole, lambda whole: _save(last, folder, *whole))
     stages: dict[str, Stage] = {}
     completions, tables = [], []
     if last.evaluation.test is not None:
@@ -372,7 +372,7 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
             stages[experiments[-2].name if len(experiments) > 1 else "before"] = first
         after = f"after {last.name}"
         print(f"testing the policy {after} ...", flush=True)
-        stages[after], completions = last.evaluation.test(params)
+        stages[after], completions = last.evaluation.test(last.decoder(state))
         completions = [one._replace(stage=after) for one in completions]
         tables = last.evaluation.tables(stages)
     found = {name: pass_at_k(stage.correct, 1) for name, stage in stages.items()}
@@ -387,15 +387,6 @@ def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimat
         path = f"none, {error}; a resumed run writes it"
     farewell.show(folder, tables, completions, path)
     return found
-
-
-def _written(arrays: Any, write: Callable[[Any], None]) -> None:
-    """Gathers arrays that processes hold parts of; the leader writes them."""
-    if processes.count() > 1:
-        arrays = processes.fetch(arrays)
-    if processes.leads():
-        with mesh.alone():
-            write(arrays)
 
 
 def _save(last: Experiment, folder: pathlib.Path, params, state: TrainState) -> None:

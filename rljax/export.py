@@ -6,7 +6,7 @@
 
 All it needs is in the run folder: the checkpoint has the arrays, and `model`, which a
 run writes when it begins, everything else of the policy (configuration, tokenizer,
-generation defaults, licence).
+generation defaults, licence). LoRA adapters are merged.
 """
 
 import os
@@ -25,6 +25,7 @@ from rljax import digest, strict_json
 from rljax.evaluate.kept import LEAVES, MODEL
 from rljax.model.hugging_face import config as config_json
 from rljax.model.hugging_face import folder, metadata
+from rljax.policy import lora
 from rljax.run import checkpoint_folder, checkpoint_leaves
 
 
@@ -58,8 +59,8 @@ def export(
             f" writes when it begins, got none at {origin}; export from the original"
             " run folder."
         )
-    sources = strict_json.read_file(origin / LEAVES)["params"]
-    if sources is None:
+    facts = strict_json.read_file(origin / LEAVES)
+    if (sources := facts["params"]) is None:
         raise ValueError(
             f"the policy must be a part of the parameters in {found}, got one that the"
             " run computes from them; use the policy folders of the run."
@@ -68,6 +69,8 @@ def export(
     config = config_json.read(beside.config, origin / metadata.CONFIG)
     dtype = beside.config["dtype"] if dtype is None else dtype
     params = _read(found, sources)
+    if "lora" in facts:
+        params = lora.merged(params, lora.Lora(**facts["lora"]))
     params = jax.tree.map(lambda x: np.asarray(x).astype(jnp.dtype(dtype)), params)
     folder.save(out, config, params, metadata=beside)
     return pathlib.Path(out)
@@ -137,5 +140,5 @@ def main(
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed
+    jax.config.update("jax_platforms", "cpu")  # hardly anything is computed
     tyro.cli(main, prog="python -m rljax.export")

@@ -217,6 +217,6 @@ def require_shared(tree: Any, what: str) -> None:
         if len(where) < count():
             raise ValueError(
                 f"{what} must lie on devices of all {count()} processes, but"
-                f" {jax.tree_util.keystr(path)} lies on those of {sorted(where)}; make"
-                " it on a mesh of all devices: mesh.replicate(..., mesh.over_all())."
+                f" {jax.tree_util.keystr(path)} lies on those of {sorted(where)}; take"
+                " a mesh of all devices: mesh.make(), or --mesh."
             )

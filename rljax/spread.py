@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
-from rljax import mesh, processes
+from rljax import mesh
 from rljax.experiment import Experiment
 
 
@@ -21,7 +21,8 @@ def on_devices(
     """The experiments with a mesh and a layout; this changes no number.
 
     The prompts of a microbatch must divide among the devices of all axes but `tensor`.
-    If they divide among all devices, only sampling splits heads: see `mesh.Layout`.
+    If they divide among all devices, only sampling splits heads: see `mesh.Layout`. An
+    experiment that has a layout keeps it.
 
     Args:
       experiments: those of one run.
@@ -29,8 +30,8 @@ def on_devices(
         the prompts, along `fsdp` if the parameters are large, else along `data`.
       devices: the devices to use; None is all.
       sampler: sizes of a second mesh for experiments that sample `ahead`. It takes the
-        first devices, the learner's mesh those after them. None: the sampler runs on
-        the learner's mesh.
+        first devices of each process, the learner's mesh those after them. None: the
+        sampler runs on the learner's mesh.
 
     Returns:
       Copies of the experiments.
@@ -58,7 +59,8 @@ def on_devices(
 
     def spread(one: Experiment) -> Experiment:
         ahead = None if one.ahead is None else one.ahead._replace(mesh=own)
-        return dataclasses.replace(one, mesh=made, layout=layout, ahead=ahead)
+        own_layout = layout if one.layout is None else one.layout
+        return dataclasses.replace(one, mesh=made, layout=own_layout, ahead=ahead)
 
     return list(map(spread, experiments))
 
@@ -70,12 +72,6 @@ def _of_sampler(
     devices: list[jax.Device],
 ) -> tuple[Mesh, list[jax.Device]]:
     """(the sampler's mesh of the first devices, the remaining devices)."""
-    if processes.count() > 1:
-        raise ValueError(
-            "a sampler on devices of its own needs one process for all devices, got"
-            f" {processes.count()}; leave out its mesh, as JAX moves no arrays between"
-            " meshes of several processes."
-        )
     num = math.prod(sizes.values())
     if num >= len(devices):
         raise ValueError(
@@ -90,9 +86,29 @@ def _of_sampler(
             " turns; set `ahead`: with --staleness 1."
         )
     prompts = math.gcd(*(one.batches().tokens.shape[1] for one in ahead))
-    mine = devices[:num]
+    mine, rest = _of_each_process(devices, num)
     made = mesh.choose(limits._replace(prompts=prompts), sizes, devices=mine)
-    return mesh.make(mine) if made is None else made, devices[num:]
+    return mesh.make(mine) if made is None else made, rest
+
+
+def _of_each_process(
+    devices: list[jax.Device], num: int
+) -> tuple[list[jax.Device], list[jax.Device]]:
+    """The first devices, as many of each process, and the others.
+
+    So each process has the same parts of both meshes, and copies between its devices.
+    """
+    owned: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        owned.setdefault(device.process_index, []).append(device)
+    each, rest = divmod(num, len(owned))
+    if rest:
+        raise ValueError(
+            "the sampler must have as many devices of each process, got"
+            f" {num} of {len(owned)} processes; take a multiple of {len(owned)}."
+        )
+    first = [device for own in owned.values() for device in own[:each]]
+    return first, [device for own in owned.values() for device in own[each:]]
 
 
 def _prompts_at_once(experiment: Experiment) -> int:

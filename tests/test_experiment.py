@@ -3,15 +3,20 @@
 import contextlib
 import dataclasses
 import json
+from typing import NamedTuple
 
 import chex
 import jax
 import numpy as np
 import pytest
+from hugging_face_folders import TRAINABLE, small_params
 from safetensors.numpy import load_file
 
 from experiments import train
-from rljax import experiment, spread
+from rljax import experiment, mesh, spread
+from rljax.data import tokenizer
+from rljax.model import hugging_face
+from rljax.plan import cost
 from rljax.run import record
 from rljax.types import NotMeasured
 
@@ -60,6 +65,33 @@ def test_by_default_a_run_takes_as_many_devices_as_divide_its_prompts():
     assert alone.mesh is None
 
 
+def test_an_experiments_own_table_is_kept():
+    # Else `spread` gives each device prompts of its own in the update, without a word.
+    mine = mesh.Layout(update=mesh.Rules(embed=("tensor",)))
+    own = dataclasses.replace(tiny(), layout=mine)
+    made = spread.on_devices([tiny(), own], {"fsdp": 4, "tensor": 2})
+    assert [one.layout for one in made] == [
+        mesh.Layout(update=mesh.ONLY_PROMPTS),
+        mine,
+    ]
+    assert made[1].program().layout == mine
+
+
+class Device(NamedTuple):
+    id: int
+    process_index: int
+
+
+def test_a_sampler_has_as_many_devices_of_each_process():
+    # The first 4 of 8 would all be one process's, and weights cross between hosts.
+    devices = [Device(i, i // 4) for i in range(8)]
+    first, rest = spread._of_each_process(devices, 2)
+    assert [d.id for d in first] == [0, 4]
+    assert [d.id for d in rest] == [1, 2, 3, 5, 6, 7]
+    with pytest.raises(ValueError, match=r"got 3 of 2 processes; take a multiple of 2"):
+        spread._of_each_process(devices, 3)
+
+
 def test_a_program_has_the_shapes_of_what_runs():
     made = tiny("ppo")
     program = made.program()
@@ -68,6 +100,36 @@ def test_a_program_has_the_shapes_of_what_runs():
     state = jax.eval_shape(made.begin, made.model.shapes(), jax.random.key(0))
     chex.assert_trees_all_equal_shapes(program.state, state)
     assert set(state.params) == {"policy", "value"}
+
+
+def held_bytes():
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+class Begun(Exception):
+    pass
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}], ids=["whole", "adapters"])
+def test_parameters_that_were_read_are_held_once(tmp_path, changes):
+    # Kept beside the state they took 4 bytes a parameter for the whole run.
+    folder, file = tmp_path / "model", tmp_path / "x.jsonl"
+    words = tokenizer.character_tokenizer("0123456789+=")
+    hugging_face.save(folder, TRAINABLE, small_params(TRAINABLE), tokenizer=words)
+    rows = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(30)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    made = tiny(model=folder, data=file, num_test=0, **changes)
+
+    def at_the_start(params):
+        held.append(held_bytes() - before)
+        raise Begun
+
+    evaluation = made.evaluation._replace(validate=at_the_start)
+    made = dataclasses.replace(made, mesh=None, evaluation=evaluation)
+    held, before = [], held_bytes()
+    with pytest.raises(Begun):
+        run(tmp_path / "run", made)
+    assert held == [pytest.approx(cost.num_bytes(made.program().state), abs=1024)]
 
 
 def test_asking_for_the_program_takes_no_prompts_from_the_stream():

@@ -1,7 +1,7 @@
 """Writes scripts that launch a run: create, set up, run, watch, resume, delete.
 
 python -m tpu.launch --topology v5e:2x4 --via queued --name first \\
-    --bucket gs://BUCKET --project PROJECT --shape qwen2.5-0.5b \\
+    --runs gs://BUCKET --project PROJECT --shape qwen2.5-0.5b \\
     --algorithm fade --model MODEL --data problems.jsonl
 
 Further flags are the experiment's. The head of each file has the memory, time and cost
@@ -58,11 +58,9 @@ class Options:
     """Project of Google Cloud."""
     zone: str | None = None
     """Zone of Google Cloud; None: one that has such chips."""
-    bucket: str = "gs://BUCKET"
-    """Bucket that keeps the run folder of a single host."""
-    shared: str | None = None
-    """Storage that all hosts see: HOST:/PATH of NFS, a volume claim (jobset), a storage
-    (xpk), or a folder (slurm)."""
+    runs: str | None = None
+    """Where run folders are kept: gs://BUCKET, or a folder that all hosts see. None:
+    gs://BUCKET, or for slurm the folder `runs`."""
     image: str = "IMAGE"
     """Container image, for GKE."""
     spot: bool = False
@@ -98,6 +96,9 @@ def launch(options: Options, flags: list[str]) -> dict[str, str]:
     """
     place = chips.parse(options.topology)
     check_name(options.name)
+    runs = options.runs
+    if runs is None:
+        runs = "runs" if options.via == "slurm" else "gs://BUCKET"
     mesh = [] if options.mesh is None else ["--mesh", options.mesh]
     job = Job(
         place=place,
@@ -107,8 +108,7 @@ def launch(options: Options, flags: list[str]) -> dict[str, str]:
         head=tuple(head(report_of(options, flags), place, options)),
         project=options.project,
         zone=options.zone or place.chip.zone,
-        bucket=options.bucket.rstrip("/"),
-        shared=options.shared,
+        runs=runs.rstrip("/"),
         image=options.image,
         spot=options.spot,
     )

@@ -5,6 +5,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 make --no-print-directory install
-.venv/bin/python -m pip install -qq --constraint requirements-dev.lock --editable '.[experiments,tpu]'
+.venv/bin/python -m pip install -qq --constraint requirements-dev.lock --editable '.[experiments,tpu]' gcsfs
 # Do not ask for devices here: a slice answers only when all its hosts ask.
 .venv/bin/python -c 'import jax, libtpu; print("jax", jax.__version__, "and libtpu are in .venv")'

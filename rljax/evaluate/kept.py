@@ -8,6 +8,8 @@ Beside them, `model` holds everything of a policy except its weights; `rljax.exp
 adds the weights of a checkpoint.
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -16,7 +18,9 @@ from typing import Any
 
 import jax
 
+from rljax import mesh, processes
 from rljax.model import Model
+from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
 LAST, BEST = "policy", "policy-best"
@@ -49,6 +53,15 @@ def put(run_dir: pathlib.Path, name: str, save: Save, facts: Mapping[str, Any]) 
         new.rename(target)
     finally:
         settled(run_dir, name)
+
+
+def written(arrays: Any, write: Callable[[Any], None]) -> None:
+    """Gathers arrays that processes hold parts of; the leader writes them."""
+    if processes.count() > 1:
+        arrays = processes.fetch(arrays)
+    if processes.leads():
+        with mesh.alone():
+            write(arrays)
 
 
 def settled(run_dir: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
@@ -102,11 +115,39 @@ class Best:
         self._failing = False
 
 
+def offer(
+    best: Best | None,
+    metrics: Mapping[str, float],
+    facts: Mapping[str, Any],
+    params: Callable[[], Any],
+    save: Callable[..., None],
+) -> None:
+    """Keeps a policy if it is the best so far; the leader, who has `best`, decides.
+
+    Args:
+      best: None in other processes.
+      metrics, facts: of the policy.
+      params: () -> its parameters, called only if it is the best.
+      save: (path, params=), makes its folder.
+    """
+
+    def is_better():
+        return best is not None and best.is_beaten_by(metrics)
+
+    def offer_whole(params):
+        if best is not None:
+            best.offer(metrics, functools.partial(save, params=params), facts)
+
+    if processes.from_leader("a better policy", is_better):
+        written(params(), offer_whole)
+
+
 def keep_origin(
     run_dir: pathlib.Path,
     model: Model,
     state: TrainState,
-    export: Callable[[TrainState], Any],
+    decoder: Callable[[TrainState], Any],
+    lora: Lora | None = None,
 ) -> None:
     """Writes what `rljax.export` needs beside a checkpoint, unless it exists already.
 
@@ -114,7 +155,8 @@ def keep_origin(
       run_dir: the run folder.
       model: describes the decoder.
       state: shapes of the training state.
-      export: state -> the decoder's parameters.
+      decoder: state -> the decoder's parameters, with adapters if there are any.
+      lora: describes these adapters; None: there are none.
     """
     target = run_dir / MODEL
     if target.exists():
@@ -123,13 +165,15 @@ def keep_origin(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     model.describe(new)
-    leaves = json.dumps({"params": _sources(state, export)}, indent=2)
-    (new / LEAVES).write_text(leaves + "\n")
+    facts: dict[str, Any] = {"params": _sources(state, decoder)}
+    if lora is not None:
+        facts["lora"] = dataclasses.asdict(lora)
+    (new / LEAVES).write_text(json.dumps(facts, indent=2) + "\n")
     new.rename(target)
 
 
 def _sources(
-    state: TrainState, export: Callable[[TrainState], Any]
+    state: TrainState, decoder: Callable[[TrainState], Any]
 ) -> dict[str, str] | None:
     """Path of each decoder leaf -> path of the same leaf in the state.
 
@@ -137,7 +181,7 @@ def _sources(
     """
     names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), state)
     try:
-        chosen = jax.tree.leaves_with_path(export(names))
+        chosen = jax.tree.leaves_with_path(decoder(names))
         found = {jax.tree_util.keystr(path): name for path, name in chosen}
         known = set(found.values()) <= set(jax.tree.leaves(names))
     except Exception:  # it computes with its leaves, which are names here

@@ -1,19 +1,18 @@
 """Copies arrays from the devices of one mesh to those of another, without the host.
 
-`jax.device_put` copies directly between devices only if every shard of the result is a
-shard of the source; otherwise it goes through the host and blocks. So both meshes are
-divided into the same number of parts. A program on the old devices reshards an array
-into these parts, the parts are copied, and a program on the new devices reshards them
-into the final shards.
+Arrays are copied directly between devices, which needs every shard of the result to be
+a shard of the source. So both meshes are divided into the same number of parts. A
+program on the old devices reshards an array into these parts, the parts are copied, and
+a program on the new devices reshards them into the final shards. Each process copies
+between its own devices.
 """
 
 import functools
 import math
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from rljax import processes
 from rljax.mesh.placement import state_shardings
 from rljax.mesh.rules import PLAIN, Layout
 
@@ -25,24 +24,21 @@ def move(tree, source: Mesh, target: Mesh, layout: Layout = PLAIN):
 
     Args:
       tree: arrays on all devices of `source`.
-      source, target: disjoint or overlapping meshes of this process.
+      source, target: disjoint or overlapping meshes.
       layout: of the target.
 
     Raises:
-      ValueError: if there are several processes.
+      ValueError: if a process does not have a part that its new devices need. Every
+        process has its parts if all have the same number of devices in a mesh, and the
+        mesh lists the devices of a process side by side.
     """
-    if processes.count() > 1:
-        raise ValueError(
-            "arrays can move only between meshes of one process, got"
-            f" {processes.count()} processes; train on one mesh of all their devices."
-        )
     leaves, structure = jax.tree.flatten(tree)
     num = math.gcd(source.size, target.size)
     old_parts, new_parts = _parts(source, num, leaves), _parts(target, num, leaves)
     stored = tuple(jax.tree.leaves(state_shardings(tree, target, layout)))
     with jax.set_mesh(source):
         parts = _reshard(old_parts)(tuple(leaves))
-    copies = jax.device_put(parts, new_parts)
+    copies = tuple(map(_copied, parts, new_parts))
     with jax.set_mesh(target):
         return structure.unflatten(_reshard(stored)(copies))
 
@@ -52,7 +48,28 @@ def everywhere(tree, target: Mesh):
 
     No program runs on the new devices, so the copy need not wait for programs there.
     """
-    return jax.device_put(tree, NamedSharding(target, PartitionSpec()))
+    where = NamedSharding(target, PartitionSpec())
+    return jax.tree.map(lambda x: _copied(x, where), tree)
+
+
+def _copied(x: jax.Array, where: Sharding) -> jax.Array:
+    """The same array on other devices; each new shard is one of this process."""
+
+    def place(index):  # of keys, shards say one of an axis more
+        return tuple(s.indices(n) for s, n in zip(index, x.shape, strict=False))
+
+    mine = {place(shard.index): shard.data for shard in x.addressable_shards}
+    wanted = where.addressable_devices_indices_map(x.shape)
+    if not {place(index) for index in wanted.values()} <= mine.keys():
+        raise ValueError(
+            "arrays move between the devices of one process, so each must have the same"
+            " parts of both meshes, but the parts of"
+            f" {sorted({d.id for d in x.sharding.device_set})} in this process are not"
+            f" those of {sorted({d.id for d in where.device_set})}; take as many"
+            " devices of each process for either mesh, in the order of the processes."
+        )
+    shards = [jax.device_put(mine[place(index)], d) for d, index in wanted.items()]
+    return jax.make_array_from_single_device_arrays(x.shape, where, shards)
 
 
 def _parts(mesh: Mesh, num: int, leaves) -> tuple[NamedSharding, ...]:

@@ -20,6 +20,9 @@ from rljax.model.attention import NEVER, PLAIN, KeyValue, Scores, capped, scale
 BLOCK = 512
 """Tokens per block. The scores of a pair of blocks are P H G R B^2 float32 numbers."""
 
+SCOPE = "blocks_of_keys"
+"""Of the loop over the keys of a block of queries, for who counts its turns."""
+
 _EVERYTHING = 2**30  # a window wider than any sequence
 
 
@@ -150,7 +153,8 @@ def _over_keys(step, carry, sets, i, B, window):
     """Folds `step(j, carry, n)` over the blocks j of `sets[n]` that queries i see."""
     for n, keys in enumerate(sets):
         own = functools.partial(step, n=n)
-        carry = jax.lax.fori_loop(*_reach(keys, i, B, window), own, carry)
+        with jax.named_scope(SCOPE):
+            carry = jax.lax.fori_loop(*_reach(keys, i, B, window), own, carry)
     return carry
 
 

@@ -123,7 +123,8 @@ def load(
     Args:
       path: the folder.
       param_dtype: of the parameters in training, whatever the files hold.
-      save_dtype: of the parameters that `Model.save` writes; None: as config.json says.
+      save_dtype: of the parameters that `Model.save` writes; None: as config.json says,
+        or, if it says nothing, as the files have them.
       **formats: fields of `DecoderConfig` that change no shape: `attention`, `dtype`,
         `remat`, `unroll`.
 
@@ -140,7 +141,7 @@ def load(
     # Raises now, rather than after training, if the model could not be saved.
     folder.config_entries(config, tokenizer, metadata)
     stops = hugging_face_metadata.stop_tokens(tokenizer, metadata, config.vocab_size)
-    folder.check(path)
+    stored = folder.check(path)
     return Model(
         config=config,
         tokenizer=tokenizer,
@@ -149,16 +150,20 @@ def load(
         metadata=metadata,
         stop_strings=hugging_face_metadata.stop_strings(metadata),
         param_dtype=param_dtype,
-        save_dtype=_said_dtype(metadata) if save_dtype is None else save_dtype,
+        save_dtype=_dtype(metadata, stored) if save_dtype is None else save_dtype,
     )
 
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _said_dtype(metadata: Metadata) -> str | None:
-    """The dtype of the weights in config.json; older files call it torch_dtype."""
+def _dtype(metadata: Metadata, stored: set[str]) -> str | None:
+    """The dtype of the weights in config.json, else that of the tensors in the files.
+
+    Older files call the key torch_dtype.
+    """
     said = [metadata.config.get(key) for key in ("dtype", "torch_dtype")]
+    said += stored if len(stored) == 1 else []
     return next((name for name in said if name in _DTYPES), None)
 
 

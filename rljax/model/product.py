@@ -49,7 +49,12 @@ def _forward(x, weight, axis, dtype):
 
 
 def _backward(axis, dtype, saved, grad):
-    """Casts the gradient to x's dtype, so that both of its products stay narrow."""
+    """Casts the gradient to x's dtype, so that both of its products stay narrow.
+
+    On a mesh the devices' parts of a weight's gradient are summed in float32. In the
+    weight's dtype they would take half the bytes, 0.4 of 167 s in a step of 8B on 16
+    v5p chips by the links' rate, and be rounded once per device.
+    """
     del dtype
     x, weight = saved
     grad = grad.astype(x.dtype)

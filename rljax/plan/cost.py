@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 
 from rljax import mesh, verdict
-from rljax.model import DecoderConfig, attention_cached
+from rljax.model import DecoderConfig, attention_blocks, attention_cached
 from rljax.program import Program, Sizes
 
 # float32 logits that scoring holds at once; equals the default of `decoder_policy`.
@@ -174,9 +174,9 @@ def decoder_weights(c: DecoderConfig) -> tuple[int, int]:
 def traced_flops(program: Program, sizes: Sizes) -> Flops:
     """FLOPs of the traced program on all devices, before the compiler optimises it.
 
-    Assumes that the rollout's only `while` loop is the sampler's, over T tokens; that
-    loops and conditions inside it are over blocks of the cache; and that the learner's
-    only `while` loop is over optimiser steps.
+    Assumes that, apart from attention in blocks, the rollout's only `while` loop is the
+    sampler's, over T tokens; that loops and conditions inside it are over blocks of the
+    cache; and that the learner's only `while` loop is over optimiser steps.
     """
     verify = program.in_graph()
 
@@ -211,8 +211,12 @@ def count_matmul_flops(
     repeat=lambda length: length,
     often: float = 1.0,
     turns: float = 1.0,
+    num_blocks: int = 1,
 ) -> tuple[float, float]:
     """FLOPs of the matrix products outside and inside of `while` loops.
+
+    The loop of attention in blocks is none of those: block i of the queries, of a scan
+    over them, reads i + 1 blocks of keys. What a window hides is counted, too.
 
     Args:
       jaxpr: of any function.
@@ -221,6 +225,7 @@ def count_matmul_flops(
       often: fraction of cases in which a `cond` takes its most expensive branch; in the
         others it takes the cheapest.
       turns: how often the body of a `while` inside another `while` counts.
+      num_blocks: length of the scan that this is the body of.
 
     Returns:
       (FLOPs outside of `while` loops, FLOPs of one iteration of each).
@@ -228,15 +233,12 @@ def count_matmul_flops(
     outside = inside = 0.0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        if name == "dot_general":
-            left: Any = eqn.invars[0].aval
-            product: Any = eqn.outvars[0].aval
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            depth = int(np.prod([left.shape[i] for i in contracted]))
-            outside += 2.0 * depth * product.size
+        if name in ("dot_general", "ragged_dot_general"):
+            outside += _product_flops(eqn)
             continue
+        length = repeat(eqn.params["length"]) if name == "scan" else num_blocks
         inner = [
-            count_matmul_flops(j, repeat, often, turns)
+            count_matmul_flops(j, repeat, often, turns, length)
             for j in core.jaxprs_in_params(eqn.params)
         ]
         if not inner:
@@ -246,11 +248,30 @@ def count_matmul_flops(
             mean = often * np.array(dear) + (1 - often) * np.array(cheap)
             inner = [tuple(map(float, mean))]
         out, looped = (sum(part) for part in zip(*inner))
-        if name == "while":
+        times = length if name == "scan" else 1
+        if name == "while" and attention_blocks.SCOPE in str(
+            eqn.source_info.name_stack
+        ):
+            times = (num_blocks + 1) / 2
+        elif name == "while":
             out, looped = 0.0, out + turns * looped
-        times = repeat(eqn.params["length"]) if name == "scan" else 1
         outside, inside = outside + times * out, inside + times * looped
     return outside, inside
+
+
+def _product_flops(eqn: core.JaxprEqn) -> float:
+    left: Any = eqn.invars[0].aval
+    product: Any = eqn.outvars[0].aval
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        groups = 1
+    else:  # of experts: each row belongs to one of the groups
+        numbers = eqn.params["ragged_dot_dimension_numbers"]
+        (contracted, _), _ = numbers.dot_dimension_numbers
+        sums_rows = set(numbers.lhs_ragged_dimensions) <= set(contracted)
+        groups = product.shape[0] if sums_rows else 1
+    depth = int(np.prod([left.shape[i] for i in contracted]))
+    return 2.0 * depth * product.size / groups
 
 
 def memory(program: Program, sizes: Sizes, compiled) -> Memory:

@@ -10,7 +10,7 @@ B starts at 0, so the policy begins as the base model. Only the adapters are tra
     Experiment(
         enter_fn=lambda params, key: lora.with_adapters(params, spec, key),
         trains=lora.is_adapter,
-        export_fn=lambda params: lora.merged(params, spec), ...)
+        adapters=spec, ...)
 
 Training uses the factored form. With merged weights the backward pass would compute the
 gradient of each whole matrix: a third more arithmetic and two more copies of the
@@ -42,7 +42,7 @@ class Lora:
     rank: of the product, at least 1.
     alpha: above 0; the product is scaled by alpha / rank.
     rank_stabilised: scaled by alpha / sqrt(rank) instead (rsLoRA).
-    targets: names of `TARGETS`.
+    targets: names of `TARGETS`, as a tuple.
 
     Source: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (both as in
       PEFT). Variants: A is uniform in +- 1/sqrt(in), as in PEFT; the paper's is normal.

@@ -52,9 +52,10 @@ def sampler(
       top_p: after top-k, draws among the smallest set of most likely tokens whose
         probabilities add up to at least this fraction.
       environment: answers within completions; see `rljax.rollout.environment`.
-      num_slots: samples decoded at a time over the whole mesh; when one ends, a waiting
-        one takes its place. Useful if lengths differ much; try a sixteenth of the
-        batch's samples. None decodes all samples together until the longest ends.
+      num_slots: samples decoded at a time over the whole mesh, raised to a multiple of
+        its parts; when one ends, a waiting one takes its place. Useful if lengths
+        differ much; try a sixteenth of the batch's samples. None decodes all samples
+        together until the longest ends.
 
     Returns:
       A pure function of parameters, prompts and the step's key. `samples.behaviour`
@@ -239,14 +240,12 @@ def _layout(num_prompts: int, num_samples: int, num_slots: int | None) -> _Layou
         layout = _Layout(num_devices, num_prompts // num_devices, num_samples)
     else:
         num_slots = min(num_slots, num_prompts * num_samples)
-        layout = _Layout(num_devices, num_slots // num_devices, 1)
-    uneven = num_slots is not None and num_slots % num_devices
-    if num_prompts % num_devices or layout.num_slots < 1 or uneven:
+        layout = _Layout(num_devices, -(-num_slots // num_devices), 1)
+    if num_prompts % num_devices:
         raise ValueError(
-            "the number of prompts and num_slots must be multiples of"
-            f" {num_devices}, the parts that the mesh splits prompts into, got"
-            f" {num_prompts} prompts and num_slots {num_slots}; change them, or take a"
-            " mesh of fewer devices."
+            f"the number of prompts must be a multiple of {num_devices}, the parts that"
+            f" the mesh splits them into, got {num_prompts}; change it, or take a mesh"
+            " of fewer devices."
         )
     return layout
 

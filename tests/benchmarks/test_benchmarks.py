@@ -51,6 +51,17 @@ def test_tables_show_four_digits():
     )
 
 
+def test_a_command_names_no_folder_of_the_machine():
+    # As typed it would say where a model lies here, and lose the quotes.
+    inside = "experiments/data/story_openings.jsonl"
+    typed = ["-m", "benchmarks.x", "--model", "/home/me/models/smollm2"]
+    typed += ["--other=../models/tiny/", "--texts", inside, "--kinds", "as used"]
+    assert results.command(typed) == (
+        f"python -m benchmarks.x --model smollm2 --other=tiny --texts {inside}"
+        " --kinds 'as used'"
+    )
+
+
 def test_steps_of_two_trainers_are_compared_round_by_round():
     def taken(*seconds):
         same = {"tokens": 40, "peak_mb": 900, "ready_s": 3.0, "reward": 0.5}

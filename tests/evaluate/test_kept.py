@@ -9,6 +9,7 @@ import pytest
 
 from rljax.evaluate import kept
 from rljax.evaluate.kept import BEST, LAST
+from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
 
@@ -118,3 +119,15 @@ def test_the_origin_says_which_leaf_of_the_state_each_of_the_policy_is(
     found = json.loads((tmp_path / "model" / "checkpoint.json").read_text())
     assert found == {"params": want}
     kept.keep_origin(tmp_path, None, state, export)  # is there already
+
+
+def test_the_origin_says_which_adapters_are_to_be_merged(tmp_path):
+    leaf = jax.ShapeDtypeStruct((2,), jnp.float32)
+    spec = Lora(rank=2, alpha=8.0, targets=("q",))
+    state = TrainState(
+        **{"params": {"w": leaf}, "optimizer": (), "algorithm": (), "gate": ()},
+        **{"key": leaf, "step": leaf},
+    )
+    kept.keep_origin(tmp_path, Describes(), state, lambda s: s.params, spec)
+    found = json.loads((tmp_path / "model" / "checkpoint.json").read_text())
+    assert Lora(**found["lora"]).scale == 4.0 and found["lora"]["targets"] == ["q"]

@@ -28,7 +28,8 @@ print(json.dumps(names))
 
 
 @pytest.mark.slow
-def test_a_cold_start_compiles_at_most_six_programs(tmp_path):
+@pytest.mark.parametrize("more", [(), ("--lora-rank", "2")], ids=["whole", "adapters"])
+def test_a_cold_start_compiles_at_most_six_programs(tmp_path, more):
     # Tensors cast one shape at a time, or eager operations on the host's side, would
     # each be a program of their own: there were more than twenty.
     words = tokenizer.character_tokenizer("0123456789+=")
@@ -44,7 +45,7 @@ def test_a_cold_start_compiles_at_most_six_programs(tmp_path):
         **{"--max-prompt-tokens": 8, "--num-steps": 4, "--evaluate-every": 2},
         **{"--checkpoint-every": 2, "--num-validation": 4, "--num-test": 8},
     }
-    given = [str(x) for pair in flags.items() for x in pair]
+    given = [*(str(x) for pair in flags.items() for x in pair), *more]
     # A process of its own has one device, as most users'.
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(

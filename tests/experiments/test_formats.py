@@ -1,11 +1,13 @@
 """The flags of number formats: what they make of a model, its optimiser, its folder."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
 from hugging_face_folders import small_params
+from safetensors.numpy import load_file, save_file
 
 from experiments import formats, optimizer, ranges, train
 from rljax.data import tokenizer
@@ -75,6 +77,24 @@ def test_a_folder_comes_back_as_it_was_unless_asked_otherwise(
     _, back = hugging_face.load(tmp_path / "policy")
     _, first = hugging_face.load(folder)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), back, first))
+
+
+def test_a_folder_that_names_no_dtype_comes_back_in_that_of_its_tensors(
+    folder, tmp_path
+):
+    silent = tmp_path / "silent"
+    shutil.copytree(folder, silent)
+    entries = json.loads((silent / "config.json").read_text())
+    for key in ("dtype", "torch_dtype"):
+        del entries[key]
+    (silent / "config.json").write_text(json.dumps(entries))
+    assert formats.load(config(silent)).save_dtype == "bfloat16"
+    # Of several none is that of all.
+    file = silent / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype("float32")
+    save_file(tensors, file)
+    assert formats.load(config(silent)).save_dtype is None
 
 
 def state_of(name, mu_dtype, params):

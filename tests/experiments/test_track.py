@@ -38,7 +38,7 @@ STEP = {"kind": "step", "phase": "rl", "step": 3, "seconds": 1.0, "reward/mean":
 
 def test_the_run_has_the_name_of_its_folder_and_its_numbers(library):
     kind, happened = library
-    with track.tracked(kind, "train-1", {"seed": 4}) as writers:
+    with track.tracked(kind, "train-1", {"seed": 4}, resume=True) as writers:
         (writer,) = writers
         writer.write([STEP])
     (_, options), (_, step, logged), end = happened
@@ -48,6 +48,25 @@ def test_the_run_has_the_name_of_its_folder_and_its_numbers(library):
     assert options["resume"] == "allow"
     assert step == 3 and logged["reward/mean"] == 0.5
     assert end == ("finish",)
+
+
+def test_a_new_run_continues_no_other_of_the_same_name(library):
+    # Two machines may both have a folder train-1.
+    kind, happened = library
+    with track.tracked(kind, "train-1", {}):
+        assert happened[0][1]["resume"] == "never"
+
+
+def test_a_library_that_refuses_is_one_error(monkeypatch):
+    def init(**options):
+        raise RuntimeError("nobody has logged in")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with (
+        pytest.raises(ValueError, match="open the run train-1, got RuntimeError: no"),
+        track.tracked("wandb", "train-1", {}),
+    ):
+        pass
 
 
 def test_it_is_closed_when_the_run_fails(library):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 import typing
 
 import algorithm_cases
@@ -18,6 +19,7 @@ from hugging_face_folders import small_params
 from experiments import assemble, problems, recipes, train
 from rljax.data import tokenizer
 from rljax.model import hugging_face
+from rljax.run.tracker import Tracker
 from rljax.types import Samples
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -213,20 +215,35 @@ def test_a_number_out_of_range_is_told_by_its_flag():
         recipes.make("grpo", numbers, {})
 
 
-def test_the_flags_of_a_recipe_reach_it(monkeypatch):
-    def flags(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        seen = []
-        monkeypatch.setattr(
-            train.cli.experiment, "run", lambda made, *_, **kwargs: seen.append(kwargs)
-        )
-        train.main()
-        return seen[0]["config"]
+def asked(monkeypatch, *flags):
+    """What the command line asks `experiment.run` for."""
+    flags = ("train", "--quick", "--no-compilation-cache", *flags)
+    monkeypatch.setattr(sys, "argv", list(flags))
+    seen = []
+    monkeypatch.setattr(
+        train.cli.experiment, "run", lambda made, *_, **kwargs: seen.append(kwargs)
+    )
+    train.main()
+    return seen[0]
 
-    quick = ("--quick", "--no-compilation-cache")
-    config = flags("--algorithm", "norm_grpo", "--algorithm.order", "1.5", *quick)
+
+def test_the_flags_of_a_recipe_reach_it(monkeypatch):
+    flags = ("--algorithm", "norm_grpo", "--algorithm.order", "1.5")
+    config = asked(monkeypatch, *flags)["config"]
     assert config["algorithm"] == "norm_grpo"
     assert config["numbers"]["order"] == 1.5 and config["num_steps"] == 4
+
+
+def test_a_run_is_tracked_where_the_flag_says(monkeypatch):
+    assert asked(monkeypatch)["writers"] == ()
+    run = types.SimpleNamespace(finish=lambda: None)
+    library = types.SimpleNamespace(init=lambda **options: run)
+    monkeypatch.setitem(sys.modules, "trackio", library)
+    (writer,) = asked(monkeypatch, "--track", "trackio")["writers"]
+    assert isinstance(writer, Tracker)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit, match="--track wandb must have the package"):
+        asked(monkeypatch, "--track", "wandb")
 
 
 @pytest.mark.parametrize(
@@ -294,6 +311,16 @@ def test_dynamic_sampling_draws_more_prompts_than_it_trains_on():
     assert made.program().prompts.length.shape == (1, 16)
     with pytest.raises(ValueError, match="--draw-prompts must be at least"):
         train.check(tiny("grpo", draw_prompts=4))
+
+
+def test_evaluations_of_a_model_are_in_slots_where_there_are_many_rows():
+    folder = pathlib.Path("x")
+    default = train.Config(model=folder, data=folder)
+    assert assemble.evaluation_slots(default, 512) == 256
+    assert assemble.evaluation_slots(default, 254) is None
+    assert assemble.evaluation_slots(train.Config(), 512) is None
+    chosen = dataclasses.replace(default, num_slots=7)
+    assert assemble.evaluation_slots(chosen, 512) == 7
 
 
 def test_gates_are_chosen_by_their_numbers():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import assemble, problems, train
-from rljax import keys
+from rljax import export, keys
 from rljax.model import Experts, hugging_face, language_model
 from rljax.model.hugging_face import adapter
 from rljax.policy import frozen, lora
@@ -99,6 +99,12 @@ def test_adapters_and_a_value_head_are_what_is_trained():
     state = made.program().state
     assert set(state.params) == {"policy", "value"}
     assert set(state.params["policy"]["layers"]) == {"q", "v"}
+    # Evaluations ask what is sampled from in training, and hold no merged copy.
+    evaluations = made.program().others
+    assert len(evaluations) == 2
+    for ask, (params, batch) in evaluations.values():
+        assert set(params["layers"]["q"]) == {"kernel", lora.A, lora.B}
+        assert jax.eval_shape(ask, params, batch).correct.dtype == bool
     shapes = jax.eval_shape(made.export, state)
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, made.model.shapes())
 
@@ -120,6 +126,12 @@ def test_a_run_leaves_a_merged_policy_and_adapters_that_give_it(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     require_merged(tmp_path / "run")
+    export.export(tmp_path / "run", tmp_path / "exported")
+    _, policy = hugging_face.load(tmp_path / "run" / "policy")
+    _, exported = hugging_face.load(tmp_path / "exported")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), exported, policy
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run/policy")
     assert not any("lora" in name for name in model.state_dict())
 

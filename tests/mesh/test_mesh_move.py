@@ -53,6 +53,14 @@ def test_copies_on_all_devices_go_to_all_others():
     np.testing.assert_array_equal(moved, np.arange(5.0))
 
 
+def test_a_part_that_no_device_of_this_process_has_is_refused():
+    # As of another process would be; here each device has a half where it needs all.
+    source, target = meshes({"fsdp": 2}, {"data": 2})
+    halves = mesh.shard_prompts(np.arange(4.0), source)
+    with pytest.raises(ValueError, match=r"same parts of both.*as many devices"):
+        mesh.everywhere(halves, target)
+
+
 def test_what_is_not_computed_yet_is_moved_all_the_same():
     # Taken through the host, the array would be waited for, and it would wait for what
     # comes after: after a minute it gives up, and says so.

@@ -21,6 +21,7 @@ from rljax.learn import update
 from rljax.model import DecoderConfig, decoder_policy
 from rljax.model.config import Experts
 from rljax.plan import hlo
+from rljax.policy import score
 from rljax.rollout.sample import sampler
 from rljax.types import Verdict
 
@@ -29,6 +30,7 @@ SPLITS = [
     {"fsdp": 8},
     {"tensor": 8},
     {"data": 2, "fsdp": 4},
+    {"data": 4, "fsdp": 2},
     {"data": 4, "tensor": 2},
     {"data": 2, "tensor": 4},
     {"fsdp": 4, "tensor": 2},
@@ -52,14 +54,21 @@ def log_tokens(credit, rollout):
 
 
 @functools.cache
-def parts(num_slots=None, num_samples=8, max_tokens=24, experts=None, **options):
+def parts(
+    num_slots=None,
+    num_samples=8,
+    max_tokens=24,
+    experts=None,
+    max_logits=score.MAX_LOGITS,
+    **options,
+):
     decoder = DecoderConfig(
         **{"vocab_size": 64, "num_layers": 3, "unroll": 1, "tie_embeddings": False},
         **{"d_model": 64, "d_ff": 256, "num_heads": 8, "num_kv_heads": 8},
         head_dim=8,
         experts=experts,
     )
-    policy = decoder_policy(decoder)
+    policy = decoder_policy(decoder, max_logits=max_logits)
     sample = sampler(
         policy,
         num_samples=num_samples,
@@ -84,7 +93,7 @@ def parts(num_slots=None, num_samples=8, max_tokens=24, experts=None, **options)
     )
 
 
-def compiled(sizes, layout=mesh.PLAIN, **options):
+def compiled(sizes, layout=mesh.PLAIN, num_prompts=8, **options):
     """The program on a mesh, its first state and the batches."""
     policy, learner, run = parts(**options)
     place = None if sizes is None else mesh.make(**sizes)
@@ -100,12 +109,12 @@ def compiled(sizes, layout=mesh.PLAIN, **options):
         state = jax.jit(begin, out_shardings=where)(key)
         batches = [
             mesh.shard_prompts(
-                jax.tree.map(lambda x: np.asarray(x)[None], fakes.prompts(8, seed=k)),
+                jax.tree.map(lambda x: np.asarray(x)[None], prompts),
                 place,
                 axis=1,
                 layout=layout,
             )
-            for k in range(STEPS)
+            for prompts in (fakes.prompts(num_prompts, seed=k) for k in range(STEPS))
         ]
         step = run.lower(state, batches[0]).compile()
     return step, state, batches
@@ -160,9 +169,13 @@ def test_other_tables_give_the_same_run(update_rules):
 
 
 @pytest.mark.slow
-def test_slots_and_microbatches_give_the_run_of_one_device():
-    # Each of 4 parts of the prompts has 4 slots of its own.
-    sizes = {"fsdp": 4, "tensor": 2}
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 4, "fsdp": 2}, {"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}],
+    ids=str,
+)
+def test_slots_and_microbatches_give_the_run_of_one_device(sizes):
+    # Each of 8, 4 or 2 parts of the prompts has slots of its own, 16 in all.
     assert_as_on_one(sizes, mesh.PLAIN, num_slots=16, num_microbatches=2)
 
 
@@ -225,6 +238,36 @@ def test_an_update_moves_no_activations():
     )
     assert few == many
     assert few["all-gather"]["bytes"] > 0
+
+
+@pytest.mark.slow
+def test_the_heads_gradient_meets_once_however_many_chunks_are_scored():
+    # Its sum over the chunks of a loop is one number per device only in a shard_map.
+    # Left to the compiler it would be reduced in each of 6 chunks.
+    sizes = {"fsdp": 4, "tensor": 2}
+    whole, chunks = (
+        moved(
+            compiled(sizes, FULL, num_samples=2, max_tokens=12, max_logits=n)[0], "jvp("
+        )
+        for n in (score.MAX_LOGITS, 4 * 64)
+    )
+    assert whole == chunks
+
+
+@pytest.mark.slow
+def test_with_twice_the_devices_and_prompts_no_array_of_a_device_grows():
+    # What a device held of others' prompts would: rollouts, caches, activations,
+    # logits. Weights and gradients lie as before, as `data` copies them.
+    few, many = (
+        hlo.arrays(
+            compiled({"data": n, "fsdp": 2, "tensor": 2}, FULL, num_prompts=8 * n)[
+                0
+            ].as_text(),
+            min_bytes=2**12,
+        )
+        for n in (1, 2)
+    )
+    assert set(many) <= set(few)
 
 
 @pytest.mark.slow

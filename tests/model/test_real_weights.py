@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hugging_face_models import torch_logits, torch_logp
 
+from rljax import data
 from rljax.data import tokenizer
 from rljax.model import decoder_policy, hugging_face
 from rljax.rollout import sample
@@ -118,3 +119,23 @@ def test_text_and_probabilities_are_those_of_transformers(folder):
     with torch.no_grad():
         want = torch_logp(model, prompts, samples).numpy()
     np.testing.assert_allclose(logp, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("system", [None, "Answer with a number."])
+def test_chat_prompts_are_those_of_the_folders_template(folder, system):
+    words = tokenizer.load_tokenizer(folder)
+    if words.chat_template is None:
+        pytest.skip(f"{folder} is no chat model")
+    asked = [*TEXTS, "  What is 7 * 8?\n\nShow <|work|>, {x} and \u00e9. "]
+    problems = [data.Problem(text, "56") for text in asked]
+    prompts, _ = data.encode_prompts(
+        problems, words, 128, chat=data.Chat(system=system)
+    )
+    first = [] if system is None else [{"role": "system", "content": system}]
+    for n, text in enumerate(asked):
+        want = words.apply_chat_template(
+            [*first, {"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert prompts.tokens[n][: prompts.length[n]].tolist() == want

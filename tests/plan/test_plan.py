@@ -10,6 +10,8 @@ import tiny_program
 
 from rljax import mesh
 from rljax.model import decoder_policy
+from rljax.model.attention import KeyValue
+from rljax.model.attention_blocks import attend_in_blocks
 from rljax.plan import cost
 
 # One layer of 4 matrices 16 x 16 and 3 of 16 x 32, 2,560 weights; an output head of
@@ -69,6 +71,46 @@ def test_a_token_counts_the_blocks_of_the_cache_up_to_it():
     traced = cost.traced_flops(program, sizes).sampling
     least = cost.decoder_flops(sizes).sampling
     assert 1.1 < traced / least < 1.2
+
+
+def test_attention_in_blocks_counts_the_keys_that_a_query_may_see():
+    # 4 blocks of 8 queries see 1, 2, 3 and 4 blocks of their own keys and 2 of the
+    # prompt's: 18 pairs of blocks. Each pair of tokens is a score and a value of width
+    # 4; backward, the score again and four products for the gradients. All 4 blocks
+    # counted for each query would be 24 pairs, the loop's body counted once 12.
+    q = jnp.ones((1, 1, 1, 1, 32, 4))
+    own, prompt = (KeyValue(*(jnp.ones((1, 1, n, 4)),) * 2) for n in (32, 16))
+
+    def attend(q, own, prompt):
+        seen = jnp.ones((1, 16), bool)
+        return jnp.sum(attend_in_blocks(q, own, prompt, seen, block=8))
+
+    each = 2 * 4 * 18 * 8 * 8
+    for fn, products in ((attend, 2), (jax.grad(attend, (0, 1, 2)), 2 + 5)):
+        traced = jax.make_jaxpr(fn)(q, own, prompt)
+        assert cost.count_matmul_flops(traced.jaxpr) == (products * each, 0)
+
+
+def test_a_step_with_attention_in_blocks_does_little_more_than_the_arithmetic():
+    # Its loops taken for the sampler's, prompts would count as nothing, and sampling
+    # as 39 times their attention.
+    sizes = {"prompt_tokens": 40, "max_tokens": 40, "num_minibatches": 2}
+    program = tiny_program.program(tiny_program.Config(**sizes, attention_block=8))
+    sizes = program.sizes()
+    traced = cost.traced_flops(program, sizes)
+    for least, does in zip(cost.decoder_flops(sizes), traced, strict=True):
+        assert least <= does <= 1.2 * least
+
+
+def test_products_of_experts_count_each_row_once():
+    # 6 rows of 3 times 2 kernels of 3 x 4, and the gradients of both.
+    x, kernels, sizes = jnp.ones((6, 3)), jnp.ones((2, 3, 4)), jnp.array([2, 4])
+
+    def total(x, kernels):
+        return jnp.sum(jax.lax.ragged_dot(x, kernels, sizes) ** 2)
+
+    traced = jax.make_jaxpr(jax.grad(total, (0, 1)))(x, kernels)
+    assert cost.count_matmul_flops(traced.jaxpr) == (3 * 2 * 6 * 3 * 4, 0)
 
 
 def test_products_count_loops_branches_and_what_is_computed_again():

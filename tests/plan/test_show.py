@@ -87,6 +87,13 @@ def test_an_experiment_that_does_not_say_what_it_runs_is_refused(monkeypatch):
         cli.start("tiny", lambda *_: None, BIG, BIG)
 
 
+def test_a_plan_is_of_one_mesh(monkeypatch):
+    flags = ["tiny", "--plan", "--no-compilation-cache", "--sampler-mesh", "data=2"]
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(SystemExit, match=r"one mesh.*--sampler-mesh data=2; leave"):
+        cli.start("tiny", lambda *_: None, BIG, BIG, planned)
+
+
 def test_the_flag_plans_for_the_mesh_that_is_asked_for(monkeypatch, capsys):
     def planned(config, sizes):
         program = tiny_program.program(config)

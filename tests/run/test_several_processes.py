@@ -71,9 +71,10 @@ def test_four_processes_train_as_two_do(whole, tmp_path):
     assert outcome(toy(tmp_path / "run", 4, devices=2)) == digest
 
 
-def test_a_signal_to_one_stops_all_at_the_same_step(whole, tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_signal_to_one_stops_all_at_the_same_step(whole, tmp_path, count):
     arguments = [TOY, str(tmp_path / "run"), "--disturb", "sleep:1"]
-    with several.started(arguments, 2) as processes:
+    with several.started(arguments, count) as processes:
         several.wait_for(tmp_path / "run.mark", processes[1])
         os.kill(processes[1].pid, signal.SIGTERM)
         ended = [several.end(one) for one in processes]
@@ -84,14 +85,15 @@ def test_a_signal_to_one_stops_all_at_the_same_step(whole, tmp_path):
     assert outcome(toy(tmp_path / "run", resume=True)) == whole[1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_is_named_by_the_others(whole, tmp_path, victim):
-    ended = toy(tmp_path / "run", each=[["--disturb", f"kill:{victim}"]] * 2)
-    assert ended[victim].code == -signal.SIGKILL
-    other = ended[1 - victim]
-    assert other.code == 1
-    assert f"process {victim} of 2 (host" in other.text
-    assert "start all processes again with --resume" in other.text
+@pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (4, 2)])
+def test_a_killed_process_is_named_by_the_others(whole, tmp_path, count, victim):
+    own = ["--disturb", f"kill:{victim}"]
+    ended = toy(tmp_path / "run", count, each=[own] * count)
+    assert ended.pop(victim).code == -signal.SIGKILL
+    for other in ended:
+        assert other.code == 1
+        assert f"process {victim} of {count} (host" in other.text
+        assert "start all processes again with --resume" in other.text
     assert outcome(toy(tmp_path / "run", resume=True)) == whole[1]
 
 
@@ -177,22 +179,38 @@ def test_a_folder_that_the_leader_refuses_ends_all(tmp_path):
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_an_experiment_verifies_evaluates_and_exports(tmp_path):
-    # A verifier in Python, so that each process judges its share of the rows.
-    arguments = ["-m", "experiments.train", "--quick", "--verifier", "python"]
-    ended, saved, times = {}, {}, ("seconds", "time/tokens_per_second")
-    for count, devices in ((2, 1), (1, 2)):
-        run_dir = tmp_path / str(count)
-        ended[count] = several.run(
-            [*arguments, "--run-dir", str(run_dir)], count, devices=devices
-        )
-        assert {one.code for one in ended[count]} == {0}, ended[count]
-        saved[count] = [
-            {name: value for name, value in r.items() if name not in times}
-            for r in record.read(run_dir / record.FILE)
-            if r["kind"] != "event"
-        ]
-        assert (run_dir / "policy" / "model.safetensors").exists()
-        assert (run_dir / "report.html").exists()
-    assert json.dumps(saved[2]) == json.dumps(saved[1])
-    assert "pass@1" in ended[2][0].text and "pass@1" not in ended[2][1].text
+def experiment(run_dir, flags, count, devices):
+    """What each process of a tiny experiment printed, and what the run wrote."""
+    arguments = ["-m", "experiments.train", "--quick", "--run-dir", str(run_dir)]
+    ended = several.run([*arguments, *flags.split()], count, devices=devices)
+    assert {one.code for one in ended} == {0}, ended
+    assert (run_dir / "policy" / "model.safetensors").exists()
+    assert (run_dir / "report.html").exists()
+    times = ("seconds", "time/tokens_per_second")
+    records = [
+        {name: value for name, value in r.items() if name not in times}
+        for r in record.read(run_dir / record.FILE)
+        if r["kind"] != "event"
+    ]
+    return ended, records
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices"),
+    [
+        # A verifier in Python, so that each process judges its share of the rows.
+        ("--verifier python", 2),
+        # Each process has devices of the sampler and of the learner.
+        (
+            "--staleness 1 --algorithm tis --mesh data=2 --sampler-mesh data=2"
+            " --num-test 0",
+            4,
+        ),
+    ],
+    ids=["in turns", "decoupled"],
+)
+def test_an_experiment_verifies_evaluates_and_exports(tmp_path, flags, devices):
+    ended, saved = experiment(tmp_path / "two", flags, 2, devices // 2)
+    _, want = experiment(tmp_path / "one", flags, 1, devices)
+    assert json.dumps(saved) == json.dumps(want)
+    assert "run folder" in ended[0].text and "run folder" not in ended[1].text

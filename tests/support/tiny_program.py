@@ -25,6 +25,7 @@ class Config:
     num_microbatches: int = 1
     num_slots: int | None = None
     d_ff: int = 32
+    attention_block: int | None = None
 
 
 def program(config: Config) -> step.Program:
@@ -36,6 +37,7 @@ def program(config: Config) -> step.Program:
         num_kv_heads=2,
         head_dim=8,
         d_ff=config.d_ff,
+        attention_block=config.attention_block,
     )
     policy = decoder_policy(decoder)
     grpo = advantage.algorithm(

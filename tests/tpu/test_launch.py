@@ -39,10 +39,10 @@ VM, QUEUED = "compute tpus tpu-vm", "compute tpus queued-resources"
 CLUSTERS, POOLS = "container clusters", "container node-pools"
 GCLOUD = {
     f"{QUEUED} create": PLACE
-    | {"--node-id", "--accelerator-type", "--runtime-version", "--spot"},
+    | {"--node-id", "--accelerator-type", "--runtime-version", "--scopes", "--spot"},
     f"{QUEUED} describe": PLACE | {"--format"},
     f"{QUEUED} delete": PLACE | {"--force", "--quiet"},
-    f"{VM} create": PLACE | {"--accelerator-type", "--version", "--spot"},
+    f"{VM} create": PLACE | {"--accelerator-type", "--version", "--scopes", "--spot"},
     f"{VM} ssh": PLACE | SSH,
     f"{VM} scp": PLACE | {"--worker"},
     f"{VM} delete": PLACE | {"--quiet"},
@@ -51,14 +51,11 @@ GCLOUD = {
     f"{CLUSTERS} delete": REGION | {"--quiet"},
     f"{POOLS} create": REGION
     | {"--cluster", "--node-locations", "--machine-type", "--num-nodes"}
-    | {"--tpu-topology", "--spot"},
+    | {"--tpu-topology", "--scopes", "--spot"},
 }
 
 
 def job(topology, via, **changes):
-    virtual = via in ("queued", "tpu-vm")
-    several = chips.parse(topology).num_hosts > 1
-    shared = "10.0.0.2:/share" if virtual else "claim"
     common = {
         "place": chips.parse(topology),
         "name": "first-run",
@@ -67,8 +64,7 @@ def job(topology, via, **changes):
         "head": ("one line", "another"),
         "project": "my-project",
         "zone": "us-west4-a",
-        "bucket": "gs://bucket",
-        "shared": shared if several else None,
+        "runs": "/scratch/me" if via == "slurm" else "gs://bucket",
         "image": "example.com/image:1",
         "spot": True,
     }
@@ -123,22 +119,23 @@ def test_every_step_runs_and_gcloud_has_the_flags_it_is_given(tmp_path, via, top
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x4"])
-def test_the_experiments_flags_come_through_ssh_and_two_shells(tmp_path, topology):
+def test_the_experiments_flags_come_through_ssh_and_a_shell(tmp_path, topology):
     # One layer of quotes less and the apostrophe ends the command, or $5 becomes "".
     found = commands(tmp_path, "queued", topology)
     begin = next(words[-1] for words in found if "nohup" in words[-1])
     remote = begin.removeprefix("--command=").partition(" < /dev/null")[0]
     remote = remote.removeprefix("cd rljax && nohup ")
     (tmp_path / "tpu").mkdir()
-    for name in ("kept.sh", "run.sh"):
-        (tmp_path / "tpu" / name).write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
-        (tmp_path / "tpu" / name).chmod(0o755)
+    run = tmp_path / "tpu" / "run.sh"
+    run.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
+    run.chmod(0o755)
     out = subprocess.run(
         ["bash", "-c", remote], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     got = out.stdout.splitlines()
     at = got.index("experiments.train") + 1
     assert tuple(got[at : at + len(FLAGS)]) == FLAGS
+    assert got[-3:] == ["--run-dir", "gs://bucket/first-run", "--resume"]
 
 
 @pytest.mark.parametrize(("via", "topology"), CASES)
@@ -223,13 +220,6 @@ CONTAINER = _object(
     command=_array(TEXT),
     args=_array(TEXT),
     resources=_object([], limits={"type": "object"}),
-    volumeMounts=_array(_object(["name", "mountPath"], name=TEXT, mountPath=TEXT)),
-)
-VOLUME = _object(
-    ["name"],
-    name=TEXT,
-    emptyDir={"type": "object"},
-    persistentVolumeClaim=_object(["claimName"], claimName=TEXT),
 )
 POD = _object(
     ["containers"],
@@ -237,7 +227,6 @@ POD = _object(
     terminationGracePeriodSeconds=COUNT,
     nodeSelector=TEXTS,
     containers=_array(CONTAINER),
-    volumes=_array(VOLUME),
 )
 JOB = _object(
     ["template"],

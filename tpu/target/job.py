@@ -18,9 +18,7 @@ class Job(NamedTuple):
     module, flags: the command is `python -m MODULE FLAGS`; targets add the run folder.
     head: lines with predicted memory, time and cost, for the head of each file.
     project, zone: of Google Cloud.
-    bucket: gs://..., keeps the run folder.
-    shared: storage that all hosts of a slice see: an NFS share HOST:/PATH for virtual
-      machines, a volume claim for a JobSet, a storage for xpk, a folder for SLURM.
+    runs: where run folders are kept: gs://BUCKET, or a folder that all hosts see.
     image: of the container.
     spot: whether to use spot machines, which are cheaper and may be taken away.
     """
@@ -32,8 +30,7 @@ class Job(NamedTuple):
     head: tuple[str, ...]
     project: str
     zone: str
-    bucket: str
-    shared: str | None
+    runs: str
     image: str
     spot: bool
 
@@ -51,12 +48,6 @@ class Job(NamedTuple):
                 f"--via {via} must have a --topology of {chips}, got {self.place}; take"
                 f" --via {other}."
             )
-        if self.place.num_hosts > 1 and self.shared is None:
-            raise ValueError(
-                f"--shared must name storage that all {self.place.num_hosts} hosts of"
-                f" {self.place} see, for --via {via}, got none; all of them write"
-                " checkpoints: see tpu/README.md, several hosts."
-            )
 
     @property
     def spot_flag(self) -> list[str]:
@@ -67,10 +58,11 @@ class Job(NamedTuple):
         """The head as comment lines."""
         return "\n".join(f"{mark} {line}".rstrip() for line in self.head)
 
-    def begun(self, folder: str) -> str:
-        """The command that starts or resumes the run in a folder."""
-        words = quoted((self.module, *self.flags))
-        return f"tpu/run.sh {words} --run-dir {folder} --resume"
+    def begun(self) -> str:
+        """The command that starts or resumes the run."""
+        folder = f"{self.runs}/{self.name}"
+        words = (self.module, *self.flags, "--run-dir", folder, "--resume")
+        return f"tpu/run.sh {quoted(words)}"
 
 
 def check_name(name: str) -> None:

@@ -43,12 +43,6 @@ spec:
               resources:
                 limits:
                   google.com/tpu: {chips}
-              volumeMounts:
-              - name: runs
-                mountPath: /runs
-            volumes:
-            - name: runs
-              {volume}
 """
 
 
@@ -56,9 +50,6 @@ def files(job: Job) -> dict[str, str]:
     """A manifest, and a script with create, setup, run, watch, resume, delete."""
     job.check(tpu=True, via="jobset")
     label, _ = job.place.chip.gke
-    volume = "emptyDir: {}  # lost with the pod; --shared CLAIM keeps it"
-    if job.shared:
-        volume = f"persistentVolumeClaim:\n                claimName: {job.shared}"
     spot = '\n              cloud.google.com/gke-spot: "true"' if job.spot else ""
     manifest = _MANIFEST.format(
         head=job.comments(),
@@ -69,9 +60,8 @@ def files(job: Job) -> dict[str, str]:
         shape=job.place.shape,
         spot=spot,
         image=job.image,
-        run=job.begun(f"/runs/{job.name}"),
+        run=job.begun(),
         chips=job.place.chips_per_host,
-        volume=volume,
     )
     return {f"{job.name}.yaml": manifest, f"{job.name}.sh": script(job, _steps(job))}
 
@@ -88,6 +78,7 @@ def _steps(job: Job) -> dict[str, str]:
             *("gcloud", "container", "node-pools", "create", "tpu", *region),
             *(f"--cluster={cluster}", f"--node-locations={job.zone}"),
             *(f"--machine-type={machine}", f"--num-nodes={job.place.num_hosts}"),
+            "--scopes=gke-default,storage-full",  # pods write to the bucket
             *(*several, *job.spot_flag),
         ),
         command(

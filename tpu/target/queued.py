@@ -14,6 +14,7 @@ def files(job: Job) -> dict[str, str]:
         *(*queued, "create", job.name, f"--node-id={job.name}", *where),
         f"--accelerator-type={job.place.accelerator_type}",
         f"--runtime-version={chip.runtime}",
+        virtual_machine.SCOPES,
         *job.spot_flag,
     )
     state = command(

@@ -33,6 +33,11 @@ def files(job: Job) -> dict[str, str]:
             f"--via skypilot must have a --topology of one host, got {place} of"
             f" {place.num_hosts} hosts; take --via queued, xpk or jobset."
         )
+    if not job.runs.startswith("gs://"):
+        raise ValueError(
+            "--via skypilot must have --runs gs://BUCKET, which it mounts, got"
+            f" {job.runs}; machines come and go."
+        )
     accelerators, arguments = f"H100:{place.num_chips}", ""
     setup = "make install && .venv/bin/python -m pip install 'jax[cuda13]'"
     if place.is_tpu:
@@ -46,9 +51,9 @@ def files(job: Job) -> dict[str, str]:
         accelerators=accelerators,
         arguments=arguments,
         spot=str(job.spot).lower(),
-        bucket=job.bucket,
+        bucket=job.runs,
         setup=setup,
-        run=job.begun(f"/runs/{job.name}"),
+        run=job._replace(runs="/runs").begun(),
     )
     file = f"{job.name}.yaml"
     launch = f"sky jobs launch --yes --name={job.name} {beside(file)}"

@@ -35,7 +35,7 @@ def files(job: Job) -> dict[str, str]:
         name=job.name,
         chips=job.place.num_chips,
         head=job.comments(),
-        run=job.begun(f"{job.shared or 'runs'}/{job.name}"),
+        run=job.begun(),
     )
     submit = f"sbatch {beside(file)}"
     steps = {

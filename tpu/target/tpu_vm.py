@@ -13,6 +13,7 @@ def files(job: Job) -> dict[str, str]:
         *(*machine, "create", job.name, *where),
         f"--accelerator-type={job.place.accelerator_type}",
         f"--version={job.place.chip.runtime}",
+        virtual_machine.SCOPES,
         *job.spot_flag,
     )
     return {

@@ -1,8 +1,9 @@
 """Steps that queued resources and TPU VMs share: machines that are reached by ssh."""
 
-from tpu.target.job import CODE, Job, command, quoted
+from tpu.target.job import CODE, Job, command
 
-MOUNT = "/mnt/shared"
+SCOPES = "--scopes=cloud-platform"
+"""What the machine may do in the project: write to the bucket, for one."""
 
 
 def steps(job: Job) -> dict[str, str]:
@@ -25,23 +26,9 @@ def steps(job: Job) -> dict[str, str]:
         command("git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD")
     ]
     setup += [send, on_all(unpack)]
-    if job.place.num_hosts > 1:
-        mount = "sudo apt-get install -y nfs-common"
-        mount += f" && sudo mkdir -p {MOUNT} && sudo mount -t nfs {job.shared} {MOUNT}"
-        setup.append(on_all(mount))
-    begin = f"cd {CODE} && nohup bash -c '{_run(job)}' < /dev/null > run.log 2>&1 &"
+    begin = f"cd {CODE} && nohup {job.begun()} < /dev/null > run.log 2>&1 &"
     return {
         "setup": "\n".join(setup),
         "run": on_all(begin),
         "watch": on_all(f"tail -n 50 -F {CODE}/run.log", "0"),
     }
-
-
-def _run(job: Job) -> str:
-    """The command that runs the job, for use inside single quotes."""
-    if job.place.num_hosts > 1:
-        text = job.begun(f"{MOUNT}/{job.name}")
-    else:
-        words = quoted((job.module, *job.flags))
-        text = f"exec tpu/kept.sh {job.bucket}/{job.name} runs/{job.name} {words}"
-    return text.replace("'", "'\\''")

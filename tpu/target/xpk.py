@@ -16,15 +16,13 @@ def files(job: Job) -> dict[str, str]:
         "--num-slices=1",
         *(job.spot_flag or ["--on-demand"]),
     )
-    folder = "/shared" if job.shared else "/tmp/runs"
     run = command(
         *("xpk", "workload", "create", *where, f"--workload={job.name}"),
         f"--tpu-type={job.place.accelerator_type}",
         "--num-slices=1",
         f"--docker-image={job.image}",
         f"--max-restarts={RESTARTS}",
-        *([f"--storage={job.shared}"] if job.shared else []),
-        f"--command={job.begun(f'{folder}/{job.name}')}",
+        f"--command={job.begun()}",
     )
     ended = command("xpk", "workload", "delete", *where, f"--workload={job.name}")
     return {

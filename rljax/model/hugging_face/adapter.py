@@ -102,8 +102,9 @@ def save(
             " choose another, or remove it first."
         )
     tensors = {}
+    layers = jax.tree.map(np.asarray, adapters["layers"])  # indexing would compile
     for module, names in modules.items():
-        parts = [adapters["layers"][name] for name in names]
+        parts = [layers[name] for name in names]
         for i in range(len(parts[0][lora.A])):
             a, b = (
                 [np.asarray(x[leaf][i]).T for x in parts] for leaf in (lora.A, lora.B)

@@ -50,10 +50,15 @@ def load(
         return config, weights.read(folder, config, kind, dtype, stack)
 
 
-def check(path: str | os.PathLike) -> None:
-    """Raises what `load` would raise, but reads only names and shapes of tensors."""
+def check(path: str | os.PathLike) -> set[str]:
+    """The dtypes of the tensors; reads only their names and shapes.
+
+    Raises:
+      ValueError: as `load` does.
+    """
     with contextlib.ExitStack() as stack:
-        weights.checked(*_read(path), stack)
+        _, stored = weights.checked(*_read(path), stack)
+        return weights.dtypes(stored)
 
 
 def _read(path: str | os.PathLike) -> tuple[pathlib.Path, DecoderConfig, Family]:

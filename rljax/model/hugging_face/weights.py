@@ -29,7 +29,12 @@ INDEX = "model.safetensors.index.json"
 _REDUNDANT = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 # NumPy reads and writes bfloat16 because jax imports ml_dtypes, which registers it.
-_STORED_DTYPES = ("F32", "BF16", "F16", "F64")
+_STORED_DTYPES = {
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F64": "float64",
+}
 _SAVED_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -83,6 +88,12 @@ def checked(
     source, stored = _open(folder, stack)
     _check_tensors(source, stored, config, parts)
     return parts, stored
+
+
+def dtypes(stored: dict[str, Any]) -> set[str]:
+    """The dtypes of the tensors in checked files."""
+    slices = (file.get_slice(name) for name, file in stored.items())
+    return {_STORED_DTYPES[x.get_dtype()] for x in slices}
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack):
