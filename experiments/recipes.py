@@ -154,7 +154,7 @@ def make(name: str, numbers: Any, shared: dict[str, int]) -> Algorithm:
 
 
 def _about(text: str) -> str:
-    """The description and the source in a docstring; --help shows nothing else of it."""
+    """The description and the source in a docstring, which are what --help shows."""
     about = re.split(r"^(?:Args|Source):", text, maxsplit=1, flags=re.MULTILINE)[0]
     source = re.search(r"^Source: .*?(?=^\w+:|\Z)", text, re.MULTILINE | re.DOTALL)
     return about.rstrip() + (f"\n\n{source[0].rstrip()}" if source else "")
