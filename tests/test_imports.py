@@ -50,7 +50,7 @@ FLOORS = (
             "evaluate",
         ),
         "spread": ("experiment",),
-        "export": ("run", "model", "evaluate"),
+        "export": ("policy", "run", "model", "evaluate"),
     },
 )
 TABLE = {name: (*FIRST, *may) for floor in FLOORS for name, may in floor.items()}
