@@ -61,15 +61,14 @@ class Experiment:
     num_steps, steps_per_dispatch: training steps of the stage, and of one dispatch, K.
     evaluation: of the parameters that `decoder` returns, every `evaluate_every`
       training steps and at the end.
-    enter_fn: (params, key) -> the parameters that this stage begins with, for example
-      with a value head added. `params` are those of the model or of the previous stage.
+    enter_fn: (params of the model or the previous stage, key) -> those that this stage
+      begins with; adds a value head, for example.
     trains: names of a parameter -> whether it is trained. Other parameters have no
       gradients, no moments and no second copy. None trains all.
     export_fn: this stage's parameters -> the decoder's, for evaluation and saving.
     adapters: describes the LoRA adapters among them, which `export` merges; None: there
       are none.
-    save_also: (run folder, last state), writes further files beside the policy, for
-      example adapters.
+    save_also: (run folder, last state), writes further files, for example adapters.
     reference: whether `TrainState.reference` holds the parameters that this stage
       begins with.
     seed: of parameters and sampling.
@@ -77,8 +76,7 @@ class Experiment:
     mesh, layout: the devices, and how everything is spread over them; None is the
       default device. See `rljax.spread`.
 
-    If a run has several experiments, the last one's `seed`, `checkpoint_every`, `keep`,
-    `mesh` and `layout` count.
+    In a run of several experiments the last one's values count from `seed` on.
     """
 
     name: str = "rl"
@@ -257,8 +255,7 @@ def run(
 def require_traced(experiment: Experiment, loop: program.Run | None = None) -> None:
     """Traces a training step, so that its parts raise before any file is written.
 
-    Args:
-      loop: the loop that is going to run; tracing it here saves tracing it again.
+    The `loop` that is going to run is traced only once if it is given here.
     """
     made = experiment.program()
     whole = made.glue is program.fused and experiment.ahead is None
@@ -273,10 +270,8 @@ def phases(
     """The experiments as phases of the host loop.
 
     The policy that the last experiment begins with is tested, and `before` keeps the
-    result. Of the last experiment's policies the best on validation is kept.
-
-    Args:
-      loops: `loop()` of each experiment.
+    result. Of the last experiment's policies the best on validation is kept. `loops`
+    are the `loop()`s of the experiments.
     """
     last = len(experiments) - 1
     placing = experiments[last].mesh, experiments[last].layout
@@ -323,7 +318,7 @@ def phases(
 
 
 def _fed(one: Experiment, run: program.Run, placing) -> tuple[program.Run, Stream]:
-    """The loop with prompts put on devices, and its stream.
+    """The stream, and the loop with its prompts put on devices.
 
     A decoupled loop puts prompts on its devices itself.
     """
@@ -360,8 +355,8 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
-    whole = last.export(state), state
-    kept.written(whole, lambda whole: _save(last, folder, *whole))
+    arrays = last.export(state), state
+    kept.written(arrays, lambda whole: _save(last, folder, *whole))
     stages: dict[str, Stage] = {}
     completions, tables = [], []
     if last.evaluation.test is not None:

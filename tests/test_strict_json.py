@@ -102,7 +102,7 @@ def test_a_problem_is_encoded_or_its_number_is_named(text):
 def test_problems_made_by_hand_are_checked_as_well(field):
     letters = tokenizer.character_tokenizer("abc")
     problem = data.Problem("a", "b", "c")._replace(**{field: "a\ud800"})
-    with pytest.raises(ValueError, match=rf"of number 1 the {field}'s character 1 is"):
+    with pytest.raises(ValueError, match=rf"in the {field} of number 1 character 1 is"):
         data.encode_prompts([data.Problem("a", "b", "c"), problem], letters, 9)
     if field == "answer":
         with pytest.raises(ValueError, match="an answer must be text"):

@@ -14,7 +14,7 @@ class Peak(NamedTuple):
     They are those of one accelerator, or, on CPU devices, of this whole process.
 
     process: memory of this process without arrays: Python, libraries, tokenizer,
-      problems, and the compiler's leftovers; 0 on an accelerator.
+      problems, and the compiler at its peak; 0 on an accelerator.
     state: parameters, optimiser state, other state, and the prompts.
     copy: of the state on the host, while a checkpoint is written; 0 on an accelerator.
     programs: name -> bytes that the program takes beside the state; one runs at a time.
@@ -58,10 +58,10 @@ def peak(program: Program, step: cost.Memory, *, on_host: bool) -> Peak:
 
 
 def resident() -> int:
-    """Resident bytes of this process; 0 if the system does not say."""
+    """Peak resident bytes of this process; 0 if the system does not say."""
     try:
         text = pathlib.Path("/proc/self/status").read_text()
     except OSError:  # not Linux
         return 0
-    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
     return 1024 * int(found[1]) if found else 0

@@ -218,7 +218,7 @@ SYSTEM = Chat(system="be short")
             "{{ messages[0].content }}{% if 'bad' in messages[0].content %}"
             "{{ raise_exception('no') }}{% endif %}",
             Chat(),
-            "that of number 1, 'user: bad', raises TemplateError: no",
+            "number 1, 'user: bad', raises TemplateError: no",
         ),
     ],
 )

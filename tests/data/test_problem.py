@@ -58,7 +58,7 @@ def test_messages_and_token_ids_are_questions(tmp_path):
         ([{"role": "user", "content": "\0"}], r"'content'\] must be text, but"),
         (
             [ASK._asdict(), {"role": "assistant", "content": "2"}],
-            "last message .* must be of the user.* got role 'assistant'",
+            "last message .* must be by the user.* got role 'assistant'",
         ),
         ([1, -2], "must hold token ids, whole numbers from 0, got 1, -2"),
         ([1.5], "must hold token ids"),

@@ -76,5 +76,5 @@ def test_the_teacher_is_the_reference_masked_by_the_step():
     late = teacher(state.replace(step=jnp.int32(7)), prompts, samples)
     want = 3 - np.log(np.exp(3) + np.exp(2) + np.exp(1))
     assert float(late.logp[0, 0, 0]) == pytest.approx(want, abs=1e-5)
-    with pytest.raises(ValueError, match="must have parameters"):
+    with pytest.raises(ValueError, match="needs parameters"):
         teacher(state.replace(reference=None), prompts, samples)

@@ -43,7 +43,7 @@ def test_what_may_change_is_told_and_written_down(tmp_path, capsys):
     again(steps=5)
     assert "resumes with another steps: 2 before, 5 now" in capsys.readouterr().out
     assert read_config(tmp_path)["steps"] == 5
-    with pytest.raises(ValueError, match=r"but rate: 1\.0 there.*may change"):
+    with pytest.raises(ValueError, match=r"but rate: 1\.0 before.*may change"):
         again(rate=2.0, keep=1)
     assert read_config(tmp_path)["keep"] == 3  # nothing of what was refused
 

@@ -51,7 +51,7 @@ def test_the_compiler_has_the_last_word(monkeypatch, capsys):
 
 def test_nothing_that_fits_is_an_error_that_says_what_to_do():
     with pytest.raises(
-        ValueError, match=r"qwen2\.5-32b must fit v5e:2x4.*larger slice"
+        ValueError, match=r"qwen2\.5-32b must fit on v5e:2x4.*larger slice"
     ):
         search.search(search.Options(model="qwen2.5-32b"))
 
