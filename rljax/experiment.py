@@ -363,8 +363,8 @@ def _start(first: Experiment, last: Experiment) -> TrainState:
 def _finish(experiments, state, before: Before, title: str) -> dict[str, Estimate]:
     """Saves the policy, tests it and writes the report."""
     last, folder = experiments[-1], before.folder
-    whole = last.export(state), state
-    kept.written(whole, lambda whole: _save(last, folder, *whole))
+    arrays = last.export(state), state
+    kept.written(arrays, lambda whole: _save(last, folder, *whole))
     stages: dict[str, Stage] = {}
     completions, tables = [], []
     if last.evaluation.test is not None:
