@@ -118,7 +118,7 @@ def test_the_constant_must_be_positive():
 
 def test_a_second_reduction_is_refused_by_name():
     rows = fakes.rollout()
-    with pytest.raises(ValueError, match=r"sequence_mean\(\) found weights"):
+    with pytest.raises(ValueError, match=r"sequence_mean\(\) needs weights that no"):
         laws.apply(chain(adv.token_mean(), adv.sequence_mean()), rows)
 
 

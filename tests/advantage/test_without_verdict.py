@@ -57,5 +57,5 @@ def test_the_fused_loop_says_so_by_term():
     run = program.fused(act, learner)
     state = learner.init({"logits": jnp.zeros(3)}, jax.random.key(0))
     prompts = jax.tree.map(lambda x: x[None], BLIND.prompts)
-    with pytest.raises(ValueError, match=r"term 'policy' needs a verdict.*loop\.fused"):
+    with pytest.raises(ValueError, match=r"'policy' needs a verdict.*program\.fused"):
         run(state, prompts)

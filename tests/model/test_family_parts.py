@@ -94,7 +94,7 @@ def test_more_positions_than_longrope_was_made_for_are_refused():
     [
         ({"window": 3}, "window must be given where a layer is sliding"),
         ({"sliding": (True, False, True)}, "window must be given where"),
-        ({"window": 3, "sliding": (True,)}, "each of num_layers=3, got 1 values"),
+        ({"window": 3, "sliding": (True,)}, "num_layers=3 layers, got 1 values"),
         ({"attention_cap": 0.0}, "attention_cap must"),
         ({"norms": "never"}, "norms must be one of 'before', 'after', 'both'"),
         ({"qk_norm": True}, "qk_norm must be one of None, 'head', 'all', got True"),

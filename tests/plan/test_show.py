@@ -90,7 +90,7 @@ def test_an_experiment_that_does_not_say_what_it_runs_is_refused(monkeypatch):
 def test_a_plan_is_of_one_mesh(monkeypatch):
     flags = ["tiny", "--plan", "--no-compilation-cache", "--sampler-mesh", "data=2"]
     monkeypatch.setattr(sys, "argv", flags)
-    with pytest.raises(SystemExit, match=r"one mesh.*--sampler-mesh data=2; leave"):
+    with pytest.raises(SystemExit, match=r"without --sampler-mesh.*got data=2; leave"):
         cli.start("tiny", lambda *_: None, BIG, BIG, planned)
 
 
