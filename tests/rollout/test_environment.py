@@ -118,11 +118,14 @@ def by_a_plain_loop():
     return tokens, mask, finished, total
 
 
-@functools.cache
-def jitted(num_slots=None, environment=CALCULATOR):
+def drawing(num_slots=None, environment=CALCULATOR):
     options = {"num_samples": G, "max_tokens": T, "stop_tokens": (STOP,)}
-    draw = sampler(POLICY, **options, environment=environment, num_slots=num_slots)
-    return jax.jit(draw, compiler_options=xla.AS_USERS)
+    return sampler(POLICY, **options, environment=environment, num_slots=num_slots)
+
+
+@functools.cache
+def jitted(num_slots=None):
+    return jax.jit(drawing(num_slots))
 
 
 def assert_same_as_the_plain_loop(samples):
@@ -181,8 +184,9 @@ def test_an_environment_that_forces_nothing_changes_no_sample():
     silent = Environment(
         lambda prompt, key: ((), FREE), lambda state, token: ((), FREE)
     )
-    plain, old = jitted(environment=None)(PARAMS, PROMPTS, KEY)
-    samples, silent_old = jitted(environment=silent)(PARAMS, PROMPTS, KEY)
+    compiled = functools.partial(jax.jit, compiler_options=xla.AS_USERS)
+    plain, old = compiled(drawing(environment=None))(PARAMS, PROMPTS, KEY)
+    samples, silent_old = compiled(drawing(environment=silent))(PARAMS, PROMPTS, KEY)
     chex.assert_trees_all_equal(samples.without("environment"), plain)
     chex.assert_trees_all_equal(silent_old, old)
 
@@ -223,6 +227,6 @@ def test_what_an_environment_returns_is_checked_when_traced(init, step, message)
 
 
 def test_reading_the_state_of_no_environment_says_who_supplies_it():
-    samples, _ = jitted(environment=None)(PARAMS, PROMPTS, KEY)
+    samples, _ = jax.eval_shape(drawing(environment=None), PARAMS, PROMPTS, KEY)
     with pytest.raises(ValueError, match=r"sampler\(environment=...\)"):
         samples.environment["total"]
