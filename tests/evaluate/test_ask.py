@@ -72,6 +72,20 @@ def test_a_verifier_in_python_gives_the_same_answers():
     np.testing.assert_array_equal(graph.samples.tokens, host.samples.tokens)
 
 
+class Words:
+    """A tokenizer that writes the ids."""
+
+    def decode(self, tokens, skip_special_tokens):
+        assert not skip_special_tokens
+        return " ".join(map(str, np.asarray(tokens).tolist()))
+
+
+def evaluation(test=ROWS, verify=verify, group=None, **options):
+    """An evaluation of `POLICY` on `ROWS`, and on these test problems."""
+    task = Task(ROWS, ROWS, test, verify, group)
+    return held_out(POLICY, task, Words(), max_tokens=T, stop_tokens=(), **options)
+
+
 @pytest.mark.parametrize("in_graph", [True, False])
 def test_where_the_verifier_failed_nothing_is_right_and_it_is_told(in_graph):
     # What a verifier that failed has written may be called correct: in training it is
@@ -85,16 +99,7 @@ def test_where_the_verifier_failed_nothing_is_right_and_it_is_told(in_graph):
             failed=failed,
         )
 
-    found = held_out(
-        POLICY,
-        Task(ROWS, ROWS, ROWS, broken),
-        Words(),
-        max_tokens=T,
-        stop_tokens=(),
-        batch_size=3,
-        num_samples=2,
-        in_graph=in_graph,
-    )
+    found = evaluation(verify=broken, batch_size=3, num_samples=2, in_graph=in_graph)
     metrics, _ = found.validate(POLICY.init(None))
     assert metrics["pass@1"] == pytest.approx(4 / 5)
     assert metrics["verifier_failed_share"] == pytest.approx(1 / 5)
@@ -102,26 +107,9 @@ def test_where_the_verifier_failed_nothing_is_right_and_it_is_told(in_graph):
     assert stage.greedy.tolist() == [True, True, False, True, True]
 
 
-class Words:
-    """A tokenizer that writes the ids."""
-
-    def decode(self, tokens, skip_special_tokens):
-        assert not skip_special_tokens
-        return " ".join(map(str, np.asarray(tokens).tolist()))
-
-
 def test_an_evaluation_reports_samples_greedy_answers_and_texts():
-    task = Task(ROWS, ROWS, ROWS, verify, ("parity", ROWS.id % 2))
-    found = held_out(
-        POLICY,
-        task,
-        Words(),
-        max_tokens=T,
-        stop_tokens=(),
-        batch_size=2,
-        num_samples=4,
-        note="A note.",
-    )
+    parity = ("parity", ROWS.id % 2)
+    found = evaluation(group=parity, batch_size=2, num_samples=4, note="A note.")
     # Token 1 is certain for the first two problems, and token 2 for the others.
     logits = np.full((P, T, V), -50.0, np.float32)
     logits[:2, :, 1] = logits[2:, :, 2] = 50.0
@@ -143,14 +131,7 @@ def test_an_evaluation_reports_samples_greedy_answers_and_texts():
 
 def test_without_problems_to_test_on_there_is_no_test():
     none = jax.tree.map(lambda x: x[:0], ROWS)
-    found = held_out(
-        POLICY,
-        Task(ROWS, ROWS, none, verify),
-        Words(),
-        max_tokens=T,
-        stop_tokens=(),
-        batch_size=3,
-    )
+    found = evaluation(test=none, batch_size=3)
     assert found.test is None
     assert list(found.programs) == ["evaluation, sampled"]
     _, batch = found.programs["evaluation, sampled"]
