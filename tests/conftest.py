@@ -6,9 +6,8 @@ import pathlib
 import xla
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-given = os.environ.get("XLA_FLAGS", "")
-DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{given} {DEVICES} {xla.QUICK_FLAGS}".strip()
+flags = f"--xla_force_host_platform_device_count=8 {xla.QUICK_FLAGS}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 # Each collective blocks a thread. With fewer threads than devices, as on a small
 # machine, 8 devices deadlock.
 os.environ["PJRT_NPROC"] = "64"
@@ -16,12 +15,6 @@ os.environ["PJRT_NPROC"] = "64"
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-
-# XLA reads its flags once. Programs that tests start run longer than they compile: they
-# compile as users do, but for the passes that take longest.
-jax.devices()
-mild = "--xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{given} {DEVICES} {mild}".strip()
 
 hypothesis.settings.register_profile("jax", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("jax")
