@@ -22,7 +22,7 @@ from rljax.advantage import Algorithm
 # Arguments of recipes that are set by the run, and get no flags of their own.
 SHARED = ("max_tokens", "num_samples")
 # Recipes that learn from stored answers instead of the policy's own samples.
-STORED = ("asft", "asft_sampled", "dft", "gcsl", "iw_sft", "psft", "sft")
+STORED = ("asft", "asft_sampled", "dft", "iw_sft", "psft", "sft")
 # Recipes that learn from stored answers beside the policy's own samples.
 MIXED = ("chord", "gac", "gft", "hpt", "luffy", "mixture", "srft")
 # Recipes that need a greedy completion beside the samples.
@@ -34,8 +34,12 @@ CORRECTING = (
     *("tis", "icepop", "sequence_mask", "geometric_rejection", "sequence_mask_tis"),
     *("truncated_reinforce", "minirl"),
 )
-# Recipes that need a learner or sampler of their own -> the module that has it.
-IN_PYTHON = {"lfu": "rljax.learn.consistency", "uft": "rljax.rollout.hint"}
+# Recipes that need data, a learner or a sampler of their own -> the module that has it.
+IN_PYTHON = {
+    "gcsl": "rljax.data.relabel",
+    "lfu": "rljax.learn.consistency",
+    "uft": "rljax.rollout.hint",
+}
 
 _ARRAY_LIKE = set(typing.get_args(jax.typing.ArrayLike))
 

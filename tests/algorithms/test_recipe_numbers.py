@@ -15,7 +15,7 @@ from recipe_step import rollout, step
 
 from rljax import algorithms
 
-REQUIRED = {"max_tokens": 2 * T, "num_samples": G, "k": 2}
+REQUIRED = {"max_tokens": 2 * T, "buffer": T, "num_samples": G, "k": 2}
 
 
 def read(fn, values) -> set[str]:
@@ -43,7 +43,7 @@ def numbers(recipe) -> tuple[dict, dict, dict]:
             given[name] = jnp.asarray(p.default if known else 0.5, dtype)
         elif p.annotation == jax.typing.ArrayLike | None:
             optional[name] = jnp.float32(0.5)
-        elif p.default is p.empty and p.kind is not p.VAR_KEYWORD:
+        elif p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
             others[name] = REQUIRED[name]
     return given, optional, others
 
