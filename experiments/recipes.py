@@ -67,20 +67,14 @@ def _numbers(fn: Callable[..., Algorithm]) -> list[inspect.Parameter]:
     return [
         p
         for p in inspect.signature(fn).parameters.values()
-        if p.name not in SHARED
-        and p.kind is not inspect.Parameter.VAR_KEYWORD
-        and _is_number(p.annotation)
+        if p.name not in SHARED and _is_number(p.annotation)
     ]
 
 
 def _is_recipe(fn: Any) -> bool:
     """Whether a function returns an `Algorithm` and needs only numbers."""
     signature = inspect.signature(fn)
-    needed = [
-        p
-        for p in signature.parameters.values()
-        if p.default is p.empty and p.kind is not p.VAR_KEYWORD
-    ]
+    needed = [p for p in signature.parameters.values() if p.default is p.empty]
     known = all(p.name in SHARED or _is_number(p.annotation) for p in needed)
     return signature.return_annotation is Algorithm and known
 
