@@ -64,7 +64,7 @@ def test_both_spellings_of_llama_3s_scaling_are_read(folder, rope):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model_type": "gemma3"}, "model_type must be one of llama, qwen2, qwen3, "),
+        ({"model_type": "bert"}, "model_type must be one of llama, qwen2, qwen3, "),
         ({"model_type": None}, "got None"),
         ({"hidden_act": "gelu"}, r'hidden_act must be "silu" or "swish".* got "gelu"'),
         ({"attention_bias": True}, "attention_bias must be false .* got true"),

@@ -235,16 +235,23 @@ MODELS = {
 
 def torch_model(name):
     """A small random model of transformers; biases and norms are random as well."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     import transformers
 
     family, sizes = MODELS[name]
     kind = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
     config = getattr(transformers, kind)(**{**COMMON, **sizes})
     config._attn_implementation = "eager"  # others leave out Gemma 2's cap
+    return randomised(lambda: getattr(transformers, f"{family}ForCausalLM")(config))
+
+
+def randomised(make):
+    """The model that `make` returns, with random biases and norms."""
+    import torch
+
     torch.set_num_threads(1)  # the matrices are tiny
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = make().eval()
     with torch.no_grad():
         # As initialised, biases are 0 and norms 1: mapped wrongly, nobody would see.
         for p in model.parameters():

@@ -3,6 +3,7 @@
     folder      whole folders
     config      config.json; `rope` and `layers` are parts of it
     weights     files of tensors; `tensors` names them, `shards` moves them to devices
+    text_part   the language model in a multimodal folder
     metadata    everything else in a folder
     adapter     LoRA adapters in PEFT's format
     gguf_file   converts a GGUF file to a folder; `pretrained` obtains SmolLM2

@@ -154,6 +154,9 @@ FAMILIES = {
         supported=_GEMMA_SUPPORTED,
         defaults={
             **_GEMMA_DEFAULTS,
+            "vocab_size": 262_208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
             "attn_logit_softcapping": None,
             "final_logit_softcapping": None,
             "rope_theta": 1_000_000.0,

@@ -15,7 +15,7 @@ from rljax import digest, strict_json
 from rljax.data import token_ids
 from rljax.model.config import DecoderConfig
 from rljax.model.hugging_face import config as config_json
-from rljax.model.hugging_face import family, weights
+from rljax.model.hugging_face import family, text_part, weights
 from rljax.model.hugging_face import metadata as folder_metadata
 from rljax.model.hugging_face.family import Family
 from rljax.model.hugging_face.metadata import CONFIG, Metadata
@@ -29,6 +29,7 @@ def load(
 ) -> tuple[DecoderConfig, dict[str, Any]]:
     """Reads the decoder in a local folder: `config, params = load(path)`.
 
+    Of a multimodal model (`text_part.MULTIMODAL`) it reads the language model.
     Activations are float32; `dataclasses.replace(config, dtype=...)` changes that.
 
     Args:
@@ -63,7 +64,8 @@ def check(path: str | os.PathLike) -> set[str]:
 
 def _read(path: str | os.PathLike) -> tuple[pathlib.Path, DecoderConfig, Family]:
     folder = folder_metadata.local_folder(path)
-    entries = strict_json.read_file(folder / CONFIG)
+    said = strict_json.read_file(folder / CONFIG)
+    entries = text_part.entries(said, folder / CONFIG)
     config = config_json.read(entries, folder / CONFIG)
     return folder, config, family.named(entries["model_type"])
 

@@ -11,6 +11,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rljax import check, strict_json
+from rljax.model.hugging_face import text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class Metadata(NamedTuple):
     """What `hugging_face.save` copies from the folder of the base model.
 
     folder: path of that folder, for messages.
-    config: all entries of config.json.
+    config: all entries of config.json; of a multimodal model, its language model's.
     generation: all entries of generation_config.json; empty if there is none.
     files: path within the folder -> content, of files that are copied unchanged.
     tokenizer: the same for the tokenizer's files. They are copied, because files that
@@ -85,10 +86,10 @@ def read(path: str | os.PathLike) -> Metadata:
         found = sorted(x for kind in kinds for x in folder.glob(kind) if x.is_file())
         return {x.relative_to(folder).as_posix(): x.read_bytes() for x in found}
 
-    generation = folder / GENERATION
+    config, generation = folder / CONFIG, folder / GENERATION
     return Metadata(
         folder,
-        strict_json.read_file(folder / CONFIG),
+        text_part.entries(strict_json.read_file(config), config),
         strict_json.read_file(generation) if generation.is_file() else {},
         contents(_KEPT),
         contents(_TOKENIZER),

@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from rljax import mesh, strict_json
 from rljax.model.config import DecoderConfig
-from rljax.model.hugging_face import shards, tensors
+from rljax.model.hugging_face import shards, tensors, text_part
 from rljax.model.hugging_face.family import Family
 from rljax.model.hugging_face.metadata import CONFIG
 from rljax.model.hugging_face.tensors import EMBED, HEAD, Part
@@ -86,6 +86,7 @@ def checked(
     """
     parts = tensors.parts(config, family)
     source, stored = _open(folder, stack)
+    stored = text_part.tensors(stored)
     _check_tensors(source, stored, config, parts)
     return parts, stored
 
