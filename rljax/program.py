@@ -194,9 +194,14 @@ class Sizes(NamedTuple):
     num_group_parts: int = 1
 
     @property
+    def num_prompt_pieces(self) -> int:
+        """Number of pieces that the prompts of a rollout batch are cut into."""
+        return self.num_minibatches * self.num_microbatches
+
+    @property
     def num_pieces(self) -> int:
         """Number of pieces of a rollout batch; one is in memory at a time."""
-        return self.num_minibatches * self.num_microbatches * self.num_group_parts
+        return self.num_prompt_pieces * self.num_group_parts
 
     @property
     def num_rounds(self) -> float:

@@ -69,7 +69,7 @@ def main(args: list[str] | None = None) -> None:
 def rows() -> tuple[Row, ...]:
     """All rows that fit by arithmetic; those that compile fast come first.
 
-    A row has 16 prompts, or one per chip, and the fewest microbatches that fit.
+    A row has 16 prompts, or one per chip, and the fewest pieces that fit.
     """
     found = (planned(*of) for of in grid())
     return tuple(row for row in found if row is not None)
@@ -94,7 +94,11 @@ def planned(model: str, topology: str, lengths: tuple[int, int, int]) -> Row | N
         for row, *_ in fitting(model, topology, *lengths, [prompts])
         if row.remat == "layers"
     ]
-    return min(found, key=lambda row: (row.microbatches, len(row.mesh)), default=None)
+
+    def order(row):
+        return row.microbatches * row.group_parts, row.group_parts, len(row.mesh)
+
+    return min(found, key=order, default=None)
 
 
 def write(found: dict[str, Any]) -> None:

@@ -95,8 +95,9 @@ def by_arithmetic(sizes: Sizes, axes: Mapping[str, int], stored: Stored) -> Memo
     c, num = sizes.decoder, roofline.num_chips(axes)
     itemsize = jnp.dtype(c.dtype).itemsize
     split = roofline.parts(axes, mesh.FSDP, mesh.EXPERT, mesh.TENSOR)
-    rows = sizes.num_prompts * sizes.num_samples / sizes.num_pieces / num
-    tokens = rows * sizes.max_tokens + sizes.prompt_tokens * rows / sizes.num_samples
+    prompts = sizes.num_prompts / sizes.num_prompt_pieces / num  # in one piece
+    rows = prompts * sizes.num_samples / sizes.num_group_parts
+    tokens = rows * sizes.max_tokens + prompts * sizes.prompt_tokens
     sampling = roofline.parts(axes, mesh.TENSOR)
     sets = 2 + (sizes.num_pieces > 1)
     logits = 4 * min(rows * sizes.max_tokens * c.vocab_size, cost.MAX_LOGITS)
@@ -137,10 +138,7 @@ def fitting(sizes: Sizes, stored: Stored, kind: str) -> Iterator[str]:
 
 
 def _divides(sizes: Sizes, place: chips.Slice) -> bool:
-    return (
-        math.gcd(sizes.num_prompts, place.num_chips * sizes.num_pieces)
-        >= place.num_chips
-    )
+    return sizes.num_prompts % (place.num_chips * sizes.num_prompt_pieces) == 0
 
 
 def refusal(

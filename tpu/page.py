@@ -70,12 +70,19 @@ def _name(one: Mapping[str, Any]) -> str:
     return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens})"
 
 
-_STEP_COLUMNS = ("microbatches", "peak, GiB of", "step, s", "tokens/s", "compiling, s")
+_STEP_COLUMNS = (
+    "microbatches x parts of groups",
+    "peak, GiB of",
+    "step, s",
+    "tokens/s",
+    "compiling, s",
+)
 
 
 def _step_cells(one):
     limit = one["hbm_per_device"] / _GIB
-    pieces, expected = one["num_microbatches"], one["roofline"]["expected"]
+    pieces = f"{one['num_microbatches']} x {one['num_group_parts']}"
+    expected = one["roofline"]["expected"]
     if "memory_per_device" not in one:
         return pieces, f"more than {limit:g}: NO", "", "", ""
     peak = one["memory_per_device"]["peak"] / _GIB
@@ -149,7 +156,7 @@ def _not_compiled(missing, too_large) -> str:
     found += "".join(
         f"- {row.model}, {row.topology}, {row.mesh}, {row.prompts} x"
         f" {_sizes(row.samples, row.prompt_tokens, row.max_tokens)},"
-        f" {row.microbatches} microbatches\n"
+        f" {row.pieces}\n"
         for row in missing
     )
     if lines:

@@ -30,7 +30,8 @@ def sizes_of(sizes: Sizes, stored: Stored) -> dict[str, Any]:
         "num_samples": sizes.num_samples,
         "prompt_tokens": sizes.prompt_tokens,
         "max_tokens": sizes.max_tokens,
-        "num_microbatches": sizes.num_minibatches * sizes.num_microbatches,
+        "num_microbatches": sizes.num_prompt_pieces,
+        "num_group_parts": sizes.num_group_parts,
         "num_parameters": stored.parameters,
         "parameter_bytes": stored.parameter_bytes,
     }

@@ -1,4 +1,4 @@
-"""Searches for the largest step that fits a slice: mesh, prompts, microbatches, remat.
+"""Searches for the largest step that fits a slice: mesh, prompts, pieces, remat.
 
 python -m tpu.search --model qwen3-8b --topology v5p:2x2x4
     [--prompt-tokens 2048 --max-tokens 8192 --num-samples 16] [--no-compile]
@@ -34,6 +34,7 @@ class Row(NamedTuple):
     mesh: as --mesh takes it.
     prompts, samples: prompts per step, and samples per prompt.
     remat: "layers" or "none", as --remat takes it.
+    microbatches, group_parts: pieces of the prompts, and of each group.
     """
 
     model: str
@@ -45,11 +46,17 @@ class Row(NamedTuple):
     max_tokens: int
     microbatches: int
     remat: str = "layers"
+    group_parts: int = 1
 
     @property
     def name(self) -> str:
         """All fields as text, for docs/atlas.json."""
         return " ".join(map(str, self))
+
+    @property
+    def pieces(self) -> str:
+        """The pieces in words."""
+        return f"{self.microbatches} microbatches, groups in {self.group_parts}"
 
     @classmethod
     def named(cls, name: str) -> "Row":
@@ -69,6 +76,7 @@ class Row(NamedTuple):
             "num-samples": self.samples,
             "max-tokens": self.max_tokens,
             "num-microbatches": self.microbatches,
+            "num-group-parts": self.group_parts,
             "remat": self.remat,
         }
         return [word for k, v in flags.items() for word in (f"--{k}", str(v))]
@@ -91,6 +99,7 @@ class Row(NamedTuple):
             max_tokens=self.max_tokens,
             num_rows=self.prompts * self.samples,
             num_microbatches=self.microbatches,
+            num_group_parts=self.group_parts,
         )
 
 
@@ -142,8 +151,8 @@ def search(options: Options) -> Row:
     )
     for row, needed, seconds in found[: options.show]:
         print(
-            f"{row.prompts} prompts, mesh {row.mesh}, {row.microbatches} microbatches,"
-            f" remat {row.remat}: {needed / memory.GIB:.1f} of"
+            f"{row.prompts} prompts, mesh {row.mesh}, {row.pieces}, remat {row.remat}:"
+            f" {needed / memory.GIB:.1f} of"
             f" {place.chip.hbm_gib:g} GiB and {seconds:.3g} s, by arithmetic"
         )
     for row, *_ in found:
@@ -185,11 +194,11 @@ def fitting(
     common = samples, prompt_tokens, max_tokens
     for num in prompts:
         found = []
-        for axes, pieces, remat in itertools.product(
-            _meshes(place.num_chips), _pieces(num), ("none", "layers")
+        for axes, pieces, parts, remat in itertools.product(
+            _meshes(place.num_chips), _parts(num), _parts(samples), ("none", "layers")
         ):
             text = ",".join(f"{axis}={size}" for axis, size in axes.items())
-            row = Row(model, topology, text, num, *common, pieces, remat)
+            row = Row(model, topology, text, num, *common, pieces, remat, parts)
             sizes = row.sizes()
             decoder = sizes.decoder
             limits = mesh.Limits(
@@ -203,8 +212,8 @@ def fitting(
             if needed <= place.chip.hbm_gib * memory.GIB:
                 work = roofline.work(sizes, stored.parameters, axes, {})
                 time = roofline.estimate(work, sizes, place.chip, roofline.EXPECTED)
-                # Among equals, fewer microbatches are better: each gathers all weights.
-                found.append((time.step, pieces, len(axes), row, needed))
+                # Among equals, fewer pieces are better: each gathers all weights.
+                found.append((time.step, pieces * parts, len(axes), row, needed))
         for seconds, _, _, row, needed in sorted(found, key=lambda one: one[:3]):
             yield row, needed, seconds
 
@@ -221,8 +230,8 @@ def _meshes(num: int) -> Iterator[dict[str, int]]:
             yield {mesh.FSDP: num // n, mesh.TENSOR: n}
 
 
-def _pieces(num_prompts: int) -> list[int]:
-    return [n for n in (1, 2, 4, 8, 16, 32) if num_prompts % n == 0]
+def _parts(num: int) -> list[int]:
+    return [n for n in (1, 2, 4, 8, 16, 32) if num % n == 0]
 
 
 def compiled(row: Row, *more: str, seconds: float | None = None) -> dict[str, Any]:

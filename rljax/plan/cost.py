@@ -155,8 +155,9 @@ def decoder_flops(sizes: Sizes) -> Flops:
     # The prompt predicts the first token, and the decoder never reads the last one.
     rest = 2.0 * B * (T - 1) * (layers + head)
     rest += attention(B * ((T - 1) * S + T * (T - 1) / 2))
-    # Training also computes the first token's logits for each sample, not per prompt.
-    forward = prompts + rest + 2.0 * (B - P) * head
+    # Training also computes the first token's logits for each sample, not per prompt,
+    # and the prompt once more for each part of its group.
+    forward = sizes.num_group_parts * prompts + rest + 2.0 * (B - P) * head
     return Flops(prompts, rest, 3 * sizes.num_passes * forward)
 
 

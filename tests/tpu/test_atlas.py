@@ -18,6 +18,7 @@ def report(**changes):
         "prompt_tokens": 512,
         "max_tokens": 1024,
         "num_microbatches": 2,
+        "num_group_parts": 4,
         "steps_per_dispatch": 1,
         "hbm_per_device": 15.75 * 2**30,
         "fits": True,
@@ -52,7 +53,7 @@ def test_a_row_says_what_was_compiled_and_how_far_arithmetic_was_off():
         line for line in text.splitlines() if line.startswith("| qwen2.5-0.5b,")
     )
     name = "| qwen2.5-0.5b, v5e:2x4, fsdp=8, 16 x 8 x (512 + 1024)"
-    assert step == f"{name} | 2 | 4.0 of 15.75 | 2.00 | 65,536 | 100 |"
+    assert step == f"{name} | 2 x 4 | 4.0 of 15.75 | 2.00 | 65,536 | 100 |"
     # 3 of 4 GiB: a quarter short. Of it over arithmetic it would be a third.
     assert memory.startswith(f"{name} | 1.00 | 4.00 | 0.25 | 4.00 | 3.00 (-25%) | 0.50")
     assert seconds == f"{name} | 0.50 | 0.40 | 1.00 | 0.10 | 0.10 | 0.80 |"

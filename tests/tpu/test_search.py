@@ -28,10 +28,22 @@ def test_what_is_proposed_fits_and_divides():
         assert kinds == sorted(kinds, reverse=True) and kinds[-1] == "layers"
 
 
+def test_groups_are_cut_where_prompts_cannot_be():
+    # 16 prompts over 4 x 2 chips: 4 microbatches leave one prompt for each 4 chips.
+    long = {"samples": 16, "prompt_tokens": 2048, "max_tokens": 8192}
+    rows = [row for row, *_ in found([16], model="qwen2.5-1.5b", **long)]
+    assert {(row.microbatches, row.group_parts) for row in rows} >= {(4, 2)}
+    assert all(row.microbatches * row.group_parts >= 8 for row in rows)
+    (flag,) = {row.arguments().index("--num-group-parts") for row in rows}
+    assert rows[0].arguments()[flag + 1] == str(rows[0].group_parts)
+
+
 def test_longer_completions_leave_room_for_less():
-    short = {(row.mesh, row.microbatches, row.remat) for row, *_ in found([64])}
-    long = found([64], max_tokens=8192, prompt_tokens=2048, samples=16)
-    assert {(row.mesh, row.microbatches, row.remat) for row, *_ in long} < short
+    def kinds(rows):
+        return {(r.mesh, r.microbatches, r.remat, r.group_parts) for r, *_ in rows}
+
+    long = found([64], max_tokens=8192, prompt_tokens=2048)
+    assert kinds(long) < kinds(found([64]))
 
 
 def test_the_compiler_has_the_last_word(monkeypatch, capsys):
