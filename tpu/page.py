@@ -67,11 +67,13 @@ def _name(one: Mapping[str, Any]) -> str:
     """The name of a row, unique on the page."""
     size = f"{one['prompts_per_step']} x {one['num_samples']}"
     tokens = f"{one['prompt_tokens']} + {one['max_tokens']}"
-    return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens})"
+    parts = one["num_group_parts"]
+    cut = f", groups in {parts}" if parts > 1 else ""
+    return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens}){cut}"
 
 
 _STEP_COLUMNS = (
-    "microbatches x parts of groups",
+    "microbatches",
     "peak, GiB of",
     "step, s",
     "tokens/s",
@@ -81,8 +83,7 @@ _STEP_COLUMNS = (
 
 def _step_cells(one):
     limit = one["hbm_per_device"] / _GIB
-    pieces = f"{one['num_microbatches']} x {one['num_group_parts']}"
-    expected = one["roofline"]["expected"]
+    pieces, expected = one["num_microbatches"], one["roofline"]["expected"]
     if "memory_per_device" not in one:
         return pieces, f"more than {limit:g}: NO", "", "", ""
     peak = one["memory_per_device"]["peak"] / _GIB

@@ -52,8 +52,8 @@ def test_a_row_says_what_was_compiled_and_how_far_arithmetic_was_off():
     step, memory, seconds, moved = (
         line for line in text.splitlines() if line.startswith("| qwen2.5-0.5b,")
     )
-    name = "| qwen2.5-0.5b, v5e:2x4, fsdp=8, 16 x 8 x (512 + 1024)"
-    assert step == f"{name} | 2 x 4 | 4.0 of 15.75 | 2.00 | 65,536 | 100 |"
+    name = "| qwen2.5-0.5b, v5e:2x4, fsdp=8, 16 x 8 x (512 + 1024), groups in 4"
+    assert step == f"{name} | 2 | 4.0 of 15.75 | 2.00 | 65,536 | 100 |"
     # 3 of 4 GiB: a quarter short. Of it over arithmetic it would be a third.
     assert memory.startswith(f"{name} | 1.00 | 4.00 | 0.25 | 4.00 | 3.00 (-25%) | 0.50")
     assert seconds == f"{name} | 0.50 | 0.40 | 1.00 | 0.10 | 0.10 | 0.80 |"
