@@ -155,8 +155,9 @@ def refusal(
     """
     larger = [f for kind in ("v5e", "v6e", "v5p") for f in fitting(sizes, stored, kind)]
     larger = [f for f in larger if f != str(place)]
-    advice = "--num-microbatches doubled, fewer --num-prompts, --num-samples or"
-    advice += " --max-tokens, --num-slots, --mu-dtype bfloat16, --optimizer adafactor"
+    advice = "--num-microbatches or --num-group-parts doubled, fewer --num-prompts,"
+    advice += " --num-samples or --max-tokens, --num-slots, --mu-dtype bfloat16,"
+    advice += " --optimizer adafactor"
     where = f"one of {', '.join(larger)}" if larger else "no slice known here"
     much = "more" if math.isinf(needed) else f"{needed / GIB:,.1f} GiB"
     return (

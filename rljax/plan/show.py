@@ -14,10 +14,9 @@ from rljax.plan import peak as peaks
 from rljax.plan.peak import Peak
 from rljax.program import Program, Sizes
 
-# Numbers of a config that save memory when they are lowered, and the one that does when
-# it is raised.
+# Numbers of a config that save memory when they are raised, and when they are lowered.
+_RAISED = ("num_microbatches", "num_group_parts")
 _LOWERED = ("num_prompts", "num_samples", "max_tokens")
-_RAISED = "num_microbatches"
 _PARTS = {  # field of `cost.Memory` -> its label
     "parameters": "parameters",
     "optimizer": "optimiser state",
@@ -175,7 +174,7 @@ def refusal(program, config, peak: Peak, free: int) -> str:
         )
     factor = 2 ** math.ceil(math.log2(largest / (free - fixed)))
     found = [
-        advice(program, config, name, factor, free) for name in (_RAISED, *_LOWERED)
+        advice(program, config, name, factor, free) for name in (*_RAISED, *_LOWERED)
     ]
     fitting = [line for line in found if line is not None]
     if not fitting:
@@ -202,7 +201,7 @@ def advice(program, config, name: str, factor: int, free: int) -> str | None:
         return None
     for change in (factor, 2 * factor):
         old = vars(config)[name]
-        value = old * change if name == _RAISED else old // change
+        value = old * change if name in _RAISED else old // change
         if value < 1:
             return None
         try:

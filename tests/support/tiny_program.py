@@ -23,6 +23,7 @@ class Config:
     max_tokens: int = 2
     num_minibatches: int = 1
     num_microbatches: int = 1
+    num_group_parts: int = 1
     num_slots: int | None = None
     d_ff: int = 32
     attention_block: int | None = None
@@ -53,6 +54,7 @@ def program(config: Config) -> step.Program:
         optax.adam(0.1),
         num_minibatches=config.num_minibatches,
         num_microbatches=config.num_microbatches,
+        num_group_parts=config.num_group_parts,
     )
     sample = sampler(
         policy,
