@@ -2,9 +2,14 @@
 
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+
+import pytest
+
+from experiments import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -37,6 +42,17 @@ def test_every_extra_that_is_named_is_there():
             named |= set(found.split(","))
         named |= set(re.findall(r'optional-dependencies"\]\["(\w+)"', text))
     assert {"real", "track"} <= named <= known, named - known
+
+
+def test_the_command_for_your_own_model_has_all_it_needs(monkeypatch):
+    # Only the folder is missing; it once lacked a number that its recipe requires.
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    line = next(x for x in text.splitlines() if x.startswith("python -m experiments."))
+    program, *flags = shlex.split(line)[2:]
+    assert program == "experiments.train" and "--algorithm" in flags
+    monkeypatch.setattr(sys, "argv", [program, *flags])
+    with pytest.raises(SystemExit, match="must be a local folder, got 'DIR'"):
+        train.main()
 
 
 def test_the_ten_lines_of_the_readme_run():

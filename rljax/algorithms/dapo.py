@@ -7,7 +7,11 @@ from rljax import loss
 
 
 def dapo(
-    *, max_tokens: int, buffer: int, low: ArrayLike = 0.2, high: ArrayLike = 0.28
+    *,
+    max_tokens: int,
+    buffer: int | None = None,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.28,
 ) -> adv.Algorithm:
     """Clip-higher, token mean, dynamic sampling and soft overlong punishment (DAPO).
 
@@ -15,7 +19,8 @@ def dapo(
 
     Args:
       max_tokens: completion tokens at which the punishment is -1; 20480 in the paper.
-      buffer: length of the punishment's slope, tokens; 4096 in the paper.
+      buffer: length of the punishment's slope, tokens; None: a fifth of `max_tokens`,
+        as in the paper, 4096 there.
       low, high: distances of the clip's bounds from 1.
 
     Source: arXiv:2503.14476, eqs. (8)-(13) (PAPER).
@@ -24,6 +29,7 @@ def dapo(
       paper also resamples until the batch is full of mixed groups; for that wrap the
       learner in `rljax.learn.dynamic_sampling`.
     """
+    buffer = max(1, max_tokens // 5) if buffer is None else buffer
     return adv.algorithm(
         policy=adv.Term(
             advantage=adv.chain(

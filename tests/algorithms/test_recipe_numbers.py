@@ -15,7 +15,7 @@ from recipe_step import rollout, step
 
 from rljax import algorithms
 
-REQUIRED = {"max_tokens": 2 * T, "buffer": T, "num_samples": G, "k": 2}
+REQUIRED = {"max_tokens": 2 * T, "num_samples": G, "k": 2}
 
 
 def read(fn, values) -> set[str]:

@@ -106,6 +106,16 @@ def test_dapo_by_hand():
     np.testing.assert_array_equal(got[1], 0)
 
 
+def test_dapos_slope_is_a_fifth_of_the_tokens_unless_it_is_given():
+    # 4096 of 20480 in arXiv 2503.14476; here 2 of 10.
+    made = fakes.rollout(1, 4, 10, reward=[[1, 1, 0, 0]], length=[[8, 9, 10, 3]])
+    made = made.replace(old=made.current)
+    got, want = (
+        pushed(algorithms.dapo(max_tokens=10, **n), made) for n in ({}, {"buffer": 2})
+    )
+    np.testing.assert_array_equal(got, want)
+
+
 def test_minirl_by_hand():
     # arXiv 2512.01374, eq. 7 (SECONDARY): a token pushes by M min(w, 5) A, w = pi / mu.
     # The mean reward is 1/4, so A is 0.75 or -0.25. Every row has r = pi / pi_old =
