@@ -85,7 +85,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     rows = (c.draw_prompts or c.num_prompts) * c.num_samples
     problems = max(1, rows // c.evaluation_samples)
     return Experiment(
-        model=model,
+        model=transforms.stored(c, model),
         task=task,
         act=program.actor(
             free,
@@ -231,7 +231,8 @@ def gates(c) -> gate.Gate | None:
     if c.target_kl_per_pass is not None:
         found.append(gate.target_kl_per_pass(c.target_kl_per_pass))
     if c.gradient_gate is not None:
-        select = _projection if c.lora_rank is None else lambda grads: grads
+        whole = transforms.lora_of(c) is None
+        select = _projection if whole else lambda grads: grads
         found.append(gate.gradient_gate(select, threshold=c.gradient_gate))
     return gate.all_of(*found) if found else None
 

@@ -149,6 +149,9 @@ class Config:
     """The adapters' product is scaled by alpha / rank."""
     lora_targets: str = "q,k,v,o,gate,up,down"
     """Matrices of the layers that get adapters, comma-separated."""
+    adapters: pathlib.Path | None = None
+    """Folder of LoRA adapters of --model in PEFT's format, to train on. It says their
+    rank, alpha and targets. A reference has them, too."""
     reference_every: int | None = None
     """Training steps between updates of the reference, if the recipe reads one. It
     becomes the policy, or moves towards it with --reference-ema. None: it is fixed."""

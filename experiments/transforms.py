@@ -7,19 +7,27 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
+
 from experiments import ranges, recipes
 from experiments.flags import Config
 from rljax.advantage import Algorithm, importance
 from rljax.learn import Learner, reference
 from rljax.model import Model
 from rljax.model.hugging_face import adapter
-from rljax.policy import Policy, int8_decoding, lora, with_value_head
+from rljax.policy import Policy, frozen, int8_decoding, lora, with_value_head
 from rljax.policy.lora import Lora
 from rljax.types import TrainState
 
 
 def check(c: Config) -> None:
     """Raises ValueError for flags that contradict each other."""
+    if c.adapters is not None and (c.lora_rank is not None or c.model is None):
+        raise ValueError(
+            "--adapters must go with the --model that they belong to and without"
+            f" --lora-rank, which the folder says, got --model {c.model} and"
+            f" --lora-rank {c.lora_rank}; change these."
+        )
     lora_of(c)
     if c.reference_ema is not None and c.reference_every is None:
         raise ValueError(
@@ -63,6 +71,11 @@ def corrected(c: Config, algorithm: Algorithm) -> Algorithm:
 
 def lora_of(c: Config) -> Lora | None:
     """The adapters that the flags ask for, or None."""
+    if c.adapters is not None:
+        try:
+            return adapter.described(c.adapters)
+        except ValueError as error:
+            raise ValueError(f"--adapters: {error}") from error
     if c.lora_rank is None:
         return None
     try:
@@ -73,6 +86,38 @@ def lora_of(c: Config) -> Lora | None:
         )
     except ValueError as error:
         raise ValueError(f"--lora-targets: {error}") from error
+
+
+def stored(c: Config, model: Model) -> Model:
+    """The model, whose parameters include the adapters of --adapters.
+
+    Raises:
+      ValueError: if they do not belong to the model.
+    """
+    spec, base = lora_of(c), model.init
+    if spec is None or c.adapters is None:
+        return model
+
+    def read() -> dict[str, Any]:
+        try:
+            return adapter.load(c.adapters, model.config)[1]
+        except ValueError as error:
+            raise ValueError(f"--adapters: {error}") from error
+
+    policy, key = lora.adapted(model.policy(), spec), jax.random.key(0)
+    wanted, _ = frozen.split(jax.eval_shape(policy.init, key), lora.is_adapter)
+    got, want = _sizes(read()), _sizes(wanted)
+    if differ := sorted(got.items() ^ want.items()):
+        raise ValueError(
+            f"--adapters must belong to --model {c.model}, but these are only in one of"
+            f" them: {differ[:4]}; pass the model that they were trained on."
+        )
+    return model._replace(init=lambda key: frozen.joined(read(), base(key)))
+
+
+def _sizes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
 
 
 def around(

@@ -18,6 +18,8 @@ def read_file(file: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: with the file, if it is missing or does not hold one JSON object.
     """
+    if not file.parent.is_dir():
+        raise ValueError(f"{str(file.parent)!r} must be a local folder, got none.")
     if not file.is_file():
         raise ValueError(
             f"{str(file.parent)!r} must hold {file.name}, found"

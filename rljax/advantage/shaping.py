@@ -22,7 +22,7 @@ def rescale_reward(*, scale: ArrayLike, shift: ArrayLike) -> AdvantageTransform:
     return stateless(lambda c, r: c.replace(advantage=scale * c.advantage + shift))
 
 
-def punish_overlong(*, max_tokens: int, buffer: int) -> AdvantageTransform:
+def punish_overlong(*, max_tokens: int, buffer: float) -> AdvantageTransform:
     """Adds DAPO's soft punishment of overlong completions, in [-1, 0], to the reward.
 
     It is 0 up to max_tokens - buffer, falls linearly as

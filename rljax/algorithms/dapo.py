@@ -3,13 +3,13 @@
 from jax.typing import ArrayLike
 
 from rljax import advantage as adv
-from rljax import loss
+from rljax import check, loss
 
 
 def dapo(
     *,
     max_tokens: int,
-    buffer: int | None = None,
+    buffer: float | None = None,
     low: ArrayLike = 0.2,
     high: ArrayLike = 0.28,
 ) -> adv.Algorithm:
@@ -29,7 +29,8 @@ def dapo(
       paper also resamples until the batch is full of mixed groups; for that wrap the
       learner in `rljax.learn.dynamic_sampling`.
     """
-    buffer = max(1, max_tokens // 5) if buffer is None else buffer
+    check.number("max_tokens", max_tokens, above=0)
+    buffer = max_tokens / 5 if buffer is None else buffer
     return adv.algorithm(
         policy=adv.Term(
             advantage=adv.chain(

@@ -74,6 +74,7 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
     """The parameters with adapters beside the kernels that `spec` names.
 
     Adapters are float32: `lora_a` [L, in, rank] is random, `lora_b` [L, rank, out] 0.
+    Kernels that have adapters already keep them.
 
     Args:
       params: a decoder's parameters, or a tree that contains them; layers are stacked
@@ -90,6 +91,8 @@ def with_adapters(params: dict[str, Any], spec: Lora, key: jax.Array) -> dict[st
         if path[-1] not in spec.targets:
             return module
         found.add(path[-1])
+        if A in module:
+            return module
         if module["kernel"].ndim != 3:
             raise ValueError(
                 f"targets must be matrices of the layers, got {path[-1]!r}, of which"

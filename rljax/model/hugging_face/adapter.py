@@ -160,6 +160,16 @@ def _diagonal(blocks: list[np.ndarray]) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(rows))
 
 
+def described(path: str | os.PathLike) -> Lora:
+    """The `Lora` of the adapters in a local folder; reads no weights.
+
+    Raises:
+      ValueError: naming the file, as `load` does.
+    """
+    file = pathlib.Path(path) / CONFIG
+    return _spec(strict_json.read_file(file), file)[0]
+
+
 def load(
     path: str | os.PathLike, config: DecoderConfig | None = None
 ) -> tuple[Lora, dict[str, Any]]:
