@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,9 @@ from etils import epath
 from rljax import digest, processes
 from rljax.run import checkpoint_folder
 from rljax.run.checkpoint_folder import Found
+
+_ENCODED_BYTES = 2**28
+"""Bytes of a checkpoint that are encoded at a time, in memory beside its copy."""
 
 
 class Corrupt(ValueError):
@@ -95,7 +99,7 @@ class Checkpoints:
         )
         try:
             self._make_room(path)
-            with _eager_folders():  # the checkpointer keeps the context it is made in
+            with _context(state):  # the checkpointer keeps the context it is made in
                 self._orbax.save_checkpointables_async(
                     step,
                     {"state": state},
@@ -369,16 +373,25 @@ def _put_aside(path: epath.Path, problem: str) -> str:
     return f"{path} is corrupt ({problem}); renamed to {aside.name}"
 
 
-def _eager_folders():
-    """A context in which orbax makes a checkpoint's folders before `save` returns.
+def _context(state: Any):
+    """How orbax saves a state.
 
-    By default orbax's threads wait for the folders. On a full disk, where folders
-    cannot be made, that would delay the end of a run by five minutes.
+    It makes the folders before `save` returns. By default its threads wait for them. On
+    a full disk, where folders cannot be made, that would delay the end of a run by five
+    minutes. And it encodes few arrays at a time, by default all: a second copy.
     """
     from orbax.checkpoint import v1 as orbax
 
     now = orbax.options.AsyncOptions(create_directories_asynchronously=False)
-    return orbax.Context(async_options=now)
+    largest = max(map(_shard_bytes, jax.tree.leaves(state)), default=0)
+    few = orbax.options.MemoryOptions(
+        write_concurrent_bytes=max(_ENCODED_BYTES, largest + 1)
+    )
+    return orbax.Context(async_options=now, memory_options=few)
+
+
+def _shard_bytes(leaf: jax.Array) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 @contextlib.contextmanager
