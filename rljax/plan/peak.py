@@ -53,8 +53,20 @@ def peak(program: Program, step: cost.Memory, *, on_host: bool) -> Peak:
         found = cost.compiled_memory(program.compile(name))
         programs[name] = found["temporaries"] + found["outputs"] + found["code"]
     programs = {name: devices * size for name, size in programs.items()}
-    copy = cost.num_bytes(program.state) if on_host else 0
-    return Peak(resident() if on_host else 0, devices * state, copy, programs)
+    if not on_host:
+        return Peak(0, devices * state, 0, programs)
+    _import_the_rest()
+    return Peak(resident(), devices * state, cost.num_bytes(program.state), programs)
+
+
+def _import_the_rest() -> None:
+    """Imports what a run imports after its start.
+
+    It may be much: tensorboardX imports torch if there is one.
+    """
+    import matplotlib.pyplot  # noqa: F401
+    from orbax.checkpoint import v1  # noqa: F401
+    from tensorboardX.proto import event_pb2  # noqa: F401
 
 
 def resident() -> int:
