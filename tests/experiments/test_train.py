@@ -167,6 +167,12 @@ def test_a_model_without_data_is_refused_and_so_is_data_without_a_model():
             train.check(tiny("grpo", **changes))
 
 
+def test_without_data_there_are_as_many_problems_as_a_step_needs():
+    # `tpu.compile` of 128 chips once wanted more sums than there were.
+    (made,) = train.build(tiny("grpo", num_prompts=128))
+    assert made.program().sizes().num_prompts == 128
+
+
 def test_a_missing_folder_is_named():
     config = tiny("grpo", model=pathlib.Path("nowhere"), data=pathlib.Path("x.jsonl"))
     with pytest.raises(ValueError, match="nowhere"):
