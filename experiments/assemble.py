@@ -85,7 +85,7 @@ def _assemble(c, model: Model, task: Task, algorithm: Algorithm, needs) -> Exper
     rows = (c.draw_prompts or c.num_prompts) * c.num_samples
     problems = max(1, rows // c.evaluation_samples)
     return Experiment(
-        model=transforms.stored(c, model),
+        model=transforms.with_stored_adapters(c, model),
         task=task,
         act=program.actor(
             free,

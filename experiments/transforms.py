@@ -88,7 +88,7 @@ def lora_of(c: Config) -> Lora | None:
         raise ValueError(f"--lora-targets: {error}") from error
 
 
-def stored(c: Config, model: Model) -> Model:
+def with_stored_adapters(c: Config, model: Model) -> Model:
     """The model, whose parameters include the adapters of --adapters.
 
     Raises:
