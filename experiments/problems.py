@@ -184,11 +184,11 @@ def chat(c: Config) -> data.Chat | None:
 def _tiny(c: Config) -> tuple[Model, list[data.Problem]]:
     """A new tiny decoder and the sums of two digits, to try a recipe.
 
-    Of larger numbers if there must be more problems, as for the steps of `tpu.compile`.
+    Of larger numbers if a step needs more problems, as for the steps of `tpu.compile`.
     """
     model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
-    needed = max(c.num_prompts, c.draw_prompts or 0) + c.num_validation + c.num_test
-    numbers = range(max(10, 1 + math.isqrt(needed)))
+    needed = max(c.num_prompts, c.draw_prompts or 0)
+    numbers = range(max(10, 2 + math.isqrt(needed)))
     sums = [(a, b) for a in numbers for b in numbers]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 
