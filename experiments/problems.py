@@ -188,6 +188,7 @@ def _tiny(c: Config) -> tuple[Model, list[data.Problem]]:
     """
     model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
     needed = max(c.num_prompts, c.draw_prompts or 0)
+    # Beyond the square of the step's problems two rows and columns, some to hold out.
     numbers = range(max(10, 2 + math.isqrt(needed)))
     sums = [(a, b) for a in numbers for b in numbers]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]

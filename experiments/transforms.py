@@ -3,8 +3,10 @@
 These are LoRA, a value head, a moving reference, routing replay and int8 rollouts.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -72,20 +74,25 @@ def corrected(c: Config, algorithm: Algorithm) -> Algorithm:
 def lora_of(c: Config) -> Lora | None:
     """The adapters that the flags ask for, or None."""
     if c.adapters is not None:
-        try:
+        with _naming("--adapters"):
             return adapter.described(c.adapters)
-        except ValueError as error:
-            raise ValueError(f"--adapters: {error}") from error
     if c.lora_rank is None:
         return None
-    try:
+    with _naming("--lora-targets"):
         return Lora(
             rank=c.lora_rank,
             alpha=c.lora_alpha,
             targets=tuple(c.lora_targets.split(",")),
         )
+
+
+@contextlib.contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """Puts the flag in front of the message of a ValueError."""
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(f"--lora-targets: {error}") from error
+        raise ValueError(f"{flag}: {error}") from error
 
 
 def with_stored_adapters(c: Config, model: Model) -> Model:
@@ -99,10 +106,8 @@ def with_stored_adapters(c: Config, model: Model) -> Model:
         return model
 
     def read() -> dict[str, Any]:
-        try:
+        with _naming("--adapters"):
             return adapter.load(c.adapters, model.config)[1]
-        except ValueError as error:
-            raise ValueError(f"--adapters: {error}") from error
 
     policy, key = lora.adapted(model.policy(), spec), jax.random.key(0)
     wanted, _ = frozen.split(jax.eval_shape(policy.init, key), lora.is_adapter)
@@ -176,10 +181,8 @@ def require_experts(c: Config, model: Model) -> None:
 def require_whole(spec: Lora | None, model: Model) -> None:
     """Raises ValueError for adapters that PEFT's format cannot hold."""
     if spec is not None and model.metadata is not None:
-        try:
+        with _naming("--lora-targets"):
             adapter.require_whole(spec, model.metadata.config["model_type"])
-        except ValueError as error:
-            raise ValueError(f"--lora-targets: {error}") from error
 
 
 def without_replay(c: Config) -> Config:

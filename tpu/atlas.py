@@ -96,7 +96,7 @@ def planned(model: str, topology: str, lengths: tuple[int, int, int]) -> Row | N
     ]
 
     def order(row):
-        return row.microbatches * row.group_parts, row.group_parts, len(row.mesh)
+        return row.sizes().num_pieces, row.group_parts, len(row.mesh)
 
     return min(found, key=order, default=None)
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from tpu.search import Row
+from tpu.search import Row, groups_in
 
 _HEAD = """\
 # Atlas
@@ -67,18 +67,11 @@ def _name(one: Mapping[str, Any]) -> str:
     """The name of a row, unique on the page."""
     size = f"{one['prompts_per_step']} x {one['num_samples']}"
     tokens = f"{one['prompt_tokens']} + {one['max_tokens']}"
-    parts = one["num_group_parts"]
-    cut = f", groups in {parts}" if parts > 1 else ""
+    cut = groups_in(one["num_group_parts"])
     return f"{one['model']}, {one['topology']}, {one['mesh']}, {size} x ({tokens}){cut}"
 
 
-_STEP_COLUMNS = (
-    "microbatches",
-    "peak, GiB of",
-    "step, s",
-    "tokens/s",
-    "compiling, s",
-)
+_STEP_COLUMNS = ("microbatches", "peak, GiB of", "step, s", "tokens/s", "compiling, s")
 
 
 def _step_cells(one):

@@ -56,7 +56,7 @@ class Row(NamedTuple):
     @property
     def pieces(self) -> str:
         """The pieces in words."""
-        return f"{self.microbatches} microbatches, groups in {self.group_parts}"
+        return f"{self.microbatches} microbatches{groups_in(self.group_parts)}"
 
     @classmethod
     def named(cls, name: str) -> "Row":
@@ -101,6 +101,11 @@ class Row(NamedTuple):
             num_microbatches=self.microbatches,
             num_group_parts=self.group_parts,
         )
+
+
+def groups_in(parts: int) -> str:
+    """What a row says of groups that are cut; nothing of whole ones."""
+    return f", groups in {parts}" if parts > 1 else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +218,7 @@ def fitting(
                 work = roofline.work(sizes, stored.parameters, axes, {})
                 time = roofline.estimate(work, sizes, place.chip, roofline.EXPECTED)
                 # Among equals, fewer pieces are better: each gathers all weights.
-                found.append((time.step, pieces * parts, len(axes), row, needed))
+                found.append((time.step, sizes.num_pieces, len(axes), row, needed))
         for seconds, _, _, row, needed in sorted(found, key=lambda one: one[:3]):
             yield row, needed, seconds
 

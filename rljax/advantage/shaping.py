@@ -22,7 +22,9 @@ def rescale_reward(*, scale: ArrayLike, shift: ArrayLike) -> AdvantageTransform:
     return stateless(lambda c, r: c.replace(advantage=scale * c.advantage + shift))
 
 
-def punish_overlong(*, max_tokens: int, buffer: float) -> AdvantageTransform:
+def punish_overlong(
+    *, max_tokens: int, buffer: float | None = None
+) -> AdvantageTransform:
     """Adds DAPO's soft punishment of overlong completions, in [-1, 0], to the reward.
 
     It is 0 up to max_tokens - buffer, falls linearly as
@@ -31,12 +33,14 @@ def punish_overlong(*, max_tokens: int, buffer: float) -> AdvantageTransform:
 
     Args:
       max_tokens: completion tokens at which the punishment is -1.
-      buffer: length of the slope, tokens, at most max_tokens.
+      buffer: length of the slope, tokens, at most max_tokens; None: a fifth of it, the
+        paper's 4096 of 20480.
 
     Source: arXiv:2503.14476, eq. (13) (PAPER).
     Variants: Tunix counts characters and does not stop at -1; TRL does as here.
     """
     check.number("max_tokens", max_tokens, above=0)
+    buffer = max_tokens / 5 if buffer is None else buffer
     check.number("buffer", buffer, above=0, high=max_tokens)
 
     def apply(credit, rollout):

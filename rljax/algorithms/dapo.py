@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 
 from rljax import advantage as adv
-from rljax import check, loss
+from rljax import loss
 
 
 def dapo(
@@ -29,8 +29,6 @@ def dapo(
       paper also resamples until the batch is full of mixed groups; for that wrap the
       learner in `rljax.learn.dynamic_sampling`.
     """
-    check.number("max_tokens", max_tokens, above=0)
-    buffer = max_tokens / 5 if buffer is None else buffer
     return adv.algorithm(
         policy=adv.Term(
             advantage=adv.chain(

@@ -14,8 +14,6 @@ only the leader removes and renames folders.
 import contextlib
 import functools
 import json
-import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,11 +23,8 @@ import numpy as np
 from etils import epath
 
 from rljax import digest, processes
-from rljax.run import checkpoint_folder
+from rljax.run import checkpoint_folder, orbax_options
 from rljax.run.checkpoint_folder import Found
-
-_ENCODED_BYTES = 2**28
-"""Bytes of a checkpoint that are encoded at a time, in memory beside its copy."""
 
 
 class Corrupt(ValueError):
@@ -61,7 +56,7 @@ class Checkpoints:
         self._report = report
         self._saving: epath.Path | None = None
         self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_quiet_orbax())
+        self._quiet.enter_context(orbax_options.quiet())
         self.latest = latest
 
     @functools.cached_property
@@ -99,7 +94,8 @@ class Checkpoints:
         )
         try:
             self._make_room(path)
-            with _context(state):  # the checkpointer keeps the context it is made in
+            # The checkpointer keeps the context that it is made in.
+            with orbax_options.saving(state):
                 self._orbax.save_checkpointables_async(
                     step,
                     {"state": state},
@@ -371,39 +367,3 @@ def _found(path: epath.Path) -> Found | None:
 def _put_aside(path: epath.Path, problem: str) -> str:
     aside = checkpoint_folder.put_aside(path)
     return f"{path} is corrupt ({problem}); renamed to {aside.name}"
-
-
-def _context(state: Any):
-    """How orbax saves a state.
-
-    It makes the folders before `save` returns. By default its threads wait for them. On
-    a full disk, where folders cannot be made, that would delay the end of a run by five
-    minutes. And it encodes few arrays at a time, by default all: a second copy.
-    """
-    from orbax.checkpoint import v1 as orbax
-
-    now = orbax.options.AsyncOptions(create_directories_asynchronously=False)
-    largest = max(map(_shard_bytes, jax.tree.leaves(state)), default=0)
-    few = orbax.options.MemoryOptions(
-        write_concurrent_bytes=max(_ENCODED_BYTES, largest + 1)
-    )
-    return orbax.Context(async_options=now, memory_options=few)
-
-
-def _shard_bytes(leaf: jax.Array) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-@contextlib.contextmanager
-def _quiet_orbax():
-    """Silences orbax's hundreds of lines on a failed save; an event reports it."""
-
-    def others(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)

@@ -1,7 +1,6 @@
 """The experiment on a real model: killed for good, it goes on to the same bits."""
 
 import hashlib
-import json
 import os
 import pathlib
 import subprocess
@@ -9,6 +8,8 @@ import sys
 import time
 
 import pytest
+
+from rljax.run import record as metrics
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,11 +49,10 @@ def start(run_dir: pathlib.Path, *more: str) -> subprocess.Popen:
 
 def steps(run_dir: pathlib.Path) -> list[dict]:
     """The records of steps, without their times."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    found = [line for line in map(json.loads, lines) if line["kind"] == "step"]
     return [
-        {k: v for k, v in line.items() if k != "seconds" and "time/" not in k}
-        for line in found
+        {k: v for k, v in record.items() if k != "seconds" and "time/" not in k}
+        for record in metrics.read(run_dir / metrics.FILE)
+        if record["kind"] == "step"
     ]
 
 

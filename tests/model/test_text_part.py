@@ -17,7 +17,8 @@ from hugging_face_models import (
 from safetensors.numpy import load_file, save_file
 
 from rljax.model import hugging_face
-from rljax.model.hugging_face import metadata
+from rljax.model.hugging_face import config as config_json
+from rljax.model.hugging_face import metadata, text_part
 
 WINDOW = {"image_size": 8, "patch_size": 4, "num_hidden_layers": 1}
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
@@ -146,8 +147,6 @@ def test_a_text_config_of_another_family_is_named(tmp_path, text):
 
 def test_a_published_file_leaves_much_to_the_defaults():
     # config.json of google/gemma-3-4b-it, the text part and what stands beside it.
-    from rljax.model.hugging_face import config, text_part
-
     said = {
         "eos_token_id": [1, 106],
         "model_type": "gemma3",
@@ -163,6 +162,6 @@ def test_a_published_file_leaves_much_to_the_defaults():
     }
     entries = text_part.entries(said, "config.json")
     assert entries["eos_token_id"] == [1, 106] and entries["torch_dtype"] == "bfloat16"
-    read = config.read(entries, "config.json")
+    read = config_json.read(entries, "config.json")
     assert (read.vocab_size, read.num_heads, read.num_kv_heads) == (262_208, 8, 4)
     assert read.head_dim == 256 and read.tie_embeddings

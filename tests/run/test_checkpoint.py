@@ -14,7 +14,7 @@ import pytest
 import toy_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rljax.run import checkpoint
+from rljax.run import checkpoint, orbax_options
 
 
 class Saver:
@@ -69,7 +69,7 @@ def test_a_train_state_comes_back_bit_for_bit(tmp_path, saver):
 
 def test_arrays_are_encoded_in_turn_however_large(tmp_path, saver, monkeypatch):
     # Orbax refuses an array that is larger than what it may encode at a time.
-    monkeypatch.setattr(checkpoint, "_ENCODED_BYTES", 16)
+    monkeypatch.setattr(orbax_options, "_ENCODED_BYTES", 16)
     state = {name: jnp.arange(64.0) + i for i, name in enumerate("abc")}
     saver(1, state)
     assert saver.events == []

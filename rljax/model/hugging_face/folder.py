@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from rljax import digest, strict_json
+from rljax import digest
 from rljax.data import token_ids
 from rljax.model.config import DecoderConfig
 from rljax.model.hugging_face import config as config_json
-from rljax.model.hugging_face import family, text_part, weights
+from rljax.model.hugging_face import family, weights
 from rljax.model.hugging_face import metadata as folder_metadata
 from rljax.model.hugging_face.family import Family
 from rljax.model.hugging_face.metadata import CONFIG, Metadata
@@ -64,8 +64,7 @@ def check(path: str | os.PathLike) -> set[str]:
 
 def _read(path: str | os.PathLike) -> tuple[pathlib.Path, DecoderConfig, Family]:
     folder = folder_metadata.local_folder(path)
-    said = strict_json.read_file(folder / CONFIG)
-    entries = text_part.entries(said, folder / CONFIG)
+    entries = folder_metadata.config_entries(folder)
     config = config_json.read(entries, folder / CONFIG)
     return folder, config, family.named(entries["model_type"])
 

@@ -73,6 +73,16 @@ def local_folder(path: str | os.PathLike) -> pathlib.Path:
     return folder
 
 
+def config_entries(folder: pathlib.Path) -> dict[str, Any]:
+    """The entries of config.json; of a multimodal model, its language model's.
+
+    Raises:
+      ValueError: naming the file, if it is missing or broken.
+    """
+    file = folder / CONFIG
+    return text_part.entries(strict_json.read_file(file), file)
+
+
 def read(path: str | os.PathLike) -> Metadata:
     """Reads a folder's metadata into memory, because a run may outlive the folder.
 
@@ -86,10 +96,10 @@ def read(path: str | os.PathLike) -> Metadata:
         found = sorted(x for kind in kinds for x in folder.glob(kind) if x.is_file())
         return {x.relative_to(folder).as_posix(): x.read_bytes() for x in found}
 
-    config, generation = folder / CONFIG, folder / GENERATION
+    generation = folder / GENERATION
     return Metadata(
         folder,
-        text_part.entries(strict_json.read_file(config), config),
+        config_entries(folder),
         strict_json.read_file(generation) if generation.is_file() else {},
         contents(_KEPT),
         contents(_TOKENIZER),
