@@ -66,6 +66,60 @@ def test_collectives_in_loops_count_as_often_as_the_loops_run():
     assert (reduced.shape, reduced.times, reduced.op_name) == ("f32[8]{0}", 15, "inner")
 
 
+# As libtpu writes them: an asynchronous gather that starts in one fusion, goes on beside
+# a product in another, and ends in a third; and a sum of which a device keeps a part.
+FUSED = """
+%begun (p: bf16[2]) -> (bf16[2], bf16[8]) {
+  %g.1 = bf16[8]{0} all-gather(%p), channel_id=7, dimensions={0}, \
+metadata={op_name="update/gather"}
+}
+
+%async_collective_fusion.1 (p: bf16[2], q: bf16[8]) -> (bf16[4], bf16[8]) {
+  %g.2 = bf16[8]{0:S(1)} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%ended (p: bf16[2], q: bf16[8]) -> bf16[8] {
+  ROOT %g.3 = bf16[8]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1.clone (p: f32[8]) -> f32[2] {
+  %r = f32[8]{0} all-reduce(%p), channel_id=7, to_apply=%add
+  ROOT %d = f32[2]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={2}
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (bf16[2], bf16[8]) fusion(%p), kind=kCustom, calls=%begun
+  %m = (bf16[4], bf16[8]) fusion(%s), kind=kOutput, calls=%async_collective_fusion.1
+  %e = bf16[8] fusion(%m), kind=kCustom, calls=%ended
+  %f = f32[2]{0:S(1)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1.clone
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  ROOT %c = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %w = (s32[], f32[8]) while(%p), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %a = bf16[8]{0} all-gather(%p), channel_id=7, dimensions={0}
+  ROOT %b = bf16[8]{0} all-gather(%a), channel_id=7, dimensions={0}
+}
+"""
+
+
+def test_a_collective_in_several_fusions_counts_once():
+    # Every part counted would give 3 gathers for each of the 3 trips. The two of the
+    # entry are whole gathers, although they share the channel.
+    assert hlo.by_kind(hlo.collectives(FUSED)) == {
+        "all-gather": {"count": 3 + 2, "bytes": 5 * 16},
+        "reduce-scatter": {"count": 3, "bytes": 3 * 8},
+    }
+
+
 def test_arrays_are_found_by_their_bytes():
     assert hlo.arrays(MODULE, min_bytes=33) == {"f32[1024]": 4096}
     assert hlo.arrays(MODULE, min_bytes=32) == {"f32[1024]": 4096, "f32[8]": 32}
