@@ -97,11 +97,11 @@ PLAIN = Layout()
 
 Names = tuple[str | None, ...]
 
-# Logical axes of the rows and columns of a layer's matrices.
+# Logical axes of the rows and columns of a layer's matrices, also of joined ones.
 _MATRICES = {
-    **dict.fromkeys(("q", "k", "v"), ("embed", "heads")),
+    **dict.fromkeys(("q", "k", "v", "q_k_v"), ("embed", "heads")),
     "o": ("heads", "embed"),
-    **dict.fromkeys(("gate", "up"), ("embed", "mlp")),
+    **dict.fromkeys(("gate", "up", "gate_up"), ("embed", "mlp")),
     "down": ("mlp", "embed"),
 }
 

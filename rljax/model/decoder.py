@@ -84,18 +84,17 @@ class _DecoderFunctions:
         return Decoder(self.config).init(key)["params"]
 
     def decode_params(self, params):
-        """Parameters for decoding: cast once, grouped for the scan, and joined."""
+        """Parameters for decoding: cast and joined once, and grouped for the scan."""
 
         def cast(path, p):  # norms keep the dtype of their scales
             return p if path[-1].key == "scale" else p.astype(self.config.dtype)
 
-        params = mesh.gather(jax.tree.map_with_path(cast, params))
-        params = transformer.by_group(params, self.config)
-        if mesh.size(mesh.TENSOR) > 1:
-            # A shard of the joined kernel would not hold the same heads of q, k and v.
-            return params
-        layers = {k: join_projections(layer) for k, layer in params["layers"].items()}
-        return {**params, "layers": layers}
+        params = jax.tree.map_with_path(cast, params)
+        # With `tensor` a shard of the joined kernel would not hold the same heads of q,
+        # k and v. Shards are joined, as the gathered kernels would exist twice.
+        if mesh.size(mesh.TENSOR) == 1:
+            params = {**params, "layers": join_projections(params["layers"])}
+        return transformer.by_group(mesh.gather(params), self.config)
 
     def logits_params(self, params):
         return {name: p for name, p in params.items() if name != "layers"}
