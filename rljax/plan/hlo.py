@@ -22,7 +22,6 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= [su]\d+\[\][^ ]* constant\((\d+)\)")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _KINDS = {
     "all-gather",
@@ -33,8 +32,13 @@ _KINDS = {
     "ragged-all-to-all",
     "reduce-scatter",
 }
-# How TPUs name a fusion of an all-reduce with the slice that a device keeps of it.
+# TPUs fuse an all-reduce with the slice that a device keeps of it.
 _SCATTERS = "all-reduce-scatter"
+# TPUs cut an asynchronous collective into fusions with other work, some of them inside
+# loops. All name the whole collective; it counts where it starts.
+_CONTINUES = re.compile(
+    r"^\s*(?:ROOT )?%?async-collective-done|calls=%?async_collective_fusion"
+)
 
 
 class Collective(NamedTuple):
@@ -73,46 +77,23 @@ def collectives(text: str) -> list[Collective]:
         size = num_bytes(line.shape)
         found.append(Collective(kind, line.shape, size, times, op_name))
 
-    def walk(name: str, times: int, channels: set[str] | None = None) -> None:
-        # channels: in a fusion, those that its caller's fusions have used already.
-        fused: set[str] = set()
+    def walk(name: str, times: int) -> None:
         for line in computations.get(name, ()):
             # Of an asynchronous pair only `-done` counts, because the shape of `-start`
             # includes operands.
             kind = line.opcode.removesuffix("-done")
             if kind in _KINDS:
-                if channels is None or _is_new(line, channels):
-                    add(kind, line, times)
+                add(kind, line, times)
                 continue  # the adder that an all-reduce calls moves nothing
-            called = list(_called(line.text))
-            if line.opcode == "fusion":
-                if called[0].startswith(_SCATTERS):
-                    add("reduce-scatter", line, times)
-                    continue
-                for one in called:
-                    walk(one, times, fused)
-                continue
             trips = _trip_count(line, computations) if line.opcode == "while" else 1
-            for one in called:
-                walk(one, trips * times)
+            for called in _called(line.text):
+                if called.startswith(_SCATTERS):
+                    add("reduce-scatter", line, times)
+                elif _CONTINUES.search(line.text) is None:
+                    walk(called, trips * times)
 
     walk(entry, 1)
     return found
-
-
-def _is_new(line: _Line, channels: set[str]) -> bool:
-    """Whether a collective in a fusion uses a new channel, which it then adds.
-
-    TPUs cut an asynchronous collective into fusions with other work: the first one
-    starts it, some move its parts, the last one waits. Each of them names the whole
-    collective, with the same channel.
-    """
-    channel = _CHANNEL.search(line.text)
-    if channel is None:
-        return True
-    new = channel[1] not in channels
-    channels.add(channel[1])
-    return new
 
 
 def by_kind(found: list[Collective]) -> dict[str, dict[str, int]]:

@@ -66,12 +66,11 @@ def test_collectives_in_loops_count_as_often_as_the_loops_run():
     assert (reduced.shape, reduced.times, reduced.op_name) == ("f32[8]{0}", 15, "inner")
 
 
-# As libtpu writes them: an asynchronous gather that starts in one fusion, goes on beside
-# a product in another, and ends in a third; and a sum of which a device keeps a part.
+# As libtpu writes them: an asynchronous gather starts in one fusion, goes on beside
+# products in a loop, and ends after it; a device keeps a part of a sum.
 FUSED = """
 %begun (p: bf16[2]) -> (bf16[2], bf16[8]) {
-  %g.1 = bf16[8]{0} all-gather(%p), channel_id=7, dimensions={0}, \
-metadata={op_name="update/gather"}
+  %g.1 = bf16[8]{0} all-gather(%p), channel_id=7, dimensions={0}
 }
 
 %async_collective_fusion.1 (p: bf16[2], q: bf16[8]) -> (bf16[4], bf16[8]) {
@@ -87,14 +86,12 @@ metadata={op_name="update/gather"}
 }
 
 %all-reduce-scatter.1.clone (p: f32[8]) -> f32[2] {
-  %r = f32[8]{0} all-reduce(%p), channel_id=7, to_apply=%add
+  %r = f32[8]{0} all-reduce(%p), channel_id=9, to_apply=%add
   ROOT %d = f32[2]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={2}
 }
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %s = (bf16[2], bf16[8]) fusion(%p), kind=kCustom, calls=%begun
-  %m = (bf16[4], bf16[8]) fusion(%s), kind=kOutput, calls=%async_collective_fusion.1
-  %e = bf16[8] fusion(%m), kind=kCustom, calls=%ended
+  %m = (bf16[4], bf16[8]) fusion(%p), kind=kOutput, calls=%async_collective_fusion.1
   %f = f32[2]{0:S(1)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1.clone
 }
 
@@ -103,19 +100,19 @@ metadata={op_name="update/gather"}
 }
 
 ENTRY %main (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %async-collective-start.4 = (bf16[2], bf16[8]) fusion(%p), calls=%begun
   %w = (s32[], f32[8]) while(%p), condition=%condition, body=%body, \
 backend_config={"known_trip_count":{"n":"3"}}
-  %a = bf16[8]{0} all-gather(%p), channel_id=7, dimensions={0}
-  ROOT %b = bf16[8]{0} all-gather(%a), channel_id=7, dimensions={0}
+  ROOT %async-collective-done.4 = bf16[8]{0} fusion(%w), calls=%ended
 }
 """
 
 
 def test_a_collective_in_several_fusions_counts_once():
-    # Every part counted would give 3 gathers for each of the 3 trips. The two of the
-    # entry are whole gathers, although they share the channel.
+    # With every part there would be 5 gathers. As all-reduces the sums would seem to
+    # bring each device all of the result, twice.
     assert hlo.by_kind(hlo.collectives(FUSED)) == {
-        "all-gather": {"count": 3 + 2, "bytes": 5 * 16},
+        "all-gather": {"count": 1, "bytes": 16},
         "reduce-scatter": {"count": 3, "bytes": 3 * 8},
     }
 
