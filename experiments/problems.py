@@ -36,10 +36,16 @@ def check(c: Config) -> None:
             f"--model and --data must go together, got --model {c.model} and --data"
             f" {c.data}; pass both, or neither to try a recipe on one-digit sums."
         )
-    if c.test_data is not None and c.data is None:
-        raise ValueError(
-            f"--test-data must come with --data, got {c.test_data} alone; pass both."
-        )
+    files = ("test_data", "question", "answer", "answer_after", "demonstration")
+    ranges.together(c, files, "--data", c.data is not None)
+    ranges.together(c, ("system", "template_args"), "--chat", c.chat)
+    for names, verifiers in (
+        (("needle",), ("contains",)),
+        (("after",), ("number", "last-number")),
+        (("reward", "num_workers", "timeout"), ("python",)),
+    ):
+        needed = f"--verifier {' or '.join(verifiers)}"
+        ranges.together(c, names, needed, c.verifier in verifiers)
     chat(c)
     if "" in c.stop:
         raise ValueError(
@@ -159,12 +165,6 @@ def place(files: list[pathlib.Path], number: re.Match) -> str:
 def chat(c: Config) -> data.Chat | None:
     """The chat template options of the flags, or None; raises ValueError if wrong."""
     if not c.chat:
-        for name, absent in (("system", None), ("template_args", ())):
-            if vars(c)[name] != absent:
-                raise ValueError(
-                    f"{ranges.flag(name)} must come with --chat, got it alone; add"
-                    " --chat, or leave it out."
-                )
         return None
     arguments = {}
     for text in c.template_args:

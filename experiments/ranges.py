@@ -135,6 +135,25 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def together(config: Any, names: tuple[str, ...], needed: str, there: bool) -> None:
+    """Raises ValueError for flags that nothing reads without the flag `needed`.
+
+    Args:
+      config: with the flags.
+      names: of the fields that only something else reads.
+      needed: the flags that this takes, as on the command line.
+      there: whether they are given.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in names:
+        value = vars(config)[name]
+        if not there and value != defaults[name]:
+            raise ValueError(
+                f"{flag(name)} must come with {needed}, got {value!r} without it; add"
+                f" {needed}, or leave {flag(name)} out."
+            )
+
+
 def multiple(config: Any, name: str, *parts: str) -> None:
     """Raises ValueError unless a number is a multiple of the product of others."""
     numbers = [vars(config)[part] for part in parts]

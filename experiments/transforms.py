@@ -30,12 +30,11 @@ def check(c: Config) -> None:
             f" --lora-rank, which the folder says, got --model {c.model} and"
             f" --lora-rank {c.lora_rank}; change these."
         )
+    of_lora = ("lora_alpha", "lora_targets")
+    ranges.together(c, of_lora, "--lora-rank", c.lora_rank is not None)
+    moves = c.reference_every is not None
+    ranges.together(c, ("reference_ema",), "--reference-every", moves)
     lora_of(c)
-    if c.reference_ema is not None and c.reference_every is None:
-        raise ValueError(
-            f"--reference-ema {c.reference_ema} must come with --reference-every, got"
-            " none; --reference-every 1 moves the reference after each training step."
-        )
     stored = c.algorithm in recipes.STORED + recipes.MIXED
     if stored and c.replay_routes:
         raise ValueError(
@@ -142,7 +141,7 @@ def around(
     require_experts(c, model)
     policy = model.policy(c.temperature, replay_routes=c.replay_routes)
     spec = lora_of(c)
-    require_whole(spec, model)
+    require_whole(c, spec, model)
     if spec is not None:
         policy = lora.adapted(policy, spec)
     if value_head:
@@ -178,10 +177,10 @@ def require_experts(c: Config, model: Model) -> None:
         )
 
 
-def require_whole(spec: Lora | None, model: Model) -> None:
+def require_whole(c: Config, spec: Lora | None, model: Model) -> None:
     """Raises ValueError for adapters that PEFT's format cannot hold."""
     if spec is not None and model.metadata is not None:
-        with _naming("--lora-targets"):
+        with _naming("--lora-targets" if c.adapters is None else "--adapters"):
             adapter.require_whole(spec, model.metadata.config["model_type"])
 
 

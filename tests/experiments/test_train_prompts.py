@@ -124,12 +124,28 @@ def test_stop_strings_come_from_the_folder_and_from_flags(model, tmp_path, capsy
 
 
 REFUSED = [
-    ({"system": "1"}, r"--system must come with --chat, got it alone"),
+    ({"system": "1"}, r"--system must come with --chat, got '1' without it"),
     ({"template_args": ("a=1",)}, "--template-args must come with --chat"),
     ({"chat": True, "template_args": ("a",)}, "NAME=JSON, got 'a': there is no"),
     ({"chat": True, "template_args": ("a=False",)}, "NAME=JSON, got 'a=False': Exp"),
     ({"max_prompt_tokens": 2}, r"train\.jsonl: .* kept 0 of 30 .*--max-prompt-tokens"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"question": "q"}, r"--question must come with --data, got 'q' without it"),
+        ({"answer_after": "#"}, "--answer-after must come with --data"),
+        ({"needle": "x"}, r"--needle must come with --verifier contains, got 'x'"),
+        ({"verifier": "exact", "after": "#"}, "--verifier number or last-number"),
+        ({"verifier": "exact", "timeout": 1.0}, "--timeout must .* --verifier python"),
+        ({"verifier": "contains", "needle": ""}, "--needle must hold at least one"),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        train.check(train.Config(**changes))
 
 
 @pytest.mark.parametrize(("changes", "told"), REFUSED)

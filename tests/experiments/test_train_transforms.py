@@ -29,7 +29,9 @@ def quick(**changes):
         ({"lora_rank": 2, "lora_targets": "q,q"}, "--lora-targets: targets must"),
         ({"lora_rank": 0}, "--lora-rank must lie"),
         ({"lora_rank": 2, "lora_alpha": 0.0}, "--lora-alpha must"),
-        ({"reference_ema": 0.9}, "must come with --reference-every"),
+        ({"lora_alpha": 8.0}, "--lora-alpha must come with --lora-rank, got 8.0"),
+        ({"lora_targets": "q"}, "--lora-targets must come with --lora-rank"),
+        ({"reference_ema": 0.9}, "--reference-ema must come with --reference-every"),
         (
             {"replay_routes": True, "algorithm": "luffy"},
             "--replay-routes must go with",
