@@ -229,9 +229,9 @@ def compile_on(program: Program) -> dict[str, Any]:
         "flops_per_device": cost.get("flops", 0.0),
         "bytes_accessed_per_device": cost.get("bytes accessed", 0.0),
         "collectives": hlo.by_kind(found),
-        "link_bytes_per_step": {
-            phase: size / num_steps
-            for phase, size in roofline.received(found, place.size).items()
+        "moved_per_step": {
+            phase: moved._asdict()
+            for phase, moved in roofline.received(found, place.size, num_steps).items()
         },
         "copied_to_every_device": mesh.copied(program.state, place, program.layout),
         "largest_arrays": largest(text),

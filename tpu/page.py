@@ -12,9 +12,9 @@ The memory and time of a training step on TPUs and H100s, from XLA's compiler, w
 the chips: FADE, AdamW in float32, activations in bfloat16, layers rematerialised.
 `python -m tpu.atlas` writes this page from `atlas.json`, and adds rows to that file.
 Times are estimates, never measured: they assume the fractions of peak rates in
-`tpu/roofline.py`, and no overlap. "By arithmetic" is the estimate of `tpu/memory.py`,
-which compiles nothing; it was fitted to the first two TPU rows. Compile times are from
-a shared machine.
+`tpu/roofline.py`, and no overlap. "By arithmetic" are the estimates of `tpu/memory.py`
+and `tpu/links.py`, which compile nothing. By them each row has the mesh and the pieces
+that are the fastest of those that fit. Compile times are from a shared machine.
 """
 _GIB = 2**30
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
@@ -131,7 +131,7 @@ def _time_cells(one):
     yield f"{one['roofline']['at_peak']['step_seconds']:.2f}"
 
 
-_COLLECTIVE_COLUMNS = (*_KINDS, "received")
+_COLLECTIVE_COLUMNS = (*_KINDS, "received", "by arithmetic")
 
 
 def _collective_cells(one):
@@ -141,7 +141,9 @@ def _collective_cells(one):
         yield (
             f"{of['count'] / steps:,.0f}: {of['bytes'] / steps / 1e9:.1f}" if of else ""
         )
-    yield f"{sum(one['link_bytes_per_step'].values()) / 1e9:.1f}"
+    received = sum(moved["bytes"] for moved in one["moved_per_step"].values())
+    yield f"{received / 1e9:.1f}"
+    yield f"{one['received_by_arithmetic'] / 1e9:.1f}"
 
 
 def _not_compiled(missing, too_large) -> str:

@@ -8,7 +8,7 @@ import rich.table
 
 from rljax.plan import cost
 from rljax.program import Program, Sizes
-from tpu import roofline
+from tpu import links, roofline
 from tpu.chips import Slice
 from tpu.memory import Stored
 
@@ -18,8 +18,8 @@ _CLOSING = (
     " compiler's FLOPs and bytes count every loop body once; collectives count every"
     " iteration, up to the longest completion. The peak is the memory that a chip must"
     " have. Expected times assume {flops:.0%} of the peak FLOP/s, {memory:.0%} of the"
-    " memory bandwidth, {links:.0%} of the links, and no overlap; none of these was"
-    " measured here."
+    " memory bandwidth, {links:.0%} of the links, {latency:g} s per collective, and no"
+    " overlap; none of these was measured here."
 )
 
 
@@ -54,16 +54,20 @@ def times(
       compiled: numbers of `compile_on`; empty if nothing was compiled.
     """
     count = cost.num_elements((program.state.params, program.state.frozen))
-    links = compiled.get("link_bytes_per_step", {})
-    done = roofline.work(sizes, count, axes, links)
+    by_arithmetic = links.by_arithmetic(sizes, count, axes)
+    moved = by_arithmetic
+    if compiled:
+        found = compiled["moved_per_step"]
+        moved = {phase: roofline.Moved(**one) for phase, one in found.items()}
+    done = roofline.work(sizes, count, axes, moved)
     traced = cost.traced_flops(program, sizes)
-    found = {}
+    times = {}
     for name, shares in (
         ("at_peak", roofline.Shares()),
         ("expected", roofline.EXPECTED),
     ):
         estimate = roofline.estimate(done, sizes, place.chip, shares)
-        found[name] = {
+        times[name] = {
             "seconds": estimate.seconds,
             "step_seconds": estimate.step,
             "tokens_per_second": estimate.tokens_per_second,
@@ -74,7 +78,8 @@ def times(
             "matmul_flops_in_program": sum(traced) / place.num_chips,
             "bytes_decoded": done.decode_bytes,
         },
-        "roofline": found,
+        "received_by_arithmetic": sum(one.bytes for one in by_arithmetic.values()),
+        "roofline": times,
         "dollars_per_hour": place.dollars_per_hour,
     }
 

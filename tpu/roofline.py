@@ -2,9 +2,9 @@
 
 The time of prefill and update follows from FLOPs. Decoding must read all weights, in
 the activations' format, and the keys so far, once per token. The time of collectives
-follows from the bytes that a chip receives. No overlap and no waiting is assumed.
-`EXPECTED` has the fractions of peak rates that programs elsewhere are known to reach;
-they were not measured here.
+follows from their number and the bytes that a chip receives. No overlap and no waiting
+is assumed. `EXPECTED` has the fractions of peak rates that programs elsewhere are known
+to reach; they were not measured here.
 """
 
 import math
@@ -24,14 +24,29 @@ PHASES = ("sample", "prefill", "decode", "verify", "credit", "update")
 
 
 class Shares(NamedTuple):
-    """Fractions of a chip's peak rates that a program reaches."""
+    """Fractions of a chip's peak rates that a program reaches.
+
+    latency: seconds that a collective takes beside the time of its bytes.
+    """
 
     flops: float = 1.0
     memory: float = 1.0
     links: float = 1.0
+    latency: float = 0.0
 
 
-EXPECTED = Shares(flops=0.4, memory=0.7, links=0.7)
+EXPECTED = Shares(flops=0.4, memory=0.7, links=0.7, latency=1e-5)
+
+
+class Moved(NamedTuple):
+    """The collectives of a phase.
+
+    bytes: that a chip receives.
+    times: number of collectives.
+    """
+
+    bytes: float
+    times: float
 
 
 class Work(NamedTuple):
@@ -40,14 +55,14 @@ class Work(NamedTuple):
     prefill_flops, decode_flops, update_flops: of matrix products; the update includes
       recomputation in the backward pass.
     decode_bytes: read while decoding.
-    link_bytes: phase -> bytes received in collectives; empty if nothing was compiled.
+    moved: phase -> its collectives.
     """
 
     prefill_flops: float
     decode_flops: float
     update_flops: float
     decode_bytes: float
-    link_bytes: Mapping[str, float]
+    moved: Mapping[str, Moved]
 
 
 class Estimate(NamedTuple):
@@ -66,7 +81,7 @@ def work(
     sizes: Sizes,
     num_parameters: int,
     axes: Mapping[str, int],
-    link_bytes: Mapping[str, float],
+    moved: Mapping[str, Moved],
 ) -> Work:
     """The work of a chip, if prompts divide evenly.
 
@@ -74,7 +89,7 @@ def work(
       sizes: of the step.
       num_parameters: of the decoder.
       axes: mesh axis -> devices along it.
-      link_bytes: of `received`, per training step.
+      moved: of `received` or `tpu.links`, per training step.
     """
     chips = num_chips(axes)
     flops = cost.decoder_flops(sizes)
@@ -90,7 +105,7 @@ def work(
         decode_bytes=sizes.num_rounds
         * (sizes.max_tokens - 1)
         * (weights + mean_cache(sizes) / chips),
-        link_bytes=link_bytes,
+        moved=moved,
     )
 
 
@@ -110,18 +125,27 @@ def num_chips(axes: Mapping[str, int]) -> int:
     return parts(axes, *axes)
 
 
-def received(collectives: Iterable[Collective], chips: int) -> dict[str, float]:
-    """Phase -> bytes that a chip receives in collectives.
+def received(
+    collectives: Iterable[Collective], chips: int, steps: int
+) -> dict[str, Moved]:
+    """Phase -> its collectives in a training step.
 
     Assumes a ring: in an all-reduce a chip receives the size of the result twice; in a
     reduce-scatter, once for each other chip. (All chips of the mesh are counted, so
     this is an upper bound.)
+
+    Args:
+      collectives: of a program.
+      chips: number of chips of the mesh.
+      steps: training steps of the program.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Moved] = {}
     for one in collectives:
         each = {"all-reduce": 2, "reduce-scatter": chips - 1}.get(one.kind, 1)
-        phase = phase_of(one.op_name)
-        found[phase] = found.get(phase, 0.0) + float(each) * one.bytes * one.times
+        phase, times = phase_of(one.op_name), one.times / steps
+        before = found.get(phase, Moved(0.0, 0.0))
+        size = before.bytes + each * one.bytes * times
+        found[phase] = Moved(size, before.times + times)
     return found
 
 
@@ -141,7 +165,8 @@ def estimate(done: Work, sizes: Sizes, chip: Chip, shares: Shares) -> Estimate:
         "decode": max(done.decode_bytes / memory, done.decode_flops / flops),
         "update": done.update_flops / flops,
     }
-    for phase, size in done.link_bytes.items():
-        seconds[f"collectives: {phase}"] = size / links
+    for phase, moved in done.moved.items():
+        time = moved.bytes / links + moved.times * shares.latency
+        seconds[f"collectives: {phase}"] = time
     tokens = sizes.num_prompts * sizes.num_samples * sizes.max_tokens
     return Estimate(seconds, tokens / sum(seconds.values()))

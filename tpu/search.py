@@ -23,7 +23,7 @@ import tyro
 from rljax import mesh
 from rljax.model import shapes
 from rljax.program import Sizes
-from tpu import chips, memory, roofline
+from tpu import chips, links, memory, roofline
 
 
 class Row(NamedTuple):
@@ -191,8 +191,8 @@ def fitting(
     """Steps that fit a slice by arithmetic.
 
     Yields:
-      (row, bytes per chip, expected seconds without collectives), in the order of
-      `prompts`; for each number of prompts, the fastest first.
+      (row, bytes per chip, expected seconds), in the order of `prompts`; for each
+      number of prompts, the fastest first.
     """
     place = chips.parse(topology)
     stored = _stored(model)
@@ -215,11 +215,11 @@ def fitting(
                 continue
             needed = memory.by_arithmetic(sizes, axes, stored).peak
             if needed <= place.chip.hbm_gib * memory.GIB:
-                work = roofline.work(sizes, stored.parameters, axes, {})
+                moved = links.by_arithmetic(sizes, stored.parameters, axes)
+                work = roofline.work(sizes, stored.parameters, axes, moved)
                 time = roofline.estimate(work, sizes, place.chip, roofline.EXPECTED)
-                # Among equals, fewer pieces are better: each gathers all weights.
-                found.append((time.step, sizes.num_pieces, len(axes), row, needed))
-        for seconds, _, _, row, needed in sorted(found, key=lambda one: one[:3]):
+                found.append((time.step, len(found), row, needed))
+        for seconds, _, row, needed in sorted(found):
             yield row, needed, seconds
 
 

@@ -1,5 +1,6 @@
 """Compiling for TPU chips that are not there: what the report says, what is refused."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -10,7 +11,7 @@ import tiny_program
 
 from rljax import mesh
 from rljax.plan import hlo
-from tpu import chips, gpu, memory, report, roofline, subject
+from tpu import chips, gpu, links, memory, report, roofline, subject
 from tpu import compile as tpu
 
 CONFIG = tiny_program.Config()
@@ -125,7 +126,8 @@ def test_a_slice_has_chips_hosts_and_the_names_of_googles_api():
 def test_the_time_of_a_step_is_that_of_its_work_at_the_rates_of_the_chip():
     # By hand: 4e12 FLOPs at 1 TFLOP/s, 5 GB at 1 GB/s, 3 GB of links at 1 GB/s.
     chip = chips.Chip(1.0, 1.0, 1.0, 1.0, None)
-    work = roofline.Work(1e12, 1e12, 3e12, 5e9, {"update": 3e9})
+    moved = {"update": roofline.Moved(3e9, times=100)}
+    work = roofline.Work(1e12, 1e12, 3e12, 5e9, moved)
     sizes = tiny_program.program(CONFIG).sizes()
     found = roofline.estimate(work, sizes, chip, roofline.Shares())
     assert found.seconds == {
@@ -136,6 +138,8 @@ def test_the_time_of_a_step_is_that_of_its_work_at_the_rates_of_the_chip():
     }
     halved = roofline.estimate(work, sizes, chip, roofline.Shares(0.5, 0.5, 0.5))
     assert halved.step == 2 * found.step == 24.0
+    late = roofline.estimate(work, sizes, chip, roofline.Shares(latency=1e-2))
+    assert late.step == found.step + 100 * 1e-2
 
 
 def test_collectives_count_what_a_chip_receives_in_the_phase_they_are_of():
@@ -149,7 +153,49 @@ def test_collectives_count_what_a_chip_receives_in_the_phase_they_are_of():
         one("all-reduce", "jit(steps)/while/body/add"),
     ]
     # A reduce-scatter's result comes once from each of the 3 others.
-    assert roofline.received(found, 4) == {"decode": 70, "update": 20 + 30, "other": 20}
+    assert roofline.received(found, 4, steps=1) == {
+        "decode": (70, 7),
+        "update": (20 + 30, 2),
+        "other": (20, 1),
+    }
+    assert roofline.received(found, 4, steps=2)["update"] == (25, 1)
+
+
+def test_collectives_by_arithmetic_are_those_of_the_mesh():
+    # 1,000 parameters in bfloat16; 4 prompts x 2 samples x (3 + 5) tokens, 6 layers.
+    sizes = tiny_program.program(CONFIG).sizes()
+    decoder = dataclasses.replace(
+        sizes.decoder, dtype="bfloat16", d_model=10, num_layers=6
+    )
+    sizes = sizes._replace(
+        decoder=decoder,
+        num_prompts=4,
+        num_samples=2,
+        prompt_tokens=3,
+        max_tokens=5,
+        num_rows=8,
+        num_passes=1,
+        num_minibatches=1,
+        num_microbatches=1,
+    )
+
+    def found(num_microbatches=1, **axes):
+        cut = sizes._replace(num_microbatches=num_microbatches)
+        return links.by_arithmetic(cut, 1000, axes)
+
+    assert found(fsdp=1) == {}
+    assert found(data=4) == {"update": (8000, 1)}
+    # Each piece gathers the weights twice and brings gradients of 4 bytes back.
+    gathered = {"prefill": (2000, 42), "sample": (2000, 7)}
+    assert found(fsdp=4) == gathered | {"update": (8000, 126)}
+    # A sum of 20 bytes per token comes twice: for 4 of 5 tokens of the 4 rows that two
+    # chips share, in 13 places. In the update each chip has a prompt of its own.
+    halves = {"prefill": (1000, 42), "sample": (1000, 7), "decode": (13 * 640, 52)}
+    assert found(fsdp=2, tensor=2) == halves | {"update": (8000, 126)}
+    # With 2 prompts at a time it has not: half of the weights in each of 2 pieces, and
+    # the sums of 48 places for all 4 * 5 + 2 * 3 tokens.
+    apart = {"update": (2 * 4000 + 48 * 26 * 40, 2 * 126 + 2 * 48)}
+    assert found(2, fsdp=2, tensor=2) == halves | apart
 
 
 def test_the_scopes_of_the_phases_are_in_the_program():
@@ -188,7 +234,8 @@ def test_without_the_plugin_gpus_are_planned_by_arithmetic(
     assert found["fits"] and "memory_per_device" not in found
     assert found["num_parameters"] == 494_032_768
     seconds = found["roofline"]["at_peak"]["seconds"]
-    assert set(seconds) == {"prefill", "decode", "update"}
+    moved = {f"collectives: {phase}" for phase in ("sample", "prefill", "update")}
+    assert set(seconds) == {"prefill", "decode", "update"} | moved
 
 
 @pytest.mark.slow
@@ -224,7 +271,7 @@ def test_half_a_billion_parameters_compile_for_eight_chips(tmp_path):
     assert found["fits"] and found["memory_per_device"]["peak"] < 2.6 * 2**30
     # A third of the weights, and of each moment, would be 1.8 GiB on every chip.
     assert found["memory_per_device"]["arguments"] < 0.75 * 2**30
-    assert found["link_bytes_per_step"]["update"] > 0
+    assert found["moved_per_step"]["update"]["bytes"] > 0
     # In bfloat16 prefill, decoding, forward and backward pass gather the layers, and
     # prefill and update the embedding. Parts of gathers counted whole would be 10.
     weights = found["parameter_bytes"] / 2
