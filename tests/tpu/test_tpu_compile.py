@@ -25,6 +25,38 @@ def compiled(topology, config=CONFIG):
     return tpu.compile_on(tiny_program.program(config)._replace(place=place))
 
 
+def test_a_mesh_lies_on_every_slice_that_it_divides():
+    # tensor=8 takes one axis of v6e:4x4 and half of the other.
+    pytest.importorskip("libtpu")
+    for topology, sizes in (
+        ("v6e:4x4", {"fsdp": 2, "tensor": 8}),
+        ("v6e:4x8", {"data": 2, "fsdp": 8, "tensor": 2}),
+        ("v5p:2x4x4", {"data": 2, "fsdp": 8, "tensor": 2}),
+        ("v5p:4x4x8", {"fsdp": 64, "tensor": 2}),
+    ):
+        place = mesh.make(tpu.find_devices(topology), **sizes)
+        assert dict(place.shape) == {"data": 1} | sizes
+
+
+def test_chips_between_which_others_lie_are_refused():
+    # libtpu would abort the process. Hosts of v5e:4x4 lie in a square, those of
+    # v5p:2x2x4 in a row.
+    pytest.importorskip("libtpu")
+    for topology, fits in (("v5e:4x4", False), ("v5p:2x2x4", True)):
+        chips = tpu.find_devices(topology)
+        hosts = {d.process_index for d in chips}
+        some = [
+            d
+            for host in sorted(hosts)
+            for d in [d for d in chips if d.process_index == host][:2]
+        ]
+        if fits:
+            assert mesh.make(some, fsdp=8).size == 8
+        else:
+            with pytest.raises(ValueError, match=r"8 TPU chips .*box.*hosts lie in a"):
+                mesh.make(some, fsdp=8)
+
+
 @pytest.mark.slow
 def test_four_chips_share_the_work_and_one_does_it_all():
     # Without the split each of the four would compute everything: a ratio of 1. With
