@@ -184,12 +184,11 @@ def chat(c: Config) -> data.Chat | None:
 def _tiny(c: Config) -> tuple[Model, list[data.Problem]]:
     """A new tiny decoder and the sums of two digits, to try a recipe.
 
-    Of larger numbers if a step needs more problems, as for the steps of `tpu.compile`.
+    Of numbers up to 99 if a step and the held-out problems together need more.
     """
     model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
-    needed = max(c.num_prompts, c.draw_prompts or 0)
-    # Beyond the square of the step's problems two rows and columns, some to hold out.
-    numbers = range(max(10, 2 + math.isqrt(needed)))
+    needed = max(c.num_prompts, c.draw_prompts or 0) + c.num_validation + c.num_test
+    numbers = range(min(100, max(10, 1 + math.isqrt(needed))))
     sums = [(a, b) for a in numbers for b in numbers]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 

@@ -10,6 +10,7 @@ minutes.
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import sys
 from typing import Any
@@ -50,11 +51,16 @@ def main(args: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=args, description=__doc__)
     file = DOCS / "atlas.json"
     found = json.loads(file.read_text()) if file.exists() else {}
-    wanted = [r for r in rows() if options.only is None or options.only in r.name]
-    wanted = [r for r in wanted if options.again or r.name not in found]
     limit = None if options.minutes is None else 60 * options.minutes
-    failed = False
-    for row in wanted[: options.rows]:
+    known, tried, failed = set() if options.again else set(found), set(), False
+
+    def wanted() -> list[Row]:
+        named = (r for r in rows(refused(found)) if (options.only or "") in r.name)
+        return [row for row in named if row.name not in known | tried]
+
+    while len(tried) != options.rows and (left := wanted()):
+        row = left[0]
+        tried.add(row.name)
         print(f"compiling {row.name} ...", flush=True)
         try:
             report = compiled(row, seconds=limit)
@@ -70,14 +76,23 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(1)
 
 
+def refused(found: dict[str, Any]) -> frozenset[str]:
+    """Names of the rows that do not fit when compiled."""
+    return frozenset(name for name, report in found.items() if not report["fits"])
+
+
 @functools.cache
-def rows() -> tuple[Row, ...]:
-    """All rows that fit by arithmetic; those that compile fast come first.
+def rows(without: frozenset[str] = frozenset()) -> tuple[Row, ...]:
+    """The rows of the grid that fit by arithmetic; those that compile fast come first.
 
     A row has 16 prompts, or one per chip, and the mesh and pieces that are the fastest
     of those that fit, by arithmetic.
+
+    Args:
+      without: names of rows that do not fit when compiled. A row that needs less by
+        arithmetic takes the place of each.
     """
-    found = (planned(*of) for of in grid())
+    found = (planned(*of, without) for of in grid())
     return tuple(row for row in found if row is not None)
 
 
@@ -92,29 +107,36 @@ def grid() -> list[tuple[str, str, tuple[int, int, int]]]:
 
 
 @functools.cache
-def planned(model: str, topology: str, lengths: tuple[int, int, int]) -> Row | None:
+def planned(
+    model: str,
+    topology: str,
+    lengths: tuple[int, int, int],
+    without: frozenset[str] = frozenset(),
+) -> Row | None:
     """The row to compile; None if none fits by arithmetic."""
     prompts = max(16, chips.parse(topology).num_chips)
     most = MOST * chips.parse(topology).chip.hbm_gib * memory.GIB
-    found = (
-        row
+    found = [
+        (row, needed)
         for row, needed, _ in fitting(model, topology, *lengths, [prompts])
         if row.remat == "layers" and needed <= most
-    )
-    return next(found, None)
+    ]
+    most = min((n for row, n in found if row.name in without), default=math.inf)
+    return next((row for row, needed in found if needed < most), None)
 
 
 def write(found: dict[str, Any]) -> None:
     """Writes the file and the page, in the order of `rows`, with current arithmetic."""
-    order = {row.name: i for i, row in enumerate(rows())}
+    without = refused(found)
+    order = {row.name: i for i, row in enumerate(rows(without))}
     names = sorted(found, key=lambda name: order.get(name, len(order)))
     found = {name: found[name] for name in names}
     for name, report in found.items():
         least = Row.named(name).arithmetic()
         report["memory_by_arithmetic"] = {**least._asdict(), "peak": least.peak}
     (DOCS / "atlas.json").write_text(json.dumps(found, indent=1) + "\n")
-    missing = [row for row in rows() if row.name not in found]
-    too_large = [of for of in grid() if planned(*of) is None]
+    missing = [row for row in rows(without) if row.name not in found]
+    too_large = [of for of in grid() if planned(*of, without) is None]
     (DOCS / "atlas.md").write_text(page.text(found.values(), missing, too_large))
 
 

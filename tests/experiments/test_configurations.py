@@ -132,7 +132,7 @@ FLAGS = {
         "--algorithm gropo",
         "--algorithm lfu",
         "--algorithm.clip -1",
-        "--num-test 99",
+        "--num-test 9999",
     ),
     "compare": (
         "--tune 1e-3,nan",

@@ -59,6 +59,15 @@ def build(model, file, **changes):
     return problems.build(config, None)
 
 
+def test_without_files_the_defaults_find_sums_enough():
+    # The first command that one tries: python -m experiments.train --algorithm fade
+    c = train.Config()
+    _, made = problems.build(c, None)
+    assert len(made.train.id) >= c.num_prompts
+    assert len(made.validation.id) == c.num_validation
+    assert len(made.test.id) == c.num_test
+
+
 DIFFERENT = [f"{i}+{i}" for i in range(30)]
 
 

@@ -106,6 +106,28 @@ def test_rows_that_are_there_are_kept_and_missing_ones_compiled(tmp_path, monkey
     assert text.count("65,536") == 3
 
 
+def test_a_row_that_the_compiler_refuses_gives_way_to_a_smaller_one(
+    tmp_path, monkeypatch
+):
+    done = []
+
+    def compile_row(row, **_):
+        done.append(row)
+        return report(model=row.model, topology=row.topology, fits=len(done) > 1)
+
+    monkeypatch.setattr(atlas, "DOCS", tmp_path)
+    monkeypatch.setattr(atlas, "compiled", compile_row)
+    cell = "qwen2.5-32b v5p:2x2x4"
+    long = next(r for r in atlas.rows() if cell in r.name and r.max_tokens == 8192)
+    atlas.main(["--only", f"{cell} {long.mesh} 16 16"])
+    refused, smaller = done
+    assert refused == long and smaller.arithmetic().peak < long.arithmetic().peak
+    assert smaller[:7] == long[:7]
+    names = set(json.loads((tmp_path / "atlas.json").read_text()))
+    assert names == {refused.name, smaller.name}
+    assert atlas.rows(frozenset([long.name, smaller.name]))[-1] != long
+
+
 def test_every_step_of_the_atlas_fits_by_arithmetic_or_is_named_as_too_large():
     found = atlas.rows()
     assert len({row.name for row in found}) == len(found)
