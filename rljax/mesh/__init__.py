@@ -7,6 +7,7 @@ otherwise for the update.
 
     rules      the tables: logical axes -> mesh axes, and parameters -> logical axes
     devices    chooses the devices of a mesh, and checks that a run fits on it
+    arrange    lays devices out in a mesh, close ones next to each other
     hints      sharding constraints in traced code; without a mesh they do nothing
     placement  shardings of a state, and putting arrays on a mesh
     shapes     the same for ShapeDtypeStructs, to compile: `mesh.shapes.stored(...)`

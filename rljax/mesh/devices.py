@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from rljax.mesh.arrange import arranged, by_slice
 from rljax.mesh.rules import AXES, DATA, EXPERT, FSDP, SEQUENCE, TENSOR
 
 LARGE = 2**30
@@ -54,37 +53,16 @@ def make(devices: Sequence | None = None, **sizes: int) -> Mesh:
         named has 1, except that `data` takes the remaining devices.
 
     Raises:
-      ValueError: if an axis is unknown, if the sizes do not divide the devices, or if
-        TPU chips are not a box of their slice.
+      ValueError: if an axis is unknown, if the sizes do not divide the devices, or as
+        `arranged`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = _complete(sizes, len(devices))
     num = math.prod(sizes.values())
     # Axes of size 1, except `data`, are dropped to keep printed meshes short.
     sizes = {a: n for a, n in sizes.items() if n > 1 or a == DATA}
-    arranged = _arranged(tuple(sizes.values()), devices[:num])
-    return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-
-
-def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
-    """The devices as an array of this shape; neighbours in it are close on a TPU."""
-    if not _are_box(devices):
-        raise ValueError(
-            f"the {len(devices)} TPU chips of a mesh must fill a box of the slice, as"
-            f" programs are compiled for boxes, got {[d.coords for d in devices]}; take"
-            " all chips, or for a sampler on some of each host's chips a slice whose"
-            " hosts lie in a row, such as v5p:2x2x4."
-        )
-    # `jax.make_mesh` splits no axis of a slice: fsdp=8,tensor=2 would fail on v6e:4x4.
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-
-
-def _are_box(devices: list) -> bool:
-    """Whether TPU chips fill a box of the slice; True for other devices."""
-    if devices[0].platform != "tpu":
-        return True
-    places = np.array([(*d.coords, d.core_on_chip) for d in devices])
-    return math.prod(np.ptp(places, axis=0) + 1) == len(devices)
+    array = arranged(sizes, devices[:num])
+    return Mesh(array, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def parse(text: str) -> dict[str, int]:
@@ -121,7 +99,7 @@ def choose(
       limits: sizes of the run that the mesh must divide.
       sizes: devices along the axes, as for `make`. None: the largest number of devices
         that divides the prompts, along `fsdp` if the parameters exceed `LARGE`, else
-        along `data`.
+        along `data`. Several slices of TPUs are along `data`.
       num_bytes: of the parameters in float32.
       devices: to choose from; None: `jax.devices()`.
 
@@ -132,7 +110,10 @@ def choose(
     devices = jax.devices() if devices is None else list(devices)
     if sizes is None:
         num = next(n for n in _divisors(len(devices))[::-1] if limits.prompts % n == 0)
-        sizes = {DATA: 1, FSDP: num} if num_bytes > LARGE else {DATA: num}
+        slices = len(by_slice(devices[:num]))
+        sizes = {DATA: num}
+        if num_bytes > LARGE:
+            sizes = {DATA: slices, FSDP: num // slices}
     sizes = _complete(sizes, len(devices), limits)
     if broken := limits.broken(sizes):
         near = _nearest(sizes, len(devices), limits)

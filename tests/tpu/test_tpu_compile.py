@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 import tiny_program
+from jax.experimental import topologies
 
 from rljax import mesh
 from rljax.plan import hlo
@@ -55,6 +56,32 @@ def test_chips_between_which_others_lie_are_refused():
         else:
             with pytest.raises(ValueError, match=r"8 TPU chips .*box.*hosts lie in a"):
                 mesh.make(some, fsdp=8)
+
+
+def two_slices():
+    pytest.importorskip("libtpu")
+    tpu.find_devices("v5e:2x2")  # sets what libtpu asks for
+    return list(topologies.get_topology_desc("v5e:2x2", "tpu", num_slices=2).devices)
+
+
+def test_slices_lie_along_data():
+    place = mesh.make(two_slices(), data=2, fsdp=2, tensor=2)
+    at = [[d.slice_index for d in part.flat] for part in place.devices]
+    assert at == [[0] * 4, [1] * 4]
+    with pytest.raises(ValueError, match=r"multiple of the 2 slices.*take data=2\."):
+        mesh.make(two_slices(), fsdp=8)
+    chosen = mesh.choose(
+        mesh.Limits(prompts=8), num_bytes=2 * mesh.LARGE, devices=two_slices()
+    )
+    assert dict(chosen.shape) == {"data": 2, "fsdp": 4}
+
+
+@pytest.mark.slow
+def test_a_step_compiles_for_two_slices():
+    place = mesh.make(two_slices(), data=2, fsdp=4)
+    found = tpu.compile_on(tiny_program.program(CONFIG)._replace(place=place))
+    assert found["memory_per_device"]["arguments"] > 0
+    assert found["collectives"]
 
 
 @pytest.mark.slow
