@@ -50,7 +50,13 @@ def on_devices(
     own = None
     if sampler is not None:
         own, devices = _of_sampler(experiments, limits, sampler, devices)
-    made = mesh.choose(limits, sizes, num_bytes=num_bytes, devices=devices)
+    made = mesh.choose(
+        limits,
+        sizes,
+        num_bytes=num_bytes,
+        devices=devices,
+        in_order=own is not None,  # parameters move from one mesh to the other
+    )
     if made is None and own is not None:  # the default device belongs to the sampler
         made = mesh.make(devices[:1])
     layout = mesh.PLAIN
@@ -87,7 +93,8 @@ def _of_sampler(
         )
     prompts = math.gcd(*(one.batches().tokens.shape[1] for one in ahead))
     mine, rest = _of_each_process(devices, num)
-    made = mesh.choose(limits._replace(prompts=prompts), sizes, devices=mine)
+    limits = limits._replace(prompts=prompts)
+    made = mesh.choose(limits, sizes, devices=mine, in_order=True)
     return mesh.make(mine) if made is None else made, rest
 
 

@@ -9,7 +9,7 @@ from jax.experimental import mesh_utils
 from rljax.mesh.rules import DATA
 
 
-def arranged(sizes: Mapping[str, int], devices: list) -> np.ndarray:
+def arranged(sizes: Mapping[str, int], devices: list, *, in_order: bool) -> np.ndarray:
     """The devices as an array with these sizes.
 
     Several slices of TPUs lie along `data`: then only gradients cross the network
@@ -18,6 +18,7 @@ def arranged(sizes: Mapping[str, int], devices: list) -> np.ndarray:
     Args:
       sizes: mesh axis -> devices along it; `data` first.
       devices: as many.
+      in_order: whether to keep their order within a slice.
 
     Raises:
       ValueError: if `data` is no multiple of the slices, or the chips of a slice are
@@ -32,26 +33,25 @@ def arranged(sizes: Mapping[str, int], devices: list) -> np.ndarray:
                 " take all chips, or for a sampler on some of each host's chips a slice"
                 " whose hosts lie in a row, such as v5p:2x2x4."
             )
-    # `jax.make_mesh` splits no axis of a slice: fsdp=8,tensor=2 would fail on v6e:4x4.
-    # Nor does it know several slices.
     shape = tuple(sizes.values())
     num = len(slices)
-    if num == 1:
-        return mesh_utils.create_device_mesh(
-            shape, devices, allow_split_physical_axes=True
-        )
     if len({len(chips) for chips in slices}) > 1 or sizes[DATA] % num:
         raise ValueError(
             f"data must be a multiple of the {num} slices, of which a mesh must have as"
             f" many chips each, got data={sizes[DATA]} and {[*map(len, slices)]} chips;"
             f" take data={num}."
         )
-    return mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // num, *shape[1:]),
-        (num, *(1 for _ in shape[1:])),
-        devices,
-        allow_split_physical_axes=True,
-    )
+    of_slice = (shape[0] // num, *shape[1:])
+
+    def laid(chips):
+        if in_order:
+            return np.array(chips).reshape(of_slice)
+        # `jax.make_mesh` splits no axis of a slice: fsdp=8,tensor=2 fails on v6e:4x4.
+        return mesh_utils.create_device_mesh(
+            of_slice, chips, allow_split_physical_axes=True
+        )
+
+    return np.concatenate([laid(chips) for chips in slices])
 
 
 def by_slice(devices: list) -> list[list]:

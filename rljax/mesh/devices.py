@@ -44,11 +44,15 @@ class Limits(NamedTuple):
         return [what for what, rest in found.items() if rest]
 
 
-def make(devices: Sequence | None = None, **sizes: int) -> Mesh:
+def make(
+    devices: Sequence | None = None, *, in_order: bool = False, **sizes: int
+) -> Mesh:
     """A mesh of the given sizes.
 
     Args:
       devices: to take the mesh's devices from, in order; None: `jax.devices()`.
+      in_order: whether the mesh lists them in this order, as `move` needs it between
+        meshes of several processes. Else neighbours in the mesh are close on a TPU.
       **sizes: devices along `data`, `fsdp`, `expert` and `tensor`. An axis that is not
         named has 1, except that `data` takes the remaining devices.
 
@@ -61,7 +65,7 @@ def make(devices: Sequence | None = None, **sizes: int) -> Mesh:
     num = math.prod(sizes.values())
     # Axes of size 1, except `data`, are dropped to keep printed meshes short.
     sizes = {a: n for a, n in sizes.items() if n > 1 or a == DATA}
-    array = arranged(sizes, devices[:num])
+    array = arranged(sizes, devices[:num], in_order=in_order)
     return Mesh(array, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -92,6 +96,7 @@ def choose(
     *,
     num_bytes: int = 0,
     devices: Sequence | None = None,
+    in_order: bool = False,
 ) -> Mesh | None:
     """The mesh for a run, or None for a single device.
 
@@ -102,6 +107,7 @@ def choose(
         along `data`. Several slices of TPUs are along `data`.
       num_bytes: of the parameters in float32.
       devices: to choose from; None: `jax.devices()`.
+      in_order: as for `make`.
 
     Raises:
       ValueError: if `sizes` do not divide the devices, prompts, heads or experts. The
@@ -120,7 +126,7 @@ def choose(
         raise ValueError(f"{'; '.join(broken)}, got {_text(sizes)}; take {near}.")
     if math.prod(sizes.values()) == 1:
         return None
-    return make(devices, **sizes)
+    return make(devices, in_order=in_order, **sizes)
 
 
 def _complete(

@@ -29,8 +29,8 @@ def move(tree, source: Mesh, target: Mesh, layout: Layout = PLAIN):
 
     Raises:
       ValueError: if a process does not have a part that its new devices need. Every
-        process has its parts if all have the same number of devices in a mesh, and the
-        mesh lists the devices of a process side by side.
+        process has its parts if all have the same number of devices in a mesh, and both
+        meshes list them in the same order: `make(in_order=True)`.
     """
     leaves, structure = jax.tree.flatten(tree)
     num = math.gcd(source.size, target.size)

@@ -10,7 +10,7 @@ import pytest
 import tiny_program
 from jax.experimental import topologies
 
-from rljax import mesh
+from rljax import mesh, spread
 from rljax.plan import hlo
 from tpu import chips, gpu, links, memory, report, roofline, subject
 from tpu import compile as tpu
@@ -39,23 +39,28 @@ def test_a_mesh_lies_on_every_slice_that_it_divides():
         assert dict(place.shape) == {"data": 1} | sizes
 
 
-def test_chips_between_which_others_lie_are_refused():
-    # libtpu would abort the process. Hosts of v5e:4x4 lie in a square, those of
-    # v5p:2x2x4 in a row.
+def some_of_each_host(topology, num):
+    """(the first chips of each host, the others), as a sampler and a learner get."""
     pytest.importorskip("libtpu")
-    for topology, fits in (("v5e:4x4", False), ("v5p:2x2x4", True)):
-        chips = tpu.find_devices(topology)
-        hosts = {d.process_index for d in chips}
-        some = [
-            d
-            for host in sorted(hosts)
-            for d in [d for d in chips if d.process_index == host][:2]
-        ]
-        if fits:
-            assert mesh.make(some, fsdp=8).size == 8
-        else:
-            with pytest.raises(ValueError, match=r"8 TPU chips .*box.*hosts lie in a"):
-                mesh.make(some, fsdp=8)
+    return spread._of_each_process(tpu.find_devices(topology), num)
+
+
+def test_chips_between_which_others_lie_are_refused():
+    # libtpu would abort the process: the hosts of v5e:4x4 lie in a square.
+    sampler, _ = some_of_each_host("v5e:4x4", 8)
+    with pytest.raises(ValueError, match=r"8 TPU chips .*box.*hosts lie in a row"):
+        mesh.make(sampler, fsdp=8)
+
+
+def test_halves_of_each_host_have_the_same_parts_in_any_shape():
+    # `mesh.move` copies parts between chips of a host. Laid out for short ways, fsdp=8
+    # would go through all hosts twice, and fsdp=4,tensor=2 once.
+    sampler, learner = some_of_each_host("v5p:2x2x4", 8)
+    first = mesh.choose(mesh.Limits(8), {"fsdp": 8}, devices=sampler, in_order=True)
+    sizes = {"fsdp": 4, "tensor": 2}
+    second = mesh.choose(mesh.Limits(8, 2), sizes, devices=learner, in_order=True)
+    hosts = [[d.process_index for d in m.devices.flat] for m in (first, second)]
+    assert hosts == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
 
 
 def two_slices():
