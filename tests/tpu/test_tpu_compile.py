@@ -9,8 +9,9 @@ import jax
 import pytest
 import tiny_program
 from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
-from rljax import mesh, spread
+from rljax import decoupled, mesh, spread
 from rljax.plan import hlo
 from tpu import chips, gpu, links, memory, report, roofline, subject
 from tpu import compile as tpu
@@ -61,6 +62,33 @@ def test_halves_of_each_host_have_the_same_parts_in_any_shape():
     second = mesh.choose(mesh.Limits(8, 2), sizes, devices=learner, in_order=True)
     hosts = [[d.process_index for d in m.devices.flat] for m in (first, second)]
     assert hosts == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
+
+
+@pytest.mark.slow
+def test_both_halves_of_a_decoupled_loop_compile_for_half_of_a_host():
+    pytest.importorskip("libtpu")
+    chips = tpu.find_devices("v5e:2x4")
+    sampler = mesh.make(chips[:4], in_order=True, fsdp=2, tensor=2)
+    learner = mesh.make(chips[4:], in_order=True, fsdp=4)
+    made = tiny_program.program(CONFIG)
+    ahead = decoupled.Ahead(staleness=1, mesh=sampler)
+    sample = jax.jit(decoupled._sampling(made.act, made.verify))
+    finish = jax.jit(decoupled._learning(made.learner, ahead), donate_argnums=0)
+    steps = jax.ShapeDtypeStruct((), jax.numpy.int32)
+    with tpu._no_compilation_cache():
+        with mesh.using(sampler):
+            policy = made.state.replace(optimizer=(), algorithm=(), gate=())
+            policy = mesh.shapes.stored(policy, sampler)
+            batch = mesh.shapes.split(made.batch(), sampler)
+            lowered = sample.lower(policy, batch, steps)
+            assert lowered.compile().memory_analysis().peak_memory_in_bytes > 0
+        rollout = jax.eval_shape(sample, made.state, made.batch(), steps)
+        whole = NamedSharding(learner, PartitionSpec())
+        rollout = jax.tree.map(lambda x: x.update(sharding=whole), rollout)
+        with mesh.using(learner):
+            state = mesh.shapes.stored(made.state, learner)
+            compiled = finish.lower(state, None, rollout).compile()
+            assert compiled.memory_analysis().alias_size_in_bytes > 0
 
 
 def two_slices():
