@@ -36,6 +36,7 @@ import optax
 from rljax import check, keys, numerics
 from rljax.layout import take
 from rljax.learn.update import Learner
+from rljax.policy.frozen import joined
 from rljax.types import Measure, Prompts, Rollout, Sampler, Samples, TokenStats, require
 
 States = Callable[[Any, Prompts, Samples], tuple[TokenStats, tuple[jax.Array, ...]]]
@@ -43,6 +44,28 @@ States = Callable[[Any, Prompts, Samples], tuple[TokenStats, tuple[jax.Array, ..
 
 SteerFn = Callable[[jax.Array], States]
 """vectors f32[L, E] -> the `States` function of the model steered by them."""
+
+
+class Step(NamedTuple):
+    """What is added to parameters; in place of reference parameters.
+
+    tree: of trained parameters; frozen ones are not in it.
+    """
+
+    tree: Any
+
+    def added_to(self, params: Any) -> Any:
+        """The parameters with the step; those that it does not have stay."""
+
+        def add(params, step):
+            if not isinstance(step, dict):
+                return params + step
+            return {
+                **params,
+                **{name: add(params[name], x) for name, x in step.items()},
+            }
+
+        return add(params, self.tree)
 
 
 def undesirable_step(grads, radius: jax.typing.ArrayLike):
@@ -80,7 +103,7 @@ def perturbed_measure(states_fn: States) -> Measure:
     def measure(params, prompts, samples, reference=None):
         step = _require_step(reference)
         now, clean = states_fn(params, prompts, samples)
-        _, moved = states_fn(jax.tree.map(jnp.add, params, step), prompts, samples)
+        _, moved = states_fn(step.added_to(params), prompts, samples)
         return _with_consistency(now, mean_square(clean, moved))
 
     return measure
@@ -100,8 +123,8 @@ def perturbing_learner(
 
     Args:
       learner: made with `perturbed_measure(states_fn)` and an algorithm that has a term
-        of `loss.consistency()`. All of `TrainState.params` are trained (with LoRA: the
-        adapters).
+        of `loss.consistency()`. With frozen parameters, such as the base of LoRA
+        adapters, the step moves the trained ones only.
       states_fn: `probe.recorded(policy.measure)` of a decoder.
       sample: reads the aside batch's answers, `mixed.stored_answers()`.
       radius: length of the step.
@@ -118,8 +141,8 @@ def perturbing_learner(
     check.number("radius", radius, above=0)
 
     def learn(state, rollout):
-        loss, grads = jax.value_and_grad(nll)(state.params, rollout)
-        step = undesirable_step(grads, radius)
+        loss, grads = jax.value_and_grad(nll)(state.params, state.frozen, rollout)
+        step = Step(undesirable_step(grads, radius))
         state, metrics = _learn_against(step, learner, state, rollout)
         return state, metrics | {"consistency/aside_nll_nats": loss}
 
@@ -215,7 +238,8 @@ def steering_learner(
 
     def learn(state, rollout):
         inner, vectors, moments = state.algorithm
-        (vectors, moments), loss = harder(vectors, moments, state.params, rollout)
+        params = joined(state.params, state.frozen)
+        (vectors, moments), loss = harder(vectors, moments, params, rollout)
         state, metrics = _learn_against(
             vectors, learner, state.replace(algorithm=inner), rollout
         )
@@ -242,7 +266,7 @@ def _harder(steer_fn: SteerFn, sample: Sampler, optimizer):
 
     def step(vectors, moments, params, rollout):
         def harm(vectors):
-            return -_aside_nll(steer_fn(vectors), sample)(params, rollout)
+            return -_aside_nll(steer_fn(vectors), sample)(params, None, rollout)
 
         loss, grads = jax.value_and_grad(harm)(vectors)
         updates, after = optimizer.update(grads, moments, vectors)
@@ -278,15 +302,15 @@ def _with_consistency(now: TokenStats, consistency: jax.Array) -> TokenStats:
 
 
 def _aside_nll(states_fn: States, sample: Sampler):
-    """(params, rollout) -> f32[]: token mean of -log p over the aside batch, nats."""
+    """(params, frozen, rollout) -> f32[]: mean -log p of the aside batch's tokens."""
     check.function("states_fn", states_fn, "params, prompts, samples")
     check.function("sample", sample, "params, prompts, key")
 
-    def nll(params, rollout):
+    def nll(params, frozen, rollout):
         how = "draw an independent batch by data.stream(map_fn=with_aside(data_set))"
         aside = require(rollout.prompts.data, "aside", how)
         samples, _ = sample(params, aside, None)
-        now, _ = states_fn(params, aside, samples)
+        now, _ = states_fn(joined(params, frozen), aside, samples)
         return -numerics.masked_mean(now.logp, samples.mask)
 
     return nll

@@ -51,13 +51,14 @@ def joined(trained: Any, frozen: Any = None) -> Any:
     """The whole tree that a policy reads; if `frozen` is None, `trained` itself.
 
     Args:
-      trained: `TrainState.params`, or `TrainState.reference`, which may be None.
+      trained: `TrainState.params`, or `TrainState.reference`. What is no dictionary,
+        such as None, is returned as it is.
       frozen: `TrainState.frozen`, which may be None.
 
     Raises:
       ValueError: if both trees hold the same parameter.
     """
-    if trained is None or frozen is None:
+    if not isinstance(trained, dict) or frozen is None:
         return trained
     return _joined(trained, frozen, ())
 

@@ -13,6 +13,7 @@ import pytest
 from rljax import algorithms, data
 from rljax.learn import consistency, update
 from rljax.model import DecoderConfig, decoder_policy, probe
+from rljax.policy import frozen
 from rljax.rollout import mixed
 from rljax.types import Rollout
 
@@ -205,11 +206,16 @@ def rollout_of(prompts):
     return Rollout(prompts=prompts, samples=samples)
 
 
-def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
+@pytest.mark.parametrize("trained", [None, ("layers", "q")], ids=["all", "some"])
+def test_perturbed_weights_learn_the_papers_objective_in_microbatches(trained):
     # The same objective written down at once; delta from the whole aside batch, so that
-    # microbatches add up: one delta for each would miss by far more.
+    # microbatches add up: one delta for each would miss by far more. Of frozen weights,
+    # as the base of LoRA adapters, neither delta nor update has a part.
     weight, radius = 5.0, 0.1
     mask = SAMPLES.mask
+    params, rest = PARAMS, None
+    if trained is not None:
+        params, rest = frozen.split(PARAMS, lambda path: path[:2] == trained)
 
     def mean(x):
         return jnp.sum(jnp.where(mask, x, 0)) / jnp.sum(mask)
@@ -217,12 +223,13 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
     def harm(params):
         aside = PROMPTS.data["aside"]
         rows, _ = mixed.stored_answers()(None, aside, None)
-        logp = POLICY.measure(params, aside, rows).logp
+        logp = POLICY.measure(frozen.joined(params, rest), aside, rows).logp
         return -jnp.sum(jnp.where(rows.mask, logp, 0)) / jnp.sum(rows.mask)
 
     def objective(params, delta):
-        now, clean = RECORDED(params, PROMPTS, SAMPLES)
-        _, moved = RECORDED(jax.tree.map(jnp.add, params, delta), PROMPTS, SAMPLES)
+        now, clean = RECORDED(frozen.joined(params, rest), PROMPTS, SAMPLES)
+        there = frozen.joined(jax.tree.map(jnp.add, params, delta), rest)
+        _, moved = RECORDED(there, PROMPTS, SAMPLES)
         drift = [
             jnp.mean((jax.lax.stop_gradient(a) - b) ** 2, -1)
             for a, b in zip(clean, moved, strict=True)
@@ -237,11 +244,27 @@ def test_perturbed_weights_learn_the_papers_objective_in_microbatches():
         return jax.grad(objective)(params, delta), loss
 
     learner = perturbing(algorithms.lfu(weight), 1.0, radius=radius, num_microbatches=2)
-    state, metrics = jax.jit(learner.learn)(start(learner), rollout_of(PROMPTS))
-    got = jax.tree.map(jnp.subtract, PARAMS, state.params)
-    grads, loss = want(PARAMS)
+    state = learner.init(params, jax.random.key(3), None, rest)
+    after, metrics = jax.jit(learner.learn)(state, rollout_of(PROMPTS))
+    got = jax.tree.map(jnp.subtract, params, after.params)
+    grads, loss = want(params)
     chex.assert_trees_all_close(got, grads, atol=2e-5, rtol=1e-3)
     np.testing.assert_allclose(metrics["consistency/aside_nll_nats"], loss, rtol=1e-5)
+    chex.assert_trees_all_equal(after.frozen, rest)
+
+
+def test_steering_harms_through_frozen_weights_too():
+    learner = steering(algorithms.lfu(0.1), 0.1, optax.adam(0.1))
+    trained, rest = frozen.split(PARAMS, lambda path: path[:2] == ("layers", "q"))
+    some = learner.init(trained, jax.random.key(3), None, rest)
+    after, metrics = jax.jit(learner.learn)(some, rollout_of(PROMPTS))
+    whole, of_whole = jax.jit(learner.learn)(start(learner), rollout_of(PROMPTS))
+    name = "consistency/aside_nll_nats"
+    np.testing.assert_allclose(metrics[name], of_whole[name], rtol=1e-6)
+    chex.assert_trees_all_close(after.algorithm, whole.algorithm, rtol=1e-4)
+    chex.assert_trees_all_close(
+        after.params["layers"]["q"], whole.params["layers"]["q"], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_steering_vectors_harm_persist_and_regularise():
