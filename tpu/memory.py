@@ -98,7 +98,7 @@ def by_arithmetic(sizes: Sizes, axes: Mapping[str, int], stored: Stored) -> Memo
     prompts = sizes.num_prompts / sizes.num_prompt_pieces / num  # in one piece
     rows = prompts * sizes.num_samples / sizes.num_group_parts
     tokens = rows * sizes.max_tokens + prompts * sizes.prompt_tokens
-    sampling = roofline.parts(axes, mesh.TENSOR)
+    sampled = roofline.sampled_parameters(c, stored.parameters, axes)
     sets = 2 + (sizes.num_pieces > 1)
     logits = 4 * min(rows * sizes.max_tokens * c.vocab_size, cost.MAX_LOGITS)
     head = 0 if num == 1 else 4 * c.vocab_size * c.d_model
@@ -107,7 +107,7 @@ def by_arithmetic(sizes: Sizes, axes: Mapping[str, int], stored: Stored) -> Memo
     return Memory(
         state=stored.state_bytes / split,
         caches=sum(cost.cache_bytes(sizes)) / num,
-        weights=stored.parameters * itemsize / sampling,
+        weights=sampled * itemsize,
         gradients=sets * stored.parameter_bytes / split,
         head=head,
         ends=2 * head * (1 if c.tie_embeddings else 2),

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from rljax import mesh
+from rljax.model import DecoderConfig
 from rljax.plan import cost
 from rljax.plan.hlo import Collective
 from rljax.program import Sizes
@@ -96,8 +97,7 @@ def work(
     # With remat the backward pass runs the forward pass once more.
     again = 4 / 3 if sizes.decoder.remat else 1.0
     itemsize = jnp.dtype(sizes.decoder.dtype).itemsize
-    # In sampling, weights are split over `tensor` only.
-    weights = itemsize * num_parameters / parts(axes, mesh.TENSOR)
+    weights = itemsize * sampled_parameters(sizes.decoder, num_parameters, axes)
     return Work(
         prefill_flops=flops.prompts / chips,
         decode_flops=flops.sampling / chips,
@@ -107,6 +107,22 @@ def work(
         * (weights + mean_cache(sizes) / chips),
         moved=moved,
     )
+
+
+def sampled_parameters(
+    decoder: DecoderConfig, num_parameters: int, axes: Mapping[str, int]
+) -> float:
+    """Parameters on a chip while it samples; all of them are read for each token.
+
+    They are split over `tensor`, and those of experts over `expert`, too.
+    """
+    experts, of_experts = decoder.experts, 0
+    if experts is not None:
+        matrices = 3 * decoder.d_model * experts.d_ff
+        of_experts = decoder.num_layers * experts.num * matrices
+    rest = num_parameters - of_experts
+    whole = rest + of_experts / parts(axes, mesh.EXPERT)
+    return whole / parts(axes, mesh.TENSOR)
 
 
 def mean_cache(sizes: Sizes) -> float:

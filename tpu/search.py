@@ -200,7 +200,10 @@ def fitting(
     for num in prompts:
         found = []
         for axes, pieces, parts, remat in itertools.product(
-            _meshes(place.num_chips), _parts(num), _parts(samples), ("none", "layers")
+            _meshes(place.num_chips, shapes.named(model).experts is not None),
+            _parts(num),
+            _parts(samples),
+            ("none", "layers"),
         ):
             text = ",".join(f"{axis}={size}" for axis, size in axes.items())
             row = Row(model, topology, text, num, *common, pieces, remat, parts)
@@ -228,11 +231,12 @@ def _stored(model: str) -> memory.Stored:
     return memory.of_shape(shapes.named(model))
 
 
-def _meshes(num: int) -> Iterator[dict[str, int]]:
+def _meshes(num: int, mixture: bool) -> Iterator[dict[str, int]]:
     yield {mesh.FSDP: num}
-    for n in (2, 4, 8):
-        if num % n == 0 and num > n:
-            yield {mesh.FSDP: num // n, mesh.TENSOR: n}
+    for axis in (mesh.TENSOR, mesh.EXPERT) if mixture else (mesh.TENSOR,):
+        for n in (2, 4, 8):
+            if num % n == 0 and num > n:
+                yield {mesh.FSDP: num // n, axis: n}
 
 
 def _parts(num: int) -> list[int]:

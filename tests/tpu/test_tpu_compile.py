@@ -12,6 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rljax import decoupled, mesh, spread
+from rljax.model import Experts
 from rljax.plan import hlo
 from tpu import chips, gpu, links, memory, report, roofline, subject
 from tpu import compile as tpu
@@ -288,6 +289,24 @@ def test_collectives_by_arithmetic_are_those_of_the_mesh():
     # the sums of 48 places for all 4 * 5 + 2 * 3 tokens.
     apart = {"update": (2 * 4000 + 48 * 26 * 40, 2 * 126 + 2 * 48)}
     assert found(2, fsdp=2, tensor=2) == halves | apart
+
+
+def test_experts_stay_apart_while_sampling_by_arithmetic():
+    # 6 layers of 2 experts with 3 matrices of 10 x 2 are 720 of 1,000 parameters.
+    sizes = tiny_program.program(CONFIG).sizes()
+    experts = Experts(num=2, num_chosen=1, d_ff=2)
+    decoder = dataclasses.replace(
+        sizes.decoder, dtype="bfloat16", d_model=10, num_layers=6, experts=experts
+    )
+    sizes = sizes._replace(decoder=decoder, num_prompts=2, num_samples=2, num_rows=4)
+    axes = {"expert": 2}
+    assert roofline.sampled_parameters(decoder, 1000, axes) == 280 + 360
+    assert roofline.sampled_parameters(decoder, 1000, {"fsdp": 2}) == 1000
+    found = links.by_arithmetic(sizes._replace(max_tokens=3), 1000, axes)
+    assert found["sample"] == (2 * 640, 7)
+    # For 2 of 3 tokens, in 6 layers, the 4 rows of 20 bytes come and go.
+    assert found["decode"] == (2 * 6 * 2 * 4 * 20, 2 * 6 * 2)
+    assert found["update"].bytes == 8 * 1000
 
 
 def test_the_scopes_of_the_phases_are_in_the_program():
