@@ -48,7 +48,8 @@ class Collective(NamedTuple):
     shape: of its result on one device, as XLA writes it.
     bytes: of the result.
     times: how often it runs; an upper bound if a loop's end depends on data.
-    op_name: name of the traced operation that it comes from; "" if XLA gives none.
+    op_name: name of the traced operation that it comes from; if XLA gives none, that of
+      the loop or fusion that it is in, or "".
     """
 
     kind: str
@@ -71,28 +72,27 @@ def collectives(text: str) -> list[Collective]:
     computations, entry = _computations(text)
     found: list[Collective] = []
 
-    def add(kind: str, line: _Line, times: int) -> None:
-        name = _OP_NAME.search(line.text)
-        op_name = name[1] if name else ""
-        size = num_bytes(line.shape)
-        found.append(Collective(kind, line.shape, size, times, op_name))
-
-    def walk(name: str, times: int) -> None:
+    def walk(name: str, times: int, scope: str) -> None:
         for line in computations.get(name, ()):
             # Of an asynchronous pair only `-done` counts, because the shape of `-start`
             # includes operands.
             kind = line.opcode.removesuffix("-done")
+            op_name = _OP_NAME.search(line.text)
+            here = op_name[1] if op_name else scope
             if kind in _KINDS:
-                add(kind, line, times)
+                size = num_bytes(line.shape)
+                found.append(Collective(kind, line.shape, size, times, here))
                 continue  # the adder that an all-reduce calls moves nothing
             trips = _trip_count(line, computations) if line.opcode == "while" else 1
             for called in _called(line.text):
                 if called.startswith(_SCATTERS):
-                    add("reduce-scatter", line, times)
+                    size = num_bytes(line.shape)
+                    one = Collective("reduce-scatter", line.shape, size, times, here)
+                    found.append(one)
                 elif _CONTINUES.search(line.text) is None:
-                    walk(called, trips * times)
+                    walk(called, trips * times, here)
 
-    walk(entry, 1)
+    walk(entry, 1, "")
     return found
 
 

@@ -100,7 +100,8 @@ FUSED = """
 }
 
 ENTRY %main (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %async-collective-start.4 = (bf16[2], bf16[8]) fusion(%p), calls=%begun
+  %async-collective-start.4 = (bf16[2], bf16[8]) fusion(%p), calls=%begun, \
+metadata={op_name="update/gather"}
   %w = (s32[], f32[8]) while(%p), condition=%condition, body=%body, \
 backend_config={"known_trip_count":{"n":"3"}}
   ROOT %async-collective-done.4 = bf16[8]{0} fusion(%w), calls=%ended
@@ -115,6 +116,9 @@ def test_a_collective_in_several_fusions_counts_once():
         "all-gather": {"count": 1, "bytes": 16},
         "reduce-scatter": {"count": 3, "bytes": 3 * 8},
     }
+    # What has no name has that of what it is in; the loop has none either.
+    names = {one.kind: one.op_name for one in hlo.collectives(FUSED)}
+    assert names == {"all-gather": "update/gather", "reduce-scatter": ""}
 
 
 def test_arrays_are_found_by_their_bytes():
