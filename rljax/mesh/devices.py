@@ -110,12 +110,14 @@ def choose(
       in_order: as for `make`.
 
     Raises:
-      ValueError: if `sizes` do not divide the devices, prompts, heads or experts. The
-        message names the nearest sizes that do.
+      ValueError: if `sizes` do not divide the devices, prompts, heads or experts; the
+        message names the nearest sizes that do. If by default a process would have no
+        device.
     """
     devices = jax.devices() if devices is None else list(devices)
     if sizes is None:
         num = next(n for n in _divisors(len(devices))[::-1] if limits.prompts % n == 0)
+        _require_all_processes(devices[:num], devices, limits.prompts)
         slices = len(by_slice(devices[:num]))
         sizes = {DATA: num}
         if num_bytes > LARGE:
@@ -127,6 +129,18 @@ def choose(
     if math.prod(sizes.values()) == 1:
         return None
     return make(devices, in_order=in_order, **sizes)
+
+
+def _require_all_processes(chosen: list, devices: list, prompts: int) -> None:
+    """Raises ValueError if a process would have no device in the mesh."""
+    count = len({d.process_index for d in devices})
+    if len({d.process_index for d in chosen}) < count:
+        num = len(devices)
+        raise ValueError(
+            f"the prompts of a piece must be a multiple of the {num} devices, so that"
+            f" each of the {count} processes has some, got {prompts}; take"
+            f" {-(-prompts // num) * num}."
+        )
 
 
 def _complete(

@@ -1,5 +1,7 @@
 """Which mesh a run gets, and what is said of one that does not fit."""
 
+import types
+
 import jax
 import pytest
 
@@ -38,6 +40,15 @@ def test_by_default_as_many_devices_as_divide_the_prompts():
     # 8 do not divide 12, and 6 devices of 8 are no part of a torus.
     assert sizes(mesh.choose(LIMITS)) == {"data": 4}
     assert mesh.choose(mesh.Limits(prompts=7)) is None
+
+
+def test_by_default_every_process_has_a_part_or_it_says_how_many_prompts_would_do():
+    # 4 of these 8 devices would leave the second process without any.
+    hosts = [types.SimpleNamespace(process_index=i // 4) for i in range(8)]
+    with pytest.raises(
+        ValueError, match=r"the 8 devices.*2 processes.*got 12; take 16"
+    ):
+        mesh.choose(LIMITS, devices=hosts)
 
 
 def test_large_parameters_are_split_by_default():
