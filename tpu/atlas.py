@@ -17,7 +17,8 @@ from typing import Any
 
 import tyro
 
-from tpu import chips, memory, page
+from rljax import mesh
+from tpu import chips, links, memory, page
 from tpu.search import Row, compiled, fitting
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
@@ -132,8 +133,11 @@ def write(found: dict[str, Any]) -> None:
     names = sorted(found, key=lambda name: order.get(name, len(order)))
     found = {name: found[name] for name in names}
     for name, report in found.items():
-        least = Row.named(name).arithmetic()
+        row, num = Row.named(name), report["num_parameters"]
+        least = row.arithmetic()
         report["memory_by_arithmetic"] = {**least._asdict(), "peak": least.peak}
+        moved = links.by_arithmetic(row.sizes(), num, mesh.parse(row.mesh))
+        report["received_by_arithmetic"] = sum(one.bytes for one in moved.values())
     (DOCS / "atlas.json").write_text(json.dumps(found, indent=1) + "\n")
     missing = [row for row in rows(without) if row.name not in found]
     too_large = [of for of in grid() if planned(*of, without) is None]

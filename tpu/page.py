@@ -14,7 +14,8 @@ the chips: FADE, AdamW in float32, activations in bfloat16, layers rematerialise
 Times are estimates, never measured: they assume the fractions of peak rates in
 `tpu/roofline.py`, and no overlap. "By arithmetic" are the estimates of `tpu/memory.py`
 and `tpu/links.py`, which compile nothing. By them each row has the mesh and the pieces
-that are the fastest of those that fit. Compile times are from a shared machine.
+that are the fastest of those that fit; the last rows are those of other commands in the
+documentation. Compile times are from a shared machine.
 """
 _GIB = 2**30
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
@@ -112,10 +113,10 @@ def _memory_cells(one):
 def _error(did) -> str:
     if not did:
         return ""
-    off = sorted(_off(one) for one in did)
+    off = [_off(one) for one in did]
     return (
-        f"Arithmetic differs from the compiler's peak by {off[0]:+.0%} to"
-        f" {off[-1]:+.0%} in {len(did)} rows.\n"
+        f"Arithmetic differs from the compiler's peak by {min(off):+.0%} to"
+        f" {max(off):+.0%} in {len(did)} rows.\n"
     )
 
 

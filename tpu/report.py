@@ -54,8 +54,7 @@ def times(
       compiled: numbers of `compile_on`; empty if nothing was compiled.
     """
     count = cost.num_elements((program.state.params, program.state.frozen))
-    by_arithmetic = links.by_arithmetic(sizes, count, axes)
-    moved = by_arithmetic
+    moved = links.by_arithmetic(sizes, count, axes)
     if compiled:
         found = compiled["moved_per_step"]
         moved = {phase: roofline.Moved(**one) for phase, one in found.items()}
@@ -78,7 +77,6 @@ def times(
             "matmul_flops_in_program": sum(traced) / place.num_chips,
             "bytes_decoded": done.decode_bytes,
         },
-        "received_by_arithmetic": sum(one.bytes for one in by_arithmetic.values()),
         "roofline": times,
         "dollars_per_hour": place.dollars_per_hour,
     }

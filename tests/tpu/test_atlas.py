@@ -17,6 +17,7 @@ def report(**changes):
         "num_samples": 8,
         "prompt_tokens": 512,
         "max_tokens": 1024,
+        "num_parameters": 494_032_768,
         "num_microbatches": 2,
         "num_group_parts": 4,
         "steps_per_dispatch": 1,
