@@ -67,7 +67,7 @@ def test_a_prolonged_run_is_the_uninterrupted_one_and_every_checkpoint_a_policy(
     with pytest.raises(SystemExit, match=r"learning_rate: 0.001 before, 0.1 now"):
         run(first, monkeypatch, num_steps=2, learning_rate=0.1, resume=True)
     longer = {"num_steps": 4, "schedule_steps": 2}
-    run(first, monkeypatch, **longer, keep=5, num_workers=1, resume=True)
+    run(first, monkeypatch, **longer, keep=5, resume=True)
     assert "num_steps: 2 before, 4 now" in capsys.readouterr().out
     assert json.loads((first / "config.json").read_text())["keep"] == 5
     run(whole, monkeypatch, **longer)
