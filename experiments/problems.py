@@ -184,11 +184,15 @@ def chat(c: Config) -> data.Chat | None:
 def _tiny(c: Config) -> tuple[Model, list[data.Problem]]:
     """A new tiny decoder and the sums of two digits, to try a recipe.
 
-    Of numbers up to 99 if a step and the held-out problems together need more.
+    Of larger numbers if a step needs more, and of numbers up to 99 if the held-out
+    problems do.
     """
     model = formats.new(c, _TINY, tokenizer.character_tokenizer("0123456789+=\n"))
-    needed = max(c.num_prompts, c.draw_prompts or 0) + c.num_validation + c.num_test
-    numbers = range(min(100, max(10, 1 + math.isqrt(needed))))
+    step = max(c.num_prompts, c.draw_prompts or 0)
+    whole = step + c.num_validation + c.num_test
+    # Beyond the square of the step's problems two rows and columns, some to hold out.
+    least = max(10, 2 + math.isqrt(step))
+    numbers = range(max(least, min(100, 1 + math.isqrt(whole))))
     sums = [(a, b) for a in numbers for b in numbers]
     return model, [data.Problem(f"{a}+{b}=", str(a + b), str(a + b)) for a, b in sums]
 

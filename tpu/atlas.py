@@ -122,8 +122,8 @@ def planned(
         for row, needed, _ in fitting(model, topology, *lengths, [prompts])
         if row.remat == "layers" and needed <= most
     ]
-    most = min((n for row, n in found if row.name in without), default=math.inf)
-    return next((row for row, needed in found if needed < most), None)
+    too_much = min((n for row, n in found if row.name in without), default=math.inf)
+    return next((row for row, needed in found if needed < too_much), None)
 
 
 def write(found: dict[str, Any]) -> None:

@@ -56,17 +56,17 @@ def times(
     count = cost.num_elements((program.state.params, program.state.frozen))
     moved = links.by_arithmetic(sizes, count, axes)
     if compiled:
-        found = compiled["moved_per_step"]
-        moved = {phase: roofline.Moved(**one) for phase, one in found.items()}
+        per_step = compiled["moved_per_step"]
+        moved = {phase: roofline.Moved(**one) for phase, one in per_step.items()}
     done = roofline.work(sizes, count, axes, moved)
     traced = cost.traced_flops(program, sizes)
-    times = {}
+    found = {}
     for name, shares in (
         ("at_peak", roofline.Shares()),
         ("expected", roofline.EXPECTED),
     ):
         estimate = roofline.estimate(done, sizes, place.chip, shares)
-        times[name] = {
+        found[name] = {
             "seconds": estimate.seconds,
             "step_seconds": estimate.step,
             "tokens_per_second": estimate.tokens_per_second,
@@ -77,7 +77,7 @@ def times(
             "matmul_flops_in_program": sum(traced) / place.num_chips,
             "bytes_decoded": done.decode_bytes,
         },
-        "roofline": times,
+        "roofline": found,
         "dollars_per_hour": place.dollars_per_hour,
     }
 

@@ -60,10 +60,7 @@ class Step(NamedTuple):
         def add(params, step):
             if not isinstance(step, dict):
                 return params + step
-            return {
-                **params,
-                **{name: add(params[name], x) for name, x in step.items()},
-            }
+            return params | {name: add(params[name], x) for name, x in step.items()}
 
         return add(params, self.tree)
 
